@@ -1,0 +1,82 @@
+#include "common/base/block_hash.h"
+
+#include <bit>
+#include <cstring>
+
+#include "fmt/format.h"
+#define XXH_STATIC_LINKING_ONLY  // the state on the stack
+#include "xxhash.h"
+
+namespace tandem {
+namespace {
+
+static_assert(std::endian::native == std::endian::little,
+              "token bytes are hashed as they lie in memory");
+
+Hash128 FromXxh(XXH128_hash_t hash) { return Hash128{hash.high64, hash.low64}; }
+
+// Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
+void Append(std::string_view part, std::string* out) {
+  const uint64_t size = part.size();
+  out->append(reinterpret_cast<const char*>(&size), sizeof(size));
+  out->append(part);
+}
+
+}  // namespace
+
+std::string Hash128::ToBytes() const {
+  std::string bytes(16, '\0');
+  for (int i = 0; i < 8; ++i) {
+    bytes[i] = static_cast<char>(high >> (56 - 8 * i));
+    bytes[8 + i] = static_cast<char>(low >> (56 - 8 * i));
+  }
+  return bytes;
+}
+
+bool Hash128::FromBytes(std::string_view bytes, Hash128* out) {
+  if (bytes.size() != 16) return false;
+  *out = Hash128{};
+  for (int i = 0; i < 8; ++i) {
+    out->high = out->high << 8 | static_cast<uint8_t>(bytes[i]);
+    out->low = out->low << 8 | static_cast<uint8_t>(bytes[8 + i]);
+  }
+  return true;
+}
+
+std::string Hash128::ToHex() const { return fmt::format("{:016x}{:016x}", high, low); }
+
+Hash128 HashBytes(std::string_view bytes) {
+  return FromXxh(XXH3_128bits(bytes.data(), bytes.size()));
+}
+
+Hash128 BlockHashSeed(std::string_view cluster_secret, std::string_view model_digest,
+                      std::string_view cache_salt) {
+  std::string bytes;
+  Append(cluster_secret, &bytes);
+  Append(model_digest, &bytes);
+  Append(cache_salt, &bytes);
+  return HashBytes(bytes);
+}
+
+Hash128 ChainBlockHash(const Hash128& parent, std::span<const int32_t> block_tokens) {
+  XXH3_state_t state;
+  XXH3_128bits_reset(&state);
+  XXH3_128bits_update(&state, &parent.high, sizeof(parent.high));
+  XXH3_128bits_update(&state, &parent.low, sizeof(parent.low));
+  XXH3_128bits_update(&state, block_tokens.data(), block_tokens.size_bytes());
+  return FromXxh(XXH3_128bits_digest(&state));
+}
+
+std::vector<Hash128> HashTokenBlocks(const Hash128& seed, std::span<const int32_t> tokens,
+                                     int block_size) {
+  std::vector<Hash128> hashes;
+  hashes.reserve(tokens.size() / block_size);
+  Hash128 parent = seed;
+  for (size_t begin = 0; begin + block_size <= tokens.size(); begin += block_size) {
+    parent = ChainBlockHash(parent, tokens.subspan(begin, block_size));
+    hashes.push_back(parent);
+  }
+  return hashes;
+}
+
+}  // namespace tandem

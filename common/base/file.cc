@@ -1,0 +1,46 @@
+#include "common/base/file.h"
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "common/base/status.h"
+
+namespace tandem {
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return NotFound("{}: no such file", path);
+  if (std::filesystem::is_directory(path, error)) {
+    return InvalidArgument("{}: is a directory, a file is needed", path);
+  }
+  const auto size = std::filesystem::file_size(path, error);
+  if (!error && size > max_bytes) {
+    return InvalidArgument("{}: {} bytes, at most {} are read", path, size, max_bytes);
+  }
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream out;
+  out << in.rdbuf();
+  if (!in) return InvalidArgument("{}: cannot be read", path);
+  return std::move(out).str();
+}
+
+bool FileExists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::is_regular_file(path, error);
+}
+
+absl::Status CheckModelDir(const std::string& flag, const std::string& path) {
+  std::error_code error;
+  if (path.empty()) return InvalidArgument("{}: name a model directory", flag);
+  if (!std::filesystem::exists(path, error)) {
+    return NotFound("{}: {} does not exist; give a directory with config.json", flag, path);
+  }
+  if (!std::filesystem::is_directory(path, error)) {
+    return InvalidArgument("{}: {} is not a directory; give the directory that holds config.json",
+                           flag, path);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace tandem

@@ -1,0 +1,55 @@
+// Prometheus metrics of one process: a registry, its /metrics endpoint, and the shared tables of
+// names and buckets.
+//
+// Thread-safe: counters, gauges and histograms are prometheus-cpp's own and may be updated from
+// anywhere. Resolve a label child once (constructor of the owner) and keep the reference; never
+// look it up per event.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "prometheus/counter.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+
+namespace tandem {
+
+using MetricLabels = prometheus::Labels;
+
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+
+  // Serves /metrics on HOST:PORT ("127.0.0.1:0" picks a port). Error: address in use, named.
+  absl::Status Serve(const std::string& address);
+  // "" before Serve.
+  const std::string& address() const;
+  prometheus::Registry& registry();
+
+  prometheus::Counter& Counter(const std::string& name, const std::string& help,
+                               const MetricLabels& labels = {});
+  prometheus::Gauge& Gauge(const std::string& name, const std::string& help,
+                           const MetricLabels& labels = {});
+  prometheus::Histogram& Histogram(const std::string& name, const std::string& help,
+                                   const std::vector<double>& buckets,
+                                   const MetricLabels& labels = {});
+  // The text that /metrics serves.
+  std::string Render() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Bucket bounds in seconds: token gaps from 0.5 ms, stages from 50 us, requests up to 10 minutes.
+const std::vector<double>& TokenGapBuckets();
+const std::vector<double>& StageBuckets();
+const std::vector<double>& RequestBuckets();
+const std::vector<double>& BatchSizeBuckets();  // tokens or sequences: powers of two up to 65,536
+
+}  // namespace tandem

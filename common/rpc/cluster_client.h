@@ -1,0 +1,53 @@
+// A worker's side of Cluster/Join: dials the router, says hello, reports, reconnects. Used by both
+// kinds of worker.
+//
+// Thread-safe. One stream at a time; a lost stream is dialled again with a backoff of at most 1 s,
+// and begins with Hello and a snapshot of the prefix cache (asked for through `on_joined`).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+
+#include "tandem/internal/v1/cluster.pb.h"
+
+namespace tandem {
+
+struct ClusterClientOptions {
+  std::string router_address;
+  internal::v1::Hello hello;
+  // Joined (again): the worker answers with PostBlocks of a snapshot with cleared = true. On an rpc
+  // thread.
+  std::function<void()> on_joined;
+  // The router asks the worker to drain. On an rpc thread.
+  std::function<void()> on_drain;
+  // Registration refused for good (FAILED_PRECONDITION): the one line that says what differs. The
+  // process should exit.
+  std::function<void(const absl::Status&)> on_refused;
+};
+
+class ClusterClient {
+ public:
+  static std::unique_ptr<ClusterClient> Start(ClusterClientOptions options);
+  virtual ~ClusterClient() = default;  // leaves the cluster
+
+  virtual bool joined() const = 0;
+  // Replaces a report not yet sent.
+  virtual void PostLoad(internal::v1::LoadReport load) = 0;
+  // In order; merged while the stream is busy. Over a bound the queue is dropped and on_joined
+  // called for a snapshot.
+  virtual void PostBlocks(internal::v1::BlockEvents events) = 0;
+  // Tells the router to send no more.
+  virtual void PostDraining() = 0;
+};
+
+// One line that says what differs between two capabilities, "" if they agree. Names fields:
+// "block_size 16 here, 32 there".
+std::string DescribeDifference(const internal::v1::Capability& expected,
+                               const internal::v1::Capability& got);
+// A digest of all fields, equal exactly when DescribeDifference is "".
+std::string CapabilityDigest(const internal::v1::Capability& capability);
+
+}  // namespace tandem

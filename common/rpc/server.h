@@ -1,0 +1,52 @@
+// One gRPC server with what every Tandem process offers: its services, grpc.health.v1 and
+// reflection of all of them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "grpcpp/grpcpp.h"
+
+namespace tandem {
+
+struct RpcServerOptions {
+  std::string listen_address = "127.0.0.1:0";
+  int max_receive_bytes = 64 << 20;
+};
+
+// Thread-safe.
+class RpcServer {
+ public:
+  // Error names the address ("port in use"). `services` outlive the server.
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
+      const RpcServerOptions& options, const std::vector<grpc::Service*>& services);
+  virtual ~RpcServer() = default;
+
+  virtual int port() const = 0;
+  virtual const std::string& address() const = 0;  // host as given, port as bound
+  // Health of "" and of every service; NOT_SERVING until the first call with true. Watchers are
+  // told.
+  virtual void SetServing(bool serving) = 0;
+  // Refuses new calls, lets running ones end up to `grace`, then cancels them.
+  virtual void Shutdown(absl::Duration grace) = 0;
+};
+
+// A channel with Tandem's arguments: keepalive pings (a dead peer is noticed within 2 s), no
+// message size surprise, no proxy, own subchannel pool. Reconnects by itself with a backoff of at
+// most 1 s.
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
+
+// Blocks SIGINT and SIGTERM for all threads started later; Wait() returns the signal that came.
+// Create in main() first.
+class SignalWaiter {
+ public:
+  SignalWaiter();
+  int Wait();
+  // From any thread: makes Wait() return 0 (drained by command).
+  void Wake();
+};
+
+}  // namespace tandem

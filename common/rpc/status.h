@@ -1,0 +1,24 @@
+// absl::Status <-> grpc::Status, with google.rpc error details.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "grpcpp/support/status.h"
+
+namespace tandem {
+
+// Attaches a google.rpc.BadRequest field violation to an InvalidArgument status: `field` is the
+// proto path, e.g. "sampling.temperature" or "messages[2].role". Kept as a payload of the status
+// until ToGrpcStatus.
+absl::Status WithField(absl::Status status, const std::string& field);
+// Attaches a google.rpc.RetryInfo.
+absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);
+
+// Code and message, with a google.rpc.Status holding the details (grpc-status-details-bin).
+// FromGrpcStatus keeps them.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+absl::Status FromGrpcStatus(const grpc::Status& status);
+
+}  // namespace tandem

@@ -1,0 +1,70 @@
+// What one forward pass computes, and what comes out. Values and views only: no ownership, no
+// project state.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "engine/runtime/sampling_params.h"
+
+namespace tandem {
+
+struct TokenLogprob {
+  struct Alternative {
+    int32_t token = 0;
+    float logprob = 0;
+  };
+  int32_t token = 0;
+  float logprob = 0;  // of the model's own distribution, before temperature and penalties
+  std::vector<Alternative> top;  // most likely first
+};
+
+// A run of consecutive tokens of one sequence: a chunk of a prompt, or one decode step.
+struct BatchItem {
+  // Tokens of the sequence from its beginning up to the end of this run: [start + num_tokens]. The
+  // last `num_tokens` are computed now; KV of the first `start` already lies in the blocks. The
+  // whole history is given because penalties need it.
+  std::span<const int32_t> tokens;
+  int start = 0;
+  int num_tokens = 0;
+  int prompt_length = 0;  // tokens[0, prompt_length) are the prompt; the rest were generated
+  // Pool blocks of the sequence in order: block_table[i] holds positions [i * block_size, (i + 1) *
+  // block_size). Covers at least start + num_tokens positions.
+  std::span<const int32_t> block_table;
+  // Draw the token that follows tokens.back(): set for decode steps and for a prompt's last chunk;
+  // null: no token.
+  const SamplingParams* sampling = nullptr;
+  // >= 0: logprobs of the prompt tokens computed in this run (position start + 1 .. start +
+  // num_tokens, as far as they lie in the prompt), with that many alternatives.
+  int prompt_logprobs = -1;
+};
+
+struct Batch {
+  std::vector<BatchItem> items;
+  // Called on the running thread after each layer's KV of the whole batch is written, layer 0
+  // first. May be empty. Prefill pushes finished blocks from here, so that shipping overlaps with
+  // the layers still to compute.
+  std::function<void(int layer)> on_layer_done;
+
+  int NumTokens() const {
+    int total = 0;
+    for (const BatchItem& item : items) total += item.num_tokens;
+    return total;
+  }
+};
+
+// One per batch item, in order.
+struct ItemOutput {
+  bool has_token = false;
+  TokenLogprob token;  // logprob and top only where asked for
+  // prompt_logprobs[i] belongs to prompt position start + 1 + i.
+  std::vector<TokenLogprob> prompt_logprobs;
+};
+
+struct StepOutput {
+  std::vector<ItemOutput> items;
+};
+
+}  // namespace tandem

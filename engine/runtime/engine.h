@@ -1,0 +1,52 @@
+// A loaded model with its KV pool: everything a worker loop drives, built from flags.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+#include "common/base/kv_layout.h"
+#include "common/base/model_config.h"
+#include "engine/kv/block_pool.h"
+#include "engine/kv/prefix_cache.h"
+#include "engine/runtime/model_runner.h"
+
+namespace tandem {
+
+// Mirrors the flags of the same names; units in comments.
+struct EngineOptions {
+  std::string model_dir;
+  std::string load_format = "auto";  // auto, dummy
+  std::string dtype = "auto";        // auto: bfloat16 where the CPU has it; float32, bfloat16
+  int block_size = 16;               // tokens
+  int max_model_len = 0;             // tokens; 0: as long as the model allows and the pool holds
+  int max_num_batched_tokens = 2048;
+  int max_num_seqs = 64;
+  int64_t kv_cache_memory_bytes = 0;  // 0: chosen from the memory available
+  bool enable_prefix_caching = true;
+  uint64_t seed = 0;    // of dummy weights
+  int num_threads = 0;  // compute threads; 0: one per physical core
+};
+
+// Owned and used by the worker's loop thread; config(), layout(), region() and digests are constant
+// after Load.
+class Engine {
+ public:
+  // Errors name the flag, the limit and the largest value that would fit.
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options);
+  virtual ~Engine() = default;
+
+  virtual const EngineOptions& options() const = 0;  // resolved: no autos left
+  virtual const ModelConfig& config() const = 0;
+  virtual const std::string& model_digest() const = 0;
+  virtual KvRegion region() const = 0;
+  virtual BlockPool& pool() = 0;
+  virtual PrefixCache& cache() = 0;
+  virtual ModelRunner& runner() = 0;
+  // Start-up banner: model, dtype, blocks, KV bytes per token, maximum concurrency at
+  // max_model_len.
+  virtual std::string Banner() const = 0;
+};
+
+}  // namespace tandem

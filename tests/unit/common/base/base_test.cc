@@ -1,0 +1,77 @@
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "common/base/block_hash.h"
+#include "common/base/inbox.h"
+#include "common/base/nearest_name.h"
+#include "common/base/transfer_id.h"
+
+namespace tandem {
+namespace {
+
+TEST(BlockHash, ChainsOverParentsAndSeeds) {
+  std::vector<int32_t> tokens(70);
+  for (int i = 0; i < 70; ++i) tokens[i] = i * 31;
+  const Hash128 seed = BlockHashSeed("secret", "model", "salt");
+  const auto hashes = HashTokenBlocks(seed, tokens, 16);
+  ASSERT_EQ(hashes.size(), 4u);  // the 6 tokens beyond the last full block have none
+  EXPECT_EQ(hashes[0], ChainBlockHash(seed, std::span(tokens).first(16)));
+  EXPECT_EQ(hashes[1], ChainBlockHash(hashes[0], std::span(tokens).subspan(16, 16)));
+
+  tokens[0] += 1;  // every later hash depends on the first token
+  const auto changed = HashTokenBlocks(seed, tokens, 16);
+  for (int i = 0; i < 4; ++i) EXPECT_NE(hashes[i], changed[i]);
+}
+
+TEST(BlockHash, SeedPartsDoNotRunTogether) {
+  EXPECT_NE(BlockHashSeed("ab", "c", ""), BlockHashSeed("a", "bc", ""));
+  EXPECT_NE(BlockHashSeed("s", "m", ""), BlockHashSeed("s", "m", "salt"));
+}
+
+TEST(BlockHash, BytesRoundTrip) {
+  const Hash128 hash{0x0123456789abcdefULL, 0xfedcba9876543210ULL};
+  Hash128 back;
+  ASSERT_TRUE(Hash128::FromBytes(hash.ToBytes(), &back));
+  EXPECT_EQ(back, hash);
+  EXPECT_EQ(hash.ToHex(), "0123456789abcdeffedcba9876543210");
+  EXPECT_FALSE(Hash128::FromBytes("short", &back));
+}
+
+TEST(NearestName, FindsTyposAndShortenedNamesOnly) {
+  const std::vector<std::string> names = {"--max-model-len", "--max-num-seqs", "--block-size"};
+  EXPECT_EQ(NearestName("--max-model-length", names), "--max-model-len");
+  EXPECT_EQ(NearestName("--blocksize", names), "--block-size");
+  EXPECT_EQ(NearestName("--frobnicate", names), std::nullopt);
+}
+
+TEST(Inbox, RefusesNewWorkWhenFullButLosesNoCompletion) {
+  Inbox<int> inbox(2);
+  EXPECT_TRUE(inbox.TryPush(1));
+  EXPECT_TRUE(inbox.TryPush(2));
+  EXPECT_FALSE(inbox.TryPush(3));
+  inbox.Push(4);
+  EXPECT_THAT(inbox.Drain(absl::ZeroDuration()), testing::ElementsAre(1, 2, 4));
+  inbox.Close();
+  EXPECT_FALSE(inbox.TryPush(5));
+  EXPECT_TRUE(inbox.Drain(absl::InfiniteDuration()).empty());  // closed: does not wait
+}
+
+TEST(Inbox, DrainWakesForAnItemOfAnotherThread) {
+  Inbox<int> inbox(8);
+  std::thread producer([&] { inbox.Push(7); });
+  EXPECT_THAT(inbox.Drain(absl::InfiniteDuration()), testing::ElementsAre(7));
+  producer.join();
+}
+
+TEST(TransferId, RandomIdsDifferAndRoundTrip) {
+  const TransferId a = TransferId::Random(), b = TransferId::Random();
+  EXPECT_NE(a, b);
+  TransferId back;
+  ASSERT_TRUE(TransferId::FromBytes(a.ToBytes(), &back));
+  EXPECT_EQ(a, back);
+}
+
+}  // namespace
+}  // namespace tandem
