@@ -1,0 +1,215 @@
+#include "tests/fakes/fake_model_runner.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/status.h"
+
+namespace tandem {
+namespace {
+
+constexpr uint64_t kFirstRow = 0x243f6a8885a308d3;
+
+// splitmix64's finaliser (Steele, Lea, Flood, 2014).
+uint64_t Mix(uint64_t a, uint64_t b) {
+  uint64_t z = a + 0x9e3779b97f4a7c15 * (b + 1);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  return z ^ (z >> 31);
+}
+
+uint64_t NextRow(uint64_t previous, int layer, int position, int32_t token) {
+  const uint64_t place = static_cast<uint64_t>(layer) << 40 | static_cast<uint64_t>(position);
+  return Mix(Mix(previous, place), static_cast<uint64_t>(token));
+}
+
+bool Contains(const std::vector<int32_t>& values, int32_t value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+bool IsEnd(const SamplingParams& sampling, int32_t token) {
+  return (!sampling.ignore_eos && Contains(sampling.eos_token_ids, token)) ||
+         Contains(sampling.stop_token_ids, token);
+}
+
+// `length` tokens precede the drawn one, `generated` of them not from the prompt.
+int32_t Draw(uint64_t history, const SamplingParams& sampling, int length, int generated,
+             int vocab_size) {
+  if (sampling.temperature > 0) {
+    history = Mix(Mix(history, sampling.seed), static_cast<uint64_t>(length));
+  }
+  const auto vocab = static_cast<uint64_t>(vocab_size);
+  auto token = static_cast<int32_t>(history % vocab);
+  for (int i = 0; i < vocab_size && generated < sampling.min_tokens && IsEnd(sampling, token);
+       ++i) {
+    token = static_cast<int32_t>((static_cast<uint64_t>(token) + 1) % vocab);
+  }
+  return token;
+}
+
+TokenLogprob MakeLogprob(int32_t token, uint64_t hash, int alternatives, int vocab_size) {
+  TokenLogprob out;
+  out.token = token;
+  if (alternatives < 0) return out;
+  out.logprob = -static_cast<float>(hash % 1024) / 128.0f;
+  for (int i = 0; i < alternatives; ++i) {
+    out.top.push_back(
+        {static_cast<int32_t>((token + i) % vocab_size), out.logprob - static_cast<float>(i)});
+  }
+  return out;
+}
+
+}  // namespace
+
+FakeKvMemory::FakeKvMemory(int num_blocks, int block_size, int num_layers) {
+  region_.layout =
+      KvLayout{num_layers, /*num_kv_heads=*/1, /*head_dim=*/2, block_size, DType::kFloat32};
+  region_.num_blocks = num_blocks;
+  bytes_ = std::make_unique<std::byte[]>(region_.TotalBytes());
+  std::memset(bytes_.get(), 0xcd, region_.TotalBytes());
+  region_.base = bytes_.get();
+}
+
+FakeModelRunner::FakeModelRunner(const KvRegion& region, FakeModelOptions options)
+    : region_(region), options_(std::move(options)) {
+  TANDEM_CHECK(static_cast<size_t>(region_.layout.head_dim) * DTypeSize(region_.layout.dtype) >=
+                   sizeof(uint64_t),
+               "a KV row must hold 8 bytes");
+}
+
+absl::Status FakeModelRunner::Check(const Batch& batch) const {
+  if (batch.NumTokens() > options_.max_num_batched_tokens) {
+    return InvalidArgument("batch has {} tokens, limit {}", batch.NumTokens(),
+                           options_.max_num_batched_tokens);
+  }
+  const int block_size = region_.layout.block_size;
+  std::set<std::pair<int32_t, int>> written;  // (block, slot)
+  for (const BatchItem& item : batch.items) {
+    const int end = item.start + item.num_tokens;
+    if (item.num_tokens <= 0 || item.start < 0 || static_cast<int>(item.tokens.size()) != end) {
+      return InvalidArgument("item has start {} + {} tokens but a history of {}", item.start,
+                             item.num_tokens, item.tokens.size());
+    }
+    if (static_cast<int>(item.block_table.size()) * block_size < end) {
+      return InvalidArgument("block table of {} blocks does not cover {} positions",
+                             item.block_table.size(), end);
+    }
+    for (int32_t block : item.block_table) {
+      if (block < 0 || block >= region_.num_blocks) {
+        return InvalidArgument("block {} is outside the pool of {}", block, region_.num_blocks);
+      }
+    }
+    for (int32_t token : item.tokens) {
+      if (token < 0 || token >= options_.vocab_size) {
+        return InvalidArgument("token {} is outside the vocabulary of {}", token,
+                               options_.vocab_size);
+      }
+    }
+    for (int p = item.start; p < end; ++p) {
+      const int32_t block = item.block_table[static_cast<size_t>(p / block_size)];
+      if (!written.insert({block, p % block_size}).second) {
+        return InvalidArgument("block {} slot {} is written twice in one batch", block,
+                               p % block_size);
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+uint64_t FakeModelRunner::Row(const BatchItem& item, int layer, int position) const {
+  if (position < 0) return kFirstRow;
+  const KvLayout& layout = region_.layout;
+  const std::byte* block =
+      region_.Block(layer, item.block_table[static_cast<size_t>(position / layout.block_size)]);
+  const size_t row_bytes = static_cast<size_t>(layout.head_dim) * DTypeSize(layout.dtype);
+  uint64_t row;
+  std::memcpy(&row, block + static_cast<size_t>(position % layout.block_size) * row_bytes,
+              sizeof(row));
+  return row;
+}
+
+uint64_t FakeModelRunner::HistoryHash(const BatchItem& item, int length) const {
+  uint64_t hash = 0;
+  for (int p = 0; p < length; ++p) {
+    for (int layer = 0; layer < region_.layout.num_layers; ++layer) {
+      hash = Mix(hash, Row(item, layer, p));
+    }
+  }
+  return hash;
+}
+
+absl::StatusOr<StepOutput> FakeModelRunner::Run(const Batch& batch) {
+  if (options_.before_run) TANDEM_RETURN_IF_ERROR(options_.before_run(batch));
+  TANDEM_RETURN_IF_ERROR(Check(batch));
+  ++num_runs_;
+  num_tokens_ += batch.NumTokens();
+  const KvLayout& layout = region_.layout;
+  const size_t row_bytes = static_cast<size_t>(layout.head_dim) * DTypeSize(layout.dtype);
+  for (int layer = 0; layer < layout.num_layers; ++layer) {
+    for (const BatchItem& item : batch.items) {
+      for (int p = item.start; p < item.start + item.num_tokens; ++p) {
+        const uint64_t row =
+            NextRow(Row(item, layer, p - 1), layer, p, item.tokens[static_cast<size_t>(p)]);
+        std::byte* block =
+            region_.Block(layer, item.block_table[static_cast<size_t>(p / layout.block_size)]);
+        std::memcpy(block + static_cast<size_t>(p % layout.block_size) * row_bytes, &row,
+                    sizeof(row));
+      }
+    }
+    if (batch.on_layer_done) batch.on_layer_done(layer);
+  }
+  StepOutput out;
+  for (const BatchItem& item : batch.items) {
+    const int length = item.start + item.num_tokens;
+    ItemOutput& result = out.items.emplace_back();
+    if (item.prompt_logprobs >= 0) {
+      for (int p = item.start + 1; p <= length && p < item.prompt_length; ++p) {
+        // The token at p may lie behind this run's history; it is then the next chunk's first.
+        const int32_t token =
+            p < length ? item.tokens[static_cast<size_t>(p)] : *(item.tokens.data() + p);
+        result.prompt_logprobs.push_back(
+            MakeLogprob(token, HistoryHash(item, p), item.prompt_logprobs, options_.vocab_size));
+      }
+    }
+    if (item.sampling == nullptr) continue;
+    const uint64_t history = HistoryHash(item, length);
+    const int32_t token =
+        Draw(history, *item.sampling, length, length - item.prompt_length, options_.vocab_size);
+    result.has_token = true;
+    result.token = MakeLogprob(token, history, item.sampling->logprobs, options_.vocab_size);
+  }
+  return out;
+}
+
+std::vector<int32_t> FakeReferenceTokens(std::span<const int32_t> prompt,
+                                         const SamplingParams& sampling, int max_model_len,
+                                         int vocab_size, int num_layers) {
+  std::vector<int32_t> tokens(prompt.begin(), prompt.end());
+  const int prompt_length = static_cast<int>(prompt.size());
+  std::vector<uint64_t> rows(static_cast<size_t>(num_layers), kFirstRow);
+  uint64_t history = 0;
+  int folded = 0;
+  std::vector<int32_t> out;
+  while (true) {
+    for (; folded < static_cast<int>(tokens.size()); ++folded) {
+      for (int layer = 0; layer < num_layers; ++layer) {
+        uint64_t& row = rows[static_cast<size_t>(layer)];
+        row = NextRow(row, layer, folded, tokens[static_cast<size_t>(folded)]);
+        history = Mix(history, row);
+      }
+    }
+    const int generated = static_cast<int>(out.size());
+    const int32_t token = Draw(history, sampling, prompt_length + generated, generated, vocab_size);
+    out.push_back(token);
+    tokens.push_back(token);
+    if (IsEnd(sampling, token) || static_cast<int>(out.size()) >= sampling.max_tokens ||
+        static_cast<int>(tokens.size()) >= max_model_len) {
+      return out;
+    }
+  }
+}
+
+}  // namespace tandem

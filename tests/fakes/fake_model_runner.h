@@ -1,0 +1,74 @@
+// A model without weights whose every token depends on the whole KV history, so that lost, wrong,
+// stale or mixed-up KV changes the tokens.
+//
+// Each computed position writes one 8-byte row per layer into its pool block:
+//   row(layer, p) = Mix(row(layer, p - 1), layer, p, token[p])      (read back from the pool)
+// and the next token is a hash of all rows of all layers, again read from the pool. Like a real
+// model, a position's KV depends on all tokens before it. Greedy draws use that hash alone; with
+// temperature > 0 it is mixed with (seed, position of the drawn token), as the counter-based
+// sampler does. Penalties, top-k and the like are ignored; ends (eos unless ignore_eos, stop
+// tokens) are masked before min_tokens.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/base/kv_layout.h"
+#include "engine/runtime/model_runner.h"
+
+namespace tandem {
+
+// Owns the memory of a pool, filled with garbage at first.
+class FakeKvMemory {
+ public:
+  explicit FakeKvMemory(int num_blocks, int block_size = 16, int num_layers = 2);
+  const KvRegion& region() const { return region_; }
+
+ private:
+  std::unique_ptr<std::byte[]> bytes_;
+  KvRegion region_;
+};
+
+struct FakeModelOptions {
+  int vocab_size = 1000;
+  int max_num_batched_tokens = 1 << 30;
+  // Called on the running thread before a batch is computed: may block (a gate), look, or fail the
+  // step.
+  std::function<absl::Status(const Batch&)> before_run;
+};
+
+// Not thread-safe, as every ModelRunner.
+class FakeModelRunner : public ModelRunner {
+ public:
+  // A row needs 8 bytes: head_dim * element size >= 8. `region` outlives the runner.
+  FakeModelRunner(const KvRegion& region, FakeModelOptions options);
+
+  // INVALID_ARGUMENT for a malformed batch: over max_num_batched_tokens, block table too short,
+  // block out of range, the same block written by two items, token out of range.
+  absl::StatusOr<StepOutput> Run(const Batch& batch) override;
+
+  int num_runs() const { return num_runs_; }
+  int64_t num_tokens() const { return num_tokens_; }  // computed over all runs
+
+ private:
+  absl::Status Check(const Batch& batch) const;
+  uint64_t Row(const BatchItem& item, int layer, int position) const;
+  uint64_t HistoryHash(const BatchItem& item, int length) const;
+
+  const KvRegion region_;
+  const FakeModelOptions options_;
+  int num_runs_ = 0;
+  int64_t num_tokens_ = 0;
+};
+
+// What the fake generates for one request alone, computed without any pool: the tokens up to and
+// including an end (eos, stop token), max_tokens, or a total length of max_model_len.
+std::vector<int32_t> FakeReferenceTokens(std::span<const int32_t> prompt,
+                                         const SamplingParams& sampling, int max_model_len,
+                                         int vocab_size = 1000, int num_layers = 2);
+
+}  // namespace tandem
