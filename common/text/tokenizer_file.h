@@ -1,0 +1,40 @@
+// Reads a Hugging Face tokenizer.json into plain tables, refusing whatever Tokenizer does not implement.
+//
+// Pure function, thread-safe. Errors are InvalidArgument "tokenizer.json: <JSON path>: ...". What is read: `model` (type BPE
+// with all 256 byte symbols in its vocabulary), `added_tokens`, `normalizer` (NFC or null), `pre_tokenizer` (a Split by a
+// regular expression, Isolated, followed by ByteLevel), `decoder` and `post_processor` (ByteLevel; the latter may be null).
+// `truncation` and `padding` are ignored: they are how a text is batched, not how it is read.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/text/added_tokens.h"
+#include "common/text/bpe.h"
+
+namespace tandem {
+
+// Ids must be below this: tables are dense, so one absurd id must not cost gigabytes.
+inline constexpr int32_t kMaxTokenIds = 1 << 22;
+
+struct TokenizerFile {
+  struct Token {
+    std::string text;  // as in the file: byte-level symbols
+    int32_t id;
+  };
+  std::vector<Token> vocab;  // ascending ids, no two equal
+  std::vector<BpeMerge> merges;
+  std::array<int32_t, 256> byte_ids;
+  std::vector<AddedToken> added_tokens;  // no empty contents, no two equal
+  std::string split_regex;
+  bool nfc = false;
+  bool ignore_merges = false;
+};
+
+absl::StatusOr<TokenizerFile> ParseTokenizerFile(std::string_view json_text);
+
+}  // namespace tandem
