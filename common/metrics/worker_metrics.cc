@@ -1,0 +1,78 @@
+#include "common/metrics/worker_metrics.h"
+
+#include "absl/synchronization/mutex.h"
+
+namespace tandem {
+namespace {
+
+prometheus::Gauge& BlockGauge(Metrics* metrics, const std::string& state) {
+  return metrics->Gauge("tandem_kv_blocks", "Blocks of the KV pool by state", {{"state", state}});
+}
+
+}  // namespace
+
+void KvBlockGauges::Set(int free_blocks, int cached_blocks, int used_blocks,
+                        int quarantined_blocks) {
+  free.Set(free_blocks);
+  cached.Set(cached_blocks);
+  used.Set(used_blocks);
+  quarantined.Set(quarantined_blocks);
+}
+
+WorkerMetrics::WorkerMetrics(Metrics* metrics)
+    : metrics_(metrics),
+      requests_running(
+          metrics->Gauge("tandem_requests_running", "Requests that hold KV blocks here")),
+      requests_waiting(metrics->Gauge("tandem_requests_waiting", "Requests accepted and queued")),
+      waiting_tokens(metrics->Gauge("tandem_waiting_tokens",
+                                    "Prompt tokens accepted here and not yet computed")),
+      requests_finished(
+          metrics->Counter("tandem_requests_finished_total", "Requests ended as they should")),
+      requests_failed(metrics->Counter("tandem_requests_failed_total",
+                                       "Requests ended by an error of this worker or a peer")),
+      requests_cancelled(metrics->Counter("tandem_requests_cancelled_total",
+                                          "Requests given up by the caller or its deadline")),
+      preemptions(metrics->Counter("tandem_preemptions_total",
+                                   "Sequences that gave their blocks up to others, to be resumed")),
+      prompt_tokens(metrics->Counter("tandem_prompt_tokens_total", "Prompt tokens computed here")),
+      generation_tokens(metrics->Counter("tandem_generation_tokens_total", "Tokens sampled here")),
+      prefix_query_tokens(metrics->Counter("tandem_prefix_cache_query_tokens_total",
+                                           "Prompt tokens looked up in the prefix cache")),
+      prefix_hit_tokens(metrics->Counter("tandem_prefix_cache_hit_tokens_total",
+                                         "Prompt tokens found in the prefix cache")),
+      step_seconds(metrics->Histogram("tandem_step_duration_seconds",
+                                      "Duration of a forward pass over one batch", StageBuckets())),
+      batch_tokens(
+          metrics->Histogram("tandem_batch_tokens", "Tokens per batch", BatchSizeBuckets())),
+      batch_sequences(
+          metrics->Histogram("tandem_batch_sequences", "Sequences per batch", BatchSizeBuckets())),
+      inter_token_seconds(metrics->Histogram("tandem_inter_token_latency_seconds",
+                                             "Gap between consecutive tokens of a sequence",
+                                             TokenGapBuckets())),
+      kv_blocks{BlockGauge(metrics, "free"), BlockGauge(metrics, "cached"),
+                BlockGauge(metrics, "used"), BlockGauge(metrics, "quarantined")} {
+  for (const StageInfo& info : kStages) {
+    stages_[static_cast<size_t>(info.stage)] =
+        &metrics->Histogram("tandem_request_stage_seconds", "Where a request's time goes, by stage",
+                            StageBuckets(), {{"stage", std::string(info.name)}});
+  }
+}
+
+KvLinkMetrics& WorkerMetrics::KvLink(const std::string& src, const std::string& dst,
+                                     const std::string& transport) {
+  absl::MutexLock lock(&mutex_);
+  std::unique_ptr<KvLinkMetrics>& link = links_[{src, dst, transport}];
+  if (link == nullptr) {
+    const MetricLabels labels = {{"src", src}, {"dst", dst}, {"transport", transport}};
+    link = std::make_unique<KvLinkMetrics>(KvLinkMetrics{
+        metrics_->Histogram("tandem_kv_transfer_seconds",
+                            "First byte to last byte of one request's KV blocks", StageBuckets(),
+                            labels),
+        metrics_->Counter("tandem_kv_transfer_bytes_total", "KV bytes shipped", labels),
+        metrics_->Counter("tandem_kv_transfer_failures_total", "Shipments that did not complete",
+                          labels)});
+  }
+  return *link;
+}
+
+}  // namespace tandem
