@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <iterator>
 #include <map>
 #include <unordered_map>
@@ -128,9 +129,20 @@ class Tables {
     }
   }
 
-  // Whether composing the decomposition of `c` gives `c` back (not so for the composition exclusions).
+  // Whether composing the decomposition of `c` gives `c` back: not so for the composition exclusions and for characters that
+  // are another spelling of one character (U+212B, Angstrom sign).
   static bool IsPrimaryComposite(uint32_t c) {
-    return !utf8proc_get_property(static_cast<int32_t>(c))->comp_exclusion;
+    std::string bytes;
+    AppendCodePoint(c, &bytes);
+    utf8proc_uint8_t* normalized = nullptr;
+    const utf8proc_ssize_t size = utf8proc_map(
+        reinterpret_cast<const utf8proc_uint8_t*>(bytes.data()),
+        static_cast<utf8proc_ssize_t>(bytes.size()), &normalized,
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    if (size < 0) return false;
+    const bool same = std::string_view(reinterpret_cast<char*>(normalized), size) == bytes;
+    std::free(normalized);  // utf8proc allocates with malloc
+    return same;
   }
 
   std::vector<bool> needs_work_;
