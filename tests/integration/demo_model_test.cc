@@ -1,0 +1,74 @@
+// The demo model really answers: held-out prompts of each kind, through a cluster, greedily.
+#include <atomic>
+#include <fstream>
+#include <map>
+#include <thread>
+
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+
+#include "tests/support/cluster.h"
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+struct Prompt {
+  std::string kind;
+  tandem::v1::ChatRequest request;
+  std::string answer;
+};
+
+std::vector<Prompt> HeldOut() {
+  std::ifstream in(SourcePath("tests/data/demo/heldout.json"));
+  std::vector<Prompt> prompts;
+  const auto root = nlohmann::json::parse(in);
+  for (const auto& [kind, entries] : root.items()) {
+    for (const auto& entry : entries) {
+      Prompt prompt{kind, {}, entry.at("answer")};
+      for (const auto& message : entry.at("messages")) {
+        auto* out = prompt.request.add_messages();
+        out->set_role(message.at("role"));
+        out->set_content(message.at("content"));
+      }
+      prompt.request.mutable_sampling()->set_temperature(0);
+      prompts.push_back(std::move(prompt));
+    }
+  }
+  return prompts;
+}
+
+TEST(DemoModel, AnswersHeldOutPromptsOfEachKind) {
+  ClusterSpec spec;
+  spec.model_dir = SourcePath("models/demo");
+  spec.worker_flags = {"--num-threads=1", "--kv-cache-memory-bytes=128MiB"};
+  auto cluster = TestCluster::Start(spec);
+  ASSERT_NE(cluster, nullptr);
+  TestClient client(cluster->channel());
+  const std::vector<Prompt> prompts = HeldOut();
+  std::vector<std::string> answers(prompts.size());
+  std::atomic<size_t> next{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&] {
+      for (size_t i = next++; i < prompts.size(); i = next++)
+        answers[i] = client.Chat(prompts[i].request).text;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  std::map<std::string, std::pair<int, int>> right_of;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    auto& [right, total] = right_of[prompts[i].kind];
+    right += answers[i] == prompts[i].answer;
+    ++total;
+  }
+  EXPECT_GE(right_of.size(), 5u);
+  for (const auto& [kind, count] : right_of) {
+    std::printf("%-24s %d of %d\n", kind.c_str(), count.first, count.second);
+    EXPECT_GE(count.second, 40) << kind;
+    EXPECT_GE(count.first, 0.95 * count.second) << kind;
+  }
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,144 @@
+// The same 200 seeded requests through 2 prefill + 2 decode, 1 + 1 and unified: the tokens must be
+// identical, and so must every bit of their logprobs, which would show a wrong KV block long before
+// it changed a token.
+#include <atomic>
+#include <cmath>
+#include <random>
+#include <thread>
+
+#include "gtest/gtest.h"
+
+#include "tests/support/cluster.h"
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+constexpr int kRequests = 200;
+constexpr int kLongest = 2000;
+constexpr int kClients = 12;
+
+std::vector<tandem::v1::GenerateRequest> MakeRequests(int vocab) {
+  std::mt19937_64 random(20260101);
+  std::vector<tandem::v1::GenerateRequest> requests;
+  std::vector<std::vector<uint32_t>> prompts;
+  for (int i = 0; i < kRequests; ++i) {
+    // Log-uniform lengths, both ends included.
+    const double u = std::uniform_real_distribution<double>(0, 1)(random);
+    int length = static_cast<int>(std::exp(u * std::log(kLongest)));
+    if (i == 0) length = 1;
+    if (i == 1) length = kLongest;
+    std::vector<uint32_t> prompt = RandomTokens(length, vocab, random());
+    if (i % 3 == 2) {  // shares a prefix with an earlier prompt
+      const auto& earlier = prompts[random() % prompts.size()];
+      const size_t shared = std::min<size_t>(prompt.size(), random() % (earlier.size() + 1));
+      std::copy_n(earlier.begin(), shared, prompt.begin());
+    }
+    tandem::v1::GenerateRequest request = TokenRequest(prompt, 1 + static_cast<int>(random() % 24));
+    auto* sampling = request.mutable_sampling();
+    if (i % 2 == 1) {
+      sampling->set_temperature(0.9f);
+      sampling->set_top_p(0.95f);
+      sampling->set_top_k(40);
+      sampling->set_seed(1000 + i);
+      if (i % 4 == 1) {
+        sampling->set_repetition_penalty(1.1f);
+        sampling->set_frequency_penalty(0.2f);
+      }
+    }
+    prompts.push_back(std::move(prompt));
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+std::vector<Answer> RunAll(TestCluster& cluster,
+                           const std::vector<tandem::v1::GenerateRequest>& requests) {
+  TestClient client(cluster.channel());
+  std::vector<Answer> answers(requests.size());
+  std::atomic<size_t> next{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kClients; ++t) {
+    threads.emplace_back([&] {
+      for (size_t i = next++; i < requests.size(); i = next++)
+        answers[i] = client.Generate(requests[i], 300);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  return answers;
+}
+
+struct Outcome {
+  std::vector<Answer> answers;
+  uint64_t kv_bytes = 0;
+  uint64_t cached_tokens = 0;
+};
+
+Outcome RunThrough(int prefill, int decode, int unified) {
+  ClusterSpec spec;
+  spec.model_dir = SourcePath("models/demo");
+  spec.prefill = prefill;
+  spec.decode = decode;
+  spec.unified = unified;
+  // Everything but the unified run goes over the wire; small budgets, so that prompts are cut and
+  // mixed.
+  spec.worker_flags = {"--dtype=float32", "--max-num-batched-tokens=384", "--num-threads=1",
+                       "--kv-cache-memory-bytes=256MiB"};
+  spec.decode_flags = {"--local-prefill-max-tokens=0"};
+  auto cluster = TestCluster::Start(spec);
+  Outcome run;
+  if (cluster == nullptr) return run;
+  TestClient client(cluster->channel());
+  grpc::ClientContext context;
+  tandem::v1::ListModelsResponse models;
+  EXPECT_TRUE(client.stub().ListModels(&context, {}, &models).ok());
+  run.answers = RunAll(*cluster, MakeRequests(static_cast<int>(models.models(0).vocab_size())));
+  for (const Answer& answer : run.answers) {
+    run.kv_bytes += answer.timing.kv_bytes();
+    run.cached_tokens += answer.usage.cached_tokens();
+  }
+  EXPECT_TRUE(cluster->WaitFor(
+      [](const tandem::v1::GetClusterResponse& state) {
+        for (const auto& worker : state.workers()) {
+          if (worker.blocks_used() + worker.blocks_quarantined() + worker.running() +
+                  worker.waiting() >
+              0)
+            return false;
+        }
+        return true;
+      },
+      10))
+      << "blocks leaked:\n"
+      << cluster->GetCluster().DebugString();
+  return run;
+}
+
+void ExpectSame(const Outcome& a, const Outcome& b, const std::string& names) {
+  ASSERT_EQ(a.answers.size(), b.answers.size()) << names;
+  for (size_t i = 0; i < a.answers.size(); ++i) {
+    const Answer &x = a.answers[i], &y = b.answers[i];
+    ASSERT_TRUE(x.status.ok()) << names << " request " << i << ": " << x.status.error_message();
+    ASSERT_TRUE(y.status.ok()) << names << " request " << i << ": " << y.status.error_message();
+    EXPECT_EQ(x.token_ids, y.token_ids) << names << " request " << i;
+    EXPECT_EQ(x.logprobs, y.logprobs) << names << " request " << i << ": same tokens, other bits";
+    EXPECT_EQ(x.text, y.text) << names << " request " << i;
+    EXPECT_EQ(x.finish_reason, y.finish_reason) << names << " request " << i;
+  }
+}
+
+TEST(Equality, TokensDoNotDependOnTheTopology) {
+  const Outcome unified = RunThrough(0, 0, 1);
+  ASSERT_EQ(unified.answers.size(), size_t{kRequests});
+  EXPECT_EQ(unified.kv_bytes, 0u);
+  const Outcome one = RunThrough(1, 1, 0);
+  ExpectSame(unified, one, "unified and 1 + 1");
+  const Outcome two = RunThrough(2, 2, 0);
+  ExpectSame(unified, two, "unified and 2 + 2");
+  for (const Outcome* run : {&one, &two}) {
+    EXPECT_GT(run->kv_bytes, 0u) << "nothing was shipped";
+    EXPECT_GT(run->cached_tokens, 0u) << "no prefix was reused";
+  }
+}
+
+}  // namespace
+}  // namespace tandem

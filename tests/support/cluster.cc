@@ -1,0 +1,174 @@
+#include "tests/support/cluster.h"
+
+#include <chrono>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "gtest/gtest.h"
+
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+constexpr double kStartSeconds = 60;
+
+std::chrono::system_clock::time_point DeadlineIn(double seconds) {
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(
+             std::chrono::duration<double>(seconds));
+}
+
+template <typename Reader>
+Answer Collect(grpc::ClientContext* context, Reader reader) {
+  Answer answer;
+  tandem::v1::GenerateResponse message;
+  while (reader->Read(&message)) {
+    ++answer.messages;
+    answer.text += message.text();
+    for (uint32_t id : message.token_ids()) answer.token_ids.push_back(id);
+    for (const auto& logprob : message.logprobs()) answer.logprobs.push_back(logprob.logprob());
+    if (message.finish_reason() != tandem::v1::FINISH_REASON_UNSPECIFIED) {
+      answer.finish_reason = message.finish_reason();
+    }
+    if (message.has_usage()) answer.usage = message.usage();
+    if (message.has_timing()) answer.timing = message.timing();
+  }
+  answer.status = reader->Finish();
+  (void)context;
+  return answer;
+}
+
+}  // namespace
+
+void SleepMilliseconds(int milliseconds) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+}
+
+void TestCluster::Launch(Member* member, std::vector<std::string> args) {
+  member->stderr_path = dir_.path() + "/" + member->id + ".log";
+  member->process = Process::Spawn(args, {"TANDEM_CLUSTER_SECRET=test"}, member->stderr_path);
+  const auto line = member->process->ReadLine(kStartSeconds);
+  std::string listening, metrics;
+  std::istringstream(line.value_or("")) >> listening >> member->address >> metrics >>
+      member->metrics_address;
+  if (listening != "listening" || metrics != "metrics") {
+    ADD_FAILURE() << member->id << " did not start: stdout '" << line.value_or("(nothing)")
+                  << "', stderr:\n"
+                  << ReadWholeFile(member->stderr_path);
+  }
+}
+
+void TestCluster::StartWorker(const std::string& id) {
+  auto& member = workers_[id];
+  member = std::make_unique<Member>();
+  member->id = id;
+  const bool is_prefill = id.starts_with("prefill");
+  std::vector<std::string> args = {
+      BinaryPath(is_prefill ? "tandem_prefill_worker" : "tandem_decode_worker"),
+      "--model",
+      spec_.model_dir,
+      "--router",
+      router_.address,
+      "--worker-id",
+      id};
+  if (id.starts_with("unified")) args.push_back("--role=unified");
+  args.insert(args.end(), spec_.worker_flags.begin(), spec_.worker_flags.end());
+  if (!is_prefill) args.insert(args.end(), spec_.decode_flags.begin(), spec_.decode_flags.end());
+  Launch(member.get(), args);
+}
+
+std::unique_ptr<TestCluster> TestCluster::Start(const ClusterSpec& spec) {
+  std::unique_ptr<TestCluster> cluster(new TestCluster);
+  cluster->spec_ = spec;
+  cluster->router_.id = "router";
+  std::vector<std::string> args = {BinaryPath("tandem_router"), "--model", spec.model_dir};
+  args.insert(args.end(), spec.router_flags.begin(), spec.router_flags.end());
+  cluster->Launch(&cluster->router_, args);
+  if (testing::Test::HasFailure()) return nullptr;
+  cluster->channel_ = grpc::CreateChannel(cluster->address(), grpc::InsecureChannelCredentials());
+  cluster->admin_ = tandem::v1::Admin::NewStub(cluster->channel_);
+  for (int i = 0; i < spec.prefill; ++i) cluster->StartWorker("prefill-" + std::to_string(i));
+  for (int i = 0; i < spec.decode; ++i) cluster->StartWorker("decode-" + std::to_string(i));
+  for (int i = 0; i < spec.unified; ++i) cluster->StartWorker("unified-" + std::to_string(i));
+  if (!cluster->WaitForWorkers(spec.prefill + spec.decode + spec.unified, kStartSeconds)) {
+    ADD_FAILURE() << "the cluster did not become ready:\n" << cluster->Logs();
+    return nullptr;
+  }
+  return cluster;
+}
+
+TestCluster::~TestCluster() {
+  for (auto& [id, member] : workers_) member->process->Signal(SIGKILL);
+}
+
+tandem::v1::GetClusterResponse TestCluster::GetCluster() {
+  grpc::ClientContext context;
+  context.set_deadline(DeadlineIn(5));
+  tandem::v1::GetClusterResponse response;
+  admin_->GetCluster(&context, {}, &response);
+  return response;
+}
+
+bool TestCluster::WaitForWorkers(int count, double seconds) {
+  return WaitFor(
+      [count](const tandem::v1::GetClusterResponse& cluster) {
+        int ready = 0;
+        for (const auto& worker : cluster.workers()) ready += worker.state() == "ready";
+        return ready == count && cluster.workers_size() == count;
+      },
+      seconds);
+}
+
+std::string TestCluster::Scrape(const Member& member) {
+  return RunCommand({"/usr/bin/python3", "-c",
+                     "import sys,urllib.request as "
+                     "u;sys.stdout.write(u.urlopen(sys.argv[1],timeout=10).read().decode())",
+                     "http://" + member.metrics_address + "/metrics"},
+                    20)
+      .out;
+}
+
+std::string TestCluster::Logs() const {
+  std::string logs = "== router\n" + ReadWholeFile(router_.stderr_path);
+  for (const auto& [id, member] : workers_)
+    logs += "== " + id + "\n" + ReadWholeFile(member->stderr_path);
+  return logs;
+}
+
+TestClient::TestClient(std::shared_ptr<grpc::Channel> channel)
+    : stub_(tandem::v1::Inference::NewStub(channel)) {}
+
+Answer TestClient::Generate(const tandem::v1::GenerateRequest& request, double seconds) {
+  grpc::ClientContext context;
+  context.set_deadline(DeadlineIn(seconds));
+  return Collect(&context, stub_->Generate(&context, request));
+}
+
+Answer TestClient::Chat(const tandem::v1::ChatRequest& request, double seconds) {
+  grpc::ClientContext context;
+  context.set_deadline(DeadlineIn(seconds));
+  return Collect(&context, stub_->Chat(&context, request));
+}
+
+tandem::v1::GenerateRequest TokenRequest(const std::vector<uint32_t>& ids, int max_tokens) {
+  tandem::v1::GenerateRequest request;
+  request.mutable_token_ids()->mutable_ids()->Assign(ids.begin(), ids.end());
+  auto* sampling = request.mutable_sampling();
+  sampling->set_temperature(0);
+  sampling->set_repetition_penalty(1);
+  sampling->set_max_tokens(max_tokens);
+  sampling->set_ignore_eos(true);
+  sampling->set_logprobs(0);
+  return request;
+}
+
+std::vector<uint32_t> RandomTokens(int length, int vocab, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<uint32_t> ids(length);
+  for (uint32_t& id : ids) id = 1 + random() % (vocab - 1);
+  return ids;
+}
+
+}  // namespace tandem

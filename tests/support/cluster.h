@@ -1,0 +1,114 @@
+// A real cluster of processes on loopback, and a client for it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "grpcpp/grpcpp.h"
+
+#include "tandem/v1/admin.grpc.pb.h"
+#include "tandem/v1/inference.grpc.pb.h"
+#include "tests/support/process.h"
+
+namespace tandem {
+
+struct ClusterSpec {
+  std::string model_dir;
+  int prefill = 1;
+  int decode = 1;
+  int unified = 0;
+  std::vector<std::string> router_flags;
+  std::vector<std::string> worker_flags;  // for every worker
+  std::vector<std::string> decode_flags;  // decode and unified workers
+};
+
+// One process of the cluster.
+struct Member {
+  std::string id;
+  std::string address;
+  std::string metrics_address;
+  std::unique_ptr<Process> process;
+  std::string stderr_path;
+};
+
+// Not thread-safe. Start() returns once every worker is ready. The destructor stops all.
+class TestCluster {
+ public:
+  // Null, with a gtest failure that quotes the processes' stderr, if it does not come up.
+  static std::unique_ptr<TestCluster> Start(const ClusterSpec& spec);
+  ~TestCluster();
+
+  const std::string& address() const { return router_.address; }
+  Member& router() { return router_; }
+  Member& worker(const std::string& id) { return *workers_.at(id); }
+  std::map<std::string, std::unique_ptr<Member>>& workers() { return workers_; }
+  std::shared_ptr<grpc::Channel> channel() const { return channel_; }
+  // Starts (again) a worker of that id, e.g. "prefill-0".
+  void StartWorker(const std::string& id);
+  // True once the router lists exactly `count` ready workers.
+  bool WaitForWorkers(int count, double seconds);
+  tandem::v1::GetClusterResponse GetCluster();
+  // Polls GetCluster until `condition` holds.
+  template <typename Condition>
+  bool WaitFor(Condition condition, double seconds);
+  // The text of /metrics of a member.
+  static std::string Scrape(const Member& member);
+  // stderr of all processes, for failure messages.
+  std::string Logs() const;
+
+ private:
+  TestCluster() = default;
+  void Launch(Member* member, std::vector<std::string> args);
+
+  ClusterSpec spec_;
+  TempDir dir_;
+  Member router_;
+  std::map<std::string, std::unique_ptr<Member>> workers_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<tandem::v1::Admin::Stub> admin_;
+};
+
+void SleepMilliseconds(int milliseconds);
+
+template <typename Condition>
+bool TestCluster::WaitFor(Condition condition, double seconds) {
+  for (int i = 0; i < static_cast<int>(seconds * 50) + 1; ++i) {
+    if (condition(GetCluster())) return true;
+    SleepMilliseconds(20);
+  }
+  return false;
+}
+
+// Everything one request gave.
+struct Answer {
+  grpc::Status status;
+  std::string text;
+  std::vector<uint32_t> token_ids;
+  std::vector<float> logprobs;
+  tandem::v1::FinishReason finish_reason = tandem::v1::FINISH_REASON_UNSPECIFIED;
+  tandem::v1::Usage usage;
+  tandem::v1::Timing timing;
+  int messages = 0;
+};
+
+// Thread-safe; blocking calls with a deadline.
+class TestClient {
+ public:
+  explicit TestClient(std::shared_ptr<grpc::Channel> channel);
+  Answer Generate(const tandem::v1::GenerateRequest& request, double seconds = 120);
+  Answer Chat(const tandem::v1::ChatRequest& request, double seconds = 120);
+  tandem::v1::Inference::Stub& stub() { return *stub_; }
+
+ private:
+  std::unique_ptr<tandem::v1::Inference::Stub> stub_;
+};
+
+// A greedy request over token ids that ends after exactly `max_tokens`.
+tandem::v1::GenerateRequest TokenRequest(const std::vector<uint32_t>& ids, int max_tokens);
+// `length` ids in [1, vocab), the same for the same seed.
+std::vector<uint32_t> RandomTokens(int length, int vocab, uint64_t seed);
+
+}  // namespace tandem
