@@ -39,14 +39,23 @@ class RpcServer {
 // most 1 s.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
 
-// Blocks SIGINT and SIGTERM for all threads started later; Wait() returns the signal that came.
-// Create in main() first.
+// Blocks SIGINT and SIGTERM for the calling thread and all threads started later, and ignores
+// SIGPIPE; Wait() returns the signal that came. Create in main() first, one per process.
 class SignalWaiter {
  public:
   SignalWaiter();
+  ~SignalWaiter();
+  SignalWaiter(const SignalWaiter&) = delete;
+  SignalWaiter& operator=(const SignalWaiter&) = delete;
+
+  // One thread at a time.
   int Wait();
   // From any thread: makes Wait() return 0 (drained by command).
   void Wake();
+
+ private:
+  int signal_fd_ = -1;
+  int wake_fd_ = -1;
 };
 
 }  // namespace tandem

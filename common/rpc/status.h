@@ -1,7 +1,9 @@
 // absl::Status <-> grpc::Status, with google.rpc error details.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -16,8 +18,16 @@ absl::Status WithField(absl::Status status, const std::string& field);
 // Attaches a google.rpc.RetryInfo.
 absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);
 
-// Code and message, with a google.rpc.Status holding the details (grpc-status-details-bin).
-// FromGrpcStatus keeps them.
+// What WithField and WithRetryAfter attached, also on the client's side of the wire.
+struct FieldViolation {
+  std::string field;
+  std::string description;
+};
+std::vector<FieldViolation> FieldViolations(const absl::Status& status);
+std::optional<absl::Duration> RetryAfter(const absl::Status& status);
+
+// Code and message (made valid UTF-8, cut at 1,000 bytes), with a google.rpc.Status holding the
+// details (grpc-status-details-bin). FromGrpcStatus keeps them.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 absl::Status FromGrpcStatus(const grpc::Status& status);
 

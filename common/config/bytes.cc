@@ -1,0 +1,48 @@
+#include "common/config/bytes.h"
+
+#include <array>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+
+#include "common/base/status.h"
+
+namespace tandem {
+
+absl::StatusOr<int64_t> ParseBytes(std::string_view text) {
+  double number = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  std::string unit;
+  for (const char* c = stop; c != end; ++c) {
+    if (*c != ' ') unit += static_cast<char>(std::toupper(static_cast<unsigned char>(*c)));
+  }
+  if (unit.ends_with('B')) unit.pop_back();
+  double factor = 0;
+  if (unit.empty()) factor = 1;
+  constexpr std::string_view kPrefixes = "KMGT";
+  if (!unit.empty() && unit.size() <= 2 && (unit.size() == 1 || unit[1] == 'I')) {
+    const size_t power = kPrefixes.find(unit[0]);
+    const double base = unit.size() == 2 ? 1024 : 1000;
+    if (power != std::string_view::npos) factor = std::pow(base, static_cast<double>(power + 1));
+  }
+  if (error != std::errc() || factor == 0 || !std::isfinite(number) || number < 0 ||
+      number * factor >= 9.2e18) {
+    return InvalidArgument("'{}' is not a number of bytes; give e.g. 1048576, 512MiB or 1.5GiB",
+                           text);
+  }
+  return static_cast<int64_t>(std::llround(number * factor));
+}
+
+std::string FormatBytes(int64_t bytes) {
+  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
+  double value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 1024 && unit + 1 < kUnits.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+}  // namespace tandem

@@ -1,0 +1,19 @@
+// Numbers of bytes as people write them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace tandem {
+
+// "1048576", "1.5G" (powers of 1000: K, M, G, T), "2GiB" (powers of 1024: KiB, MiB, GiB, TiB); case
+// and a blank before the unit do not matter, a trailing B is optional. InvalidArgument otherwise.
+absl::StatusOr<int64_t> ParseBytes(std::string_view text);
+
+// "57,344 B" is the caller's affair; this is for people: "14.2 GiB".
+std::string FormatBytes(int64_t bytes);
+
+}  // namespace tandem

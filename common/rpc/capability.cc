@@ -1,0 +1,54 @@
+#include <string>
+
+#include "absl/strings/str_join.h"
+#include "fmt/format.h"
+#include "google/protobuf/descriptor.h"
+
+#include "common/rpc/cluster_client.h"
+#include "xxhash.h"
+
+namespace tandem {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using internal::v1::Capability;
+
+std::string FieldText(const Capability& capability, const FieldDescriptor* field) {
+  const google::protobuf::Reflection* reflection = capability.GetReflection();
+  if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+    const std::string text = reflection->GetString(capability, field);
+    return text.empty() ? "(none)" : text;
+  }
+  return std::to_string(reflection->GetUInt32(capability, field));
+}
+
+}  // namespace
+
+// Over the descriptor, so that a field added to the message is compared too.
+std::string DescribeDifference(const Capability& expected, const Capability& got) {
+  std::vector<std::string> differences;
+  const google::protobuf::Descriptor* descriptor = Capability::descriptor();
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const FieldDescriptor* field = descriptor->field(i);
+    const std::string here = FieldText(expected, field);
+    const std::string there = FieldText(got, field);
+    if (here == there) continue;
+    const char* hint =
+        field->name() == "cluster_secret_digest" ? " (TANDEM_CLUSTER_SECRET must be the same)" : "";
+    differences.push_back(fmt::format("{} {} here, {} there{}", field->name(), here, there, hint));
+  }
+  return absl::StrJoin(differences, "; ");
+}
+
+std::string CapabilityDigest(const Capability& capability) {
+  std::string text;
+  const google::protobuf::Descriptor* descriptor = Capability::descriptor();
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const std::string value = FieldText(capability, descriptor->field(i));
+    text += fmt::format("{}={}:{};", descriptor->field(i)->name(), value.size(), value);
+  }
+  const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
+
+}  // namespace tandem

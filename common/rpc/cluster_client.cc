@@ -1,0 +1,274 @@
+#include "common/rpc/cluster_client.h"
+
+#include <algorithm>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "common/rpc/pending_blocks.h"
+#include "common/rpc/server.h"
+#include "common/rpc/status.h"
+#include "tandem/internal/v1/cluster.grpc.pb.h"
+
+namespace tandem {
+namespace {
+
+using internal::v1::BlockEvents;
+using internal::v1::LoadReport;
+using internal::v1::RouterMessage;
+using internal::v1::WorkerMessage;
+
+constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
+constexpr absl::Duration kMaxBackoff = absl::Seconds(1);
+constexpr size_t kMaxHashesPerMessage = 16384;
+// A snapshot of the whole cache and changes on top of it must fit, or every snapshot would
+// overflow.
+constexpr size_t kMinPendingHashes = 65536;
+
+// What waits to be sent, and what one stream has told. Shared by the client's thread, the callers
+// of Post* and gRPC's threads.
+struct Mailbox {
+  absl::Mutex mutex;
+  bool stopping ABSL_GUARDED_BY(mutex) = false;
+  bool joined ABSL_GUARDED_BY(mutex) = false;
+  // For the client's thread: callbacks that are due.
+  bool call_joined ABSL_GUARDED_BY(mutex) = false;
+  bool call_drain ABSL_GUARDED_BY(mutex) = false;
+  // For the stream.
+  bool draining ABSL_GUARDED_BY(mutex) = false;
+  bool draining_sent ABSL_GUARDED_BY(mutex) = false;
+  std::optional<LoadReport> load ABSL_GUARDED_BY(mutex);
+  PendingBlocks blocks ABSL_GUARDED_BY(mutex);
+};
+
+// One Join call. Reactions only note what happened; the client's thread acts. A hold is kept as
+// long as reads succeed, because Post* starts writes from outside of reactions.
+class JoinStream : public grpc::ClientBidiReactor<WorkerMessage, RouterMessage> {
+ public:
+  explicit JoinStream(Mailbox* mailbox) : mailbox_(mailbox) {}
+
+  void Start(internal::v1::Cluster::Stub* stub, const internal::v1::Hello& hello)
+      ABSL_LOCKS_EXCLUDED(mailbox_->mutex) {
+    stub->async()->Join(&context_, this);
+    absl::MutexLock lock(&mailbox_->mutex);
+    *outgoing_.mutable_hello() = hello;
+    writing_ = true;
+    StartWrite(&outgoing_);
+    StartRead(&incoming_);
+    AddHold();
+    StartCall();
+  }
+  void Cancel() { context_.TryCancel(); }
+
+  // Sends what is pending, if the stream is idle.
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_->mutex) {
+    if (writing_ || broken_ || !welcomed_) return;
+    outgoing_.Clear();
+    if (mailbox_->draining && !mailbox_->draining_sent) {
+      outgoing_.mutable_draining();
+      mailbox_->draining_sent = true;
+    } else if (mailbox_->load) {
+      *outgoing_.mutable_load() = *std::exchange(mailbox_->load, std::nullopt);
+    } else if (auto blocks = mailbox_->blocks.Take(kMaxHashesPerMessage)) {
+      *outgoing_.mutable_blocks() = std::move(*blocks);
+    } else {
+      return;
+    }
+    writing_ = true;
+    StartWrite(&outgoing_);
+  }
+
+  void OnReadDone(bool ok) override {
+    absl::MutexLock lock(&mailbox_->mutex);
+    if (!ok) {
+      Break();
+      RemoveHold();
+      return;
+    }
+    if (incoming_.has_welcome() && !welcomed_) {
+      welcomed_ = true;
+      mailbox_->joined = mailbox_->call_joined = true;
+      spdlog::info("joined the cluster of router {}", incoming_.welcome().router_id());
+    } else if (incoming_.has_drain()) {
+      mailbox_->call_drain = true;
+    }
+    Pump();
+    StartRead(&incoming_);
+  }
+  void OnWriteDone(bool ok) override {
+    absl::MutexLock lock(&mailbox_->mutex);
+    writing_ = false;
+    if (ok) {
+      Pump();
+    } else {
+      Break();
+    }
+  }
+  void OnDone(const grpc::Status& status) override {
+    absl::MutexLock lock(&mailbox_->mutex);
+    status_ = status;
+    done_ = true;
+  }
+
+  bool done() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_->mutex) { return done_; }
+  bool welcomed() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_->mutex) { return welcomed_; }
+  const grpc::Status& status() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_->mutex) {
+    return status_;
+  }
+
+ private:
+  void Break() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_->mutex) {
+    broken_ = true;
+    mailbox_->joined = false;
+  }
+
+  Mailbox* const mailbox_;
+  grpc::ClientContext context_;
+  RouterMessage incoming_;
+  WorkerMessage outgoing_ ABSL_GUARDED_BY(mailbox_->mutex);
+  bool writing_ ABSL_GUARDED_BY(mailbox_->mutex) = false;
+  bool broken_ ABSL_GUARDED_BY(mailbox_->mutex) = false;
+  bool welcomed_ ABSL_GUARDED_BY(mailbox_->mutex) = false;
+  bool done_ ABSL_GUARDED_BY(mailbox_->mutex) = false;
+  grpc::Status status_ ABSL_GUARDED_BY(mailbox_->mutex);
+};
+
+class GrpcClusterClient : public ClusterClient {
+ public:
+  explicit GrpcClusterClient(ClusterClientOptions options)
+      : options_(std::move(options)),
+        max_pending_hashes_(std::max(kMinPendingHashes, size_t{4} * options_.hello.num_blocks())),
+        stub_(internal::v1::Cluster::NewStub(MakeChannel(options_.router_address))),
+        thread_([this] { Run(); }) {}
+
+  ~GrpcClusterClient() override {
+    {
+      absl::MutexLock lock(&mailbox_.mutex);
+      mailbox_.stopping = true;
+      if (stream_ != nullptr) stream_->Cancel();
+    }
+    thread_.join();
+  }
+
+  bool joined() const override {
+    absl::MutexLock lock(&mailbox_.mutex);
+    return mailbox_.joined;
+  }
+
+  void PostLoad(LoadReport load) override {
+    absl::MutexLock lock(&mailbox_.mutex);
+    mailbox_.load = std::move(load);
+    PumpStream();
+  }
+
+  void PostBlocks(BlockEvents events) override {
+    absl::MutexLock lock(&mailbox_.mutex);
+    if (!mailbox_.joined) return;  // a snapshot is asked for on joining
+    mailbox_.blocks.Merge(events);
+    PumpStream();
+    if (mailbox_.blocks.size() > max_pending_hashes_) {
+      mailbox_.blocks.Clear();
+      mailbox_.call_joined = true;
+    }
+  }
+
+  void PostDraining() override {
+    absl::MutexLock lock(&mailbox_.mutex);
+    mailbox_.draining = true;
+    PumpStream();
+  }
+
+ private:
+  void PumpStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_.mutex) {
+    if (stream_ != nullptr) stream_->Pump();
+  }
+
+  void Run() {
+    absl::Duration backoff = kFirstBackoff;
+    absl::Time last_warning = absl::InfinitePast();
+    while (true) {
+      bool was_joined = false;
+      const absl::Status status = RunStream(&was_joined);
+      {
+        absl::MutexLock lock(&mailbox_.mutex);
+        if (mailbox_.stopping) return;
+      }
+      if (status.code() == absl::StatusCode::kFailedPrecondition && !was_joined) {
+        if (options_.on_refused) options_.on_refused(status);
+        return;
+      }
+      if (was_joined) backoff = kFirstBackoff;
+      if (was_joined || absl::Now() - last_warning > absl::Seconds(10)) {
+        last_warning = absl::Now();
+        spdlog::warn("{} router {}: {}; dialling again", was_joined ? "lost" : "cannot join",
+                     options_.router_address, std::string(status.message()));
+      }
+      absl::MutexLock lock(&mailbox_.mutex);
+      if (mailbox_.mutex.AwaitWithTimeout(absl::Condition(&mailbox_.stopping), backoff)) return;
+      backoff = std::min(2 * backoff, kMaxBackoff);
+    }
+  }
+
+  // One stream from Hello to its end; calls back meanwhile.
+  absl::Status RunStream(bool* was_joined) {
+    JoinStream stream(&mailbox_);
+    {
+      absl::MutexLock lock(&mailbox_.mutex);
+      if (mailbox_.stopping) return absl::CancelledError("stopping");
+      mailbox_.call_joined = mailbox_.call_drain = mailbox_.draining_sent = false;
+      mailbox_.blocks.Clear();
+    }
+    stream.Start(stub_.get(), options_.hello);
+    {
+      absl::MutexLock lock(&mailbox_.mutex);
+      stream_ = &stream;
+      if (mailbox_.stopping) stream.Cancel();
+    }
+    while (true) {
+      bool call_joined = false;
+      bool call_drain = false;
+      {
+        absl::MutexLock lock(&mailbox_.mutex);
+        const auto due = [this, &stream]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          return stream.done() || mailbox_.call_joined || mailbox_.call_drain;
+        };
+        mailbox_.mutex.Await(absl::Condition(&due));
+        if (stream.done()) {
+          stream_ = nullptr;
+          mailbox_.joined = false;
+          *was_joined = stream.welcomed();
+          return Ended(stream.status());
+        }
+        call_joined = std::exchange(mailbox_.call_joined, false);
+        call_drain = std::exchange(mailbox_.call_drain, false);
+      }
+      if (call_joined && options_.on_joined) options_.on_joined();
+      if (call_drain && options_.on_drain) options_.on_drain();
+    }
+  }
+
+  static absl::Status Ended(const grpc::Status& status) {
+    return status.ok() ? absl::UnavailableError("the router ended the stream")
+                       : FromGrpcStatus(status);
+  }
+
+  const ClusterClientOptions options_;
+  const size_t max_pending_hashes_;
+  const std::unique_ptr<internal::v1::Cluster::Stub> stub_;
+  mutable Mailbox mailbox_;
+  JoinStream* stream_ ABSL_GUARDED_BY(mailbox_.mutex) = nullptr;
+  std::thread thread_;  // last: runs over all of the above
+};
+
+}  // namespace
+
+std::unique_ptr<ClusterClient> ClusterClient::Start(ClusterClientOptions options) {
+  return std::make_unique<GrpcClusterClient>(std::move(options));
+}
+
+}  // namespace tandem

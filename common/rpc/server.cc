@@ -1,0 +1,144 @@
+#include "common/rpc/server.h"
+
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/impl/server_builder_option.h"
+#include "grpcpp/impl/server_builder_plugin.h"
+#include "grpcpp/impl/server_initializer.h"
+
+#include "common/base/host_port.h"
+#include "common/base/status.h"
+#include "common/rpc/health_service.h"
+
+namespace tandem {
+namespace {
+
+// A silent peer is noticed within about 2 s: a ping after 1 s of silence, and 1 s to answer it.
+constexpr int kKeepaliveMs = 1000;
+constexpr int kKeepaliveTimeoutMs = 1000;
+constexpr int kMaxMessageBytes = 64 << 20;
+
+// The only way to learn the names of the services of a built server (also of those that gRPC's
+// plugins add) is a plugin.
+class ServiceNames : public grpc::ServerBuilderPlugin {
+ public:
+  explicit ServiceNames(std::shared_ptr<HealthService> health) : health_(std::move(health)) {}
+
+  std::string name() override { return "tandem_service_names"; }
+  void InitServer(grpc::ServerInitializer* /*init*/) override {}
+  void Finish(grpc::ServerInitializer* init) override {
+    health_->SetServices(*init->GetServiceList());
+  }
+  void ChangeArguments(const std::string& /*name*/, void* /*value*/) override {}
+
+ private:
+  const std::shared_ptr<HealthService> health_;
+};
+
+class ServiceNamesOption : public grpc::ServerBuilderOption {
+ public:
+  explicit ServiceNamesOption(std::shared_ptr<HealthService> health) : health_(std::move(health)) {}
+
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->push_back(std::make_unique<ServiceNames>(health_));
+  }
+
+ private:
+  const std::shared_ptr<HealthService> health_;
+};
+
+class GrpcServer : public RpcServer {
+ public:
+  explicit GrpcServer(std::shared_ptr<HealthService> health) : health_(std::move(health)) {}
+  ~GrpcServer() override { Shutdown(absl::ZeroDuration()); }
+
+  void Init(std::unique_ptr<grpc::Server> server, HostPort address) {
+    server_ = std::move(server);
+    port_ = address.port;
+    address_ = address.ToString();
+  }
+
+  int port() const override { return port_; }
+  const std::string& address() const override { return address_; }
+  void SetServing(bool serving) override { health_->SetServing(serving); }
+  void Shutdown(absl::Duration grace) override {
+    absl::MutexLock lock(&shutdown_mutex_);
+    if (shut_down_) return;
+    shut_down_ = true;
+    health_->Shutdown();
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+    server_->Wait();
+  }
+
+ private:
+  const std::shared_ptr<HealthService> health_;
+  std::unique_ptr<grpc::Server> server_;
+  int port_ = 0;
+  std::string address_;
+
+  absl::Mutex shutdown_mutex_;  // two callers of Shutdown both return when it is done
+  bool shut_down_ ABSL_GUARDED_BY(shutdown_mutex_) = false;
+};
+
+void AddServerArguments(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
+  // Without this a second process would share the port and get half of the connections.
+  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  // Clients may ping as often as MakeChannel does, and are never sent away for it.
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 100);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  builder->SetMaxReceiveMessageSize(options.max_receive_bytes);
+  builder->SetMaxSendMessageSize(-1);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
+    const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
+  TANDEM_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen_address));
+  grpc::EnableDefaultHealthCheckService(false);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+
+  auto health = std::make_shared<HealthService>();
+  auto server = std::make_unique<GrpcServer>(health);
+  grpc::ServerBuilder builder;
+  AddServerArguments(options, &builder);
+  builder.SetOption(std::make_unique<ServiceNamesOption>(health));
+  int port = 0;
+  builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(health.get());
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::unique_ptr<grpc::Server> built = builder.BuildAndStart();
+  if (built == nullptr) {
+    return Unavailable("cannot listen on {}: {}", options.listen_address,
+                       WhyCannotListen(options.listen_address));
+  }
+  address.port = port;
+  server->Init(std::move(built), address);
+  return std::unique_ptr<RpcServer>(std::move(server));
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);  // the time a connection may take
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  arguments.SetMaxSendMessageSize(-1);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+}  // namespace tandem
