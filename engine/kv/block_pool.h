@@ -1,7 +1,8 @@
 // The KV pool's blocks: who owns which, and when a block may be used again.
 //
-//   FREE -> RESERVED -> (written, sealed) -> SHARED(ref count) -> cached (ref count 0, LRU) -> FREE
-//                 \-> QUARANTINE -> FREE
+//   FREE -> exclusive to one lease (written, sealed) -> FREE
+//             |      \-> QUARANTINE -> FREE
+//             \-> shared: known to the prefix cache, any number of leases -> cached, idle -> FREE
 //
 // Every operation is O(1) per block. Not thread-safe: the worker's loop owns pool, leases and
 // cache.
@@ -9,16 +10,20 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 
 #include "common/base/block_hash.h"
 #include "common/base/kv_layout.h"
+#include "engine/kv/cached_block_tree.h"
 
 namespace tandem {
 
 class BlockPool;
+class PrefixCache;
 
 // RAII ownership of blocks of one sequence, in sequence order. A block is either exclusive (this
 // lease may write it) or shared (read-only; it is also known to the prefix cache and perhaps to
@@ -43,6 +48,7 @@ class BlockLease {
 
  private:
   friend class BlockPool;
+  friend class PrefixCache;
   BlockLease(BlockPool* pool, std::vector<int32_t> blocks)
       : pool_(pool), blocks_(std::move(blocks)) {}
   BlockPool* pool_ = nullptr;
@@ -55,35 +61,67 @@ struct BlockPoolCounts {
   int cached = 0;       // held by the prefix cache only: reusable, evictable
   int used = 0;         // held by at least one lease
   int quarantined = 0;  // a remote writer may still touch them
+
+  bool operator==(const BlockPoolCounts&) const = default;
 };
 
 class BlockPool {
  public:
   explicit BlockPool(int num_blocks);
   ~BlockPool();  // every lease must be gone: a leaked block is a broken invariant
+  BlockPool(const BlockPool&) = delete;
+  BlockPool& operator=(const BlockPool&) = delete;
 
-  // `num_blocks` exclusive blocks, evicting unreferenced cached blocks (least recently used first)
-  // as needed. RESOURCE_EXHAUSTED, with nothing changed, if there are not enough. Reserve(0) is an
-  // empty lease.
+  // `num_blocks` exclusive blocks, evicting unreferenced cached blocks (least recently used first,
+  // the tail of a chain before its head) as needed. RESOURCE_EXHAUSTED, with nothing changed, if
+  // there are not enough. Reserve(0) is an empty lease.
   absl::StatusOr<BlockLease> Reserve(int num_blocks);
   // Blocks that Reserve could hand out now: free + cached.
-  int NumAvailable() const;
+  int NumAvailable() const { return num_free_ + tree_.num_idle(); }
   BlockPoolCounts counts() const;
 
-  // A lease whose remote writer is not known to be quiet: its exclusive blocks wait in quarantine.
-  // Returns a ticket.
+  // A lease whose remote writer is not known to be quiet: its exclusive blocks wait in quarantine,
+  // its shared ones are released. Returns a ticket, never 0.
   uint64_t Quarantine(BlockLease lease);
   // The writer is quiet or its channel dead: the blocks become free. Unknown tickets are ignored
   // (idempotent).
   void ReleaseQuarantine(uint64_t ticket);
 
   // Of the block's current use: grows whenever the block is handed out anew.
-  uint64_t generation(int32_t block) const;
+  uint64_t generation(int32_t block) const { return blocks_[Index(block)].generation; }
 
  private:
   friend class BlockLease;
   friend class PrefixCache;
-  // (state per block, intrusive free and LRU lists: engine/kv/block_pool.cc)
+
+  struct Block {
+    enum class State : uint8_t { kFree, kUsed, kCachedIdle, kQuarantined };
+    State state = State::kFree;
+    int32_t references = 0;  // leases that hold it
+    int32_t next_free = -1;
+    uint64_t generation = 0;
+  };
+
+  size_t Index(int32_t block) const;
+  int32_t PopFree();
+  void PushFree(int32_t block);
+  void ReleaseAll(std::span<const int32_t> blocks);
+  void DropReference(int32_t block, uint64_t stamp);
+  // For PrefixCache: one more lease shares a cached block.
+  void AddReference(int32_t block);
+  // For PrefixCache: `block` was removed from tree_; it is free now unless leases hold it.
+  void OnUncached(int32_t block);
+
+  std::vector<Block> blocks_;
+  int32_t free_head_ = -1;
+  int num_free_ = 0;
+  int num_used_ = 0;
+  CachedBlockTree tree_;
+  PrefixCache* cache_ = nullptr;  // told about evictions; null: nothing is cached
+  uint64_t release_stamp_ = 0;
+  uint64_t last_ticket_ = 0;
+  int num_quarantined_ = 0;
+  absl::flat_hash_map<uint64_t, std::vector<int32_t>> quarantine_;  // by ticket
 };
 
 }  // namespace tandem

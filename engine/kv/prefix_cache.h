@@ -1,50 +1,106 @@
 // Which blocks hold the KV of which token prefixes, so that a prompt's known beginning is not
 // computed again. Not thread-safe: owned by the worker's loop, beside its BlockPool.
+//
+// A hash only finds a candidate. A block serves a prompt if its tokens are the prompt's and its
+// parent is the very block that served the tokens before; so a colliding or forged hash costs a
+// recompute, never a wrong answer.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
+
+#include "absl/container/flat_hash_map.h"
 
 #include "common/base/block_hash.h"
 #include "engine/kv/block_pool.h"
 
 namespace tandem {
 
-// What changed since the last TakeEvents(), for the router's index.
+// Net changes since the last TakeEvents(), for the router's index: a hash stands in one list at
+// most.
 struct BlockEvents {
   std::vector<Hash128> stored;
   std::vector<Hash128> removed;
-  bool cleared = false;
 };
 
 class PrefixCache {
  public:
-  // `pool` outlives the cache. Disabled: Match finds nothing and Insert keeps nothing.
-  PrefixCache(BlockPool* pool, int block_size, bool enabled);
+  // The hash of a full block that follows `parent`; other than ChainBlockHash in tests only.
+  using ChainHash = std::function<Hash128(const Hash128& parent, std::span<const int32_t> tokens)>;
+
+  // `pool` outlives the cache and has no other one. Disabled: Match finds nothing and Insert keeps
+  // nothing.
+  PrefixCache(BlockPool* pool, int block_size, bool enabled, ChainHash hash = ChainBlockHash);
   ~PrefixCache();
+  PrefixCache(const PrefixCache&) = delete;
+  PrefixCache& operator=(const PrefixCache&) = delete;
 
   // The longest run of cached full blocks that begin `tokens` in the chain of `seed`, as a lease
-  // that shares them. Each block's tokens are compared, so a colliding or forged hash never
-  // matches. At most `max_blocks`.
+  // that shares them. At most `max_blocks`.
   BlockLease Match(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks);
-  // As Match, without taking references: how many blocks would match.
-  int CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks) const;
+  // As Match, without taking references: how many blocks would match. `num_idle`, if given: how
+  // many of those no lease holds, so that matching them takes them from NumAvailable().
+  int CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
+                 int* num_idle = nullptr) const;
 
   // Makes full, computed blocks of a sequence known: `lease` block i holds tokens [i * block_size,
-  // (i + 1) * block_size) for every i < tokens.size() / block_size; blocks already known to the
-  // cache are passed over quickly
-  // (`from_block`: first that may be new). Exclusive blocks become shared; where another block with
-  // the same content is cached already, this one stays exclusive to its lease.
+  // (i + 1) * block_size) for every i < tokens.size() / block_size. `from_block`: blocks before it
+  // were given to Insert or came from Match already (a hint: they are revisited where the chain
+  // needs it; 0 once at a sequence's end also repairs what evictions took out of its middle).
+  // Exclusive blocks become shared; where another block with the same content is cached already,
+  // this one stays exclusive to its lease. Blocks after a hash collision are not kept.
   void Insert(const Hash128& seed, std::span<const int32_t> tokens, const BlockLease& lease,
               int from_block);
 
   // Forgets every unreferenced block.
   void Clear();
   BlockEvents TakeEvents();
-  // All hashes now cached, for a router that has just connected.
-  std::vector<Hash128> Snapshot() const;
-  uint64_t query_tokens() const;
-  uint64_t hit_tokens() const;
+  // All hashes now cached, for a router that has just connected. Also drops pending events, which
+  // the snapshot contains.
+  std::vector<Hash128> Snapshot();
+  uint64_t query_tokens() const { return query_tokens_; }
+  uint64_t hit_tokens() const { return hit_tokens_; }
+  int block_size() const { return block_size_; }
+  bool enabled() const { return enabled_; }
+
+ private:
+  friend class BlockPool;
+
+  // What a block knows of the cached content that equals its own.
+  struct Entry {
+    Hash128 hash;        // of a cached block
+    CachedBlockId twin;  // of a block that is not cached: the cached block with the same content
+    uint64_t generation = 0;  // of the block when `twin` was noted
+  };
+
+  // Removes a block from the cache; it becomes free unless leases hold it.
+  void Evict(int32_t block);
+  // The cached block that continues `parent` with `tokens` under `hash`; -1: none.
+  int32_t Find(const Hash128& hash, CachedBlockId parent, std::span<const int32_t> tokens) const;
+  bool SameTokens(int32_t block, std::span<const int32_t> tokens) const;
+  // The cached block that has the content of `block`, a leased and computed one; false: not known.
+  bool CachedContentOf(int32_t block, CachedBlockId* id) const;
+  // Inserts one block after `parent`, whose hash is `hash`; false: nothing can follow it.
+  bool InsertBlock(int32_t block, std::span<const int32_t> tokens, CachedBlockId* parent,
+                   Hash128* hash);
+  void NoteStored(const Hash128& hash);
+  void NoteRemoved(const Hash128& hash);
+  std::span<const int32_t> BlockTokens(std::span<const int32_t> tokens, int i) const {
+    return tokens.subspan(static_cast<size_t>(i) * static_cast<size_t>(block_size_),
+                          static_cast<size_t>(block_size_));
+  }
+
+  BlockPool* const pool_;
+  const int block_size_;
+  const bool enabled_;
+  const ChainHash hash_;
+  std::vector<Entry> entries_;   // by block
+  std::vector<int32_t> tokens_;  // [block][block_size] of cached blocks
+  absl::flat_hash_map<Hash128, int32_t> by_hash_;
+  absl::flat_hash_map<Hash128, bool> pending_;  // true: stored, false: removed
+  uint64_t query_tokens_ = 0;
+  uint64_t hit_tokens_ = 0;
 };
 
 }  // namespace tandem

@@ -1,0 +1,109 @@
+#include "engine/kv/cached_block_tree.h"
+
+#include "common/base/check.h"
+
+namespace tandem {
+
+CachedBlockTree::CachedBlockTree(int num_blocks) : nodes_(static_cast<size_t>(num_blocks)) {}
+
+void CachedBlockTree::Add(int32_t block, CachedBlockId parent) {
+  Node& n = node(block);
+  TANDEM_CHECK(n.state == State::kAbsent, "block {} is cached already", block);
+  TANDEM_CHECK(Alive(parent), "parent {} of block {} is not cached", parent.block, block);
+  n.state = State::kInUse;
+  n.parent = parent;
+  n.idle_children = 0;
+  ++n.stay;
+}
+
+void CachedBlockTree::MoveUnder(int32_t block, CachedBlockId parent) {
+  Node& n = node(block);
+  TANDEM_CHECK(n.state == State::kInUse, "block {} is not in use", block);
+  TANDEM_CHECK(Alive(parent), "parent {} of block {} is not cached", parent.block, block);
+  n.parent = parent;
+}
+
+void CachedBlockTree::Remove(int32_t block) {
+  Node& n = node(block);
+  TANDEM_CHECK(n.state != State::kAbsent, "block {} is not cached", block);
+  if (n.state == State::kIdleLeaf) Unlink(block);
+  if (n.state != State::kInUse) {
+    --num_idle_;
+    ParentLosesIdleChild(n);
+  }
+  n.state = State::kAbsent;
+}
+
+void CachedBlockTree::SetIdle(int32_t block, uint64_t stamp) {
+  Node& n = node(block);
+  TANDEM_CHECK(n.state == State::kInUse, "block {} is not in use", block);
+  n.stamp = stamp;
+  ++num_idle_;
+  if (n.idle_children > 0) {
+    n.state = State::kIdleInner;
+  } else {
+    n.state = State::kIdleLeaf;
+    LinkBack(block);
+  }
+  ParentGainsIdleChild(n);
+}
+
+void CachedBlockTree::SetInUse(int32_t block) {
+  Node& n = node(block);
+  TANDEM_CHECK(IsIdle(block), "block {} is not idle", block);
+  if (n.state == State::kIdleLeaf) Unlink(block);
+  n.state = State::kInUse;
+  --num_idle_;
+  ParentLosesIdleChild(n);
+}
+
+void CachedBlockTree::ParentGainsIdleChild(const Node& child) {
+  if (child.parent.block < 0 || !Alive(child.parent)) return;
+  Node& parent = node(child.parent.block);
+  ++parent.idle_children;
+  if (parent.state == State::kIdleLeaf) {
+    Unlink(child.parent.block);
+    parent.state = State::kIdleInner;
+  }
+}
+
+void CachedBlockTree::ParentLosesIdleChild(const Node& child) {
+  if (child.parent.block < 0 || !Alive(child.parent)) return;
+  Node& parent = node(child.parent.block);
+  TANDEM_CHECK(parent.idle_children > 0, "block {} counts no idle child", child.parent.block);
+  --parent.idle_children;
+  if (parent.state != State::kIdleInner || parent.idle_children > 0) return;
+  parent.state = State::kIdleLeaf;
+  if (parent.stamp == child.stamp) {
+    LinkFront(child.parent.block);
+  } else {
+    LinkBack(child.parent.block);
+  }
+}
+
+void CachedBlockTree::LinkFront(int32_t block) {
+  Node& n = node(block);
+  n.previous = -1;
+  n.next = head_;
+  if (head_ >= 0) node(head_).previous = block;
+  head_ = block;
+  if (tail_ < 0) tail_ = block;
+}
+
+void CachedBlockTree::LinkBack(int32_t block) {
+  Node& n = node(block);
+  n.next = -1;
+  n.previous = tail_;
+  if (tail_ >= 0) node(tail_).next = block;
+  tail_ = block;
+  if (head_ < 0) head_ = block;
+}
+
+void CachedBlockTree::Unlink(int32_t block) {
+  Node& n = node(block);
+  (n.previous >= 0 ? node(n.previous).next : head_) = n.next;
+  (n.next >= 0 ? node(n.next).previous : tail_) = n.previous;
+  n.previous = n.next = -1;
+}
+
+}  // namespace tandem
