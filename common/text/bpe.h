@@ -30,6 +30,7 @@ class BpeModel {
   // does Hugging Face).
   BpeModel(const std::array<int32_t, 256>& byte_ids, const std::vector<BpeMerge>& merges);
 
+  void ReserveWholePieces(size_t n) { whole_pieces_.reserve(n); }
   // Makes pieces equal to `bytes` encode to `id` by one look-up. With `always` false only if merging gives that as well.
   void AddWholePiece(std::string bytes, int32_t id, bool always);
 

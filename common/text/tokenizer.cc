@@ -116,6 +116,8 @@ void Tokenizer::AddTokens(const TokenizerFile& file) {
   int32_t max_id = file.vocab.back().id;  // never empty: it has the 256 byte symbols
   for (const AddedToken& token : file.added_tokens) max_id = std::max(max_id, token.id);
   tokens_.resize(static_cast<size_t>(max_id) + 1);
+  id_by_token_.reserve(file.vocab.size() + file.added_tokens.size());
+  bpe_.ReserveWholePieces(file.vocab.size());
   for (const auto& [text, id] : file.vocab) {
     id_by_token_.emplace(text, id);
     tokens_[id] = {DecodedBytes(text), true, false};

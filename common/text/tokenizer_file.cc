@@ -36,12 +36,15 @@ const json& Member(const json& object, const char* key) {
   return it == object.end() ? *null : *it;
 }
 
-absl::StatusOr<int32_t> ReadId(const json& value, const std::string& path) {
-  if (!value.is_number_integer() || value < 0 || value >= kMaxTokenIds) {
-    return Bad(path, "a token id must be an integer from 0 to {}, got {}", kMaxTokenIds - 1,
-               Show(value));
-  }
+// The id in `value`, or -1 if it is none.
+int32_t IdOrNone(const json& value) {
+  if (!value.is_number_integer() || value < 0 || value >= kMaxTokenIds) return -1;
   return value.get<int32_t>();
+}
+
+absl::Status BadId(const json& value, const std::string& path) {
+  return Bad(path, "a token id must be an integer from 0 to {}, got {}", kMaxTokenIds - 1,
+             Show(value));
 }
 
 absl::StatusOr<bool> ReadBool(const json& object, const char* key, const std::string& path) {
@@ -135,8 +138,10 @@ absl::Status ReadVocab(const json& model, TokenizerFile* file, IdByText* ids) {
   const json& vocab = Member(model, "vocab");
   if (!vocab.is_object()) return Bad("model.vocab", "must be an object, got {}", Show(vocab));
   file->vocab.reserve(vocab.size());
+  ids->reserve(vocab.size());
   for (const auto& [text, value] : vocab.items()) {
-    TANDEM_ASSIGN_OR_RETURN(const int32_t id, ReadId(value, "model.vocab[" + Show(text) + "]"));
+    const int32_t id = IdOrNone(value);
+    if (id < 0) return BadId(value, "model.vocab[" + Show(text) + "]");
     file->vocab.push_back({text, id});
     ids->emplace(text, id);
   }
@@ -160,35 +165,39 @@ absl::Status ReadVocab(const json& model, TokenizerFile* file, IdByText* ids) {
   return absl::OkStatus();
 }
 
-// The two halves of a merge: "a b" or ["a", "b"].
-absl::StatusOr<std::pair<std::string, std::string>> ReadMerge(const json& merge,
-                                                              const std::string& path) {
+// The two halves of a merge, "a b" or ["a", "b"]; nullopt if it is neither.
+std::optional<std::pair<std::string_view, std::string_view>> ReadMerge(const json& merge) {
   if (merge.is_string()) {
-    const auto& text = merge.get_ref<const std::string&>();
+    const std::string_view text = merge.get_ref<const std::string&>();
     const size_t space = text.find(' ');
     if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos) {
       return std::pair(text.substr(0, space), text.substr(space + 1));
     }
   } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-    return std::pair(merge[0].get<std::string>(), merge[1].get<std::string>());
+    return std::pair<std::string_view, std::string_view>(merge[0].get_ref<const std::string&>(),
+                                                         merge[1].get_ref<const std::string&>());
   }
-  return Bad(path, "must be \"left right\" or [\"left\", \"right\"], got {}", Show(merge));
+  return std::nullopt;
 }
 
 absl::Status ReadMerges(const json& model, const IdByText& ids, TokenizerFile* file) {
   const json& merges = Member(model, "merges");
   if (!merges.is_array()) return Bad("model.merges", "must be an array, got {}", Show(merges));
   file->merges.reserve(merges.size());
+  std::string joined;
   for (size_t i = 0; i < merges.size(); ++i) {
-    const std::string path = fmt::format("model.merges[{}]", i);
-    TANDEM_ASSIGN_OR_RETURN(const auto halves, ReadMerge(merges[i], path));
-    const auto& [left, right] = halves;
-    if (left.empty() || right.empty()) return Bad(path, "has an empty half");
+    const auto path = [i] { return fmt::format("model.merges[{}]", i); };
+    const auto halves = ReadMerge(merges[i]);
+    if (!halves.has_value() || halves->first.empty() || halves->second.empty()) {
+      return Bad(path(), "must be \"left right\" or [\"left\", \"right\"], got {}",
+                 Show(merges[i]));
+    }
+    joined.assign(halves->first).append(halves->second);
     int32_t found[3];
     int n = 0;
-    for (const std::string& text : {left, right, left + right}) {
+    for (const std::string_view text : {halves->first, halves->second, std::string_view(joined)}) {
       const auto it = ids.find(text);
-      if (it == ids.end()) return Bad(path, "{} is not in model.vocab", Show(text));
+      if (it == ids.end()) return Bad(path(), "{} is not in model.vocab", Show(json(text)));
       found[n++] = it->second;
     }
     file->merges.push_back({found[0], found[1], found[2]});
@@ -199,7 +208,8 @@ absl::Status ReadMerges(const json& model, const IdByText& ids, TokenizerFile* f
 absl::StatusOr<AddedToken> ReadAddedToken(const json& value, const std::string& path) {
   if (!value.is_object()) return Bad(path, "must be an object, got {}", Show(value));
   AddedToken token;
-  TANDEM_ASSIGN_OR_RETURN(token.id, ReadId(Member(value, "id"), path + ".id"));
+  token.id = IdOrNone(Member(value, "id"));
+  if (token.id < 0) return BadId(Member(value, "id"), path + ".id");
   const json& content = Member(value, "content");
   if (!content.is_string() || content == "") {
     return Bad(path + ".content", "must be a string that is not empty, got {}", Show(content));
@@ -219,7 +229,7 @@ absl::Status ReadAddedTokens(const json& root, const IdByText& ids, TokenizerFil
   if (!added.is_array()) return Bad("added_tokens", "must be an array, got {}", Show(added));
   absl::flat_hash_map<int32_t, std::string> text_by_id;
   for (const auto& token : file->vocab) text_by_id.emplace(token.id, token.text);
-  IdByText seen;
+  TextMap<int32_t> seen;
   for (size_t i = 0; i < added.size(); ++i) {
     const std::string path = fmt::format("added_tokens[{}]", i);
     TANDEM_ASSIGN_OR_RETURN(AddedToken token, ReadAddedToken(added[i], path));
