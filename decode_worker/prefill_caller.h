@@ -1,0 +1,59 @@
+// The seam between the loop and the prefill workers: asks one of them for one prompt.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+#include "common/base/transfer_id.h"
+#include "engine/runtime/batch.h"
+#include "engine/runtime/sampling_params.h"
+
+namespace tandem {
+
+struct PrefillCall {
+  uint64_t call_id = 0;  // of this attempt
+  std::string address;   // HOST:PORT of the prefill worker
+  std::string request_id;
+  std::vector<int32_t> tokens;
+  SamplingParams sampling;
+  std::string cache_salt;
+  int priority = 0;
+  TransferId transfer;
+  uint64_t epoch = 0;
+  std::string token;               // of KvReceiver::Expect
+  int first_block = 0;             // of the prompt, that is shipped
+  std::vector<int32_t> block_ids;  // where prompt block first_block + i goes
+  absl::Time deadline;             // Clock::Real()
+};
+
+struct PrefillResult {
+  TokenLogprob first_token;
+  std::vector<TokenLogprob> prompt_logprobs;
+  int cached_tokens = 0;
+  double queue_ms = 0;
+  double prefill_ms = 0;
+  uint64_t kv_bytes = 0;
+  std::string worker_id;
+};
+
+// What came of the call `call_id`.
+struct PrefillReply {
+  uint64_t call_id = 0;
+  absl::StatusOr<PrefillResult> result = absl::UnknownError("no reply");
+};
+
+// Thread-safe. Replies reach the loop through its inbox: exactly one per Call, also after Cancel.
+class PrefillCaller {
+ public:
+  virtual ~PrefillCaller() = default;
+  // Never blocks.
+  virtual void Call(PrefillCall call) = 0;
+  // Idempotent; unknown calls are ignored.
+  virtual void Cancel(uint64_t call_id) = 0;
+};
+
+}  // namespace tandem

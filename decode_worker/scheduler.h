@@ -1,0 +1,84 @@
+// Which sequences the decode worker computes next. Pure functions over values: no clock, pool,
+// model, gRPC or metrics.
+//
+// A sequence has `length` tokens (prompt and generated), of which `computed` have KV in its blocks.
+// One token to compute is a decode step; more are a prefill that is cut into chunks. Both draw the
+// next token when they reach the end.
+//
+// The rule, over sequences in order (oldest first, see View):
+//   1. Every runnable sequence with one token to compute gets its decode step. If it needs one
+//      block more and none is free, the youngest younger sequence that holds blocks is preempted
+//      (its blocks are freed, it is recomputed later from its tokens), and so on until the block is
+//      there. If there is no younger one, the sequence stalls: it keeps its blocks and skips this
+//      batch.
+//   2. Prefills share what is left of the token budget: equal parts first, the rest to the oldest.
+//   3. A preempted sequence is resumed, oldest first and never past an older one that waits, when
+//      the free blocks hold all its tokens, the next one, and one block for every sequence that
+//      holds blocks now (so that it is not preempted again at once).
+//
+// Why there is no livelock: nobody ever takes a block from an older sequence, so the oldest
+// sequence with blocks can always get all blocks except those of sequences whose prefill is awaited
+// elsewhere; those waits are bounded, and while anyone stalls or waits for blocks nobody new is
+// admitted (CanAdmit).
+#pragma once
+
+#include <vector>
+
+namespace tandem {
+
+struct SchedulerLimits {
+  int block_size = 16;                // tokens
+  int max_num_seqs = 64;              // sequences admitted, in any phase
+  int max_num_batched_tokens = 2048;  // per batch; >= max_num_seqs, so that every decode step fits
+};
+
+// Blocks for `tokens` tokens.
+constexpr int BlocksFor(int tokens, int block_size) {
+  return (tokens + block_size - 1) / block_size;
+}
+
+enum class SequencePhase {
+  kAwaitingPrefill,  // a prefill worker computes it; its blocks cannot be taken
+  kRunnable,         // holds the blocks of `computed` tokens and maybe more
+  kPreempted,        // holds no blocks
+};
+
+struct SequenceView {
+  SequencePhase phase = SequencePhase::kRunnable;
+  int length = 0;       // tokens, >= 1
+  int computed = 0;     // < length
+  int blocks = 0;       // held
+  bool paused = false;  // its reader is slow: not computed, may be preempted
+};
+
+struct SchedulerView {
+  std::vector<SequenceView> sequences;  // oldest first
+  int free_blocks = 0;                  // that the pool could hand out now
+};
+
+struct ScheduledRun {
+  int sequence = 0;  // index into the view
+  int num_tokens = 0;
+  int new_blocks = 0;  // to reserve first
+};
+
+struct Plan {
+  std::vector<int> preempt;  // indices, in this order, before anything else
+  std::vector<ScheduledRun> runs;
+  std::vector<int> resume;   // indices, in this order; they take part from the next batch on
+  std::vector<int> stalled;  // would have run had there been blocks
+};
+
+// An estimate where blocks are shared: preempting a sequence may free fewer blocks than it holds.
+// The caller then cannot reserve for some run, leaves it out, and asks again.
+Plan NextBatch(const SchedulerView& view, const SchedulerLimits& limits);
+
+enum class Admission { kYes, kTooManySequences, kNoBlocks };
+
+// May a new sequence that needs `needed_blocks` (prompt blocks not cached, and room to grow) come
+// in, where `total_blocks` are in the pool? One percent of the pool, and what the next batch will
+// take, is left to those already running. No, while anyone stalls or is preempted.
+Admission CanAdmit(const SchedulerView& view, int needed_blocks, int total_blocks,
+                   const SchedulerLimits& limits);
+
+}  // namespace tandem

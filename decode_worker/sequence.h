@@ -1,0 +1,70 @@
+// One request being computed, as the decode loop holds it. Not thread-safe: owned by the loop.
+//
+// What another worker would need to carry a sequence on is small: its tokens, the prompt's length
+// and the sampling parameters (draws depend on seed and position only). All else can be rebuilt, as
+// it is after a preemption.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+
+#include "common/base/block_hash.h"
+#include "common/base/transfer_id.h"
+#include "decode_worker/request.h"
+#include "decode_worker/scheduler.h"
+#include "decode_worker/token_stream.h"
+#include "engine/kv/block_pool.h"
+#include "kvtransfer/channel/kv_endpoints.h"
+
+namespace tandem {
+
+// One prompt asked of one prefill worker.
+struct PrefillAttempt {
+  uint64_t call_id = 0;
+  TransferId transfer;
+  uint64_t epoch = 0;
+  PrefillPeer peer;
+  BlockLease target;  // being written by the peer, and the room to grow behind
+  bool replied = false;
+  bool sealed = false;
+  absl::Time replied_at;
+  absl::Time sealed_at;
+  TransferStats stats;  // once sealed
+};
+
+struct Sequence {
+  DecodeWork work;  // work.tokens was moved to `tokens`
+  std::shared_ptr<TokenStream> stream;
+
+  std::vector<int32_t> tokens;  // prompt, then generated
+  int prompt_length = 0;
+  Hash128 hash_seed;
+
+  SequencePhase phase = SequencePhase::kRunnable;
+  bool closed = false;    // its stream has ended; it is swept out at the end of the step
+  int computed = 0;       // tokens whose KV lies in `lease`
+  int cached_blocks = 0;  // of `lease`, known to the prefix cache
+  BlockLease lease;
+  std::unique_ptr<PrefillAttempt> attempt;  // kAwaitingPrefill only
+  size_t next_candidate = 0;                // of work.prefill
+
+  int cached_tokens = 0;
+  std::vector<TokenLogprob> prompt_logprobs;  // until the first token is out
+  WorkerTimes times;
+  absl::Time reserved_at;
+  absl::Time prefill_started_at = absl::InfiniteFuture();  // of a local prefill
+  absl::Time runnable_at;                                  // first decode step could begin
+  absl::Time first_token_at;
+  absl::Time last_token_at;
+  absl::Time paused_at = absl::InfiniteFuture();  // its reader is slow since; future: it is not
+
+  int length() const { return static_cast<int>(tokens.size()); }
+  int generated() const { return length() - prompt_length; }
+  bool paused() const { return paused_at != absl::InfiniteFuture(); }
+};
+
+}  // namespace tandem

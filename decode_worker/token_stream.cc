@@ -1,0 +1,82 @@
+#include "decode_worker/token_stream.h"
+
+#include <iterator>
+#include <utility>
+
+#include "common/base/check.h"
+
+namespace tandem {
+namespace {
+
+template <typename T>
+void MoveAppend(std::vector<T>* to, std::vector<T> from) {
+  to->insert(to->end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+}
+
+}  // namespace
+
+TokenStream::TokenStream(std::function<void()> wake, std::function<void()> on_drained)
+    : wake_(std::move(wake)), on_drained_(std::move(on_drained)) {}
+
+bool TokenStream::TakeIdle() { return std::exchange(idle_, false); }
+
+void TokenStream::Append(TokenDelta delta) {
+  bool wake;
+  {
+    absl::MutexLock lock(&mutex_);
+    TANDEM_CHECK(!end_.has_value(), "tokens after the end of a stream");
+    if (!pending_.has_value()) {
+      pending_ = std::move(delta);
+    } else {
+      MoveAppend(&pending_->tokens, std::move(delta.tokens));
+      MoveAppend(&pending_->prompt_logprobs, std::move(delta.prompt_logprobs));
+      pending_->finish = delta.finish;
+      pending_->cached_tokens = delta.cached_tokens;
+      if (delta.times.has_value()) pending_->times = std::move(delta.times);
+    }
+    wake = TakeIdle();
+  }
+  if (wake && wake_) wake_();
+}
+
+void TokenStream::End(absl::Status status) {
+  bool wake;
+  {
+    absl::MutexLock lock(&mutex_);
+    TANDEM_CHECK(!end_.has_value(), "a stream ends once");
+    end_ = std::move(status);
+    wake = TakeIdle();
+  }
+  if (wake && wake_) wake_();
+}
+
+size_t TokenStream::pending() const {
+  absl::MutexLock lock(&mutex_);
+  return pending_.has_value() ? pending_->tokens.size() : 0;
+}
+
+void TokenStream::NotifyWhenDrained() {
+  absl::MutexLock lock(&mutex_);
+  notify_drained_ = true;
+}
+
+TokenStream::Item TokenStream::Take() {
+  Item item;
+  bool drained;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (pending_.has_value()) {
+      item = *std::exchange(pending_, std::nullopt);
+    } else if (end_.has_value()) {
+      return *end_;
+    } else {
+      idle_ = true;
+      return item;
+    }
+    drained = std::exchange(notify_drained_, false);
+  }
+  if (drained && on_drained_) on_drained_();
+  return item;
+}
+
+}  // namespace tandem
