@@ -4,10 +4,12 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/impl/server_builder_plugin.h"
 #include "grpcpp/impl/server_initializer.h"
+#include "spdlog/spdlog.h"
 
 #include "common/base/host_port.h"
 #include "common/base/status.h"
@@ -38,6 +40,14 @@ class ServiceNames : public grpc::ServerBuilderPlugin {
   const std::shared_ptr<HealthService> health_;
 };
 
+// gRPC's own lines say at length what our statuses say in one: they go to the debug log.
+void QuietGrpcOnce() {
+  [[maybe_unused]] static const bool done = [] {
+    gpr_set_log_function([](gpr_log_func_args* line) { spdlog::debug("grpc: {}", line->message); });
+    return true;
+  }();
+}
+
 class ServiceNamesOption : public grpc::ServerBuilderOption {
  public:
   explicit ServiceNamesOption(std::shared_ptr<HealthService> health) : health_(std::move(health)) {}
@@ -67,7 +77,7 @@ class GrpcServer : public RpcServer {
   void SetServing(bool serving) override { health_->SetServing(serving); }
   void Shutdown(absl::Duration grace) override {
     absl::MutexLock lock(&shutdown_mutex_);
-    if (shut_down_) return;
+    if (shut_down_ || server_ == nullptr) return;
     shut_down_ = true;
     health_->Shutdown();
     server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
@@ -103,6 +113,7 @@ void AddServerArguments(const RpcServerOptions& options, grpc::ServerBuilder* bu
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
   TANDEM_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen_address));
+  QuietGrpcOnce();
   grpc::EnableDefaultHealthCheckService(false);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
@@ -126,6 +137,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
 }
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+  QuietGrpcOnce();
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);

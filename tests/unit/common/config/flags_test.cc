@@ -1,0 +1,175 @@
+#include "common/config/flags.h"
+
+#include <cstdio>
+#include <fstream>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace tandem {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+struct Options {
+  bool caching = true;
+  int block_size = 16;
+  uint64_t seed = 0;
+  double timeout = 30;
+  std::string model;
+  int64_t memory = 0;
+  std::string dtype = "auto";
+};
+
+class FlagsTest : public testing::Test {
+ protected:
+  FlagsTest() : flags_("tandem_test", "Tests flags.") {
+    flags_.Add("--enable-prefix-caching", &options_.caching, "keep finished blocks");
+    flags_.Add("--block-size", &options_.block_size, "KV block size", "tokens");
+    flags_.Add("--seed", &options_.seed, "random seed");
+    flags_.Add("--drain-timeout", &options_.timeout, "time to finish", "s");
+    flags_.Add("--model", &options_.model, "checkpoint", "directory");
+    flags_.AddBytes("--kv-cache-memory-bytes", &options_.memory, "KV memory");
+    flags_.AddChoice("--dtype", &options_.dtype, {"auto", "float32", "bfloat16"}, "element type");
+  }
+  ~FlagsTest() override {
+    if (!config_.empty()) std::remove(config_.c_str());
+  }
+
+  std::string Error(const std::vector<std::string>& args) {
+    const absl::Status status = flags_.Parse(args);
+    return std::string(status.message());
+  }
+  std::string WriteConfig(const std::string& text) {
+    const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
+    config_ = testing::TempDir() + "tandem_flags_" + test->name() + ".yaml";
+    std::ofstream(config_) << text;
+    return config_;
+  }
+
+  Options options_;
+  FlagSet flags_;
+  std::string config_;
+};
+
+TEST_F(FlagsTest, ReadsEveryKind) {
+  ASSERT_EQ(Error({"--no-enable-prefix-caching", "--block-size", "32",
+                   "--seed=18446744073709551615", "--drain-timeout", "0.5", "--model=/a b",
+                   "--kv-cache-memory-bytes", "2GiB", "--dtype", "float32"}),
+            "");
+  EXPECT_FALSE(options_.caching);
+  EXPECT_EQ(options_.block_size, 32);
+  EXPECT_EQ(options_.seed, UINT64_MAX);
+  EXPECT_EQ(options_.timeout, 0.5);
+  EXPECT_EQ(options_.model, "/a b");
+  EXPECT_EQ(options_.memory, int64_t{2} << 30);
+  EXPECT_EQ(options_.dtype, "float32");
+}
+
+TEST_F(FlagsTest, BooleanForms) {
+  ASSERT_EQ(Error({"--enable-prefix-caching=false"}), "");
+  EXPECT_FALSE(options_.caching);
+  ASSERT_EQ(Error({"--enable-prefix-caching"}), "");
+  EXPECT_TRUE(options_.caching);
+  EXPECT_THAT(Error({"--enable-prefix-caching=maybe"}), HasSubstr("maybe"));
+}
+
+TEST_F(FlagsTest, LastOneWinsAndValuesMayLookLikeFlags) {
+  ASSERT_EQ(Error({"--block-size", "16", "--block-size", "64", "--model", "--odd"}), "");
+  EXPECT_EQ(options_.block_size, 64);
+  EXPECT_EQ(options_.model, "--odd");
+  ASSERT_EQ(Error({"--block-size", "-5", "--model="}), "");
+  EXPECT_EQ(options_.block_size, -5);
+  EXPECT_EQ(options_.model, "");
+}
+
+TEST_F(FlagsTest, UnknownFlagSuggestsTheNearest) {
+  EXPECT_EQ(Error({"--blok-size", "16"}), "unknown flag --blok-size; did you mean --block-size?");
+  EXPECT_EQ(Error({"--blok-size=16"}), "unknown flag --blok-size; did you mean --block-size?");
+  EXPECT_THAT(Error({"--zzzzzzzzzzzz"}), HasSubstr("tandem_test --help"));
+  EXPECT_THAT(Error({"stray"}), HasSubstr("unexpected argument 'stray'"));
+}
+
+TEST_F(FlagsTest, BadValuesNameFlagAndValue) {
+  EXPECT_THAT(Error({"--block-size", "many"}),
+              testing::AllOf(HasSubstr("--block-size"), HasSubstr("'many'"), HasSubstr("integer")));
+  EXPECT_THAT(Error({"--block-size", "16x"}), HasSubstr("'16x'"));
+  EXPECT_THAT(Error({"--block-size", "99999999999"}), HasSubstr("out of range"));
+  EXPECT_THAT(Error({"--seed", "-1"}), HasSubstr("--seed"));
+  EXPECT_THAT(Error({"--drain-timeout", "nan"}), HasSubstr("finite"));
+  EXPECT_THAT(Error({"--kv-cache-memory-bytes", "2XB"}), HasSubstr("2XB"));
+  EXPECT_THAT(Error({"--dtype", "float23"}), HasSubstr("did you mean float32?"));
+  EXPECT_THAT(Error({"--block-size"}), HasSubstr("--block-size"));
+}
+
+TEST_F(FlagsTest, YamlHasTheSameNamesAndFlagsWin) {
+  const std::string path = WriteConfig(
+      "block-size: 64\nkv_cache_memory_bytes: 1GiB\nenable-prefix-caching: false\n"
+      "model: \"/m\"\n");
+  ASSERT_EQ(Error({"--config", path, "--block-size=128"}), "");
+  EXPECT_EQ(options_.block_size, 128);
+  EXPECT_EQ(options_.memory, int64_t{1} << 30);
+  EXPECT_FALSE(options_.caching);
+  EXPECT_EQ(options_.model, "/m");
+}
+
+TEST_F(FlagsTest, YamlErrorsNameFileLineAndNearestKey) {
+  const std::string path = WriteConfig("seed: 1\nblock_sise: 64\n");
+  EXPECT_THAT(Error({"--config", path}),
+              testing::AllOf(HasSubstr(path), HasSubstr("line 2"), HasSubstr("--block-size")));
+  WriteConfig("block-size: lots\n");
+  EXPECT_THAT(Error({"--config", path}), HasSubstr("'lots'"));
+  WriteConfig("block-size: [1, 2]\n");
+  EXPECT_THAT(Error({"--config", path}), HasSubstr("one value"));
+  WriteConfig("block-size: 16\nblock_size: 32\n");
+  EXPECT_THAT(Error({"--config", path}), HasSubstr("twice"));
+  WriteConfig("- 1\n");
+  EXPECT_THAT(Error({"--config", path}), HasSubstr("map"));
+  WriteConfig("a: {b\n");
+  EXPECT_THAT(Error({"--config", path}), HasSubstr(path));
+  WriteConfig("");
+  EXPECT_EQ(Error({"--config", path}), "");
+  EXPECT_THAT(Error({"--config", "/nowhere.yaml"}), HasSubstr("/nowhere.yaml"));
+}
+
+TEST_F(FlagsTest, HelpListsFlagUnitAndDefault) {
+  ASSERT_EQ(Error({"--help"}), "");
+  EXPECT_TRUE(flags_.HelpRequested());
+  const std::string help = flags_.Help();
+  EXPECT_THAT(help, HasSubstr("KV block size (tokens; default 16)"));
+  EXPECT_THAT(help, HasSubstr("--no-enable-prefix-caching"));
+  EXPECT_THAT(help, HasSubstr("auto, float32, bfloat16"));
+  EXPECT_THAT(help, HasSubstr("--config"));
+}
+
+TEST_F(FlagsTest, CollectUnknownKeepsWhatIsNotOurs) {
+  std::vector<std::string> rest;
+  flags_.CollectUnknown(&rest);
+  const std::string path = WriteConfig("max_num_seqs: 8\nblock-size: 32\n");
+  ASSERT_EQ(Error({"--config", path, "--role=unified", "--seed", "3", "--num-threads", "2"}), "");
+  EXPECT_THAT(rest, ElementsAre("--role=unified", "--num-threads", "2", "--max-num-seqs=8"));
+  EXPECT_EQ(options_.seed, 3u);
+  EXPECT_EQ(options_.block_size, 32);
+}
+
+TEST(FlagsPositionalTest, RequiredAndOptional) {
+  std::string dir;
+  std::string extra = "none";
+  FlagSet flags("tandem inspect", "Says what a model needs.");
+  flags.AddPositional("MODEL_DIR", &dir, "checkpoint directory", true);
+  flags.AddPositional("EXTRA", &extra, "more", false);
+  EXPECT_THAT(std::string(flags.Parse(std::vector<std::string>{}).message()),
+              HasSubstr("MODEL_DIR is missing"));
+  ASSERT_TRUE(flags.Parse(std::vector<std::string>{"/model"}).ok());
+  EXPECT_EQ(dir, "/model");
+  EXPECT_EQ(extra, "none");
+  ASSERT_TRUE(flags.Parse(std::vector<std::string>{"/model", "x"}).ok());
+  EXPECT_EQ(extra, "x");
+  EXPECT_FALSE(flags.Parse(std::vector<std::string>{"/model", "x", "y"}).ok());
+  EXPECT_TRUE(flags.Parse(std::vector<std::string>{"--help"}).ok());
+  EXPECT_THAT(flags.Names(), ElementsAre("--help", "--config"));
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,100 @@
+#include "common/metrics/metrics.h"
+
+#include <algorithm>
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace tandem {
+namespace {
+
+using testing::HasSubstr;
+
+// GET /metrics through a raw socket, as a foreign scraper would.
+std::string Scrape(const std::string& address) {
+  const int port = std::stoi(address.substr(address.rfind(':') + 1));
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in peer{};
+  peer.sin_family = AF_INET;
+  peer.sin_port = htons(static_cast<uint16_t>(port));
+  peer.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::string out;
+  if (connect(fd, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)) == 0) {
+    const std::string request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+    char buffer[4096];
+    ssize_t n = 0;
+    while ((n = read(fd, buffer, sizeof(buffer))) > 0) out.append(buffer, static_cast<size_t>(n));
+  }
+  close(fd);
+  return out;
+}
+
+TEST(MetricsTest, ServesWhatIsCounted) {
+  Metrics metrics;
+  EXPECT_EQ(metrics.address(), "");
+  ASSERT_TRUE(metrics.Serve("127.0.0.1:0").ok());
+  EXPECT_NE(metrics.address(), "127.0.0.1:0");
+  metrics.Counter("tandem_things_total", "Things.", {{"kind", "a"}}).Increment(3);
+  metrics.Gauge("tandem_level", "Level.").Set(2.5);
+  metrics.Histogram("tandem_gap_seconds", "Gaps.", TokenGapBuckets()).Observe(0.0007);
+  const std::string page = Scrape(metrics.address());
+  EXPECT_THAT(page, HasSubstr("200 OK"));
+  EXPECT_THAT(page, HasSubstr("# HELP tandem_things_total Things."));
+  EXPECT_THAT(page, HasSubstr("tandem_things_total{kind=\"a\"} 3"));
+  EXPECT_THAT(page, HasSubstr("tandem_level 2.5"));
+  EXPECT_THAT(page, HasSubstr("tandem_gap_seconds_bucket{le=\"0.0005\"} 0"));
+  EXPECT_THAT(page, HasSubstr("tandem_gap_seconds_bucket{le=\"0.001\"} 1"));
+}
+
+TEST(MetricsTest, SameNameAndLabelsAreTheSameChild) {
+  Metrics metrics;
+  metrics.Counter("tandem_x_total", "X.", {{"k", "1"}}).Increment();
+  metrics.Counter("tandem_x_total", "X.", {{"k", "1"}}).Increment();
+  metrics.Counter("tandem_x_total", "X.", {{"k", "2"}}).Increment();
+  EXPECT_THAT(metrics.Render(), HasSubstr("tandem_x_total{k=\"1\"} 2"));
+  EXPECT_THAT(metrics.Render(), HasSubstr("tandem_x_total{k=\"2\"} 1"));
+}
+
+TEST(MetricsTest, PortInUseIsNamed) {
+  Metrics first;
+  ASSERT_TRUE(first.Serve("127.0.0.1:0").ok());
+  Metrics second;
+  const absl::Status status = second.Serve(first.address());
+  ASSERT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), HasSubstr(first.address()));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("port in use"));
+}
+
+TEST(MetricsTest, BadAddresses) {
+  for (const char* address : {"", "localhost", ":80", "127.0.0.1:99999", "127.0.0.1:x", "::1:80"}) {
+    Metrics metrics;
+    EXPECT_FALSE(metrics.Serve(address).ok()) << address;
+  }
+  Metrics metrics;
+  EXPECT_THAT(std::string(metrics.Serve("no-such-host.invalid:0").message()),
+              HasSubstr("no-such-host.invalid"));
+}
+
+TEST(MetricsDeathTest, MalformedNameIsABrokenInvariant) {
+  Metrics metrics;
+  EXPECT_DEATH(metrics.Counter("tandem-with-dash", "X."), "tandem-with-dash");
+}
+
+TEST(BucketsTest, AscendAndCoverTheirRange) {
+  for (const auto* buckets :
+       {&TokenGapBuckets(), &StageBuckets(), &RequestBuckets(), &BatchSizeBuckets()}) {
+    EXPECT_TRUE(std::is_sorted(buckets->begin(), buckets->end(), std::less_equal<>()));
+  }
+  EXPECT_DOUBLE_EQ(TokenGapBuckets().front(), 0.0005);
+  EXPECT_DOUBLE_EQ(StageBuckets().front(), 0.00005);
+  EXPECT_DOUBLE_EQ(RequestBuckets().back(), 600);
+  EXPECT_DOUBLE_EQ(BatchSizeBuckets().back(), 65536);
+}
+
+}  // namespace
+}  // namespace tandem

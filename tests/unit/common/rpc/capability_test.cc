@@ -1,0 +1,53 @@
+#include "gmock/gmock.h"
+#include "google/protobuf/descriptor.h"
+#include "gtest/gtest.h"
+
+#include "common/rpc/cluster_client.h"
+
+namespace tandem {
+namespace {
+
+using internal::v1::Capability;
+using testing::HasSubstr;
+
+TEST(CapabilityTest, EqualHasNoDifference) {
+  Capability capability;
+  capability.set_model("m");
+  capability.set_block_size(16);
+  EXPECT_EQ(DescribeDifference(capability, capability), "");
+  EXPECT_EQ(CapabilityDigest(capability), CapabilityDigest(capability));
+  EXPECT_EQ(CapabilityDigest(capability).size(), 32u);
+}
+
+TEST(CapabilityTest, NamesWhatDiffers) {
+  Capability here;
+  here.set_block_size(16);
+  here.set_dtype("float32");
+  Capability there = here;
+  there.set_block_size(32);
+  EXPECT_EQ(DescribeDifference(here, there), "block_size 16 here, 32 there");
+  there.set_dtype("");
+  EXPECT_EQ(DescribeDifference(here, there),
+            "dtype float32 here, (none) there; block_size 16 here, 32 there");
+  there.set_cluster_secret_digest("x");
+  EXPECT_THAT(DescribeDifference(here, there), HasSubstr("TANDEM_CLUSTER_SECRET"));
+}
+
+TEST(CapabilityTest, EveryFieldIsCompared) {
+  const Capability base;
+  const google::protobuf::Descriptor* descriptor = Capability::descriptor();
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const google::protobuf::FieldDescriptor* field = descriptor->field(i);
+    Capability changed;
+    if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING) {
+      changed.GetReflection()->SetString(&changed, field, "other");
+    } else {
+      changed.GetReflection()->SetUInt32(&changed, field, 7);
+    }
+    EXPECT_THAT(DescribeDifference(base, changed), HasSubstr(field->name()));
+    EXPECT_NE(CapabilityDigest(base), CapabilityDigest(changed)) << field->name();
+  }
+}
+
+}  // namespace
+}  // namespace tandem
