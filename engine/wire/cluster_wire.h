@@ -1,0 +1,29 @@
+// What a worker tells the router about itself and its prefix cache. Functions without state:
+// thread-safe.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+
+#include "engine/kv/prefix_cache.h"
+#include "engine/runtime/engine.h"
+#include "tandem/internal/v1/cluster.pb.h"
+
+namespace tandem {
+
+// Grows with every change after which old and new workers must not exchange KV.
+inline constexpr uint32_t kProtocolVersion = 1;
+
+// Two workers may exchange KV and give the same tokens exactly when all fields agree. The
+// tokenizer's digest is of MODEL_DIR/tokenizer.json; the secret's reveals nothing of it.
+internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name,
+                                      const std::string& cluster_secret);
+
+// `cleared`: the events are a snapshot that replaces all the router knew.
+internal::v1::BlockEvents BlockEventsToProto(const BlockEvents& events, bool cleared);
+
+// The directory's own name, for --served-model-name; "model" where there is none.
+std::string DefaultModelName(const std::string& model_dir);
+
+}  // namespace tandem

@@ -1,0 +1,310 @@
+// A decode loop between fakes that a test steps by hand: prefill workers and senders that do what
+// the test says, and readers that read when it says so. One thread, a clock that stands still.
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "decode_worker/loop.h"
+#include "tests/fakes/fake_clock.h"
+#include "tests/fakes/fake_model_runner.h"
+
+namespace tandem {
+
+inline constexpr int kVocab = 1000;
+inline constexpr int kLayers = 2;
+
+// Notes what is expected and cancelled; nothing is moved here.
+class FakeReceiver : public KvReceiver {
+ public:
+  const std::string& address() const override { return address_; }
+  absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
+                                     std::vector<int32_t> blocks) override {
+    EXPECT_TRUE(expected.emplace(id.ToHex(), blocks).second) << "a transfer id was used twice";
+    EXPECT_GE(epoch, 1u);
+    return "token";
+  }
+  void Cancel(const TransferId& id, uint64_t) override { cancelled.insert(id.ToHex()); }
+
+  std::map<std::string, std::vector<int32_t>> expected;  // by transfer
+  std::set<std::string> cancelled;
+
+ private:
+  std::string address_ = "127.0.0.1:1";
+};
+
+// One Prefill call and the transfer that belongs to it, as the far side sees them.
+struct FakeCall {
+  PrefillCall call;
+  bool call_cancelled = false;
+  bool replied = false;
+  bool sealed = false;
+  bool failed = false;
+  bool quiet = false;
+};
+
+class FakeCaller : public PrefillCaller {
+ public:
+  void Call(PrefillCall call) override {
+    calls.push_back(std::make_unique<FakeCall>());
+    calls.back()->call = std::move(call);
+  }
+  void Cancel(uint64_t call_id) override {
+    for (auto& c : calls) {
+      if (c->call.call_id == call_id) c->call_cancelled = true;
+    }
+  }
+
+  std::vector<std::unique_ptr<FakeCall>> calls;
+};
+
+// One client of the loop.
+struct Client {
+  uint64_t id = 0;
+  std::vector<int32_t> prompt;
+  SamplingParams sampling;
+  std::shared_ptr<TokenStream> stream;
+  bool reading = true;
+  std::vector<TokenDelta> deltas;
+  std::optional<absl::Status> end;
+
+  std::vector<int32_t> Tokens() const {
+    std::vector<int32_t> out;
+    for (const TokenDelta& delta : deltas) {
+      for (const TokenLogprob& token : delta.tokens) out.push_back(token.token);
+    }
+    return out;
+  }
+  FinishReason Finish() const {
+    return deltas.empty() ? FinishReason::kNone : deltas.back().finish;
+  }
+  void Read() {
+    while (reading && !end.has_value()) {
+      TokenStream::Item item = stream->Take();
+      if (auto* delta = std::get_if<TokenDelta>(&item)) {
+        deltas.push_back(std::move(*delta));
+      } else if (auto* status = std::get_if<absl::Status>(&item)) {
+        end = *status;
+      } else {
+        return;
+      }
+    }
+  }
+};
+
+struct HarnessOptions {
+  int num_blocks = 64;
+  int block_size = 4;
+  bool caching = true;
+  LoopOptions loop;
+  std::function<absl::Status(const Batch&)> before_run;
+};
+
+class LoopHarness {
+ public:
+  explicit LoopHarness(HarnessOptions options)
+      : options_(Resolve(std::move(options))),
+        memory_(options_.num_blocks, options_.block_size, kLayers),
+        far_memory_(BlocksFor(options_.loop.max_model_len, options_.block_size),
+                    options_.block_size, kLayers),
+        pool(options_.num_blocks),
+        cache(&pool, options_.block_size, options_.caching),
+        runner(memory_.region(),
+               FakeModelOptions{kVocab, options_.loop.limits.max_num_batched_tokens,
+                                options_.before_run}),
+        decode_metrics(&metrics),
+        inbox(1024) {
+    LoopParts parts{&runner, &pool, &cache, &receiver, &caller, &clock, &decode_metrics, &inbox};
+    LoopHooks hooks;
+    hooks.report = [this](const LoadSnapshot& load) { last_load = load; };
+    hooks.blocks = [this](const BlockEvents& events, bool cleared) {
+      if (cleared) stored.clear();
+      for (const Hash128& hash : events.stored) stored.insert(hash.ToHex());
+      for (const Hash128& hash : events.removed) stored.erase(hash.ToHex());
+    };
+    loop = std::make_unique<DecodeLoop>(options_.loop, parts, std::move(hooks));
+  }
+
+  // `peers`: how many prefill candidates the route names.
+  Client& Submit(std::vector<int32_t> prompt, SamplingParams sampling, int peers = 0,
+                 int priority = 0, absl::Duration timeout = absl::InfiniteDuration()) {
+    clients.push_back(std::make_unique<Client>());
+    Client& client = *clients.back();
+    client.id = clients.size();
+    client.prompt = prompt;
+    client.sampling = sampling;
+    client.stream = std::make_shared<TokenStream>(nullptr, [this] { inbox.Wake(); });
+    WorkArrived event;
+    event.work.id = client.id;
+    event.work.request_id = "r" + std::to_string(client.id);
+    event.work.tokens = std::move(prompt);
+    event.work.sampling = sampling;
+    event.work.priority = priority;
+    event.work.arrived = clock.Now();
+    event.work.deadline = clock.Now() + timeout;
+    for (int i = 0; i < peers; ++i) {
+      event.work.prefill.push_back({"p" + std::to_string(i), "host:" + std::to_string(i)});
+    }
+    event.stream = client.stream;
+    inbox.Push(std::move(event));
+    return client;
+  }
+  void Cancel(const Client& client) { inbox.Push(WorkCancelled{client.id}); }
+
+  bool Step() {
+    const bool busy = loop->Step(absl::ZeroDuration());
+    for (auto& client : clients) client->Read();
+    return busy;
+  }
+  // Until nothing moves any more.
+  void StepAll(int limit = 100000) {
+    int idle = 0;
+    while (idle < 2 && --limit > 0) idle = Step() ? 0 : idle + 1;
+    ASSERT_GT(limit, 0) << "the loop never came to rest";
+  }
+
+  // ---- the far side ----
+  std::vector<int32_t> Reference(const Client& client) const {
+    return FakeReferenceTokens(client.prompt, client.sampling, options_.loop.max_model_len, kVocab,
+                               kLayers);
+  }
+  // Writes the true KV into the target blocks.
+  void Write(const FakeCall& c) {
+    FakeModelRunner far(far_memory_.region(), FakeModelOptions{kVocab});
+    const PrefillCall& call = c.call;
+    std::vector<int32_t> table;
+    const int blocks = BlocksFor(static_cast<int>(call.tokens.size()), options_.block_size);
+    for (int i = 0; i < blocks; ++i) table.push_back(i);
+    Batch batch;
+    BatchItem& item = batch.items.emplace_back();
+    item.tokens = call.tokens;
+    item.num_tokens = static_cast<int>(call.tokens.size());
+    item.prompt_length = item.num_tokens;
+    item.block_table = table;
+    ASSERT_TRUE(far.Run(batch).ok());
+    ASSERT_EQ(call.first_block + static_cast<int>(call.block_ids.size()), blocks);
+    for (size_t i = 0; i < call.block_ids.size(); ++i) {
+      for (int layer = 0; layer < kLayers; ++layer) {
+        std::memcpy(memory_.region().Block(layer, call.block_ids[i]),
+                    far_memory_.region().Block(layer, call.first_block + static_cast<int>(i)),
+                    memory_.region().layout.BlockLayerBytes());
+      }
+    }
+  }
+  // A sender that has not been told, or does not care: garbage into the target blocks.
+  void Scribble(const FakeCall& c) {
+    ASSERT_FALSE(c.quiet);
+    for (int32_t block : c.call.block_ids) {
+      for (int layer = 0; layer < kLayers; ++layer) {
+        std::memset(memory_.region().Block(layer, block), 0xee,
+                    memory_.region().layout.BlockLayerBytes());
+      }
+    }
+  }
+  void Reply(FakeCall& c) {
+    c.replied = true;
+    PrefillResult result;
+    SamplingParams one = c.call.sampling;
+    one.max_tokens = 1;
+    result.first_token.token = FakeReferenceTokens(c.call.tokens, one, 1 << 20, kVocab, kLayers)[0];
+    result.cached_tokens = 3;
+    result.queue_ms = 1;
+    result.prefill_ms = 2;
+    result.worker_id = "far";
+    inbox.Push(PrefillReply{c.call.call_id, result});
+  }
+  void ReplyError(FakeCall& c, absl::Status status) {
+    c.replied = true;
+    inbox.Push(PrefillReply{c.call.call_id, std::move(status)});
+  }
+  void Seal(FakeCall& c) {
+    c.sealed = true;
+    TransferStats stats;
+    stats.bytes = c.call.block_ids.size() * memory_.region().layout.BlockBytes();
+    stats.transport = "tcp";
+    stats.first_byte = clock.Now();
+    stats.last_byte = clock.Now();
+    inbox.Push(KvSealed{c.call.transfer, c.call.epoch, stats});
+  }
+  void FailKv(FakeCall& c) {
+    c.failed = true;
+    inbox.Push(KvFailed{c.call.transfer, c.call.epoch, absl::DataLossError("digest differs")});
+  }
+  void Quiet(FakeCall& c) {
+    c.quiet = true;
+    inbox.Push(KvQuiet{c.call.transfer, c.call.epoch});
+  }
+  void Serve(FakeCall& c) {
+    Write(c);
+    Reply(c);
+    Seal(c);
+    Quiet(c);
+  }
+
+  // Nothing is held, quarantined or expected any more.
+  void ExpectNoLeak() {
+    EXPECT_EQ(loop->num_sequences(), 0u);
+    EXPECT_EQ(loop->num_transfers(), 0u);
+    cache.Clear();
+    EXPECT_EQ(pool.counts().free, pool.counts().total);
+    EXPECT_EQ(pool.counts().quarantined, 0);
+  }
+  void ExpectFinished(const Client& client) {
+    ASSERT_TRUE(client.end.has_value()) << "request " << client.id << " never ended";
+    EXPECT_TRUE(client.end->ok()) << client.end->ToString();
+    EXPECT_EQ(client.Tokens(), Reference(client)) << "request " << client.id;
+  }
+
+ private:
+  static HarnessOptions Resolve(HarnessOptions options) {
+    options.loop.limits.block_size = options.block_size;
+    if (options.loop.max_model_len == 0) {
+      options.loop.max_model_len = options.num_blocks * options.block_size;
+    }
+    options.loop.worker_id = "d0";
+    return options;
+  }
+
+  const HarnessOptions options_;
+  FakeKvMemory memory_;
+  FakeKvMemory far_memory_;
+
+ public:
+  FakeClock clock;
+  BlockPool pool;
+  PrefixCache cache;
+  FakeModelRunner runner;
+  Metrics metrics;
+  DecodeMetrics decode_metrics;
+  DecodeInbox inbox;
+  FakeReceiver receiver;
+  FakeCaller caller;
+  LoadSnapshot last_load;
+  std::set<std::string> stored;  // what the router would know
+  std::vector<std::unique_ptr<Client>> clients;
+  std::unique_ptr<DecodeLoop> loop;
+};
+
+// `length` tokens in a fixed pattern that depends on `seed`.
+inline std::vector<int32_t> MakePrompt(int length, int seed = 1) {
+  std::vector<int32_t> out;
+  for (int i = 0; i < length; ++i) out.push_back((seed * 131 + i * 7) % kVocab);
+  return out;
+}
+
+inline SamplingParams Greedy(int max_tokens) {
+  SamplingParams out;
+  out.temperature = 0;
+  out.max_tokens = max_tokens;
+  return out;
+}
+
+}  // namespace tandem

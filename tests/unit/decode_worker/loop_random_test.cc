@@ -1,0 +1,235 @@
+// Whatever happens in whatever order, every token that leaves the loop is the one that the request
+// would have got alone, and no block is lost.
+#include <algorithm>
+#include <random>
+
+#include "spdlog/spdlog.h"
+
+#include "tests/unit/decode_worker/loop_harness.h"
+
+namespace tandem {
+namespace {
+
+constexpr int kMaxModelLen = 80;
+
+class Storm {
+ public:
+  Storm(uint32_t seed, HarnessOptions options)
+      : random_(seed), harness_(std::move(options)), faults_(seed % 3 != 0) {}
+
+  void Run(int turns) {
+    for (int turn = 0; turn < turns; ++turn) {
+      if (Chance(40)) Submit();
+      if (Chance(5)) CancelOne();
+      for (auto& call : harness_.caller.calls) {
+        if (Chance(30)) Act(*call);
+      }
+      if (Chance(10)) ToggleReader();
+      if (Chance(20)) harness_.clock.Advance(absl::Milliseconds(Below(3000)));
+      harness_.Step();
+    }
+    Calm();
+    Check();
+  }
+
+  int finished() const { return finished_; }
+  int disturbed() const { return disturbed_; }
+  double preemptions() { return harness_.decode_metrics.worker.preemptions.Value(); }
+  double retries() { return harness_.decode_metrics.prefill_retries.Value(); }
+  double recomputes() { return harness_.decode_metrics.kv_recomputes.Value(); }
+  double pauses() { return harness_.decode_metrics.slow_readers.Value(); }
+
+ private:
+  int Below(int n) { return static_cast<int>(random_() % static_cast<uint32_t>(n)); }
+  bool Chance(int percent) { return Below(100) < percent; }
+
+  void Submit() {
+    // Few beginnings, so that prompts share prefixes.
+    std::vector<int32_t> prompt = MakePrompt(1 + Below(40), 1 + Below(3));
+    if (Chance(50)) prompt.push_back(Below(kVocab));
+    SamplingParams sampling = Greedy(1 + Below(40));
+    if (Chance(50)) {
+      sampling.temperature = 1;
+      sampling.seed = random_();
+    }
+    for (int i = 0; i < 20; ++i) sampling.eos_token_ids.push_back(Below(kVocab));
+    sampling.ignore_eos = Chance(50);
+    sampling.min_tokens = Below(4);
+    harness_.Submit(std::move(prompt), sampling, Below(4), Below(8) == 0 ? 1 : 0,
+                    Chance(5) ? absl::Seconds(5) : absl::InfiniteDuration());
+  }
+
+  void CancelOne() {
+    if (!harness_.clients.empty()) {
+      harness_.Cancel(
+          *harness_.clients[static_cast<size_t>(Below(static_cast<int>(harness_.clients.size())))]);
+    }
+  }
+
+  void ToggleReader() {
+    if (harness_.clients.empty()) return;
+    Client& client =
+        *harness_.clients[static_cast<size_t>(Below(static_cast<int>(harness_.clients.size())))];
+    client.reading = !client.reading;
+  }
+
+  bool Cancelled(const FakeCall& c) {
+    return harness_.receiver.cancelled.count(c.call.transfer.ToHex()) > 0;
+  }
+
+  // One thing that a prefill worker, its sender or the network may do.
+  void Act(FakeCall& c) {
+    switch (Below(faults_ ? 10 : 4)) {
+      case 0:
+      case 1:
+        if (!c.replied) harness_.Reply(c);
+        break;
+      case 2:
+      case 3:
+        if (!c.sealed && !c.failed && !c.quiet && !Cancelled(c)) {
+          harness_.Write(c);
+          harness_.Seal(c);
+        }
+        break;
+      case 4:
+        if (!c.replied) {
+          harness_.ReplyError(c, Chance(50) ? absl::UnavailableError("gone")
+                                            : absl::ResourceExhaustedError("full"));
+        }
+        break;
+      case 5:
+        if (!c.sealed && !c.failed) harness_.FailKv(c);
+        break;
+      case 6:  // before the end, a writer may write anything
+        if (!c.sealed && !c.quiet) harness_.Scribble(c);
+        break;
+      case 7:
+        if (!c.quiet && (c.sealed || c.failed || Cancelled(c))) harness_.Quiet(c);
+        break;
+      case 8:  // duplicates, and what comes too late
+        if (c.sealed) harness_.Seal(c);
+        if (c.quiet) harness_.Quiet(c);
+        if (c.replied) harness_.Reply(c);
+        break;
+      case 9:  // another epoch
+        harness_.inbox.Push(KvSealed{c.call.transfer, c.call.epoch + 1, {}});
+        harness_.inbox.Push(KvQuiet{c.call.transfer, c.call.epoch + 1});
+        break;
+    }
+  }
+
+  // Everybody behaves until all is done.
+  void Calm() {
+    for (int turn = 0; turn < 20000; ++turn) {
+      for (auto& client : harness_.clients) client->reading = true;
+      // Serving a call may cause others: by index.
+      for (size_t i = 0; i < harness_.caller.calls.size(); ++i) {
+        FakeCall& c = *harness_.caller.calls[i];
+        if (!c.sealed && !c.failed && !c.quiet && !Cancelled(c)) {
+          harness_.Write(c);
+          harness_.Seal(c);
+        }
+        if (!c.replied) harness_.Reply(c);
+        if (!c.quiet) harness_.Quiet(c);
+      }
+      harness_.Step();
+      if (harness_.loop->num_sequences() == 0 && harness_.loop->num_transfers() == 0) break;
+    }
+    harness_.Step();
+  }
+
+  void Check() {
+    for (const auto& client : harness_.clients) {
+      ASSERT_TRUE(client->end.has_value()) << "request " << client->id << " never ended";
+      const std::vector<int32_t> expected = harness_.Reference(*client);
+      const std::vector<int32_t> got = client->Tokens();
+      if (client->end->ok()) {
+        ASSERT_EQ(got, expected) << "request " << client->id;
+        const bool full = static_cast<int>(got.size()) == client->sampling.max_tokens ||
+                          client->prompt.size() + got.size() == kMaxModelLen;
+        if (!full) {
+          ASSERT_EQ(client->Finish(), FinishReason::kStop);
+        }
+        ++finished_;
+      } else {
+        ASSERT_LE(got.size(), expected.size());
+        ASSERT_TRUE(std::equal(got.begin(), got.end(), expected.begin()))
+            << "request " << client->id << " " << client->end->ToString();
+        ++disturbed_;
+      }
+    }
+    // What the router was told is what the cache holds.
+    std::set<std::string> held;
+    for (const Hash128& hash : harness_.cache.Snapshot()) held.insert(hash.ToHex());
+    EXPECT_EQ(harness_.stored, held);
+    harness_.ExpectNoLeak();
+  }
+
+  std::mt19937 random_;
+  LoopHarness harness_;
+  const bool faults_;
+  int finished_ = 0;
+  int disturbed_ = 0;
+};
+
+struct StormCase {
+  const char* name;
+  int num_blocks;
+  int max_num_seqs;
+  int max_num_batched_tokens;
+  bool caching;
+  bool unified;
+};
+
+class LoopStorm : public testing::TestWithParam<StormCase> {};
+
+TEST_P(LoopStorm, EveryTokenIsTheOneOfTheRequestAlone) {
+  const StormCase& param = GetParam();
+  spdlog::set_level(spdlog::level::off);  // every fault would be a line
+  int finished = 0;
+  int disturbed = 0;
+  double preemptions = 0, retries = 0, recomputes = 0, pauses = 0;
+  for (uint32_t seed = 0; seed < 60; ++seed) {
+    SCOPED_TRACE(testing::Message() << param.name << " seed " << seed);
+    HarnessOptions options;
+    options.num_blocks = param.num_blocks;
+    options.caching = param.caching;
+    options.loop.limits.max_num_seqs = param.max_num_seqs;
+    options.loop.limits.max_num_batched_tokens = param.max_num_batched_tokens;
+    options.loop.max_model_len = kMaxModelLen;
+    options.loop.unified = param.unified;
+    options.loop.local_prefill_max_tokens = 6;
+    options.loop.max_pending_tokens = 8;
+    Storm storm(seed, options);
+    storm.Run(250);
+    if (HasFatalFailure()) return;
+    finished += storm.finished();
+    disturbed += storm.disturbed();
+    preemptions += storm.preemptions();
+    retries += storm.retries();
+    recomputes += storm.recomputes();
+    pauses += storm.pauses();
+  }
+  // The storm was one.
+  EXPECT_GT(finished, 100);
+  EXPECT_GT(disturbed, 20);
+  EXPECT_GT(pauses, 0);
+  if (param.num_blocks < 40) {
+    EXPECT_GT(preemptions, 20);
+  }
+  if (!param.unified) {
+    EXPECT_GT(retries, 20);
+    EXPECT_GT(recomputes, 5);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LoopStorm,
+                         testing::Values(StormCase{"roomy", 400, 16, 64, true, false},
+                                         StormCase{"tiny_pool", 24, 8, 16, true, false},
+                                         StormCase{"tiny_pool_no_cache", 24, 8, 16, false, false},
+                                         StormCase{"tiny_unified", 24, 8, 16, true, true},
+                                         StormCase{"one_long_at_a_time", 20, 4, 4, true, true}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace tandem
