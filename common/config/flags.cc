@@ -59,10 +59,23 @@ struct Flag {
   std::string default_text;
   bool is_bool = false;
   bool positional = false;
+  bool repeated = false;
   bool required = false;
   std::function<absl::Status(const std::string&)> set;
   CLI::Option* option = nullptr;
 };
+
+template <typename T>
+Flag OptionalFlag(const std::string& name, std::optional<T>* target, const std::string& help,
+                  const std::string& unit, const char* accepted) {
+  return {
+      .name = name, .help = help, .unit = unit, .set = [target, accepted](const std::string& text) {
+        T value{};
+        TANDEM_RETURN_IF_ERROR(ParseNumber(text, accepted, &value));
+        *target = value;
+        return absl::OkStatus();
+      }};
+}
 
 // "max_model_len" and "--max-model-len" name the same flag in YAML.
 std::string FlagNameOfKey(std::string key) {
@@ -184,6 +197,33 @@ void FlagSet::Add(const std::string& name, std::string* target, const std::strin
                   }});
 }
 
+void FlagSet::Add(const std::string& name, std::optional<int64_t>* target, const std::string& help,
+                  const std::string& unit) {
+  impl_->AddFlag(OptionalFlag(name, target, help, unit, "an integer"));
+}
+
+void FlagSet::Add(const std::string& name, std::optional<uint64_t>* target, const std::string& help,
+                  const std::string& unit) {
+  impl_->AddFlag(OptionalFlag(name, target, help, unit, "a non-negative integer"));
+}
+
+void FlagSet::Add(const std::string& name, std::optional<double>* target, const std::string& help,
+                  const std::string& unit) {
+  impl_->AddFlag(OptionalFlag(name, target, help, unit, "a number"));
+}
+
+void FlagSet::AddRepeated(const std::string& name, std::vector<std::string>* target,
+                          const std::string& help) {
+  impl_->AddFlag({.name = name,
+                  .help = help,
+                  .unit = "may be repeated",
+                  .repeated = true,
+                  .set = [target](const std::string& text) {
+                    target->push_back(text);
+                    return absl::OkStatus();
+                  }});
+}
+
 void FlagSet::AddBytes(const std::string& name, int64_t* target, const std::string& help) {
   impl_->AddFlag({.name = name,
                   .help = help,
@@ -238,7 +278,8 @@ absl::Status FlagSet::Impl::ParseCommandLine(std::vector<std::string> args, CLI:
       flag->option = app->add_option(flag->name, [](const CLI::results_t&) { return true; });
       flag->option->expected(1);
     }
-    flag->option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    flag->option->multi_option_policy(flag->repeated ? CLI::MultiOptionPolicy::TakeAll
+                                                     : CLI::MultiOptionPolicy::TakeLast);
   }
   // CLI11 takes the next argument as the value of "--name=".
   for (size_t i = 0; i < args.size(); ++i) {
@@ -323,12 +364,14 @@ absl::Status FlagSet::Parse(const std::vector<std::string>& args) {
   CLI::App app(impl_->description, impl_->program);
   absl::Status status = impl_->ParseCommandLine(args, &app);
   if (status.ok()) status = impl_->CheckExtras(app.remaining());
-  std::vector<std::pair<Flag*, std::string>> given;
   bool missing_allowed = false;
   for (const auto& flag : impl_->flags) {
     if (!status.ok()) break;
     if (flag->option->count() == 0) continue;
-    status = impl_->Apply(*flag, flag->option->results().back(), "");
+    const std::vector<std::string>& results = flag->option->results();
+    for (size_t i = flag->repeated ? 0 : results.size() - 1; i < results.size(); ++i) {
+      if (status.ok()) status = impl_->Apply(*flag, results[i], "");
+    }
     missing_allowed |= flag->name == "--help" && impl_->help;
   }
   if (status.ok() && !missing_allowed && !impl_->config_path.empty()) {

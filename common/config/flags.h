@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +39,16 @@ class FlagSet {
            const std::string& unit = "");
   void Add(const std::string& name, std::string* target, const std::string& help,
            const std::string& unit = "");
+  // Left unset unless given.
+  void Add(const std::string& name, std::optional<int64_t>* target, const std::string& help,
+           const std::string& unit = "");
+  void Add(const std::string& name, std::optional<uint64_t>* target, const std::string& help,
+           const std::string& unit = "");
+  void Add(const std::string& name, std::optional<double>* target, const std::string& help,
+           const std::string& unit = "");
+  // May be given several times; on the command line only.
+  void AddRepeated(const std::string& name, std::vector<std::string>* target,
+                   const std::string& help);
   void AddBytes(const std::string& name, int64_t* target, const std::string& help);
   void AddChoice(const std::string& name, std::string* target,
                  const std::vector<std::string>& choices, const std::string& help);

@@ -153,6 +153,29 @@ TEST_F(FlagsTest, CollectUnknownKeepsWhatIsNotOurs) {
   EXPECT_EQ(options_.block_size, 32);
 }
 
+TEST(FlagsOptionalTest, UnsetUnlessGivenAndRepeatable) {
+  std::optional<double> temperature;
+  std::optional<uint64_t> seed;
+  std::optional<int64_t> top_k;
+  std::vector<std::string> stop;
+  FlagSet flags("tandem generate", "Continues a prompt.");
+  flags.Add("--temperature", &temperature, "0 is greedy");
+  flags.Add("--seed", &seed, "random seed");
+  flags.Add("--top-k", &top_k, "candidates");
+  flags.AddRepeated("--stop", &stop, "text to end before");
+  ASSERT_TRUE(flags.Parse(std::vector<std::string>{}).ok());
+  EXPECT_EQ(temperature, std::nullopt);
+  ASSERT_TRUE(flags
+                  .Parse(std::vector<std::string>{"--temperature=0.5", "--top-k", "-1", "--stop",
+                                                  "a", "--stop", "b c"})
+                  .ok());
+  EXPECT_EQ(temperature, 0.5);
+  EXPECT_EQ(top_k, -1);
+  EXPECT_EQ(seed, std::nullopt);
+  EXPECT_THAT(stop, ElementsAre("a", "b c"));
+  EXPECT_FALSE(flags.Parse(std::vector<std::string>{"--seed=-1"}).ok());
+}
+
 TEST(FlagsPositionalTest, RequiredAndOptional) {
   std::string dir;
   std::string extra = "none";
