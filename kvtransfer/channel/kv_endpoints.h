@@ -5,16 +5,25 @@
 // Life of a transfer
 //   decode   KvReceiver::Expect(id, epoch, blocks) -> a token for the sender
 //   prefill  KvSender::Open(target) ... Push(blocks, layer) after every layer ... Finish() or
-//   Abort() decode   every layer of every block arrived and all digests match -> on_sealed(id)
+//            Abort()
+//   decode   every layer of every block arrived and all digests match -> on_sealed(id)
 //            a digest differs, the channel dies, or the sender aborts   -> on_failed(id, status)
 //   both     sender will write nothing more for (id, epoch)             -> on_quiet(id)
 // A receiver that gives up calls Cancel(id): later frames are dropped, counted and answered with an
 // abort; its blocks go to quarantine until on_quiet. on_quiet comes exactly once for every expected
 // transfer, when the sender says so, when its channel dies, or, if no sender ever showed up,
-// `no_sender_timeout` after Cancel.
+// `no_sender_timeout` after Cancel. It comes after on_sealed or on_failed, at once.
 //
-// Thread-safe. Callbacks run on transport threads and must not block; they push to the worker's
-// inbox.
+// Protocol (docs/kv_transfer.md has the wire format, the state machines and a table of failures).
+// Per peer: HELLO both ways (version, layout, capability digest; a mismatch is refused with a line
+// that says what differs), a link self-test, then transfers: OPEN with the token that Expect()
+// returned, DATA frames in any order, FINISH with one digest per block, RESULT back. QUIET or ABORT
+// end a transfer early from either side. Everything a frame claims is checked before a byte is
+// written; only a connection that opened a transfer with its token can write, and only to that
+// transfer's blocks, each byte once.
+//
+// Thread-safe. Callbacks run on transport threads, without locks held; they must not block: they
+// push to the worker's inbox. They may call the endpoint, but not destroy it.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +31,20 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
 #include "common/base/kv_layout.h"
 #include "common/base/transfer_id.h"
+#include "kvtransfer/channel/kv_counters.h"
 
 namespace tandem {
+
+class KvTransport;
 
 // What a finished or failed transfer measured.
 struct TransferStats {
@@ -50,25 +64,44 @@ struct KvReceiverOptions {
   std::string capability_digest;  // senders must present the same
   absl::Duration no_sender_timeout = absl::Seconds(10);
   std::function<void(const TransferId&, uint64_t epoch, const TransferStats&)> on_sealed;
+  // DATA_LOSS: digests differ or pieces are missing. UNAVAILABLE: the channel died. ABORTED: the
+  // sender gave up. CANCELLED: this receiver was closed.
   std::function<void(const TransferId&, uint64_t epoch, const absl::Status&)> on_failed;
   std::function<void(const TransferId&, uint64_t epoch)> on_quiet;
+
+  // A connection that has not opened a transfer with a right token by then is closed.
+  absl::Duration auth_timeout = absl::Seconds(5);
+  // A sender that stops inside a frame for so long is dead.
+  absl::Duration io_timeout = absl::Seconds(20);
+  // From FINISH until pieces that are still missing count as lost.
+  absl::Duration incomplete_timeout = absl::Seconds(2);
+  // From Cancel until a sender that does not say quiet has its channel closed.
+  absl::Duration quiet_timeout = absl::Seconds(10);
+  int max_connections = 256;
+  KvTransport* transport = nullptr;  // not owned; nullptr: tcp
 };
 
 class KvReceiver {
  public:
+  // INVALID_ARGUMENT names a bad option; UNAVAILABLE if it cannot listen.
   static absl::StatusOr<std::unique_ptr<KvReceiver>> Start(KvReceiverOptions options);
-  virtual ~KvReceiver() = default;  // closes all channels; callbacks have ended when it returns
+  // Closes all channels; what is not over fails (on_failed CANCELLED, on_quiet). Callbacks have
+  // ended when it returns.
+  virtual ~KvReceiver() = default;
 
   // HOST:PORT that senders dial.
   virtual const std::string& address() const = 0;
   // From now on a sender may write `blocks` of the pool under (id, epoch). `blocks[i]` is named by
   // ordinal i on the wire. Returns the token to hand to the sender. ALREADY_EXISTS for a known (id,
-  // epoch).
+  // epoch); INVALID_ARGUMENT for a block out of range or named twice; FAILED_PRECONDITION for a
+  // block that another transfer may still write (it is not quiet yet).
   virtual absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
                                              std::vector<int32_t> blocks) = 0;
-  // No byte is written for (id, epoch) once this has returned. Idempotent; on_sealed and on_failed
-  // no longer come.
+  // No byte is written for (id, epoch) once this has returned. Waits at most for the copy of what
+  // one read took from the socket (under 1 MiB), never for the peer. Idempotent; on_sealed and
+  // on_failed no longer come.
   virtual void Cancel(const TransferId& id, uint64_t epoch) = 0;
+  virtual KvTransferCounters Counters() const { return {}; }
 };
 
 struct KvSenderOptions {
@@ -78,9 +111,14 @@ struct KvSenderOptions {
   absl::Duration connect_timeout = absl::Seconds(5);
   absl::Duration io_timeout = absl::Seconds(20);  // a peer that takes nothing for so long is dead
   // All bytes were handed to the peer and acknowledged, or the transfer failed, or was aborted: the
-  // source blocks may be released. Exactly once per Open.
+  // source blocks may be released. Exactly once per Open. OK: the receiver sealed it.
   std::function<void(const TransferId&, uint64_t epoch, const absl::Status&, const TransferStats&)>
       on_done;
+
+  // Below this the link self-test warns, in bytes per second.
+  double slow_link_bytes_per_second = 0.5e9;
+  int max_peers = 1024;
+  KvTransport* transport = nullptr;  // not owned; nullptr: tcp
 };
 
 struct KvSendTarget {
@@ -89,22 +127,25 @@ struct KvSendTarget {
   std::string transport;  // "tcp"
   std::string address;
   std::string token;
-  std::string peer_worker_id;
+  std::string peer_worker_id;          // if not empty, the peer must present it
   std::vector<int32_t> target_blocks;  // pool blocks at the receiver, by ordinal
 };
 
 class KvSender {
  public:
+  // INVALID_ARGUMENT names a bad option.
   static absl::StatusOr<std::unique_ptr<KvSender>> Start(KvSenderOptions options);
+  // Fails what is not done (on_done CANCELLED). Callbacks have ended when it returns.
   virtual ~KvSender() = default;
 
   // Begins a transfer; connects to the peer in the background if there is no channel yet.
   // INVALID_ARGUMENT for an unknown transport or a malformed target. A target without blocks is
-  // fine: Finish() seals it at once.
+  // fine: Finish() seals it at once. ALREADY_EXISTS for a transfer that is not done;
+  // RESOURCE_EXHAUSTED beyond max_peers.
   virtual absl::Status Open(KvSendTarget target) = 0;
   // Queues one layer of some blocks: source_blocks[i] of the own pool -> ordinal ordinals[i]. Never
   // blocks and never fails: trouble comes out of on_done. The blocks must stay unchanged until
-  // on_done.
+  // on_done. What was pushed before is not sent again.
   virtual void Push(const TransferId& id, uint64_t epoch, int layer,
                     std::span<const int32_t> source_blocks, std::span<const int32_t> ordinals) = 0;
   // All layers of all blocks have been pushed: send the digests.
@@ -113,6 +154,7 @@ class KvSender {
   virtual void Abort(const TransferId& id, uint64_t epoch) = 0;
   // Measured over recent transfers to each peer: (worker id, bytes per second).
   virtual std::vector<std::pair<std::string, double>> LinkRates() const = 0;
+  virtual KvTransferCounters Counters() const { return {}; }
 };
 
 }  // namespace tandem

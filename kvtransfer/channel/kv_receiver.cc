@@ -1,0 +1,183 @@
+// KvReceiver: an acceptor thread, one thread per connection, and a housekeeper thread for timeouts,
+// abort notices and ended connections.
+#include <deque>
+#include <thread>
+
+#include "spdlog/spdlog.h"
+
+#include "common/base/clock.h"
+#include "common/base/host_port.h"
+#include "common/base/status.h"
+#include "kvtransfer/channel/hello.h"
+#include "kvtransfer/channel/kv_endpoints.h"
+#include "kvtransfer/channel/receiver_connection.h"
+#include "kvtransfer/channel/transfer_table.h"
+#include "kvtransfer/transport/kv_transport.h"
+
+namespace tandem {
+namespace {
+
+class KvReceiverImpl : public KvReceiver {
+ public:
+  KvReceiverImpl(KvReceiverOptions options, KvTransport* transport,
+                 std::unique_ptr<KvListener> listener, std::string address)
+      : options_(std::move(options)),
+        hello_{options_.worker_id, options_.capability_digest, options_.region.layout,
+               options_.region.num_blocks},
+        address_(std::move(address)),
+        table_(options_.region.num_blocks),
+        context_{&options_, &counters_, &table_, transport->name()},
+        listener_(std::move(listener)),
+        acceptor_([this] { AcceptLoop(); }),
+        housekeeper_([this] { HousekeepingLoop(); }) {}
+
+  ~KvReceiverImpl() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      closing_ = true;
+    }
+    listener_->Shutdown();
+    acceptor_.join();
+    // Nothing is added to connections_ from here on.
+    {
+      absl::MutexLock lock(&mutex_);
+      for (Served& served : connections_) served.connection->Shutdown();
+    }
+    housekeeper_.join();  // joins the connections' threads
+    for (const auto& transfer : table_.Live()) transfer->Close();
+    // A transfer that was cancelled without a sender becomes quiet by Close() as well.
+  }
+
+  const std::string& address() const override { return address_; }
+
+  absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
+                                     std::vector<int32_t> blocks) override {
+    if (blocks.size() > kMaxOrdinals) {
+      return InvalidArgument("blocks must be at most {}, got {}", kMaxOrdinals, blocks.size());
+    }
+    std::string token = RandomBytes(kKvTokenBytes);
+    TANDEM_RETURN_IF_ERROR(table_.Insert(std::make_shared<IncomingTransfer>(
+        TransferKey{id, epoch}, std::move(blocks), token, &context_)));
+    return token;
+  }
+
+  void Cancel(const TransferId& id, uint64_t epoch) override {
+    const std::shared_ptr<IncomingTransfer> transfer = table_.Find({id, epoch});
+    if (transfer == nullptr) return;
+    transfer->Cancel();
+    WakeHousekeeper();
+  }
+
+  KvTransferCounters Counters() const override { return counters_.Snapshot(); }
+
+ private:
+  struct Served {
+    std::unique_ptr<ReceiverConnection> connection;
+    std::thread thread;
+  };
+
+  void WakeHousekeeper() {
+    absl::MutexLock lock(&mutex_);
+    wake_ = true;
+  }
+
+  void AcceptLoop() {
+    while (true) {
+      absl::StatusOr<std::unique_ptr<KvConnection>> accepted =
+          listener_->Accept(absl::InfiniteDuration());
+      absl::MutexLock lock(&mutex_);
+      if (closing_) return;
+      if (!accepted.ok()) {
+        spdlog::warn("kv receiver: {}", std::string(accepted.status().message()));
+        // Out of descriptors, most likely: leave others the time to give some back.
+        const auto closing = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closing_; };
+        mutex_.AwaitWithTimeout(absl::Condition(&closing), absl::Milliseconds(100));
+        continue;
+      }
+      if (connections_.size() >= static_cast<size_t>(options_.max_connections)) {
+        ++counters_.refused_channels;
+        spdlog::warn("kv receiver: refused {}, there are {} connections already, the limit",
+                     (*accepted)->peer(), connections_.size());
+        continue;
+      }
+      auto connection =
+          std::make_unique<ReceiverConnection>(std::shared_ptr<KvConnection>(std::move(*accepted)),
+                                               &context_, &hello_, [this] { WakeHousekeeper(); });
+      ReceiverConnection* raw = connection.get();
+      connections_.push_back({std::move(connection), std::thread([raw] { raw->Run(); })});
+    }
+  }
+
+  void HousekeepingLoop() {
+    absl::Time next = absl::InfiniteFuture();
+    while (true) {
+      std::vector<Served> ended;
+      {
+        absl::MutexLock lock(&mutex_);
+        const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+          return wake_ || (closing_ && connections_.empty());
+        };
+        mutex_.AwaitWithTimeout(absl::Condition(&due), next - Clock::Real()->Now());
+        wake_ = false;
+        for (auto it = connections_.begin(); it != connections_.end();) {
+          if (!it->connection->finished()) {
+            ++it;
+            continue;
+          }
+          ended.push_back(std::move(*it));
+          it = connections_.erase(it);
+        }
+        if (closing_ && connections_.empty() && ended.empty()) return;
+      }
+      for (Served& served : ended) served.thread.join();
+      const absl::Time now = Clock::Real()->Now();
+      next = absl::InfiniteFuture();
+      for (const auto& transfer : table_.Live()) next = std::min(next, transfer->Tick(now));
+    }
+  }
+
+  const KvReceiverOptions options_;
+  const Hello hello_;
+  const std::string address_;
+  KvCounterBlock counters_;
+  TransferTable table_;
+  const ReceiverContext context_;
+  const std::unique_ptr<KvListener> listener_;
+
+  absl::Mutex mutex_;
+  std::deque<Served> connections_ ABSL_GUARDED_BY(mutex_);
+  bool wake_ ABSL_GUARDED_BY(mutex_) = false;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+
+  std::thread acceptor_;
+  std::thread housekeeper_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions options) {
+  KvTransport* transport = options.transport != nullptr ? options.transport : TcpTransport();
+  if (options.region.base == nullptr || options.region.num_blocks < 1) {
+    return InvalidArgument("region must have memory and at least one block");
+  }
+  TANDEM_RETURN_IF_ERROR(ValidateHello({options.worker_id, options.capability_digest,
+                                        options.region.layout, options.region.num_blocks}));
+  if (options.max_connections < 1) {
+    return InvalidArgument("max_connections must be at least 1, got {}", options.max_connections);
+  }
+  if (options.port < 0 || options.port > 65535) {
+    return InvalidArgument("port must be in [0, 65535], got {}", options.port);
+  }
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvListener> listener,
+                          transport->Listen(options.listen_host, options.port));
+  std::string address = listener->address();
+  if (!options.advertise_host.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(HostPort announced, ParseHostPort(address));
+    announced.host = options.advertise_host;
+    address = announced.ToString();
+  }
+  return std::make_unique<KvReceiverImpl>(std::move(options), transport, std::move(listener),
+                                          std::move(address));
+}
+
+}  // namespace tandem

@@ -1,0 +1,167 @@
+// KvSender: which peer carries which transfer. The work is in SenderPeer.
+#include <algorithm>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+
+#include "common/base/host_port.h"
+#include "common/base/status.h"
+#include "kvtransfer/channel/hello.h"
+#include "kvtransfer/channel/kv_endpoints.h"
+#include "kvtransfer/channel/sender_peer.h"
+#include "kvtransfer/plan/copy_plan.h"
+
+namespace tandem {
+namespace {
+
+class KvSenderImpl : public KvSender {
+ public:
+  KvSenderImpl(KvSenderOptions options, KvTransport* transport)
+      : options_(std::move(options)),
+        context_{&options_, transport, &counters_,
+                 [this](const TransferKey& key, const absl::Status& status,
+                        const TransferStats& stats) { Done(key, status, stats); }} {}
+
+  ~KvSenderImpl() override {
+    Peers peers;
+    {
+      absl::MutexLock lock(&mutex_);
+      peers.swap(peers_);
+      closing_ = true;
+    }
+    // Joins their threads; their last on_done come here.
+    for (auto& [key, peer] : peers) peer->Stop();
+  }
+
+  absl::Status Open(KvSendTarget target) override {
+    if (target.transport != context_.transport->name()) {
+      return InvalidArgument("transport must be {}, got {}", context_.transport->name(),
+                             target.transport);
+    }
+    TANDEM_RETURN_IF_ERROR(ParseHostPort(target.address).status());
+    if (target.token.size() != kKvTokenBytes) {
+      return InvalidArgument("token must have {} bytes, got {}", kKvTokenBytes,
+                             target.token.size());
+    }
+    if (target.target_blocks.size() > kMaxOrdinals) {
+      return InvalidArgument("target_blocks must be at most {}, got {}", kMaxOrdinals,
+                             target.target_blocks.size());
+    }
+    TANDEM_RETURN_IF_ERROR(
+        ValidateBlocks("target_blocks", target.target_blocks, static_cast<int>(kMaxOrdinals)));
+    std::vector<std::shared_ptr<SenderPeer>> idle;  // destroyed after the lock: that joins threads
+    absl::MutexLock lock(&mutex_);
+    if (closing_) return Cancelled("sender is closing");
+    const TransferKey key = {target.id, target.epoch};
+    if (routes_.contains(key)) {
+      return AlreadyExists("transfer {} is under way already", key.ToString());
+    }
+    // The worker id is part of the key: an address taken over by another worker is another peer.
+    const auto peer_key = std::make_pair(target.address, target.peer_worker_id);
+    std::shared_ptr<SenderPeer>& peer = peers_[peer_key];
+    if (peer == nullptr) {
+      if (peers_.size() > kKeepIdlePeers) DropIdlePeers(&idle);
+      if (peers_.size() > static_cast<size_t>(options_.max_peers)) {
+        peers_.erase(peer_key);
+        return ResourceExhausted("{} KV peers are open, the limit", options_.max_peers);
+      }
+    }
+    std::shared_ptr<SenderPeer>& fresh = peers_[peer_key];  // DropIdlePeers may have moved it
+    if (fresh == nullptr) {
+      fresh = std::make_shared<SenderPeer>(target.address, target.peer_worker_id, &context_);
+    }
+    routes_.emplace(key, fresh);
+    fresh->Open(std::move(target));
+    return absl::OkStatus();
+  }
+
+  void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> source_blocks,
+            std::span<const int32_t> ordinals) override {
+    const TransferKey key = {id, epoch};
+    const std::shared_ptr<SenderPeer> peer = Route(key);
+    if (peer == nullptr) return;
+    if (source_blocks.size() != ordinals.size()) {
+      // As a run that no transfer has, so that the transfer fails like on any malformed push.
+      const int32_t impossible = -1;
+      peer->Push(key, layer, {&impossible, 1}, {&impossible, 1});
+      return;
+    }
+    peer->Push(key, layer, source_blocks, ordinals);
+  }
+
+  void Finish(const TransferId& id, uint64_t epoch) override {
+    const TransferKey key = {id, epoch};
+    if (const auto peer = Route(key); peer != nullptr) peer->Finish(key);
+  }
+
+  void Abort(const TransferId& id, uint64_t epoch) override {
+    const TransferKey key = {id, epoch};
+    if (const auto peer = Route(key); peer != nullptr) peer->Abort(key);
+  }
+
+  std::vector<std::pair<std::string, double>> LinkRates() const override {
+    std::vector<std::pair<std::string, double>> rates;
+    absl::MutexLock lock(&mutex_);
+    for (const auto& [key, peer] : peers_) {
+      if (auto rate = peer->LinkRate(); rate.has_value()) rates.push_back(*std::move(rate));
+    }
+    std::sort(rates.begin(), rates.end());
+    return rates;
+  }
+
+  KvTransferCounters Counters() const override { return counters_.Snapshot(); }
+
+ private:
+  using Peers =
+      absl::flat_hash_map<std::pair<std::string, std::string>, std::shared_ptr<SenderPeer>>;
+  // So many peers are kept whether or not they are connected: their link rates are worth something.
+  static constexpr size_t kKeepIdlePeers = 32;
+
+  std::shared_ptr<SenderPeer> Route(const TransferKey& key) const {
+    absl::MutexLock lock(&mutex_);
+    const auto it = routes_.find(key);
+    return it == routes_.end() ? nullptr : it->second.lock();
+  }
+
+  void DropIdlePeers(std::vector<std::shared_ptr<SenderPeer>>* dropped)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    absl::erase_if(peers_, [dropped](auto& entry) {
+      if (entry.second == nullptr || !entry.second->idle()) return false;
+      dropped->push_back(entry.second);
+      return true;
+    });
+  }
+
+  void Done(const TransferKey& key, const absl::Status& status, const TransferStats& stats) {
+    {
+      absl::MutexLock lock(&mutex_);
+      routes_.erase(key);
+    }
+    if (options_.on_done) options_.on_done(key.id, key.epoch, status, stats);
+  }
+
+  const KvSenderOptions options_;
+  KvCounterBlock counters_;
+  const SenderContext context_;
+  mutable absl::Mutex mutex_;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  Peers peers_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<TransferKey, std::weak_ptr<SenderPeer>> routes_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvSender>> KvSender::Start(KvSenderOptions options) {
+  KvTransport* transport = options.transport != nullptr ? options.transport : TcpTransport();
+  if (options.region.base == nullptr || options.region.num_blocks < 1) {
+    return InvalidArgument("region must have memory and at least one block");
+  }
+  TANDEM_RETURN_IF_ERROR(ValidateHello({options.worker_id, options.capability_digest,
+                                        options.region.layout, options.region.num_blocks}));
+  if (options.max_peers < 1) {
+    return InvalidArgument("max_peers must be at least 1, got {}", options.max_peers);
+  }
+  return std::make_unique<KvSenderImpl>(std::move(options), transport);
+}
+
+}  // namespace tandem

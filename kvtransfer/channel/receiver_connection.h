@@ -1,0 +1,67 @@
+// The receiving end of one channel: handshake, link probe, then frames until the connection ends.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+#include "kvtransfer/channel/hello.h"
+#include "kvtransfer/channel/incoming_transfer.h"
+#include "kvtransfer/channel/transfer_table.h"
+#include "kvtransfer/transport/kv_transport.h"
+
+namespace tandem {
+
+// Run() belongs to one thread; the other methods may be called from any.
+class ReceiverConnection {
+ public:
+  // `on_change` is called, on Run()'s thread, when a transfer got a new deadline. Not owned:
+  // `context` and `here`.
+  ReceiverConnection(std::shared_ptr<KvConnection> connection, const ReceiverContext* context,
+                     const Hello* here, std::function<void()> on_change);
+
+  // Serves the connection until it ends; then every transfer opened on it has ended too.
+  void Run();
+  void Shutdown() { connection_->Shutdown(); }
+  bool finished() const { return finished_; }
+
+ private:
+  absl::Status Serve();
+  absl::Status Handshake();
+  absl::Status HandleFrame(const FrameHeader& header);
+  absl::Status HandleOpen(const FrameHeader& header);
+  absl::Status HandleData(const FrameHeader& header);
+  absl::Status HandleFinish(const FrameHeader& header);
+  absl::Status HandleQuiet(const FrameHeader& header);
+  absl::Status HandleProbe(const FrameHeader& header);
+  // Takes and forgets a payload.
+  absl::Status Discard(size_t bytes);
+  absl::Status AnswerAbort(const TransferKey& key, const absl::Status& why);
+  // The time left to present a token; forever once one was right.
+  absl::Duration Patience() const;
+  absl::Status RequireAuthenticated(const FrameHeader& header);
+  void ForgetQuietTransfers();
+
+  const std::shared_ptr<KvConnection> connection_;
+  const ReceiverContext* const context_;
+  const Hello* const here_;
+  const std::function<void()> on_change_;
+  const absl::Time accepted_;
+  std::atomic<bool> finished_{false};
+
+  // Of Run()'s thread.
+  std::vector<std::byte> scratch_;
+  std::string peer_worker_;
+  bool authenticated_ = false;
+  size_t probed_bytes_ = 0;
+  absl::flat_hash_map<TransferKey, std::shared_ptr<IncomingTransfer>> opened_;
+  size_t forget_at_ = 64;
+};
+
+}  // namespace tandem

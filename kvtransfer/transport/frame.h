@@ -1,0 +1,82 @@
+// The one frame format of every KV transport: a fixed header of kFrameHeaderBytes, then at most
+// MaxPayloadBytes(type) bytes of payload. docs/kv_transfer.md has the table of frames.
+//
+// Encoding and decoding are pure; everything a header claims is bounded here, before anybody
+// allocates or writes. What depends on a transfer (ordinals, layers, payload length against the
+// layout) the receiver checks against what it expects.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+#include "common/base/transfer_id.h"
+
+namespace tandem {
+
+inline constexpr uint32_t kKvProtocolVersion = 1;
+inline constexpr size_t kFrameHeaderBytes = 72;
+inline constexpr size_t kMaxControlPayload = 4096;             // hello, messages
+inline constexpr size_t kMaxProbePayload = size_t{1} << 20;    // one probe frame
+inline constexpr size_t kMaxDataPayload = size_t{64} << 20;    // one data frame
+inline constexpr size_t kMaxDigestPayload = size_t{32} << 20;  // 8 bytes per block
+inline constexpr size_t kKvTokenBytes = 32;
+inline constexpr uint32_t kMaxOrdinals = 1u << 22;  // blocks of one transfer
+inline constexpr uint32_t kMaxLayers = 1u << 16;
+
+enum class FrameType : uint16_t {
+  // From the sender of KV.
+  kHello = 1,     // payload: EncodeHello
+  kProbe = 2,     // link self-test, payload is ignored
+  kProbeEnd = 3,  // asks for kProbeAck
+  kOpen = 4,      // begins a transfer; ordinal_count = number of blocks, payload: token
+  kData = 5,      // blocks [ordinal_begin, +ordinal_count) of layers [layer_begin, +layer_count)
+  kFinish = 6,    // everything was sent; payload: one digest (8 bytes) per block
+  kQuiet = 7,     // nothing more comes for this transfer; code and message say why
+  // From the receiver of KV.
+  kHelloOk = 16,   // payload: EncodeHello
+  kRefuse = 17,    // the channel is refused; payload: one line that says why
+  kProbeAck = 18,  // answer to kProbeEnd
+  kResult = 19,    // end of a finished transfer; code 0: sealed
+  kAbort = 20,     // the receiver no longer wants this transfer; answer with kQuiet
+};
+
+struct FrameHeader {
+  FrameType type = FrameType::kHello;
+  TransferId id;
+  uint64_t epoch = 0;
+  uint32_t ordinal_begin = 0;
+  uint32_t ordinal_count = 0;
+  uint32_t layer_begin = 0;
+  uint32_t layer_count = 0;
+  uint32_t payload_bytes = 0;
+  uint32_t code = 0;            // absl::StatusCode of kQuiet, kResult, kAbort, kRefuse
+  uint64_t payload_digest = 0;  // XXH3-64 of the payload; 0 for kData and kProbe, see BlockDigest
+
+  bool operator==(const FrameHeader&) const = default;
+};
+
+using EncodedHeader = std::array<std::byte, kFrameHeaderBytes>;
+
+// The most payload that a frame of this type may carry.
+size_t MaxPayloadBytes(FrameType type);
+std::string_view FrameTypeName(FrameType type);
+
+EncodedHeader EncodeHeader(const FrameHeader& header);
+
+// DATA_LOSS for a wrong magic number or checksum, FAILED_PRECONDITION for another protocol version,
+// INVALID_ARGUMENT for an unknown type or a field out of its range.
+absl::StatusOr<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> bytes);
+
+// XXH3-64 of a control frame's payload.
+uint64_t PayloadDigest(std::span<const std::byte> payload);
+
+// The digest of `bytes` as layer `layer` of some block. A block's digest is the XOR over its
+// layers, so layers may come in any order, but not swapped: the layer seeds the hash.
+uint64_t BlockLayerDigest(std::span<const std::byte> bytes, uint32_t layer);
+
+}  // namespace tandem

@@ -1,0 +1,214 @@
+// Pools, and recorders of what endpoints call back, for tests of the two ends together.
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "gtest/gtest.h"
+
+#include "kvtransfer/channel/kv_endpoints.h"
+#include "kvtransfer/channel/transfer_key.h"
+
+namespace tandem {
+
+// Far above what anything here takes: it only turns a hang into a failure.
+inline constexpr absl::Duration kPatience = absl::Seconds(60);
+
+inline KvLayout SmallLayout() { return KvLayout{3, 2, 8, 16, DType::kBFloat16}; }
+
+// A pool with its memory.
+class TestPool {
+ public:
+  TestPool(const KvLayout& layout, int num_blocks)
+      : memory_(layout.BlockBytes() * static_cast<size_t>(num_blocks), std::byte{0xee}),
+        region_{memory_.data(), layout, num_blocks} {}
+
+  const KvRegion& region() const { return region_; }
+  void FillRandom(uint64_t seed) {
+    std::mt19937_64 random(seed);
+    for (std::byte& b : memory_) b = static_cast<std::byte>(random());
+  }
+  void Fill(std::byte value) { std::fill(memory_.begin(), memory_.end(), value); }
+  std::string BlockBytes(int block) const {
+    std::string out;
+    for (int layer = 0; layer < region_.layout.num_layers; ++layer) {
+      out.append(reinterpret_cast<const char*>(region_.Block(layer, block)),
+                 region_.layout.BlockLayerBytes());
+    }
+    return out;
+  }
+
+ private:
+  std::vector<std::byte> memory_;
+  KvRegion region_;
+};
+
+// What callbacks said, by transfer. Thread-safe.
+class Record {
+ public:
+  struct Receiver {
+    int sealed = 0;
+    int failed = 0;
+    int quiet = 0;
+    absl::Status status;
+    TransferStats stats;
+  };
+  struct Sender {
+    int done = 0;
+    absl::Status status;
+    TransferStats stats;
+  };
+
+  void Attach(KvReceiverOptions* options) {
+    options->on_sealed = [this](const TransferId& id, uint64_t epoch, const TransferStats& stats) {
+      absl::MutexLock lock(&mutex_);
+      Receiver& entry = receiver_[Name(id, epoch)];
+      ++entry.sealed;
+      entry.stats = stats;
+    };
+    options->on_failed = [this](const TransferId& id, uint64_t epoch, const absl::Status& status) {
+      absl::MutexLock lock(&mutex_);
+      Receiver& entry = receiver_[Name(id, epoch)];
+      ++entry.failed;
+      entry.status = status;
+    };
+    options->on_quiet = [this](const TransferId& id, uint64_t epoch) {
+      absl::MutexLock lock(&mutex_);
+      ++receiver_[Name(id, epoch)].quiet;
+    };
+  }
+  void Attach(KvSenderOptions* options) {
+    options->on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
+                              const TransferStats& stats) {
+      absl::MutexLock lock(&mutex_);
+      Sender& entry = sender_[Name(id, epoch)];
+      ++entry.done;
+      entry.status = status;
+      entry.stats = stats;
+    };
+  }
+
+  Receiver Received(const TransferId& id, uint64_t epoch) const {
+    absl::MutexLock lock(&mutex_);
+    const auto it = receiver_.find(Name(id, epoch));
+    return it == receiver_.end() ? Receiver{} : it->second;
+  }
+  Sender Sent(const TransferId& id, uint64_t epoch) const {
+    absl::MutexLock lock(&mutex_);
+    const auto it = sender_.find(Name(id, epoch));
+    return it == sender_.end() ? Sender{} : it->second;
+  }
+  // Waits until on_quiet came; what is known of the transfer then.
+  Receiver AwaitQuiet(const TransferId& id, uint64_t epoch) const {
+    const std::string name = Name(id, epoch);
+    absl::MutexLock lock(&mutex_);
+    const auto quiet = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      const auto it = receiver_.find(name);
+      return it != receiver_.end() && it->second.quiet > 0;
+    };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&quiet), kPatience)) << "never quiet";
+    const auto it = receiver_.find(name);
+    return it == receiver_.end() ? Receiver{} : it->second;
+  }
+  Sender AwaitDone(const TransferId& id, uint64_t epoch) const {
+    const std::string name = Name(id, epoch);
+    absl::MutexLock lock(&mutex_);
+    const auto done = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      const auto it = sender_.find(name);
+      return it != sender_.end() && it->second.done > 0;
+    };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&done), kPatience)) << "never done";
+    const auto it = sender_.find(name);
+    return it == sender_.end() ? Sender{} : it->second;
+  }
+
+ private:
+  static std::string Name(const TransferId& id, uint64_t epoch) {
+    return TransferKey{id, epoch}.ToString();
+  }
+
+  mutable absl::Mutex mutex_;
+  std::map<std::string, Receiver> receiver_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, Sender> sender_ ABSL_GUARDED_BY(mutex_);
+};
+
+// One receiver's and one sender's options over two pools; start them, or not.
+struct Ends {
+  explicit Ends(const KvLayout& layout = SmallLayout(), int source_blocks = 32,
+                int target_blocks = 40)
+      : source(layout, source_blocks), target(layout, target_blocks) {
+    source.FillRandom(7);
+    receiver_options.region = target.region();
+    receiver_options.worker_id = "decode-0";
+    receiver_options.capability_digest = "cap";
+    sender_options.region = source.region();
+    sender_options.worker_id = "prefill-0";
+    sender_options.capability_digest = "cap";
+    sender_options.slow_link_bytes_per_second = 0;
+    record.Attach(&receiver_options);
+    record.Attach(&sender_options);
+  }
+
+  void Start() {
+    StartReceiver();
+    StartSender();
+  }
+  void StartReceiver() {
+    auto started = KvReceiver::Start(receiver_options);
+    ASSERT_TRUE(started.ok()) << started.status();
+    receiver = *std::move(started);
+  }
+  void StartSender() {
+    auto started = KvSender::Start(sender_options);
+    ASSERT_TRUE(started.ok()) << started.status();
+    sender = *std::move(started);
+  }
+
+  // Expects `blocks` and makes the target that a worker would be handed.
+  KvSendTarget Expect(const TransferId& id, uint64_t epoch, const std::vector<int32_t>& blocks) {
+    auto token = receiver->Expect(id, epoch, blocks);
+    EXPECT_TRUE(token.ok()) << token.status();
+    return KvSendTarget{id,         epoch, "tcp", receiver->address(), token.value_or(""),
+                        "decode-0", blocks};
+  }
+  // Pushes all layers of source_blocks[i] -> ordinal i.
+  void PushAll(const TransferId& id, uint64_t epoch, const std::vector<int32_t>& source_blocks) {
+    std::vector<int32_t> ordinals(source_blocks.size());
+    for (size_t i = 0; i < ordinals.size(); ++i) ordinals[i] = static_cast<int32_t>(i);
+    for (int layer = 0; layer < source.region().layout.num_layers; ++layer) {
+      sender->Push(id, epoch, layer, source_blocks, ordinals);
+    }
+  }
+  void ExpectEqualBlocks(const std::vector<int32_t>& source_blocks,
+                         const std::vector<int32_t>& target_blocks) const {
+    for (size_t i = 0; i < source_blocks.size(); ++i) {
+      EXPECT_EQ(source.BlockBytes(source_blocks[i]), target.BlockBytes(target_blocks[i]))
+          << "block " << i;
+    }
+  }
+
+  TestPool source;
+  TestPool target;
+  Record record;
+  KvReceiverOptions receiver_options;
+  KvSenderOptions sender_options;
+  std::unique_ptr<KvReceiver> receiver;
+  std::unique_ptr<KvSender> sender;  // destroyed first
+};
+
+// A random choice of `count` different blocks.
+inline std::vector<int32_t> RandomBlocks(std::mt19937_64* random, int num_blocks, size_t count) {
+  std::vector<int32_t> all(static_cast<size_t>(num_blocks));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
+  std::shuffle(all.begin(), all.end(), *random);
+  all.resize(count);
+  return all;
+}
+
+}  // namespace tandem
