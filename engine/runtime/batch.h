@@ -23,9 +23,10 @@ struct TokenLogprob {
 
 // A run of consecutive tokens of one sequence: a chunk of a prompt, or one decode step.
 struct BatchItem {
-  // Tokens of the sequence from its beginning up to the end of this run: [start + num_tokens]. The
-  // last `num_tokens` are computed now; KV of the first `start` already lies in the blocks. The
-  // whole history is given because penalties need it.
+  // Tokens of the sequence from its beginning, at least up to the end of this run; those in [start,
+  // start + num_tokens) are computed now, KV of the first `start` already lies in the blocks. The
+  // history is given because penalties need it. Where a token is drawn the sequence ends with the
+  // run; a chunk whose prompt_logprobs are asked for also needs the prompt token that follows it.
   std::span<const int32_t> tokens;
   int start = 0;
   int num_tokens = 0;

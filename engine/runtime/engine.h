@@ -27,6 +27,9 @@ struct EngineOptions {
   bool enable_prefix_caching = true;
   uint64_t seed = 0;    // of dummy weights
   int num_threads = 0;  // compute threads; 0: one per physical core
+  // Token ids from here on are padding rows of the embedding and never drawn. 0: one more than the
+  // largest id in MODEL_DIR/tokenizer.json; where that is absent, the whole vocabulary is valid.
+  int valid_vocab_size = 0;
 };
 
 // Owned and used by the worker's loop thread; config(), layout(), region() and digests are constant

@@ -1,0 +1,13 @@
+// Residual connection.
+#pragma once
+
+#include <cstddef>
+
+#include "engine/kernels/threads.h"
+
+namespace tandem {
+
+// x[i] += y[i] for i < count.
+void AddInPlace(float* x, const float* y, size_t count, Threads* threads);
+
+}  // namespace tandem

@@ -1,0 +1,354 @@
+#include "engine/kernels/attention.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "engine/kernels/cpu/attention_unit.h"
+#include "engine/kernels/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "engine/kernels/cpu/attention.cc"
+#include "hwy/aligned_allocator.h"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+// Must follow foreach_target.h.
+#include "hwy/contrib/math/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::CappedTag<float, kTile>;
+using V = hn::Vec<D>;
+
+// Rows handled together, so that enough independent sums hide the latency of multiply-add: a tile
+// of 16 positions is one, two or four vectors.
+#if HWY_TARGET == HWY_AVX3
+constexpr size_t kRowGroup = 8;
+constexpr size_t kTileVectors = 1;
+#elif HWY_TARGET == HWY_AVX2
+constexpr size_t kRowGroup = 4;
+constexpr size_t kTileVectors = 2;
+#else
+constexpr size_t kRowGroup = 2;
+constexpr size_t kTileVectors = 4;
+#endif
+
+// scores[r][j] = sum_d q[r][d] * keys[d][j], in order of d.
+template <size_t kRows>
+HWY_INLINE void Scores(const float* const* q, const float* keys, size_t head_dim, float* scores) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  V sums[kRows][kTileVectors];
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t t = 0; t < kTileVectors; ++t) sums[r][t] = hn::Zero(d);
+  }
+  for (size_t i = 0; i < head_dim; ++i) {
+    for (size_t t = 0; t < kTileVectors; ++t) {
+      const V key = hn::Load(d, keys + i * kTile + t * lanes);
+      for (size_t r = 0; r < kRows; ++r) {
+        sums[r][t] = hn::MulAdd(hn::Set(d, q[r][i]), key, sums[r][t]);
+      }
+    }
+  }
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t t = 0; t < kTileVectors; ++t) {
+      hn::Store(sums[r][t], d, scores + r * kTile + t * lanes);
+    }
+  }
+}
+
+// Turns a row's scores into weights relative to its new running maximum. `visible` positions of the
+// tile are not after the query. Returns the factor that older sums must be multiplied by.
+HWY_INLINE float UpdateSoftmax(float* scores, float scale, size_t visible, float* maximum,
+                               float* weight_sums) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  const V factor = hn::Set(d, scale), hidden = hn::Set(d, kNoScore);
+  V highest = hn::Set(d, *maximum);
+  for (size_t t = 0; t < kTileVectors; ++t) {
+    const size_t first = t * lanes;
+    const auto seen = hn::FirstN(d, visible > first ? visible - first : 0);
+    const V s = hn::IfThenElse(seen, hn::Mul(hn::Load(d, scores + first), factor), hidden);
+    hn::Store(s, d, scores + first);
+    highest = hn::Max(highest, s);
+  }
+  const V new_maximum = hn::MaxOfLanes(d, highest);
+  const V correction = hn::Exp(d, hn::Sub(hn::Set(d, *maximum), new_maximum));
+  *maximum = hn::GetLane(new_maximum);
+  for (size_t t = 0; t < kTileVectors; ++t) {
+    const size_t first = t * lanes;
+    const auto seen = hn::FirstN(d, visible > first ? visible - first : 0);
+    const V difference = hn::Sub(hn::Load(d, scores + first), new_maximum);
+    const V weight = hn::IfThenElseZero(seen, hn::Exp(d, difference));
+    hn::Store(weight, d, scores + first);
+    hn::Store(hn::MulAdd(hn::Load(d, weight_sums + first), correction, weight), d,
+              weight_sums + first);
+  }
+  return hn::GetLane(correction);
+}
+
+// out[r][:] = out[r][:] * correction[r] + sum_j weights[r][j] * values[j][:], in order of j, for
+// kVectors vectors of columns.
+template <size_t kRows, size_t kVectors>
+HWY_INLINE void AddValues(const float* weights, const float* correction, const float* values,
+                          size_t value_stride, size_t positions, float* out, size_t out_stride) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  V sums[kRows][kVectors];
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t t = 0; t < kVectors; ++t) {
+      sums[r][t] =
+          hn::Mul(hn::Load(d, out + r * out_stride + t * lanes), hn::Set(d, correction[r]));
+    }
+  }
+  for (size_t j = 0; j < positions; ++j) {
+    for (size_t t = 0; t < kVectors; ++t) {
+      const V value = hn::LoadU(d, values + j * value_stride + t * lanes);
+      for (size_t r = 0; r < kRows; ++r) {
+        sums[r][t] = hn::MulAdd(hn::Set(d, weights[r * kTile + j]), value, sums[r][t]);
+      }
+    }
+  }
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t t = 0; t < kVectors; ++t) {
+      hn::Store(sums[r][t], d, out + r * out_stride + t * lanes);
+    }
+  }
+}
+
+template <size_t kRows>
+void GroupOfRows(const AttentionUnit& unit, const AttentionTile& tile, size_t row) {
+  const AttentionScratch& s = unit.scratch;
+  float correction[kRows];
+  float* scores = s.scores;
+  Scores<kRows>(unit.q_rows + row, tile.keys, unit.head_dim, scores);
+  for (size_t r = 0; r < kRows; ++r) {
+    const size_t position = unit.start + (row + r) / unit.group;
+    const size_t visible = std::min<size_t>(kTile, position + 1 - tile.first_position);
+    correction[r] = UpdateSoftmax(scores + r * kTile, unit.scale, visible, s.maximum + row + r,
+                                  s.weight_sums + (row + r) * kTile);
+  }
+  const size_t lanes = hn::Lanes(D());
+  const size_t width = unit.padded_dim;
+  float* out = s.out + row * width;
+  size_t c = 0;
+  for (; c + 2 * lanes <= width; c += 2 * lanes) {
+    AddValues<kRows, 2>(scores, correction, tile.values + c, tile.value_stride, tile.positions,
+                        out + c, width);
+  }
+  for (; c < width; c += lanes) {
+    AddValues<kRows, 1>(scores, correction, tile.values + c, tile.value_stride, tile.positions,
+                        out + c, width);
+  }
+}
+
+// One tile of keys and values for the rows [first_row, rows) of a unit.
+void AttendTile(const AttentionUnit& unit, const AttentionTile& tile, size_t first_row) {
+  size_t row = first_row;
+  for (; row + kRowGroup <= unit.rows; row += kRowGroup) GroupOfRows<kRowGroup>(unit, tile, row);
+  for (; row < unit.rows; ++row) GroupOfRows<1>(unit, tile, row);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace tandem
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tandem {
+namespace {
+
+HWY_EXPORT(AttendTile);
+
+// Rows (query, head) of one unit of work: they share a pass over the keys and values.
+constexpr size_t kUnitRows = 64;
+
+size_t RoundUpToTile(size_t value) { return (value + kTile - 1) / kTile * kTile; }
+
+// Memory of one thread, kept for its lifetime; grows to the largest model it has served.
+float* ThreadScratch(size_t floats) {
+  thread_local hwy::AlignedFreeUniquePtr<float[]> memory;
+  thread_local size_t size = 0;
+  if (size < floats) {
+    memory = hwy::AllocateAligned<float>(floats);
+    size = floats;
+  }
+  return memory.get();
+}
+
+// keys[d][j] of positions [first, first + positions) of one head.
+void TransposeKeys(const std::byte* page, Element element, size_t first, size_t positions,
+                   size_t head_dim, float* keys) {
+  if (positions < kTile) std::memset(keys, 0, head_dim * kTile * sizeof(float));
+  for (size_t j = 0; j < positions; ++j) {
+    const size_t row = (first + j) * head_dim;
+    if (element == Element::kFloat32) {
+      const float* source = reinterpret_cast<const float*>(page) + row;
+      for (size_t i = 0; i < head_dim; ++i) keys[i * kTile + j] = source[i];
+    } else {
+      const uint16_t* source = reinterpret_cast<const uint16_t*>(page) + row;
+      for (size_t i = 0; i < head_dim; ++i) keys[i * kTile + j] = BF16ToFloat(source[i]);
+    }
+  }
+}
+
+// Points tile->values at the page itself, or at a float32 copy with padded rows.
+void LoadValues(const std::byte* page, Element element, size_t first, const AttentionUnit& unit,
+                AttentionTile* tile) {
+  const size_t dim = unit.head_dim;
+  if (element == Element::kFloat32 && dim == unit.padded_dim) {
+    tile->values = reinterpret_cast<const float*>(page) + first * dim;
+    tile->value_stride = dim;
+    return;
+  }
+  float* copy = unit.scratch.values;
+  for (size_t j = 0; j < tile->positions; ++j) {
+    for (size_t i = 0; i < unit.padded_dim; ++i) {
+      copy[j * unit.padded_dim + i] =
+          i < dim ? LoadElement(page, element, (first + j) * dim + i) : 0.0f;
+    }
+  }
+  tile->values = copy;
+  tile->value_stride = unit.padded_dim;
+}
+
+AttentionScratch CarveScratch(size_t rows, size_t head_dim, size_t padded_dim) {
+  AttentionScratch s;
+  const size_t keys = head_dim * kTile, values = kTile * padded_dim;
+  const size_t padded_rows = RoundUpToTile(rows);
+  float* at =
+      ThreadScratch(keys + values + padded_rows * (padded_dim + kTile + 1) + kUnitRows * kTile);
+  s.keys = at;
+  s.values = s.keys + keys;
+  s.out = s.values + values;
+  s.weight_sums = s.out + padded_rows * padded_dim;
+  s.maximum = s.weight_sums + padded_rows * kTile;
+  s.scores = s.maximum + padded_rows;
+  std::fill_n(s.out, rows * padded_dim, 0.0f);
+  std::fill_n(s.weight_sums, rows * kTile, 0.0f);
+  std::fill_n(s.maximum, rows, kNoScore);
+  return s;
+}
+
+void RunUnit(const KvPages& pages, const AttentionItem& item, int kv_head, AttentionUnit* unit) {
+  const size_t end = unit->start + unit->rows / unit->group;  // positions seen by the last query
+  const size_t block_size = static_cast<size_t>(pages.block_size);
+  for (size_t first = 0; first < end; first += kTile) {
+    const int32_t block = item.block_table[first / block_size];
+    const size_t offset = first % block_size;
+    AttentionTile tile;
+    tile.first_position = first;
+    tile.positions = std::min(kTile, end - first);
+    TransposeKeys(pages.Page(block, false, kv_head), pages.element, offset, tile.positions,
+                  unit->head_dim, unit->scratch.keys);
+    tile.keys = unit->scratch.keys;
+    LoadValues(pages.Page(block, true, kv_head), pages.element, offset, *unit, &tile);
+    const size_t first_query = first > unit->start ? first - unit->start : 0;
+    HWY_DYNAMIC_DISPATCH(AttendTile)(*unit, tile, first_query * unit->group);
+  }
+}
+
+void WriteResult(const AttentionUnit& unit, float* const* out_rows) {
+  for (size_t r = 0; r < unit.rows; ++r) {
+    float sum = 0;
+    for (size_t j = 0; j < kTile; ++j) sum += unit.scratch.weight_sums[r * kTile + j];
+    const float inverse = 1.0f / sum;
+    const float* from = unit.scratch.out + r * unit.padded_dim;
+    for (size_t i = 0; i < unit.head_dim; ++i) out_rows[r][i] = from[i] * inverse;
+  }
+}
+
+struct WorkItem {
+  const AttentionItem* item;
+  int kv_head;
+  int first_query;  // within the item
+  int queries;
+};
+
+std::vector<WorkItem> CutWork(const AttentionItem* items, size_t num_items, int kv_heads,
+                              size_t group, size_t* cost) {
+  std::vector<WorkItem> work;
+  const int queries = static_cast<int>(std::max<size_t>(1, kUnitRows / group));
+  *cost = 0;
+  for (size_t n = 0; n < num_items; ++n) {
+    for (int first = 0; first < items[n].rows; first += queries) {
+      for (int head = 0; head < kv_heads; ++head) {
+        work.push_back({&items[n], head, first, std::min(queries, items[n].rows - first)});
+      }
+    }
+    *cost += static_cast<size_t>(items[n].rows) *
+             static_cast<size_t>(items[n].start + items[n].rows) * group *
+             static_cast<size_t>(kv_heads);
+  }
+  return work;
+}
+
+}  // namespace
+
+void PagedAttention(const KvPages& pages, const AttentionItem* items, size_t num_items,
+                    const float* q, size_t q_stride, int heads, float scale, float* out,
+                    size_t out_stride, Threads* threads) {
+  const size_t head_dim = static_cast<size_t>(pages.head_dim);
+  const size_t group = static_cast<size_t>(heads / pages.kv_heads);
+  size_t cost = 0;  // scores to compute
+  const std::vector<WorkItem> work = CutWork(items, num_items, pages.kv_heads, group, &cost);
+  threads->ForEach(work.size(), cost * head_dim > 50000, [&](size_t index, int) {
+    const WorkItem& w = work[index];
+    const size_t rows = static_cast<size_t>(w.queries) * group;
+    thread_local std::vector<const float*> q_rows;
+    thread_local std::vector<float*> out_rows;
+    q_rows.resize(rows);
+    out_rows.resize(rows);
+    for (size_t r = 0; r < rows; ++r) {
+      const size_t row = w.item->first_row + static_cast<size_t>(w.first_query) + r / group;
+      const size_t head = static_cast<size_t>(w.kv_head) * group + r % group;
+      q_rows[r] = q + row * q_stride + head * head_dim;
+      out_rows[r] = out + row * out_stride + head * head_dim;
+    }
+    AttentionUnit unit;
+    unit.q_rows = q_rows.data();
+    unit.rows = rows;
+    unit.group = group;
+    unit.start = static_cast<size_t>(w.item->start + w.first_query);
+    unit.head_dim = head_dim;
+    unit.padded_dim = RoundUpToTile(head_dim);
+    unit.scale = scale;
+    unit.scratch = CarveScratch(rows, head_dim, unit.padded_dim);
+    RunUnit(pages, *w.item, w.kv_head, &unit);
+    WriteResult(unit, out_rows.data());
+  });
+}
+
+void WriteKv(const KvPages& pages, const AttentionItem* items, size_t num_items, const float* k,
+             const float* v, size_t stride, Threads* threads) {
+  const size_t dim = static_cast<size_t>(pages.head_dim);
+  const auto write_row = [&](const AttentionItem& item, int i) {
+    const int position = item.start + i;
+    const int32_t block = item.block_table[position / pages.block_size];
+    const size_t offset = static_cast<size_t>(position % pages.block_size) * dim;
+    const size_t row = (item.first_row + static_cast<size_t>(i)) * stride;
+    for (int head = 0; head < pages.kv_heads; ++head) {
+      for (const bool value : {false, true}) {
+        const float* from = (value ? v : k) + row + static_cast<size_t>(head) * dim;
+        std::byte* page = pages.Page(block, value, head);
+        if (pages.element == Element::kFloat32) {
+          std::memcpy(reinterpret_cast<float*>(page) + offset, from, dim * sizeof(float));
+        } else {
+          uint16_t* to = reinterpret_cast<uint16_t*>(page) + offset;
+          for (size_t d = 0; d < dim; ++d) to[d] = FloatToBF16(from[d]);
+        }
+      }
+    }
+  };
+  for (size_t n = 0; n < num_items; ++n) {
+    const size_t grain = 1 + 8192 / (dim * static_cast<size_t>(pages.kv_heads));
+    threads->ForRanges(static_cast<size_t>(items[n].rows), grain, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) write_row(items[n], static_cast<int>(i));
+    });
+  }
+}
+
+}  // namespace tandem
+#endif

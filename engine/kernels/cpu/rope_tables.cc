@@ -1,0 +1,71 @@
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "engine/kernels/rope.h"
+
+namespace tandem {
+namespace {
+
+// theta^(2i / head_dim) as a float32 tensor operation.
+float RotationPeriod(int head_dim, double theta, int i) {
+  const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
+  return static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
+}
+
+// The (fractional) index of the frequency that turns `rotations` times over the original range.
+double CorrectionDim(double rotations, int head_dim, double theta, int max_position) {
+  return head_dim * std::log(max_position / (rotations * 2 * std::numbers::pi)) /
+         (2 * std::log(theta));
+}
+
+}  // namespace
+
+std::vector<float> RopeFrequencies(int head_dim, double theta) {
+  std::vector<float> frequencies(static_cast<size_t>(head_dim) / 2);
+  for (size_t i = 0; i < frequencies.size(); ++i) {
+    frequencies[i] = 1.0f / RotationPeriod(head_dim, theta, static_cast<int>(i));
+  }
+  return frequencies;
+}
+
+std::vector<float> RopeFrequenciesYarn(int head_dim, double theta, const RopeYarn& yarn) {
+  const int original = yarn.original_max_position;
+  const double low =
+      std::max(std::floor(CorrectionDim(yarn.beta_fast, head_dim, theta, original)), 0.0);
+  double high =
+      std::min(std::ceil(CorrectionDim(yarn.beta_slow, head_dim, theta, original)), head_dim - 1.0);
+  if (low == high) high += 0.001;
+  std::vector<float> frequencies(static_cast<size_t>(head_dim) / 2);
+  for (size_t i = 0; i < frequencies.size(); ++i) {
+    const float period = RotationPeriod(head_dim, theta, static_cast<int>(i));
+    const float extrapolated = 1.0f / period;
+    const float interpolated = 1.0f / (static_cast<float>(yarn.factor) * period);
+    const float ramp = std::clamp(
+        (static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0f,
+        1.0f);
+    const float keep = 1.0f - ramp;
+    frequencies[i] = interpolated * (1.0f - keep) + extrapolated * keep;
+  }
+  return frequencies;
+}
+
+float YarnAttentionFactor(double factor) {
+  return factor <= 1 ? 1.0f : static_cast<float>(0.1 * std::log(factor) + 1.0);
+}
+
+void RopeTables(const float* frequencies, int head_dim, float scale, const int32_t* positions,
+                size_t count, float* cos, float* sin, Threads* threads) {
+  const size_t half = static_cast<size_t>(head_dim) / 2;
+  threads->ForRanges(count, 1 + 2048 / half, [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) {
+      for (size_t i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(positions[r]) * frequencies[i];
+        cos[r * half + i] = std::cos(angle) * scale;
+        sin[r * half + i] = std::sin(angle) * scale;
+      }
+    }
+  });
+}
+
+}  // namespace tandem

@@ -1,0 +1,44 @@
+// y = x W^T + b with W packed once.
+//
+// Packed layout, both types: panels of kPanel output columns; within a panel, all K input elements
+// in order, each with its kPanel columns side by side. Columns beyond N and inputs beyond K are
+// zero. bfloat16 keeps pairs of inputs together, [panel][K / 2][kPanel][2], which is what
+// VDPBF16PS and AMX tiles read (oneDNN's BA16a32b2a).
+//
+// Order of summation: each output element is one accumulator that runs over K in order. It
+// does not depend on the number of rows, their place in the batch, or the number of threads, so a
+// row's result is bit-identical in every batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/kernels/element.h"
+#include "engine/kernels/threads.h"
+
+namespace tandem {
+
+inline constexpr size_t kPanel = 32;     // output columns
+inline constexpr size_t kKPadding = 32;  // bfloat16 packs K padded to a multiple of this
+
+struct PackedMatrix {
+  Element element = Element::kFloat32;  // kFloat32 or kBFloat16
+  size_t n = 0;                         // output columns
+  size_t k = 0;                         // input elements
+  const void* data = nullptr;           // PackedBytes(element, n, k) bytes, 64-byte aligned
+};
+
+size_t PackedBytes(Element element, size_t n, size_t k);
+
+// Packs `rows` rows of a row-major weight [rows][k] as output columns [first_column, first_column +
+// rows) of `packed` (zeroed before the first call). Exact for float32; float16 and float32 sources
+// are rounded to nearest when packed as bfloat16.
+void PackRows(const void* source, Element source_element, size_t rows, size_t k,
+              size_t first_column, Element packed_element, void* packed, Threads* threads);
+
+// x: [rows][k] float32, x_stride elements apart; y: [rows][n] float32, y_stride apart; bias: [n] or
+// null. bfloat16 weights: x is rounded to bfloat16, sums are float32.
+void LinearFloat32(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride,
+                   size_t rows, float* y, size_t y_stride, Threads* threads);
+
+}  // namespace tandem

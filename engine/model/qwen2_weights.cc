@@ -1,0 +1,212 @@
+#include "engine/model/qwen2_weights.h"
+
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "engine/model/dummy_weights.h"
+#include "engine/model/model_digest.h"
+
+namespace tandem {
+namespace {
+
+// Models whose loading is worth a line of log now and then.
+constexpr size_t kLargeModelBytes = size_t{1} << 30;
+
+// Gives tensors by name, from a checkpoint or made up.
+class TensorSource {
+ public:
+  TensorSource(const Checkpoint* checkpoint, uint64_t seed, Threads* threads)
+      : checkpoint_(checkpoint), seed_(seed), threads_(threads) {}
+
+  // Valid until the next Get.
+  absl::StatusOr<TensorView> Get(const std::string& name, const std::vector<int64_t>& shape) {
+    used_.insert(name);
+    if (checkpoint_ == nullptr) return Dummy(name, shape, &scratch_);
+    TANDEM_ASSIGN_OR_RETURN(TensorView view, checkpoint_->Get(name));
+    if (view.shape != shape) {
+      return InvalidArgument("tensor \"{}\" has shape {}, config.json implies {}", name,
+                             ShapeText(view.shape), ShapeText(shape));
+    }
+    return view;
+  }
+
+  TensorView Dummy(const std::string& name, const std::vector<int64_t>& shape,
+                   MemoryBlock* memory) {
+    size_t count = 1;
+    for (const int64_t dimension : shape) count *= static_cast<size_t>(dimension);
+    if (memory->size() < count * 2) *memory = MemoryBlock(count * 2);
+    uint16_t* values = static_cast<uint16_t*>(memory->data());
+    FillDummyTensor(name, seed_, {values, count}, threads_);
+    return {Element::kBFloat16, shape, static_cast<const std::byte*>(memory->data()), count * 2};
+  }
+
+  bool Has(const std::string& name) const {
+    return checkpoint_ == nullptr ||
+           checkpoint_->Get(name).status().code() != absl::StatusCode::kNotFound;
+  }
+  void Ignore(const std::string& name) { used_.insert(name); }
+
+  // An error that names a tensor nobody asked for.
+  absl::Status CheckAllUsed() const {
+    if (checkpoint_ == nullptr) return absl::OkStatus();
+    for (const std::string& name : checkpoint_->Names()) {
+      if (used_.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
+      return InvalidArgument(
+          "tensor \"{}\" is not part of the Qwen2 model that config.json describes", name);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const Checkpoint* checkpoint_;  // null: dummy
+  const uint64_t seed_;
+  Threads* threads_;
+  MemoryBlock scratch_;
+  std::set<std::string> used_;
+};
+
+// Loads tensors into a Qwen2Weights.
+class Loader {
+ public:
+  Loader(const ModelConfig& config, Element element, TensorSource* source, Threads* threads)
+      : config_(config), element_(element), source_(source), threads_(threads) {}
+
+  absl::Status Vector(const std::string& name, int64_t size, std::vector<float>* out) {
+    TANDEM_ASSIGN_OR_RETURN(const TensorView view, source_->Get(name, {size}));
+    for (size_t i = 0; i < static_cast<size_t>(size); ++i) {
+      out->push_back(LoadElement(view.data, view.element, i));
+    }
+    return absl::OkStatus();
+  }
+
+  // Several matrices with the same input, side by side.
+  struct Part {
+    std::string name;  // without ".weight"
+    int64_t columns;
+  };
+  absl::Status Matrix(const std::vector<Part>& parts, int64_t inputs, bool bias,
+                      LinearWeights* out) {
+    size_t columns = 0;
+    for (const Part& part : parts) columns += static_cast<size_t>(part.columns);
+    Allocate(columns, inputs, out);
+    size_t first = 0;
+    for (const Part& part : parts) {
+      TANDEM_ASSIGN_OR_RETURN(const TensorView view,
+                              source_->Get(part.name + ".weight", {part.columns, inputs}));
+      Pack(view, first, out);
+      first += static_cast<size_t>(part.columns);
+    }
+    for (const Part& part : parts) {
+      if (!bias) break;
+      TANDEM_RETURN_IF_ERROR(Vector(part.name + ".bias", part.columns, &out->bias));
+    }
+    return absl::OkStatus();
+  }
+
+  void Allocate(size_t columns, int64_t inputs, LinearWeights* out) {
+    const size_t k = static_cast<size_t>(inputs);
+    out->memory = MemoryBlock(tandem::PackedBytes(element_, columns, k));
+    out->matrix = {element_, columns, k, out->memory.data()};
+  }
+  void Pack(const TensorView& view, size_t first_column, LinearWeights* out) {
+    PackRows(view.data, view.element, static_cast<size_t>(view.shape[0]), out->matrix.k,
+             first_column, element_, out->memory.data(), threads_);
+  }
+
+  absl::Status Layer(int index, Qwen2Layer* layer) {
+    const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
+    const int64_t q = int64_t{config_.num_heads} * config_.head_dim;
+    const int64_t kv = int64_t{config_.num_kv_heads} * config_.head_dim;
+    const std::string prefix = fmt::format("model.layers.{}.", index);
+    const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+    TANDEM_RETURN_IF_ERROR(Vector(prefix + "input_layernorm.weight", hidden, &layer->input_norm));
+    TANDEM_RETURN_IF_ERROR(
+        Matrix({{attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}},
+               hidden, true, &layer->qkv));
+    TANDEM_RETURN_IF_ERROR(Matrix({{attention + "o_proj", hidden}}, q, false, &layer->output));
+    TANDEM_RETURN_IF_ERROR(
+        Vector(prefix + "post_attention_layernorm.weight", hidden, &layer->post_attention_norm));
+    TANDEM_RETURN_IF_ERROR(Matrix({{mlp + "gate_proj", inner}, {mlp + "up_proj", inner}}, hidden,
+                                  false, &layer->gate_up));
+    return Matrix({{mlp + "down_proj", hidden}}, inner, false, &layer->down);
+  }
+
+ private:
+  const ModelConfig& config_;
+  const Element element_;
+  TensorSource* source_;
+  Threads* threads_;
+};
+
+absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, TensorSource* source,
+                                  Loader* loader, Qwen2Weights* weights) {
+  const std::string table = "model.embed_tokens.weight", head = "lm_head";
+  const std::vector<int64_t> shape = {config.vocab_size, config.hidden_size};
+  if (dummy) {
+    weights->embedding = source->Dummy(table, shape, &weights->dummy_embedding);
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(weights->embedding, source->Get(table, shape));
+  }
+  if (!config.tie_word_embeddings) {
+    return loader->Matrix({{head, config.vocab_size}}, config.hidden_size, false, &weights->head);
+  }
+  source->Ignore(head + ".weight");  // some tied checkpoints store the copy
+  loader->Allocate(static_cast<size_t>(config.vocab_size), config.hidden_size, &weights->head);
+  loader->Pack(weights->embedding, 0, &weights->head);
+  return absl::OkStatus();
+}
+
+absl::Status LoadAll(const ModelConfig& config, const Qwen2LoadOptions& options,
+                     TensorSource* source, Threads* threads, Qwen2Weights* weights) {
+  Loader loader(config, options.element, source, threads);
+  const size_t total_bytes =
+      static_cast<size_t>(config.NumParameters()) * ElementSize(options.element);
+  const int log_every = std::max(1, config.num_layers / 10);
+  weights->layers.resize(static_cast<size_t>(config.num_layers));
+  for (int i = 0; i < config.num_layers; ++i) {
+    TANDEM_RETURN_IF_ERROR(loader.Layer(i, &weights->layers[static_cast<size_t>(i)]));
+    if (total_bytes >= kLargeModelBytes && (i + 1) % log_every == 0) {
+      spdlog::info("loading {}: layer {} of {}", options.model_dir, i + 1, config.num_layers);
+    }
+  }
+  TANDEM_RETURN_IF_ERROR(
+      loader.Vector("model.norm.weight", config.hidden_size, &weights->final_norm));
+  TANDEM_RETURN_IF_ERROR(LoadEmbeddingAndHead(config, options.dummy, source, &loader, weights));
+  return source->CheckAllUsed();
+}
+
+}  // namespace
+
+size_t Qwen2Weights::PackedBytes() const {
+  size_t total = head.memory.size() + dummy_embedding.size();
+  for (const Qwen2Layer& layer : layers) {
+    total += layer.qkv.memory.size() + layer.output.memory.size() + layer.gate_up.memory.size() +
+             layer.down.memory.size();
+  }
+  return total;
+}
+
+absl::StatusOr<Qwen2Weights> LoadQwen2Weights(const ModelConfig& config,
+                                              const Qwen2LoadOptions& options, Threads* threads) {
+  Qwen2Weights weights;
+  if (options.dummy) {
+    TANDEM_ASSIGN_OR_RETURN(weights.digest, DummyDigest(options.model_dir, options.seed));
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(options.model_dir));
+    weights.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
+    TANDEM_ASSIGN_OR_RETURN(weights.digest,
+                            CheckpointDigest(options.model_dir, *weights.checkpoint));
+  }
+  TensorSource source(weights.checkpoint.get(), options.seed, threads);
+  const absl::Status status = LoadAll(config, options, &source, threads, &weights);
+  if (!status.ok()) {
+    return InvalidArgument("{}: {}", options.model_dir, std::string(status.message()));
+  }
+  return weights;
+}
+
+}  // namespace tandem

@@ -1,0 +1,276 @@
+#include "engine/model/safetensors.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "nlohmann/json.hpp"
+
+#include "common/base/file.h"
+#include "common/base/status.h"
+
+namespace tandem {
+namespace {
+
+using nlohmann::json;
+
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
+
+std::optional<size_t> DTypeBytes(std::string_view dtype) {
+  static constexpr std::array<std::pair<std::string_view, size_t>, 15> kSizes = {{{"BOOL", 1},
+                                                                                  {"U8", 1},
+                                                                                  {"I8", 1},
+                                                                                  {"F8_E5M2", 1},
+                                                                                  {"F8_E4M3", 1},
+                                                                                  {"I16", 2},
+                                                                                  {"U16", 2},
+                                                                                  {"F16", 2},
+                                                                                  {"BF16", 2},
+                                                                                  {"I32", 4},
+                                                                                  {"U32", 4},
+                                                                                  {"F32", 4},
+                                                                                  {"F64", 8},
+                                                                                  {"I64", 8},
+                                                                                  {"U64", 8}}};
+  for (const auto& [name, size] : kSizes) {
+    if (name == dtype) return size;
+  }
+  return std::nullopt;
+}
+
+// Names and messages may hold any bytes of a hostile file.
+std::string Printable(std::string_view text) {
+  std::string out;
+  for (const char c : text.substr(0, 120)) out += c >= 0x20 && c < 0x7f ? c : '?';
+  return text.size() > 120 ? out + "..." : out;
+}
+
+bool IsCount(const json& value) {
+  return value.is_number_unsigned() || (value.is_number_integer() && value.get<int64_t>() >= 0);
+}
+
+// The product of the dimensions times `element_bytes`; nullopt on overflow of 2^62.
+std::optional<uint64_t> ByteCount(std::span<const int64_t> shape, uint64_t element_bytes) {
+  unsigned __int128 bytes = element_bytes;
+  bool empty = false;
+  for (const int64_t dimension : shape) {
+    if (dimension == 0) empty = true;
+    bytes *= std::max<uint64_t>(1, static_cast<uint64_t>(dimension));
+    if (bytes >> 62 != 0) return std::nullopt;
+  }
+  return empty ? 0 : static_cast<uint64_t>(bytes);
+}
+
+absl::StatusOr<SafetensorsEntry> ParseEntry(const json& value, uint64_t data_bytes) {
+  if (!value.is_object()) return InvalidArgument("must be an object");
+  const auto dtype = value.find("dtype"), shape = value.find("shape"),
+             offsets = value.find("data_offsets");
+  if (dtype == value.end() || !dtype->is_string()) return InvalidArgument("dtype is missing");
+  if (shape == value.end() || !shape->is_array()) return InvalidArgument("shape is missing");
+  SafetensorsEntry entry;
+  entry.dtype = dtype->get<std::string>();
+  const std::optional<size_t> element_bytes = DTypeBytes(entry.dtype);
+  if (!element_bytes) return InvalidArgument("dtype \"{}\" is not known", Printable(entry.dtype));
+  for (const json& dimension : *shape) {
+    if (!IsCount(dimension) || dimension.get<uint64_t>() >> 62 != 0) {
+      return InvalidArgument("shape must hold non-negative integers below 2^62");
+    }
+    entry.shape.push_back(static_cast<int64_t>(dimension.get<uint64_t>()));
+  }
+  if (offsets == value.end() || !offsets->is_array() || offsets->size() != 2 ||
+      !IsCount((*offsets)[0]) || !IsCount((*offsets)[1])) {
+    return InvalidArgument("data_offsets must be two non-negative integers");
+  }
+  const uint64_t begin = (*offsets)[0].get<uint64_t>(), end = (*offsets)[1].get<uint64_t>();
+  if (begin > end || end > data_bytes) {
+    return InvalidArgument("data_offsets [{}, {}] do not lie in the file's {} data bytes", begin,
+                           end, data_bytes);
+  }
+  const std::optional<uint64_t> expected = ByteCount(entry.shape, *element_bytes);
+  if (!expected || *expected != end - begin) {
+    return InvalidArgument("shape {} of {} does not take the {} bytes of its data_offsets",
+                           ShapeText(entry.shape), entry.dtype, end - begin);
+  }
+  entry.begin = begin;
+  entry.end = end;
+  return entry;
+}
+
+absl::Status CheckCoverage(const SafetensorsIndex& index, uint64_t data_bytes,
+                           std::string_view origin) {
+  std::vector<std::pair<std::pair<size_t, size_t>, std::string_view>> ranges;
+  for (const auto& [name, entry] : index) ranges.push_back({{entry.begin, entry.end}, name});
+  std::sort(ranges.begin(), ranges.end());
+  size_t position = 0;
+  for (const auto& [range, name] : ranges) {
+    if (range.first != position) {
+      return InvalidArgument(
+          "{}: tensor \"{}\": data begins at byte {}, {} the tensor before it, "
+          "which ends at {}",
+          origin, Printable(name), range.first,
+          range.first < position ? "inside" : "after a gap behind", position);
+    }
+    position = range.second;
+  }
+  if (position != data_bytes) {
+    return InvalidArgument("{}: tensors cover {} of {} data bytes", origin, position, data_bytes);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string ShapeText(std::span<const int64_t> shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> file,
+                                                  std::string_view origin) {
+  if (file.size() < 8) {
+    return InvalidArgument("{}: truncated: {} bytes, a safetensors file has at least 8", origin,
+                           file.size());
+  }
+  uint64_t header_bytes = 0;
+  for (size_t i = 8; i-- > 0;) header_bytes = header_bytes << 8 | static_cast<uint64_t>(file[i]);
+  if (header_bytes > kMaxHeaderBytes || header_bytes > file.size() - 8) {
+    return InvalidArgument(
+        "{}: header of {} bytes does not fit a file of {} bytes: truncated or not safetensors",
+        origin, header_bytes, file.size());
+  }
+  const char* text = reinterpret_cast<const char*>(file.data()) + 8;
+  std::set<std::string> names;
+  std::string duplicate;
+  const auto watch_names = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (depth == 1 && event == json::parse_event_t::key &&
+        !names.insert(parsed.get_ref<const std::string&>()).second) {
+      duplicate = parsed.get<std::string>();
+    }
+    return true;
+  };
+  const json header = json::parse(text, text + header_bytes, watch_names, false);
+  if (!header.is_object()) {
+    return InvalidArgument("{}: header is not a valid JSON object", origin);
+  }
+  if (!duplicate.empty()) {
+    return InvalidArgument("{}: tensor \"{}\" is listed twice", origin, Printable(duplicate));
+  }
+  const uint64_t data_begin = 8 + header_bytes, data_bytes = file.size() - data_begin;
+  SafetensorsIndex index;
+  for (const auto& [name, value] : header.items()) {
+    if (name == "__metadata__") continue;
+    absl::StatusOr<SafetensorsEntry> entry = ParseEntry(value, data_bytes);
+    if (!entry.ok()) {
+      return InvalidArgument("{}: tensor \"{}\": {}", origin, Printable(name),
+                             std::string(entry.status().message()));
+    }
+    index.emplace(name, *std::move(entry));
+  }
+  TANDEM_RETURN_IF_ERROR(CheckCoverage(index, data_bytes, origin));
+  for (auto& [name, entry] : index) {
+    entry.begin += data_begin;
+    entry.end += data_begin;
+  }
+  return index;
+}
+
+namespace {
+
+// Tensor name -> file name, from model.safetensors.index.json.
+absl::StatusOr<std::map<std::string, std::string>> ReadShardIndex(const std::string& path) {
+  TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, size_t{256} << 20));
+  const json root = json::parse(text, nullptr, false);
+  if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object()) {
+    return InvalidArgument("{}: must be a JSON object with an object \"weight_map\"", path);
+  }
+  std::map<std::string, std::string> files;
+  for (const auto& [name, file] : root["weight_map"].items()) {
+    const std::string value = file.is_string() ? file.get<std::string>() : "";
+    if (value.empty() || value.find('/') != std::string::npos || value.front() == '.') {
+      return InvalidArgument("{}: weight_map of \"{}\" must be a file name in the same folder",
+                             path, Printable(name));
+    }
+    files[name] = value;
+  }
+  if (files.empty()) return InvalidArgument("{}: weight_map is empty", path);
+  return files;
+}
+
+}  // namespace
+
+absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
+  const std::string single = "model.safetensors", shards = single + ".index.json";
+  std::map<std::string, std::string> listed;
+  std::set<std::string> names;
+  if (FileExists(model_dir + "/" + shards)) {
+    TANDEM_ASSIGN_OR_RETURN(listed, ReadShardIndex(model_dir + "/" + shards));
+    for (const auto& [tensor, file] : listed) names.insert(file);
+  } else if (FileExists(model_dir + "/" + single)) {
+    names.insert(single);
+  } else {
+    return NotFound(
+        "{}: holds neither {} nor {}; convert the checkpoint to safetensors, or use "
+        "--load-format=dummy for random weights",
+        model_dir, single, shards);
+  }
+  Checkpoint checkpoint;
+  for (const std::string& name : names) {
+    const std::string path = model_dir + "/" + name;
+    TANDEM_ASSIGN_OR_RETURN(MappedFile mapping, MappedFile::Open(path));
+    TANDEM_ASSIGN_OR_RETURN(SafetensorsIndex index, ParseSafetensors(mapping.bytes(), path));
+    for (const auto& [tensor, entry] : index) {
+      if (!checkpoint.file_of_.emplace(tensor, checkpoint.files_.size()).second) {
+        return InvalidArgument("{}: tensor \"{}\" is also in another shard", path,
+                               Printable(tensor));
+      }
+    }
+    checkpoint.files_.push_back({path, std::move(mapping), std::move(index)});
+  }
+  for (const auto& [tensor, file] : listed) {
+    const auto it = checkpoint.file_of_.find(tensor);
+    if (it == checkpoint.file_of_.end() ||
+        checkpoint.files_[it->second].path != model_dir + "/" + file) {
+      return InvalidArgument("{}/{}: tensor \"{}\" is not in {}", model_dir, shards,
+                             Printable(tensor), file);
+    }
+  }
+  return checkpoint;
+}
+
+absl::StatusOr<TensorView> Checkpoint::Get(std::string_view name) const {
+  const auto it = file_of_.find(name);
+  if (it == file_of_.end()) return NotFound("tensor \"{}\" is missing", name);
+  const File& file = files_[it->second];
+  const SafetensorsEntry& entry = file.index.find(name)->second;
+  TensorView view;
+  if (entry.dtype == "F32") {
+    view.element = Element::kFloat32;
+  } else if (entry.dtype == "BF16") {
+    view.element = Element::kBFloat16;
+  } else if (entry.dtype == "F16") {
+    view.element = Element::kFloat16;
+  } else {
+    return InvalidArgument("{}: tensor \"{}\": dtype {} is not supported; F32, F16 and BF16 are",
+                           file.path, name, entry.dtype);
+  }
+  view.shape = entry.shape;
+  view.data = file.mapping.bytes().data() + entry.begin;
+  view.bytes = entry.end - entry.begin;
+  return view;
+}
+
+std::vector<std::string> Checkpoint::Names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, file] : file_of_) names.push_back(name);
+  return names;
+}
+
+size_t Checkpoint::TotalBytes() const {
+  size_t total = 0;
+  for (const File& file : files_) total += file.mapping.bytes().size();
+  return total;
+}
+
+}  // namespace tandem

@@ -1,0 +1,217 @@
+#include "engine/runtime/engine.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "engine/kernels/cpu_features.h"
+#include "engine/kernels/threads.h"
+#include "engine/model/tokenizer_size.h"
+#include "engine/runtime/cpu_model_runner.h"
+#include "engine/runtime/kv_memory.h"
+
+namespace tandem {
+namespace {
+
+// Of the memory available, for a KV pool whose size nobody gave: several workers may start at once.
+constexpr double kDefaultMemoryShare = 0.2;
+constexpr int kMaxBatchedTokens = 1 << 20;
+constexpr int kMaxSequences = 1 << 16;
+constexpr int kMaxThreads = 1024;
+
+std::string Size(size_t bytes) {
+  constexpr double kKiB = 1024;
+  const double b = static_cast<double>(bytes);
+  if (b >= kKiB * kKiB * kKiB) return fmt::format("{:.2f} GiB", b / (kKiB * kKiB * kKiB));
+  if (b >= kKiB * kKiB) return fmt::format("{:.1f} MiB", b / (kKiB * kKiB));
+  return fmt::format("{:.1f} KiB", b / kKiB);
+}
+
+absl::Status CheckRange(const char* flag, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return InvalidArgument("{} must be in [{}, {}], got {}", flag, low, high, value);
+}
+
+absl::Status CheckOptions(const EngineOptions& o) {
+  if (o.load_format != "auto" && o.load_format != "dummy") {
+    return InvalidArgument("--load-format must be auto or dummy, got \"{}\"", o.load_format);
+  }
+  if (o.dtype != "auto" && o.dtype != "float32" && o.dtype != "bfloat16") {
+    return InvalidArgument("--dtype must be auto, float32 or bfloat16, got \"{}\"", o.dtype);
+  }
+  if (o.block_size != 16 && o.block_size != 32 && o.block_size != 64 && o.block_size != 128 &&
+      o.block_size != 256) {
+    return InvalidArgument("--block-size must be 16, 32, 64, 128 or 256, got {}", o.block_size);
+  }
+  TANDEM_RETURN_IF_ERROR(
+      CheckRange("--max-model-len", o.max_model_len, 0, std::numeric_limits<int>::max()));
+  TANDEM_RETURN_IF_ERROR(
+      CheckRange("--max-num-batched-tokens", o.max_num_batched_tokens, 1, kMaxBatchedTokens));
+  TANDEM_RETURN_IF_ERROR(CheckRange("--max-num-seqs", o.max_num_seqs, 1, kMaxSequences));
+  TANDEM_RETURN_IF_ERROR(
+      CheckRange("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, 0, int64_t{1} << 50));
+  TANDEM_RETURN_IF_ERROR(CheckRange("--num-threads", o.num_threads, 0, kMaxThreads));
+  if (o.max_num_batched_tokens < o.max_num_seqs) {
+    return InvalidArgument(
+        "--max-num-batched-tokens={} is less than --max-num-seqs={}: a step could not hold one "
+        "token of every sequence",
+        o.max_num_batched_tokens, o.max_num_seqs);
+  }
+  return absl::OkStatus();
+}
+
+// Settles dtype, threads and valid vocabulary.
+absl::Status ResolveSimple(const ModelConfig& config, EngineOptions* options) {
+  const bool has_bf16 = CpuHasBF16();
+  if (options->dtype == "bfloat16" && !has_bf16) {
+    spdlog::warn("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX): using float32");
+  }
+  if (options->dtype == "auto" && !has_bf16) {
+    spdlog::info("dtype float32: this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)");
+  }
+  options->dtype = options->dtype == "float32" || !has_bf16 ? "float32" : "bfloat16";
+  if (options->num_threads == 0) options->num_threads = PhysicalCores();
+  if (options->valid_vocab_size == 0) {
+    TANDEM_ASSIGN_OR_RETURN(options->valid_vocab_size, TokenizerVocabSize(options->model_dir));
+    if (options->valid_vocab_size > config.vocab_size) {
+      return InvalidArgument(
+          "{}: tokenizer.json uses {} token ids, more than the vocab_size {} of config.json",
+          options->model_dir, options->valid_vocab_size, config.vocab_size);
+    }
+    if (options->valid_vocab_size == 0) options->valid_vocab_size = config.vocab_size;
+  }
+  return CheckRange("valid_vocab_size", options->valid_vocab_size, 1, config.vocab_size);
+}
+
+// Settles max_model_len and the number of blocks.
+absl::StatusOr<int> ResolvePool(const ModelConfig& config, const KvLayout& layout,
+                                EngineOptions* options) {
+  const int limit = config.MaxModelLen();
+  if (options->max_model_len > limit) {
+    return InvalidArgument(
+        "--max-model-len={} exceeds what the model's positions allow; the "
+        "largest is {}",
+        options->max_model_len, limit);
+  }
+  const size_t block_bytes = layout.BlockBytes();
+  const size_t block_size = static_cast<size_t>(layout.block_size);
+  const size_t wanted_len =
+      static_cast<size_t>(options->max_model_len > 0 ? options->max_model_len : limit);
+  const size_t blocks_per_sequence = (wanted_len + block_size - 1) / block_size;
+  if (options->kv_cache_memory_bytes == 0) {
+    const size_t enough =
+        static_cast<size_t>(options->max_num_seqs) * blocks_per_sequence * block_bytes;
+    const size_t share =
+        static_cast<size_t>(static_cast<double>(AvailableKvMemory()) * kDefaultMemoryShare);
+    options->kv_cache_memory_bytes = static_cast<int64_t>(std::min(enough, share));
+  }
+  const size_t blocks =
+      std::min<size_t>(static_cast<size_t>(options->kv_cache_memory_bytes) / block_bytes,
+                       std::numeric_limits<int32_t>::max());
+  if (blocks == 0) {
+    return InvalidArgument(
+        "--kv-cache-memory-bytes={} does not hold a single block of {} tokens, which takes {} "
+        "bytes",
+        options->kv_cache_memory_bytes, layout.block_size, block_bytes);
+  }
+  const size_t fits = std::min(blocks * block_size, static_cast<size_t>(limit));
+  if (static_cast<size_t>(options->max_model_len) > fits) {
+    return InvalidArgument(
+        "--max-model-len={} does not fit the KV pool of {} ({} blocks of {} tokens); the largest "
+        "that would fit is {}, or give --kv-cache-memory-bytes={}",
+        options->max_model_len, Size(blocks * block_bytes), blocks, block_size, fits,
+        blocks_per_sequence * block_bytes);
+  }
+  if (options->max_model_len == 0) options->max_model_len = static_cast<int>(fits);
+  return static_cast<int>(blocks);
+}
+
+absl::Status CheckWeightMemory(const ModelConfig& config, const EngineOptions& options) {
+  const size_t element = options.dtype == "float32" ? 4 : 2;
+  const size_t needed = static_cast<size_t>(config.NumParameters()) * element;
+  const size_t available = AvailableKvMemory();
+  if (needed <= available) return absl::OkStatus();
+  return ResourceExhausted("{}: weights in {} take {}, of which {} is available{}",
+                           options.model_dir, options.dtype, Size(needed), Size(available),
+                           options.dtype == "float32" ? "; --dtype=bfloat16 takes half" : "");
+}
+
+class CpuEngine final : public Engine {
+ public:
+  CpuEngine(EngineOptions options, const KvLayout& layout, int num_blocks, KvMemory memory,
+            std::unique_ptr<Threads> threads, std::unique_ptr<Qwen2> model)
+      : options_(std::move(options)),
+        memory_(std::move(memory)),
+        region_{memory_.data(), layout, num_blocks},
+        threads_(std::move(threads)),
+        model_(std::move(model)),
+        pool_(num_blocks),
+        cache_(&pool_, layout.block_size, options_.enable_prefix_caching),
+        runner_(model_.get(), region_, {options_.max_num_batched_tokens, options_.valid_vocab_size},
+                threads_.get()) {}
+
+  const EngineOptions& options() const override { return options_; }
+  const ModelConfig& config() const override { return model_->config(); }
+  const std::string& model_digest() const override { return model_->weights().digest; }
+  KvRegion region() const override { return region_; }
+  BlockPool& pool() override { return pool_; }
+  PrefixCache& cache() override { return cache_; }
+  ModelRunner& runner() override { return runner_; }
+
+  std::string Banner() const override {
+    const int64_t tokens = int64_t{region_.num_blocks} * region_.layout.block_size;
+    return fmt::format(
+        "model {} ({}, {:.1f} M parameters, digest {}), dtype {}, {} threads, weights {}; KV pool "
+        "{}: {} blocks of {} tokens, {} bytes per token; max_model_len {}, {:.1f} sequences of "
+        "that length at once",
+        options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
+        static_cast<double>(config().NumParameters()) / 1e6, model_digest().substr(0, 8),
+        options_.dtype, options_.num_threads, Size(model_->weights().PackedBytes()),
+        Size(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
+        region_.layout.BytesPerToken(), options_.max_model_len,
+        static_cast<double>(tokens) / options_.max_model_len);
+  }
+
+ private:
+  const EngineOptions options_;
+  const KvMemory memory_;
+  const KvRegion region_;
+  const std::unique_ptr<Threads> threads_;
+  const std::unique_ptr<Qwen2> model_;
+  BlockPool pool_;
+  PrefixCache cache_;
+  CpuModelRunner runner_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& given) {
+  EngineOptions options = given;
+  TANDEM_RETURN_IF_ERROR(CheckOptions(options));
+  TANDEM_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Load(options.model_dir));
+  TANDEM_RETURN_IF_ERROR(ResolveSimple(config, &options));
+  const bool float32 = options.dtype == "float32";
+  const KvLayout layout =
+      config.LayoutFor(options.block_size, float32 ? DType::kFloat32 : DType::kBFloat16);
+  TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config, options));
+  TANDEM_ASSIGN_OR_RETURN(const int num_blocks, ResolvePool(config, layout, &options));
+  TANDEM_ASSIGN_OR_RETURN(KvMemory memory,
+                          KvMemory::Create(layout.BlockBytes() * static_cast<size_t>(num_blocks)));
+  auto threads = std::make_unique<Threads>(options.num_threads);
+  TANDEM_ASSIGN_OR_RETURN(
+      Qwen2Weights weights,
+      LoadQwen2Weights(config,
+                       {options.model_dir, options.load_format == "dummy", options.seed,
+                        float32 ? Element::kFloat32 : Element::kBFloat16},
+                       threads.get()));
+  auto model = std::make_unique<Qwen2>(config, std::move(weights), options.max_num_batched_tokens,
+                                       threads.get());
+  return std::make_unique<CpuEngine>(std::move(options), layout, num_blocks, std::move(memory),
+                                     std::move(threads), std::move(model));
+}
+
+}  // namespace tandem

@@ -1,0 +1,27 @@
+#include "engine/runtime/engine_flags.h"
+
+namespace tandem {
+
+void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
+  flags->Add("--model", &options->model_dir, "Model directory (Hugging Face layout)");
+  flags->AddChoice("--load-format", &options->load_format, {"auto", "dummy"},
+                   "auto: safetensors; dummy: random weights made from config.json and --seed");
+  flags->AddChoice("--dtype", &options->dtype, {"auto", "float32", "bfloat16"},
+                   "Type of weights and KV; auto: bfloat16 where the CPU has it");
+  flags->Add("--block-size", &options->block_size, "KV block size: 16, 32, 64, 128 or 256",
+             "tokens");
+  flags->Add("--max-model-len", &options->max_model_len,
+             "Longest sequence, prompt and output; 0: as long as the model and the KV pool allow",
+             "tokens");
+  flags->Add("--max-num-batched-tokens", &options->max_num_batched_tokens,
+             "Most tokens in one forward pass", "tokens");
+  flags->Add("--max-num-seqs", &options->max_num_seqs, "Most sequences in one forward pass");
+  flags->AddBytes("--kv-cache-memory-bytes", &options->kv_cache_memory_bytes,
+                  "Size of the KV pool; 0: chosen from the memory available");
+  flags->Add("--enable-prefix-caching", &options->enable_prefix_caching,
+             "Keep computed KV blocks for prompts that begin alike");
+  flags->Add("--seed", &options->seed, "Seed of dummy weights");
+  flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
+}
+
+}  // namespace tandem

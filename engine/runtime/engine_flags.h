@@ -1,0 +1,14 @@
+// The command-line flags of EngineOptions, the same for every worker.
+#pragma once
+
+#include "common/config/flags.h"
+#include "engine/runtime/engine.h"
+
+namespace tandem {
+
+// Adds --model, --load-format, --dtype, --block-size, --max-model-len, --max-num-batched-tokens,
+// --max-num-seqs, --kv-cache-memory-bytes, --enable-prefix-caching, --seed and --num-threads. Both
+// pointers must live until the flags are parsed.
+void AddEngineFlags(FlagSet* flags, EngineOptions* options);
+
+}  // namespace tandem

@@ -1,0 +1,105 @@
+#include "engine/runtime/kv_memory.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+#include <utility>
+
+#include "common/base/status.h"
+
+namespace tandem {
+namespace {
+
+// The number in a file that holds just one; nullopt where there is none ("max").
+bool ReadNumber(const char* path, size_t* value) {
+  std::ifstream file(path);
+  return static_cast<bool>(file >> *value);
+}
+
+size_t MachineAvailable() {
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  for (size_t value = 0; file >> key >> value;) {
+    if (key == "MemAvailable:") return value * 1024;
+    std::getline(file, unit);
+  }
+  return size_t{1} << 30;
+}
+
+}  // namespace
+
+size_t AvailableKvMemory() {
+  size_t available = MachineAvailable();
+  size_t limit = 0, used = 0;
+  if (ReadNumber("/sys/fs/cgroup/memory.max", &limit) &&
+      ReadNumber("/sys/fs/cgroup/memory.current", &used)) {
+    available = std::min(available, limit > used ? limit - used : 0);
+  }
+  struct statvfs shm;
+  if (statvfs("/dev/shm", &shm) == 0) {
+    available = std::min(available, static_cast<size_t>(shm.f_bavail) * shm.f_frsize);
+  }
+  return available;
+}
+
+absl::StatusOr<KvMemory> KvMemory::Create(size_t bytes) {
+  static std::atomic<int> counter{0};
+  const std::string name = fmt::format("/tandem-kv-{}-{}", getpid(), counter.fetch_add(1));
+  KvMemory memory;
+  memory.fd_ = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (memory.fd_ < 0) {
+    return ResourceExhausted("the KV pool's shared memory cannot be created: {}", strerror(errno));
+  }
+  shm_unlink(name.c_str());
+  struct statvfs room;
+  if (fstatvfs(memory.fd_, &room) == 0 && room.f_blocks > 0 &&
+      static_cast<size_t>(room.f_bavail) * room.f_frsize < bytes) {
+    return ResourceExhausted(
+        "a KV pool of {} bytes does not fit into /dev/shm, which has {} left; lower "
+        "--kv-cache-memory-bytes or enlarge /dev/shm",
+        bytes, static_cast<size_t>(room.f_bavail) * room.f_frsize);
+  }
+  if (ftruncate(memory.fd_, static_cast<off_t>(bytes)) != 0) {
+    return ResourceExhausted(
+        "a KV pool of {} bytes cannot be had: {}; lower "
+        "--kv-cache-memory-bytes",
+        bytes, strerror(errno));
+  }
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.fd_, 0);
+  if (data == MAP_FAILED) {
+    return ResourceExhausted(
+        "a KV pool of {} bytes cannot be mapped: {}; lower "
+        "--kv-cache-memory-bytes",
+        bytes, strerror(errno));
+  }
+  memory.data_ = static_cast<std::byte*>(data);
+  memory.size_ = bytes;
+  return memory;
+}
+
+KvMemory::KvMemory(KvMemory&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      fd_(std::exchange(other.fd_, -1)) {}
+
+KvMemory& KvMemory::operator=(KvMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+KvMemory::~KvMemory() {
+  if (data_ != nullptr) munmap(data_, size_);
+  if (fd_ >= 0) close(fd_);
+}
+
+}  // namespace tandem
