@@ -89,7 +89,7 @@ Batch DecodeLoop::Prepare(const Plan& plan) {
     }
     const int end = s->computed + run.num_tokens;
     BatchItem& item = batch.items.emplace_back();
-    item.tokens = std::span<const int32_t>(s->tokens).first(static_cast<size_t>(end));
+    item.tokens = s->tokens;
     item.start = s->computed;
     item.num_tokens = run.num_tokens;
     item.prompt_length = s->prompt_length;

@@ -1,0 +1,240 @@
+#include "decode_worker/worker.h"
+
+#include <cstdint>
+#include <limits>
+#include <thread>
+#include <unistd.h>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "spdlog/spdlog.h"
+
+#include "common/base/host_port.h"
+#include "common/base/status.h"
+#include "common/base/transfer_id.h"
+#include "common/rpc/cluster_client.h"
+#include "decode_worker/decode_service.h"
+#include "decode_worker/decode_wire.h"
+#include "decode_worker/loop.h"
+#include "decode_worker/prefill_client.h"
+#include "engine/wire/cluster_wire.h"
+
+namespace tandem {
+namespace {
+
+// Work that waits for the loop's next turn; more is refused.
+constexpr size_t kInboxCapacity = 4096;
+
+std::string AdvertiseHost(const DecodeWorkerOptions& options, const std::string& listen_host) {
+  if (!options.advertise_host.empty()) return options.advertise_host;
+  if (listen_host != "0.0.0.0" && listen_host != "::") return listen_host;
+  char name[256] = "localhost";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+class Worker final : public DecodeWorker {
+ public:
+  Worker(const DecodeWorkerOptions& options, SignalWaiter* signals)
+      : options_(options), signals_(signals), inbox_(kInboxCapacity), metrics_of_loop_(&metrics_) {}
+  ~Worker() override { Stop(absl::ZeroDuration()); }
+
+  absl::Status Init();
+  const std::string& address() const override { return server_->address(); }
+  const std::string& metrics_address() const override { return metrics_.address(); }
+  absl::Status Drain() override {
+    Stop(absl::Seconds(options_.drain_timeout));
+    absl::MutexLock lock(&mutex_);
+    return refused_;
+  }
+
+ private:
+  bool unified() const { return options_.role == "unified"; }
+  absl::Status StartTransfers();
+  absl::Status StartServer();
+  void StartLoop();
+  void Join();
+  internal::v1::Hello MakeHello() const;
+  void Stop(absl::Duration drain);
+
+  const DecodeWorkerOptions options_;
+  SignalWaiter* const signals_;
+  internal::v1::Capability capability_;
+  std::string advertised_address_;
+
+  // In the order of their construction; each uses those above it.
+  Metrics metrics_;
+  DecodeInbox inbox_;
+  DecodeMetrics metrics_of_loop_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<KvReceiver> receiver_;
+  std::unique_ptr<PrefillClient> prefill_client_;
+  std::unique_ptr<DecodeLoop> loop_;
+  std::unique_ptr<DecodeService> service_;
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<ClusterClient> cluster_;
+  std::thread thread_;
+  absl::Notification loop_done_;
+
+  absl::Mutex mutex_;
+  absl::Status refused_ ABSL_GUARDED_BY(mutex_);  // by the router
+};
+
+absl::Status Worker::Init() {
+  TANDEM_RETURN_IF_ERROR(metrics_.Serve(options_.metrics_listen));
+  TANDEM_ASSIGN_OR_RETURN(engine_, Engine::Load(options_.engine));
+  const EngineOptions& engine = engine_->options();
+  if (engine.max_num_batched_tokens < engine.max_num_seqs) {
+    return InvalidArgument(
+        "--max-num-batched-tokens {} is less than --max-num-seqs {}: a batch could not hold one "
+        "token of every sequence",
+        engine.max_num_batched_tokens, engine.max_num_seqs);
+  }
+  const std::string name = options_.served_model_name.empty() ? DefaultModelName(engine.model_dir)
+                                                              : options_.served_model_name;
+  capability_ = CapabilityOf(*engine_, name, options_.cluster_secret);
+  spdlog::info("{}", engine_->Banner());
+  TANDEM_RETURN_IF_ERROR(StartTransfers());
+  StartLoop();
+  TANDEM_RETURN_IF_ERROR(StartServer());
+  Join();
+  thread_ = std::thread([this] {
+    loop_->Run();
+    loop_done_.Notify();
+  });
+  server_->SetServing(true);
+  return absl::OkStatus();
+}
+
+absl::Status Worker::StartTransfers() {
+  if (unified()) return absl::OkStatus();
+  TANDEM_ASSIGN_OR_RETURN(HostPort listen, ParseHostPort(options_.kv_listen));
+  KvReceiverOptions kv;
+  kv.listen_host = listen.host;
+  kv.port = listen.port;
+  kv.advertise_host = AdvertiseHost(options_, listen.host);
+  kv.region = engine_->region();
+  kv.worker_id = options_.worker_id;
+  kv.capability_digest = CapabilityDigest(capability_);
+  kv.on_sealed = [this](const TransferId& id, uint64_t epoch, const TransferStats& stats) {
+    inbox_.Push(KvSealed{id, epoch, stats});
+  };
+  kv.on_failed = [this](const TransferId& id, uint64_t epoch, const absl::Status& status) {
+    inbox_.Push(KvFailed{id, epoch, status});
+  };
+  kv.on_quiet = [this](const TransferId& id, uint64_t epoch) { inbox_.Push(KvQuiet{id, epoch}); };
+  TANDEM_ASSIGN_OR_RETURN(receiver_, KvReceiver::Start(std::move(kv)));
+
+  PrefillClientOptions prefill;
+  prefill.kv_address = receiver_->address();
+  prefill.worker_id = options_.worker_id;
+  prefill.num_blocks = engine_->region().num_blocks;
+  prefill.capability_digest = CapabilityDigest(capability_);
+  prefill.vocab_size = engine_->config().vocab_size;
+  prefill_client_ = std::make_unique<PrefillClient>(std::move(prefill), &inbox_, Clock::Real());
+  return absl::OkStatus();
+}
+
+void Worker::StartLoop() {
+  const EngineOptions& engine = engine_->options();
+  LoopOptions loop;
+  loop.limits = {engine.block_size, engine.max_num_seqs, engine.max_num_batched_tokens};
+  loop.max_model_len = engine.max_model_len;
+  loop.unified = unified();
+  loop.local_prefill_max_tokens = options_.local_prefill_max_tokens;
+  loop.kv_seal_timeout = absl::Seconds(options_.kv_seal_timeout);
+  loop.prefill_timeout = absl::Seconds(options_.prefill_timeout);
+  loop.worker_id = options_.worker_id;
+  loop.cluster_secret = options_.cluster_secret;
+  loop.model_digest = engine_->model_digest();
+  LoopParts parts;
+  parts.runner = &engine_->runner();
+  parts.pool = &engine_->pool();
+  parts.cache = &engine_->cache();
+  parts.receiver = receiver_.get();
+  parts.caller = prefill_client_.get();
+  parts.clock = Clock::Real();
+  parts.metrics = &metrics_of_loop_;
+  parts.inbox = &inbox_;
+  LoopHooks hooks;  // cluster_ is set before the loop's thread starts and outlives it
+  hooks.report = [this](const LoadSnapshot& load) {
+    if (cluster_ != nullptr) cluster_->PostLoad(LoadToProto(load));
+  };
+  hooks.blocks = [this](const BlockEvents& events, bool cleared) {
+    if (cluster_ != nullptr) cluster_->PostBlocks(BlockEventsToProto(events, cleared));
+  };
+  loop_ = std::make_unique<DecodeLoop>(std::move(loop), parts, std::move(hooks));
+}
+
+absl::Status Worker::StartServer() {
+  TANDEM_ASSIGN_OR_RETURN(HostPort listen, ParseHostPort(options_.listen));
+  service_ = std::make_unique<DecodeService>(&inbox_, Clock::Real(), engine_->config().vocab_size);
+  RpcServerOptions server;
+  server.listen_address = options_.listen;
+  TANDEM_ASSIGN_OR_RETURN(server_, RpcServer::Start(server, {service_.get()}));
+  advertised_address_ = HostPort{AdvertiseHost(options_, listen.host), server_->port()}.ToString();
+  return absl::OkStatus();
+}
+
+internal::v1::Hello Worker::MakeHello() const {
+  const EngineOptions& engine = engine_->options();
+  internal::v1::Hello hello;
+  hello.set_worker_id(options_.worker_id);
+  hello.set_incarnation(RandomUint64());
+  hello.set_role(options_.role);
+  hello.set_address(advertised_address_);
+  *hello.mutable_capability() = capability_;
+  hello.set_max_model_len(static_cast<uint32_t>(engine.max_model_len));
+  hello.set_max_num_seqs(static_cast<uint32_t>(engine.max_num_seqs));
+  hello.set_max_num_batched_tokens(static_cast<uint32_t>(engine.max_num_batched_tokens));
+  hello.set_num_blocks(static_cast<uint32_t>(engine_->region().num_blocks));
+  hello.set_local_prefill_max_tokens(
+      unified() ? std::numeric_limits<uint32_t>::max()
+                : static_cast<uint32_t>(options_.local_prefill_max_tokens));
+  hello.set_metrics_address(metrics_.address());
+  return hello;
+}
+
+void Worker::Join() {
+  if (options_.router.empty()) return;
+  ClusterClientOptions cluster;
+  cluster.router_address = options_.router;
+  cluster.hello = MakeHello();
+  cluster.on_joined = [this] { inbox_.Push(SnapshotWanted{}); };
+  cluster.on_drain = [this] { signals_->Wake(); };
+  cluster.on_refused = [this](const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      refused_ = status;
+    }
+    signals_->Wake();
+  };
+  cluster_ = ClusterClient::Start(std::move(cluster));
+}
+
+void Worker::Stop(absl::Duration drain) {
+  if (thread_.joinable()) {
+    if (cluster_ != nullptr) cluster_->PostDraining();
+    server_->SetServing(false);
+    inbox_.Push(DrainWanted{});
+    if (!loop_done_.WaitForNotificationWithTimeout(drain)) inbox_.Push(StopWanted{});
+    thread_.join();
+  }
+  loop_.reset();  // ends the streams that are left, so that the server need not cancel them
+  if (server_ != nullptr) server_->Shutdown(absl::Seconds(1));
+  cluster_.reset();
+  prefill_client_.reset();
+  receiver_.reset();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(
+    const DecodeWorkerOptions& options, SignalWaiter* signals) {
+  auto worker = std::make_unique<Worker>(options, signals);
+  TANDEM_RETURN_IF_ERROR(worker->Init());
+  return worker;
+}
+
+}  // namespace tandem
