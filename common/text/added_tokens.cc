@@ -1,10 +1,10 @@
 #include "common/text/added_tokens.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <functional>
+#include <utf8proc.h>
 
+#include "common/text/new_characters.h"
 #include "common/text/utf8.h"
 
 namespace tandem {
@@ -27,9 +27,10 @@ bool IsWhiteSpace(uint32_t c) {
          category == UTF8PROC_CATEGORY_ZP;
 }
 
-// \w of Rust's regular expressions: Alphabetic, marks, decimal numbers, connector punctuation, join controls.
+// \w of Rust's regular expressions: Alphabetic, marks, decimal numbers, connector punctuation, join
+// controls.
 bool IsWordCharacter(uint32_t c) {
-  if (c == 0x200C || c == 0x200D) return true;
+  if (c == 0x200C || c == 0x200D || IsNewWordCharacter(c)) return true;
   switch (utf8proc_category(static_cast<int32_t>(c))) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
@@ -66,8 +67,8 @@ AddedTokenMatcher::AddedTokenMatcher(const std::vector<AddedToken>& tokens) {
     const Flags flags{token.id, token.single_word, token.lstrip, token.rstrip};
     if (!patterns_.emplace(token.content, flags).second) continue;
     auto& lengths = lengths_[static_cast<uint8_t>(token.content[0])];
-    const auto place = std::lower_bound(lengths.begin(), lengths.end(), token.content.size(),
-                                        std::greater<>());
+    const auto place =
+        std::lower_bound(lengths.begin(), lengths.end(), token.content.size(), std::greater<>());
     if (place == lengths.end() || *place != token.content.size()) {
       lengths.insert(place, token.content.size());
     }

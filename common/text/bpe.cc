@@ -1,11 +1,10 @@
 #include "common/text/bpe.h"
 
 #define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <functional>
 #include <utility>
+#include <xxhash.h>
 
 #include "common/base/check.h"
 
@@ -97,8 +96,9 @@ void BpeModel::EncodeLong(std::string_view piece, std::vector<int32_t>* ids) con
   for (int32_t i = 0; i < n; ++i) {
     symbols[i] = {byte_ids_[static_cast<uint8_t>(piece[i])], i - 1, i + 1 < n ? i + 1 : -1};
   }
-  // Min-heap of (rank, position of the left symbol). Entries are not removed when a symbol of theirs merges elsewhere; such
-  // an entry is recognised by its rank, since a pair's rank is unique.
+  // Min-heap of (rank, position of the left symbol). Entries are not removed when a symbol of
+  // theirs merges elsewhere; such an entry is recognised by its rank, since a pair's rank is
+  // unique.
   std::vector<uint64_t> heap;
   heap.reserve(piece.size());
   const auto entry = [&](int32_t i, uint64_t* out) {

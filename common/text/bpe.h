@@ -1,8 +1,8 @@
 // Byte-pair encoding of one piece of text.
 //
-// Immutable and thread-safe after construction. A piece starts as its bytes' symbols; as long as some neighbouring pair can
-// merge, the pair of lowest rank merges, the leftmost of equals first. O(n log n) for a piece of n bytes; most pieces are
-// tokens as a whole and cost one look-up.
+// Immutable and thread-safe after construction. A piece starts as its bytes' symbols; as long as
+// some neighbouring pair can merge, the pair of lowest rank merges, the leftmost of equals first.
+// O(n log n) for a piece of n bytes; most pieces are tokens as a whole and cost one look-up.
 #pragma once
 
 #include <array>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+
 #include "common/text/text_map.h"
 
 namespace tandem {
@@ -26,12 +27,13 @@ struct BpeMerge {
 
 class BpeModel {
  public:
-  // `byte_ids[b]` is the token of the single byte b; all ids are >= 0. Of two merges of the same pair the later counts (so
-  // does Hugging Face).
+  // `byte_ids[b]` is the token of the single byte b; all ids are >= 0. Of two merges of the same
+  // pair the later counts (so does Hugging Face).
   BpeModel(const std::array<int32_t, 256>& byte_ids, const std::vector<BpeMerge>& merges);
 
   void ReserveWholePieces(size_t n) { whole_pieces_.reserve(n); }
-  // Makes pieces equal to `bytes` encode to `id` by one look-up. With `always` false only if merging gives that as well.
+  // Makes pieces equal to `bytes` encode to `id` by one look-up. With `always` false only if
+  // merging gives that as well.
   void AddWholePiece(std::string bytes, int32_t id, bool always);
 
   // Appends the tokens of `piece`, which has fewer than 2^31 bytes.

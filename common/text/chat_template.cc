@@ -219,10 +219,12 @@ absl::StatusOr<ChatTemplate> ChatTemplate::FromJinja(std::string_view source) {
     return result;
   }
   return InvalidArgument(
-      "the model's chat_template is not one that Tandem renders: it must be the template of Qwen1.5, "
+      "the model's chat_template is not one that Tandem renders: it must be the template of "
+      "Qwen1.5, "
       "Qwen2 or Qwen2.5, with any default system message (it has {} bytes and starts with {})",
       source.size(),
-      nlohmann::json(source.substr(0, 60)).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
+      nlohmann::json(source.substr(0, 60))
+          .dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
 }
 
 absl::StatusOr<ChatTemplate> ChatTemplate::FromTokenizerConfig(

@@ -1,9 +1,10 @@
 // Renders a conversation into the prompt that a Qwen model was trained on (ChatML).
 //
-// Immutable after construction, thread-safe. This does not run Jinja: it recognises the chat templates of Qwen1.5, Qwen2 and
-// Qwen2.5 by their structure, with any default system message, and renders them natively. The result equals Hugging Face's
-// apply_chat_template in text; what users and tools wrote is kept apart from what the template writes, so that a special token
-// spelled in a message stays plain text.
+// Immutable after construction, thread-safe. This does not run Jinja: it recognises the chat
+// templates of Qwen1.5, Qwen2 and Qwen2.5 by their structure, with any default system message, and
+// renders them natively. The result equals Hugging Face's apply_chat_template in text; what users
+// and tools wrote is kept apart from what the template writes, so that a special token spelled in a
+// message stays plain text.
 #pragma once
 
 #include <span>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+
 #include "common/text/tokenizer.h"
 
 namespace tandem {
@@ -32,8 +34,9 @@ struct ChatMessage {
 
 class ChatTemplate {
  public:
-  // From the content of a tokenizer_config.json. A file without `chat_template` gives a template that cannot render (see
-  // has_template). InvalidArgument for malformed JSON and for a template that is none of those known here.
+  // From the content of a tokenizer_config.json. A file without `chat_template` gives a template
+  // that cannot render (see has_template). InvalidArgument for malformed JSON and for a template
+  // that is none of those known here.
   static absl::StatusOr<ChatTemplate> FromTokenizerConfig(std::string_view tokenizer_config_json);
 
   // From the Jinja source itself. InvalidArgument if it is none of those known here.
@@ -47,10 +50,11 @@ class ChatTemplate {
   // Which template was recognised, for logs: "Qwen2.5", "Qwen2", "Qwen1.5", "ChatML" or "none".
   std::string_view name() const { return name_; }
 
-  // Renders `messages`, with `tools` (each a JSON object) offered to the model. Text from messages and tools comes in segments
-  // without parse_special, the template's own text in segments with it. FailedPrecondition if there is no template;
-  // InvalidArgument naming `messages[i].field` or `tools[i]`: no messages, unknown role, text that is not UTF-8, JSON that is not
-  // an object, tool calls outside assistant messages, tools for a template without them.
+  // Renders `messages`, with `tools` (each a JSON object) offered to the model. Text from messages
+  // and tools comes in segments without parse_special, the template's own text in segments with it.
+  // FailedPrecondition if there is no template; InvalidArgument naming `messages[i].field` or
+  // `tools[i]`: no messages, unknown role, text that is not UTF-8, JSON that is not an object, tool
+  // calls outside assistant messages, tools for a template without them.
   absl::StatusOr<std::vector<TextSegment>> Render(std::span<const ChatMessage> messages,
                                                   std::span<const std::string> tools,
                                                   bool add_generation_prompt) const;

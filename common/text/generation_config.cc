@@ -37,7 +37,8 @@ class FieldReader {
       return number;
     }
     const std::string upper = std::isinf(max) ? "" : fmt::format(" and at most {}", max);
-    Fail(field, fmt::format("a number {} {}{}", min_allowed ? "of at least" : "above", min, upper), *value);
+    Fail(field, fmt::format("a number {} {}{}", min_allowed ? "of at least" : "above", min, upper),
+         *value);
     return std::nullopt;
   }
 
@@ -85,7 +86,8 @@ class FieldReader {
     if (!status_.ok()) return;
     std::string shown = value.dump(-1, ' ', true, json::error_handler_t::replace);
     if (shown.size() > 60) shown = shown.substr(0, 57) + "...";
-    status_ = InvalidArgument("generation_config.json: {}: must be {}, got {}", field, wanted, shown);
+    status_ =
+        InvalidArgument("generation_config.json: {}: must be {}, got {}", field, wanted, shown);
   }
 
   const json& object_;

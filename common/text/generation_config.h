@@ -27,8 +27,8 @@ struct GenerationDefaults {
   std::optional<int32_t> max_new_tokens;     // >= 1
 };
 
-// InvalidArgument "generation_config.json: <field>: ..." for malformed JSON or values. Fields not listed above are ignored, null
-// is as good as absent.
+// InvalidArgument "generation_config.json: <field>: ..." for malformed JSON or values. Fields not
+// listed above are ignored, null is as good as absent.
 absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view json);
 
 // Reads MODEL_DIR/generation_config.json; where there is none, nothing is set.

@@ -121,13 +121,26 @@ class Reader {
       if (c == '\\') {
         if (pos_ == source_.size()) return false;
         switch (source_[pos_++]) {
-          case 'n': c = '\n'; break;
-          case 'r': c = '\r'; break;
-          case 't': c = '\t'; break;
-          case '\\': c = '\\'; break;
-          case '\'': c = '\''; break;
-          case '"': c = '"'; break;
-          default: return false;
+          case 'n':
+            c = '\n';
+            break;
+          case 'r':
+            c = '\r';
+            break;
+          case 't':
+            c = '\t';
+            break;
+          case '\\':
+            c = '\\';
+            break;
+          case '\'':
+            c = '\'';
+            break;
+          case '"':
+            c = '"';
+            break;
+          default:
+            return false;
         }
       }
       value.push_back(c);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+
 #include "common/base/status.h"
 
 namespace tandem {
@@ -46,7 +47,8 @@ std::string ShortMessage(const std::string& message) {
 // A float as Python's repr prints it: shortest digits, exponent below 1e-4 and from 1e16 on.
 std::string PythonFloat(double value) {
   char buffer[32];
-  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
+  const auto end =
+      std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
   std::string_view text(buffer, end.ptr - buffer);
   std::string sign;
   if (text.front() == '-') {
@@ -75,13 +77,27 @@ void AppendQuoted(std::string_view text, std::string* out) {
   out->push_back('"');
   for (const char c : text) {
     switch (c) {
-      case '"': out->append("\\\""); break;
-      case '\\': out->append("\\\\"); break;
-      case '\n': out->append("\\n"); break;
-      case '\r': out->append("\\r"); break;
-      case '\t': out->append("\\t"); break;
-      case '\f': out->append("\\f"); break;
-      case '\b': out->append("\\b"); break;
+      case '"':
+        out->append("\\\"");
+        break;
+      case '\\':
+        out->append("\\\\");
+        break;
+      case '\n':
+        out->append("\\n");
+        break;
+      case '\r':
+        out->append("\\r");
+        break;
+      case '\t':
+        out->append("\\t");
+        break;
+      case '\f':
+        out->append("\\f");
+        break;
+      case '\b':
+        out->append("\\b");
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20) {
           out->append(fmt::format("\\u{:04x}", static_cast<unsigned>(c)));

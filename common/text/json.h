@@ -1,5 +1,5 @@
-// JSON for files and fields that strangers wrote: bounded depth, errors as a status that says where, and Python's way of
-// printing.
+// JSON for files and fields that strangers wrote: bounded depth, errors as a status that says
+// where, and Python's way of printing.
 //
 // Pure functions, thread-safe.
 #pragma once
@@ -18,10 +18,11 @@ inline constexpr int kMaxJsonDepth = 64;
 // InvalidArgument "<what>: not valid JSON at byte N: ..." if `text` is not one JSON value in UTF-8.
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view what);
 
-// Reads `text` and writes it as Python's json.dumps(json.loads(text), ensure_ascii=False) does: separators ", " and ": ", keys
-// in the order given, of equal keys the last value at the place of the first, floats in Python's shortest form, integers of any
-// size. Errors as ParseJson; also NaN, Infinity, numbers beyond a double and lone surrogates are refused. This is the `tojson`
-// of Hugging Face chat templates.
+// Reads `text` and writes it as Python's json.dumps(json.loads(text), ensure_ascii=False) does:
+// separators ", " and ": ", keys in the order given, of equal keys the last value at the place of
+// the first, floats in Python's shortest form, integers of any size. Errors as ParseJson; also NaN,
+// Infinity, numbers beyond a double and lone surrogates are refused. This is the `tojson` of
+// Hugging Face chat templates.
 absl::StatusOr<std::string> ToPythonJson(std::string_view text, std::string_view what);
 
 }  // namespace tandem

@@ -1,13 +1,12 @@
 #include "common/text/nfc.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <map>
 #include <unordered_map>
+#include <utf8proc.h>
 #include <utility>
 
 #include "common/text/utf8.h"
@@ -79,16 +78,15 @@ class Tables {
     return *tables;
   }
 
-  // True unless `c` is normalised by itself, has combining class 0 and never combines with what precedes it. A text may
-  // be cut before any character for which this is false.
+  // True unless `c` is normalised by itself, has combining class 0 and never combines with what
+  // precedes it. A text may be cut before any character for which this is false.
   bool NeedsWork(uint32_t c) const { return needs_work_[c]; }
 
   // The primary composite of `first` and `second`, or 0.
   uint32_t Compose(uint32_t first, uint32_t second) const {
     if (first >= kHangulL && first < kHangulL + kHangulLCount && second >= kHangulV &&
         second < kHangulV + kHangulVCount) {
-      return kHangulS +
-             ((first - kHangulL) * kHangulVCount + (second - kHangulV)) * kHangulTCount;
+      return kHangulS + ((first - kHangulL) * kHangulVCount + (second - kHangulV)) * kHangulTCount;
     }
     if (first >= kHangulS && first < kHangulS + kHangulSCount &&
         (first - kHangulS) % kHangulTCount == 0 && second > kHangulT &&
@@ -115,8 +113,8 @@ class Tables {
         needs_work_[c] = true;
       }
     }
-    // A composite's full decomposition is that of a shorter composite (or one character) and one more character; that
-    // pair is what composes.
+    // A composite's full decomposition is that of a shorter composite (or one character) and one
+    // more character; that pair is what composes.
     for (const auto& [full, c] : by_decomposition) {
       uint32_t first = full[0];
       if (full.size() > 2) {
@@ -129,16 +127,17 @@ class Tables {
     }
   }
 
-  // Whether composing the decomposition of `c` gives `c` back: not so for the composition exclusions and for characters that
-  // are another spelling of one character (U+212B, Angstrom sign).
+  // Whether composing the decomposition of `c` gives `c` back: not so for the composition
+  // exclusions and for characters that are another spelling of one character (U+212B, Angstrom
+  // sign).
   static bool IsPrimaryComposite(uint32_t c) {
     std::string bytes;
     AppendCodePoint(c, &bytes);
     utf8proc_uint8_t* normalized = nullptr;
-    const utf8proc_ssize_t size = utf8proc_map(
-        reinterpret_cast<const utf8proc_uint8_t*>(bytes.data()),
-        static_cast<utf8proc_ssize_t>(bytes.size()), &normalized,
-        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    const utf8proc_ssize_t size =
+        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(bytes.data()),
+                     static_cast<utf8proc_ssize_t>(bytes.size()), &normalized,
+                     static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
     if (size < 0) return false;
     const bool same = std::string_view(reinterpret_cast<char*>(normalized), size) == bytes;
     std::free(normalized);  // utf8proc allocates with malloc
@@ -166,7 +165,8 @@ void AppendNormalized(std::string_view chunk, std::string* out) {
                      [](const auto& a, const auto& b) { return a.first < b.first; });
     i = end + 1;
   }
-  // Each character composes with the last starter unless a character between them has the same or a higher class.
+  // Each character composes with the last starter unless a character between them has the same or a
+  // higher class.
   std::vector<uint32_t> composed;
   size_t starter = SIZE_MAX;
   int last_class = -1;  // of the last character kept behind the starter; -1: none

@@ -1,60 +1,30 @@
 #include "common/text/split_pattern.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
+#include <pcre2.h>
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/text/new_characters.h"
 #include "common/text/utf8.h"
 
 namespace tandem {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 4096;
-// Backtracking allowed per call: a constant and a share per byte, as `\s*[\r\n]+` may give back a whole run of blanks.
+// Backtracking allowed per call: a constant and a share per byte, as `\s*[\r\n]+` may give back a
+// whole run of blanks.
 constexpr uint64_t kMatchLimitBase = 10'000'000;
 constexpr uint64_t kMatchLimitPerByte = 16;
 constexpr uint32_t kHeapLimitKiB = 512 * 1024;
 
-struct Range {
-  uint32_t first;
-  uint32_t last;
-};
-
-// Letters and numbers of Unicode 15 and 16 (Hugging Face's Oniguruma) that PCRE2 10.42 (Unicode 14) has not.
-constexpr Range kNewLetters[] = {
-    {0x1C89, 0x1C8A},   {0xA7CB, 0xA7CD},   {0xA7DA, 0xA7DC},   {0x105C0, 0x105F3},
-    {0x10D4A, 0x10D65}, {0x10D6F, 0x10D85}, {0x10EC2, 0x10EC4}, {0x1123F, 0x11240},
-    {0x11380, 0x11389}, {0x1138B, 0x1138B}, {0x1138E, 0x1138E}, {0x11390, 0x113B5},
-    {0x113B7, 0x113B7}, {0x113D1, 0x113D1}, {0x113D3, 0x113D3}, {0x11BC0, 0x11BE0},
-    {0x11F02, 0x11F02}, {0x11F04, 0x11F10}, {0x11F12, 0x11F33}, {0x1342F, 0x1342F},
-    {0x13441, 0x13446}, {0x13460, 0x143FA}, {0x16100, 0x1611D}, {0x16D40, 0x16D6C},
-    {0x18CFF, 0x18CFF}, {0x1B132, 0x1B132}, {0x1B155, 0x1B155}, {0x1DF25, 0x1DF2A},
-    {0x1E030, 0x1E06D}, {0x1E4D0, 0x1E4EB}, {0x1E5D0, 0x1E5ED}, {0x1E5F0, 0x1E5F0},
-    {0x2B739, 0x2B739}, {0x2EBF0, 0x2EE5D}, {0x31350, 0x323AF},
-};
-constexpr Range kNewNumbers[] = {
-    {0x10D40, 0x10D49}, {0x116D0, 0x116E3}, {0x11BF0, 0x11BF9}, {0x11F50, 0x11F59},
-    {0x16130, 0x16139}, {0x16D70, 0x16D79}, {0x1CCF0, 0x1CCF9}, {0x1D2C0, 0x1D2D3},
-    {0x1E4F0, 0x1E4F9}, {0x1E5F1, 0x1E5FA},
-};
-
-template <size_t N>
-bool Contains(const Range (&ranges)[N], uint32_t c) {
-  const auto* range = std::lower_bound(std::begin(ranges), std::end(ranges), c,
-                                       [](const Range& r, uint32_t v) { return r.last < v; });
-  return range != std::end(ranges) && range->first <= c;
-}
-
 // The character to show PCRE2 in place of `c`; of the same length in UTF-8.
 uint32_t StandIn(uint32_t c) {
   if (c == 0x180E) return 0x2060;  // a format character that is no white space
-  if (Contains(kNewLetters, c)) return c < 0x10000 ? 0x4E00 : 0x20000;
-  if (Contains(kNewNumbers, c)) return 0x1D7CE;
+  if (IsNewLetter(c)) return c < 0x10000 ? 0x4E00 : 0x20000;
+  if (IsNewNumber(c)) return 0x1D7CE;
   return c;
 }
 
@@ -120,7 +90,8 @@ absl::StatusOr<SplitPattern> SplitPattern::Compile(std::string_view regex) {
   uint32_t matches_empty = 0;
   pcre2_pattern_info(compiled, PCRE2_INFO_MATCHEMPTY, &matches_empty);
   if (matches_empty != 0) {
-    return InvalidArgument("the pattern can match an empty text, so it cannot cut text into pieces");
+    return InvalidArgument(
+        "the pattern can match an empty text, so it cannot cut text into pieces");
   }
   // Where JIT is not available matching falls back to the interpreter by itself.
   pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE);
@@ -151,11 +122,13 @@ absl::Status SplitPattern::Split(std::string_view text, std::vector<size_t>* end
     }
     if (rc == PCRE2_ERROR_NOMATCH) break;
     if (rc < 0) {
-      return ResourceExhausted("cutting the text at byte {} with the tokenizer's pattern failed: {}",
-                               pos, Pcre2Message(rc));
+      return ResourceExhausted(
+          "cutting the text at byte {} with the tokenizer's pattern failed: {}", pos,
+          Pcre2Message(rc));
     }
     const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match.get());
-    // \K in a lookaround can give spans that do not advance; a pattern that does so cannot cut text.
+    // \K in a lookaround can give spans that do not advance; a pattern that does so cannot cut
+    // text.
     if (span[1] <= span[0] || span[0] < pos) {
       return InvalidArgument("the tokenizer's pattern gives an impossible match at byte {}", pos);
     }

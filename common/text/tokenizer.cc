@@ -1,10 +1,9 @@
 #include "common/text/tokenizer.h"
 
 #define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <utility>
+#include <xxhash.h>
 
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -18,12 +17,12 @@ namespace {
 
 constexpr size_t kMaxFileBytes = size_t{256} << 20;
 
-// What a token decodes to: the bytes of its byte-level symbols, or itself if it has other characters.
-std::string DecodedBytes(const std::string& token) {
-  return BytesOfSymbols(token).value_or(token);
-}
+// What a token decodes to: the bytes of its byte-level symbols, or itself if it has other
+// characters.
+std::string DecodedBytes(const std::string& token) { return BytesOfSymbols(token).value_or(token); }
 
-// The added tokens with the given `normalized`, ready to match against normalised text where they are.
+// The added tokens with the given `normalized`, ready to match against normalised text where they
+// are.
 std::vector<AddedToken> Select(const TokenizerFile& file, bool normalized) {
   std::vector<AddedToken> selected;
   for (const AddedToken& token : file.added_tokens) {
@@ -85,9 +84,9 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(
   TANDEM_ASSIGN_OR_RETURN(const std::string json, ReadFile(tokenizer_json_path, kMaxFileBytes));
   auto tokenizer = Parse(json);
   if (!tokenizer.ok()) {
-    return absl::Status(tokenizer.status().code(),
-                        fmt::format("{}: {}", tokenizer_json_path,
-                                    std::string(tokenizer.status().message())));
+    return absl::Status(
+        tokenizer.status().code(),
+        fmt::format("{}: {}", tokenizer_json_path, std::string(tokenizer.status().message())));
   }
   return tokenizer;
 }
@@ -184,8 +183,9 @@ absl::Status Tokenizer::EncodeText(std::string_view text, std::span<const TextRa
 
 namespace {
 
-// Where the ranges `special` of a text lie after the part of it that starts at `offset` and is `raw_size` long was normalised
-// to `size` bytes. What normalisation changed stays special only if all of it was, in one range.
+// Where the ranges `special` of a text lie after the part of it that starts at `offset` and is
+// `raw_size` long was normalised to `size` bytes. What normalisation changed stays special only if
+// all of it was, in one range.
 std::vector<TextRange> MapRanges(std::span<const TextRange> special, size_t offset, size_t raw_size,
                                  std::span<const NfcChange> changes) {
   std::vector<TextRange> mapped;

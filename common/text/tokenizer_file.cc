@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+
 #include "common/base/status.h"
 #include "common/text/byte_level.h"
 #include "common/text/json.h"
@@ -96,7 +97,8 @@ absl::Status ReadPreTokenizer(const json& root, TokenizerFile* file) {
   for (const char* key : {"add_prefix_space", "use_regex"}) {
     // Both are true where a ByteLevel pre-tokenizer does not say.
     if (Member(level, key) != false) {
-      return Bad(level_path + "." + key, "only false is supported, got {}", Show(Member(level, key)));
+      return Bad(level_path + "." + key, "only false is supported, got {}",
+                 Show(Member(level, key)));
     }
   }
   return absl::OkStatus();
@@ -157,7 +159,8 @@ absl::Status ReadVocab(const json& model, TokenizerFile* file, IdByText* ids) {
   for (int byte = 0; byte < 256; ++byte) {
     const auto it = ids->find(ByteSymbol(static_cast<uint8_t>(byte)));
     if (it == ids->end()) {
-      return Bad("model.vocab", "the symbol \"{}\" of byte {:#04x} is missing, so some text has no tokens",
+      return Bad("model.vocab",
+                 "the symbol \"{}\" of byte {:#04x} is missing, so some text has no tokens",
                  ByteSymbol(static_cast<uint8_t>(byte)), byte);
     }
     file->byte_ids[byte] = it->second;
@@ -173,7 +176,8 @@ std::optional<std::pair<std::string_view, std::string_view>> ReadMerge(const jso
     if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos) {
       return std::pair(text.substr(0, space), text.substr(space + 1));
     }
-  } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+  } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() &&
+             merge[1].is_string()) {
     return std::pair<std::string_view, std::string_view>(merge[0].get_ref<const std::string&>(),
                                                          merge[1].get_ref<const std::string&>());
   }

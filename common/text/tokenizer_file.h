@@ -1,9 +1,11 @@
-// Reads a Hugging Face tokenizer.json into plain tables, refusing whatever Tokenizer does not implement.
+// Reads a Hugging Face tokenizer.json into plain tables, refusing whatever Tokenizer does not
+// implement.
 //
-// Pure function, thread-safe. Errors are InvalidArgument "tokenizer.json: <JSON path>: ...". What is read: `model` (type BPE
-// with all 256 byte symbols in its vocabulary), `added_tokens`, `normalizer` (NFC or null), `pre_tokenizer` (a Split by a
-// regular expression, Isolated, followed by ByteLevel), `decoder` and `post_processor` (ByteLevel; the latter may be null).
-// `truncation` and `padding` are ignored: they are how a text is batched, not how it is read.
+// Pure function, thread-safe. Errors are InvalidArgument "tokenizer.json: <JSON path>: ...". What
+// is read: `model` (type BPE with all 256 byte symbols in its vocabulary), `added_tokens`,
+// `normalizer` (NFC or null), `pre_tokenizer` (a Split by a regular expression, Isolated, followed
+// by ByteLevel), `decoder` and `post_processor` (ByteLevel; the latter may be null). `truncation`
+// and `padding` are ignored: they are how a text is batched, not how it is read.
 #pragma once
 
 #include <array>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+
 #include "common/text/added_tokens.h"
 #include "common/text/bpe.h"
 

@@ -1,6 +1,6 @@
-// UTF-8 as the text code needs it: strict validation, walking text known to be valid, and the lossy reading of bytes
-// that Unicode recommends ("maximal subparts" become one U+FFFD each; what Rust's from_utf8_lossy and Python's
-// errors="replace" do).
+// UTF-8 as the text code needs it: strict validation, walking text known to be valid, and the lossy
+// reading of bytes that Unicode recommends ("maximal subparts" become one U+FFFD each; what Rust's
+// from_utf8_lossy and Python's errors="replace" do).
 //
 // Pure functions, thread-safe.
 #pragma once
@@ -30,15 +30,16 @@ struct Utf8Step {
 // What stands at the front of `bytes`, which must not be empty.
 Utf8Step ClassifyUtf8(std::string_view bytes);
 
-// Offset of the first byte that is not part of well-formed UTF-8 (surrogates, overlong forms and values above
-// U+10FFFF are not), or nullopt when all of it is.
+// Offset of the first byte that is not part of well-formed UTF-8 (surrogates, overlong forms and
+// values above U+10FFFF are not), or nullopt when all of it is.
 std::optional<size_t> FindInvalidUtf8(std::string_view bytes);
 
-// Appends the lossy reading of `bytes` to `out`. With `final` false it stops before an incomplete character at the end.
-// Returns how many bytes it read.
+// Appends the lossy reading of `bytes` to `out`. With `final` false it stops before an incomplete
+// character at the end. Returns how many bytes it read.
 size_t AppendLossyUtf8(std::string_view bytes, bool final, std::string* out);
 
-// The character at `text[*pos]`, advancing *pos behind it. `text` must be valid UTF-8 and *pos a character's start.
+// The character at `text[*pos]`, advancing *pos behind it. `text` must be valid UTF-8 and *pos a
+// character's start.
 inline uint32_t NextCodePoint(std::string_view text, size_t* pos) {
   const auto* p = reinterpret_cast<const unsigned char*>(text.data()) + *pos;
   if (p[0] < 0x80) {
