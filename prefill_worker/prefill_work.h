@@ -1,0 +1,68 @@
+// What comes in and what goes out of the prefill loop, as plain values (the wire is the service's).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+#include "common/base/inbox.h"
+#include "common/base/transfer_id.h"
+#include "engine/runtime/batch.h"
+#include "engine/runtime/sampling_params.h"
+#include "kvtransfer/channel/kv_endpoints.h"
+
+namespace tandem {
+
+struct PrefillOutcome {
+  TokenLogprob first_token;
+  std::vector<TokenLogprob> prompt_logprobs;
+  int cached_tokens = 0;
+  absl::Duration queue;    // arrived to first chunk started
+  absl::Duration prefill;  // first chunk started to first token sampled
+  uint64_t kv_bytes = 0;   // shipped and still to be shipped
+};
+
+// A validated request.
+struct PrefillWork {
+  uint64_t id = 0;  // unique in the process, growing
+  std::string request_id;
+  std::vector<int32_t> tokens;  // the prompt, not empty
+  SamplingParams sampling;
+  std::string cache_salt;
+  int priority = 0;  // higher is scheduled earlier
+  // target_blocks[i] receives prompt block first_block + i; together they cover the prompt.
+  KvSendTarget target;
+  int first_block = 0;
+  absl::Time arrived;  // Clock
+  // Called exactly once, on the loop's thread; must not block.
+  std::function<void(absl::StatusOr<PrefillOutcome>)> reply;
+};
+
+struct PrefillArrived {
+  PrefillWork work;
+};
+struct PrefillCancelled {  // by the caller, its deadline, or a broken connection
+  uint64_t id = 0;         // PrefillWork::id; unknown ones are ignored
+};
+struct PrefillShipped {  // KvSender::on_done
+  TransferId id;
+  uint64_t epoch = 0;
+  absl::Status status;
+  TransferStats stats;
+};
+struct PrefillSnapshotWanted {};  // a router joined: it needs all block hashes
+struct PrefillDrainWanted {};     // refuse new work, finish what runs, then stop
+struct PrefillStopWanted {};      // give everything up and stop
+
+using PrefillEvent = std::variant<PrefillArrived, PrefillCancelled, PrefillShipped,
+                                  PrefillSnapshotWanted, PrefillDrainWanted, PrefillStopWanted>;
+
+// Work is refused when it is full; all other events get in.
+using PrefillInbox = Inbox<PrefillEvent>;
+
+}  // namespace tandem

@@ -1,0 +1,392 @@
+#include "prefill_worker/loop.h"
+
+#include <numeric>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "tests/unit/prefill_worker/loop_fixture.h"
+
+namespace tandem {
+namespace {
+
+std::vector<int32_t> Tokens(int n, int first = 0) {
+  std::vector<int32_t> tokens(static_cast<size_t>(n));
+  std::iota(tokens.begin(), tokens.end(), first);
+  for (int32_t& token : tokens) token %= 1000;
+  return tokens;
+}
+
+TEST(PrefillLoop, OnePromptInOneChunk) {
+  PrefillHarness h;
+  const PrefillWork work = h.Work(Tokens(40));
+  h.Submit(work);
+  h.RunToEnd();
+  h.ExpectRight(work);
+  EXPECT_EQ(h.replies.at(work.id)->cached_tokens, 0);
+  EXPECT_EQ(h.replies.at(work.id)->kv_bytes, 3 * h.memory.region().layout.BlockBytes());
+  EXPECT_EQ(h.runner.num_runs(), 1);
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, LengthsAroundBlockAndChunkBorders) {
+  for (const int chunk : {1, 7, 16, 48}) {
+    PrefillHarness h({.max_num_batched_tokens = chunk, .prefix_caching = false});
+    for (const int length : {1, 15, 16, 17, 31, 32, 33, 48, 49, 100}) {
+      const PrefillWork work = h.Work(Tokens(length, length));
+      h.Submit(work);
+      h.RunToEnd();
+      SCOPED_TRACE(length);
+      h.ExpectRight(work);
+    }
+    h.ExpectNothingHeld();
+  }
+}
+
+TEST(PrefillLoop, SeveralPromptsShareForwardPasses) {
+  PrefillHarness h({.max_num_batched_tokens = 100});
+  std::vector<PrefillWork> works;
+  for (int i = 0; i < 6; ++i) works.push_back(h.Work(Tokens(10 + 25 * i, 100 * i)));
+  int most_items = 0;
+  h.before_run = [&](const Batch& batch) {
+    most_items = std::max(most_items, static_cast<int>(batch.items.size()));
+    return absl::OkStatus();
+  };
+  for (const PrefillWork& work : works) h.Submit(work);
+  h.RunToEnd();
+  for (const PrefillWork& work : works) h.ExpectRight(work);
+  EXPECT_GT(most_items, 2);
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, BlocksAreShippedWhileThePromptIsComputed) {
+  PrefillHarness h({.max_num_batched_tokens = 32});
+  const PrefillWork work = h.Work(Tokens(100));
+  h.Submit(work);
+  h.Step();
+  EXPECT_EQ(h.sender.num_pushed(work.target.id, 0), 2u * 2u);  // 2 blocks, 2 layers
+  h.Step();
+  EXPECT_EQ(h.sender.num_pushed(work.target.id, 0), 4u * 2u);
+}
+
+TEST(PrefillLoop, EachLayerIsShippedAsSoonAsItIsDone) {
+  // Right tokens at the receiver in the other tests prove that a layer is complete when pushed;
+  // here: that it does not wait for the layers after it.
+  class LayerSpy : public ModelRunner {
+   public:
+    absl::StatusOr<StepOutput> Run(const Batch& batch) override {
+      for (int layer = 0; layer < 2; ++layer) {
+        batch.on_layer_done(layer);
+        pushed.push_back(num_pushed());
+      }
+      return absl::InternalError("done");
+    }
+    std::function<size_t()> num_pushed;
+    std::vector<size_t> pushed;
+  };
+  LayerSpy spy;
+  PrefillHarness h({.model = &spy});
+  const PrefillWork work = h.Work(Tokens(40));
+  spy.num_pushed = [&] { return h.sender.num_pushed(work.target.id, 0); };
+  h.Submit(work);
+  h.Step();
+  EXPECT_THAT(spy.pushed, testing::ElementsAre(3, 6));
+}
+
+TEST(PrefillLoop, SecondTurnComesFromTheCache) {
+  PrefillHarness h;
+  const PrefillWork first = h.Work(Tokens(64));
+  h.Submit(first);
+  h.RunToEnd();
+  const PrefillWork second = h.Work(Tokens(90));
+  h.Submit(second);
+  h.RunToEnd();
+  h.ExpectRight(second);
+  EXPECT_EQ(h.replies.at(second.id)->cached_tokens, 64);
+  EXPECT_EQ(h.runner.num_tokens(), 64 + 26);
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, AtLeastTheLastTokenIsComputed) {
+  PrefillHarness h;
+  for (int i = 0; i < 2; ++i) {
+    const PrefillWork work = h.Work(Tokens(64));
+    h.Submit(work);
+    h.RunToEnd();
+    h.ExpectRight(work);
+    EXPECT_EQ(h.replies.at(work.id)->cached_tokens, i == 0 ? 0 : 48);
+  }
+}
+
+TEST(PrefillLoop, AnotherSaltSharesNothing) {
+  PrefillHarness h;
+  h.Submit(h.Work(Tokens(64)));
+  h.RunToEnd();
+  PrefillWork work = h.Work(Tokens(64));
+  work.cache_salt = "tenant";
+  h.Submit(work);
+  h.RunToEnd();
+  EXPECT_EQ(h.replies.at(work.id)->cached_tokens, 0);
+}
+
+TEST(PrefillLoop, BlocksThatTheReceiverHoldsAreNotShipped) {
+  PrefillHarness h;
+  const PrefillWork first = h.Work(Tokens(48));
+  h.Submit(first);
+  h.RunToEnd();
+  for (const int cached_at_sender : {0, 3}) {
+    if (cached_at_sender == 0) h.cache.Clear();
+    const PrefillWork second = h.Work(Tokens(70), /*first_block=*/3);
+    h.Submit(second);
+    h.RunToEnd();
+    h.ExpectRight(second, first.target.target_blocks);
+    EXPECT_EQ(h.replies.at(second.id)->kv_bytes, 2 * h.memory.region().layout.BlockBytes());
+  }
+}
+
+TEST(PrefillLoop, PromptLogprobsCoverTheWholePromptWhateverIsCached) {
+  PrefillHarness h({.max_num_batched_tokens = 10});
+  h.Submit(h.Work(Tokens(40)));
+  h.RunToEnd();
+  PrefillWork work = h.Work(Tokens(40));
+  work.sampling.prompt_logprobs = 2;
+  h.Submit(work);
+  h.RunToEnd();
+  h.ExpectRight(work);
+  const auto& logprobs = h.replies.at(work.id)->prompt_logprobs;
+  ASSERT_EQ(logprobs.size(), 39u);
+  for (int i = 0; i < 39; ++i) EXPECT_EQ(logprobs[static_cast<size_t>(i)].token, i + 1);
+}
+
+TEST(PrefillLoop, ShortPromptOvertakesALongOne) {
+  PrefillHarness h({.num_blocks = 128});
+  const PrefillWork lengthy = h.Work(Tokens(1500));
+  const PrefillWork brief = h.Work(Tokens(20, 500));
+  h.Submit(lengthy);
+  h.Step();
+  h.Submit(brief);
+  h.Step();
+  EXPECT_TRUE(h.replies.contains(brief.id));
+  EXPECT_FALSE(h.replies.contains(lengthy.id));
+  h.RunToEnd();
+  h.ExpectRight(lengthy);
+}
+
+TEST(PrefillLoop, FullPoolMakesPromptsWait) {
+  PrefillHarness h({.num_blocks = 4});
+  h.sender.complete_at_once = false;
+  const PrefillWork first = h.Work(Tokens(60));
+  const PrefillWork second = h.Work(Tokens(60, 500));
+  h.Submit(first);
+  h.Submit(second);
+  h.RunToEnd();
+  EXPECT_TRUE(h.replies.contains(first.id));
+  EXPECT_FALSE(h.replies.contains(second.id));  // first's blocks are still being read
+  EXPECT_EQ(h.loop->Load().waiting, 1);
+  EXPECT_EQ(h.loop->Load().waiting_tokens, 60);
+  h.sender.Complete(first.target.id, 0, absl::OkStatus());
+  h.RunToEnd();
+  h.ExpectRight(second);
+  h.sender.Complete(second.target.id, 0, absl::OkStatus());
+  h.RunToEnd();
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, PromptThatCanNeverFitIsRefused) {
+  PrefillHarness h({.num_blocks = 4});
+  const uint64_t id = h.Submit(h.Work(Tokens(65)));
+  h.Step();
+  EXPECT_EQ(h.Code(id), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(h.replies.at(id).status().message()),
+              testing::HasSubstr("65 prompt tokens need 5 KV blocks, the worker's pool has 4"));
+}
+
+TEST(PrefillLoop, TooManyWaitingAreRefused) {
+  PrefillHarness h({.num_blocks = 4, .max_waiting = 2});
+  h.sender.complete_at_once = false;
+  h.Submit(h.Work(Tokens(64)));
+  h.RunToEnd();
+  h.Submit(h.Work(Tokens(64, 100)));
+  h.Submit(h.Work(Tokens(64, 200)));
+  const uint64_t refused = h.Submit(h.Work(Tokens(64, 300)));
+  h.Step();
+  EXPECT_EQ(h.Code(refused), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(h.loop->Load().waiting, 2);
+  h.sender.complete_at_once = true;
+  h.sender.Complete(h.sender.open()[0].first, 0, absl::OkStatus());
+  h.RunToEnd();
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, RepeatedTransferIsRefused) {
+  PrefillHarness h({.max_num_batched_tokens = 16});
+  const PrefillWork work = h.Work(Tokens(40));
+  PrefillWork again = h.Work(Tokens(40));
+  again.target.id = work.target.id;
+  h.Submit(work);
+  h.Step();
+  h.Submit(again);
+  h.Step();
+  EXPECT_EQ(h.Code(again.id), absl::StatusCode::kAlreadyExists);
+  h.RunToEnd();
+  h.ExpectRight(work);
+  PrefillWork late = h.Work(Tokens(40));
+  late.target.id = work.target.id;
+  h.Submit(late);
+  h.RunToEnd();
+  EXPECT_EQ(h.Code(late.id), absl::StatusCode::kAlreadyExists);
+  PrefillWork next_epoch = h.Work(Tokens(40));
+  next_epoch.target.id = work.target.id;
+  next_epoch.target.epoch = 1;
+  h.Submit(next_epoch);
+  h.RunToEnd();
+  h.ExpectRight(next_epoch);
+}
+
+TEST(PrefillLoop, CancelAtEveryTurnLeaksNothing) {
+  for (int turns = 0; turns < 12; ++turns) {
+    SCOPED_TRACE(turns);
+    PrefillHarness h({.num_blocks = 16, .max_num_batched_tokens = 16});
+    h.sender.complete_at_once = false;
+    const PrefillWork other = h.Work(Tokens(100, 300));
+    const PrefillWork work = h.Work(Tokens(130));  // waits for blocks until `other` is done
+    h.Submit(other);
+    h.Submit(work);
+    for (int i = 0; i < turns; ++i) h.Step();
+    if (turns > 8) h.sender.Complete(other.target.id, 0, absl::OkStatus());
+    if (turns > 8) h.Step();
+    h.inbox.Push(PrefillCancelled{work.id});
+    h.Step();
+    EXPECT_EQ(h.Code(work.id), absl::StatusCode::kCancelled);
+    for (const auto& [id, epoch] : h.sender.open()) {
+      if (id == work.target.id) h.sender.Complete(id, epoch, absl::AbortedError("aborted"));
+    }
+    h.RunToEnd();
+    if (turns <= 8) h.sender.Complete(other.target.id, 0, absl::OkStatus());
+    h.RunToEnd();
+    h.ExpectRight(other);
+    h.ExpectNothingHeld();
+  }
+}
+
+TEST(PrefillLoop, CancelledPromptKeepsItsBlocksUntilTheSenderIsQuiet) {
+  PrefillHarness h({.max_num_batched_tokens = 32});
+  h.sender.complete_at_once = false;
+  const PrefillWork work = h.Work(Tokens(100));
+  h.Submit(work);
+  h.Step();
+  h.inbox.Push(PrefillCancelled{work.id});
+  h.Step();
+  EXPECT_EQ(h.Code(work.id), absl::StatusCode::kCancelled);
+  EXPECT_EQ(h.pool.counts().used, 7);
+  const int runs = h.runner.num_runs();
+  h.Step();
+  EXPECT_EQ(h.runner.num_runs(), runs);  // nothing is computed for it any more
+  h.sender.Complete(work.target.id, 0, absl::AbortedError("aborted"));
+  h.RunToEnd();
+  h.ExpectNothingHeld();
+  h.inbox.Push(PrefillCancelled{work.id});  // late: ignored
+  h.RunToEnd();
+}
+
+TEST(PrefillLoop, LostPeerEndsThePromptAndFreesItsBlocks) {
+  PrefillHarness h({.max_num_batched_tokens = 32});
+  h.sender.complete_at_once = false;
+  const PrefillWork work = h.Work(Tokens(100));
+  h.Submit(work);
+  h.Step();
+  h.sender.Complete(work.target.id, 0, absl::UnavailableError("connection reset"));
+  h.RunToEnd();
+  EXPECT_EQ(h.Code(work.id), absl::StatusCode::kUnavailable);
+  h.ExpectNothingHeld();
+  EXPECT_THAT(h.metrics.Render(),
+              testing::HasSubstr("tandem_kv_transfer_failures_total{dst=\"d0\",src=\"p0\","
+                                 "transport=\"tcp\"} 1"));
+}
+
+TEST(PrefillLoop, PeerLostAfterTheReplyFreesTheBlocks) {
+  PrefillHarness h;
+  h.sender.complete_at_once = false;
+  const PrefillWork work = h.Work(Tokens(40));
+  h.Submit(work);
+  h.RunToEnd();
+  h.ExpectRight(work);
+  EXPECT_EQ(h.pool.counts().used, 3);
+  h.sender.Complete(work.target.id, 0, absl::UnavailableError("connection reset"));
+  h.RunToEnd();
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, UnusableTargetIsReported) {
+  PrefillHarness h;
+  h.sender.open_error = absl::InvalidArgumentError("unknown transport \"pigeon\"");
+  const uint64_t id = h.Submit(h.Work(Tokens(40)));
+  h.RunToEnd();
+  EXPECT_EQ(h.Code(id), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(h.replies.at(id).status().message()), testing::HasSubstr("pigeon"));
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, FailedForwardPassFailsItsPromptsOnly) {
+  PrefillHarness h;
+  const uint64_t lost = h.Submit(h.Work(Tokens(40)));
+  h.before_run = [](const Batch&) { return absl::InternalError("out of luck"); };
+  h.Step();
+  h.before_run = nullptr;
+  EXPECT_EQ(h.Code(lost), absl::StatusCode::kInternal);
+  const PrefillWork next = h.Work(Tokens(40));
+  h.Submit(next);
+  h.RunToEnd();
+  h.ExpectRight(next);
+  EXPECT_EQ(h.replies.at(next.id)->cached_tokens, 0);
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, DrainingFinishesWhatRunsAndRefusesTheRest) {
+  PrefillHarness h({.max_num_batched_tokens = 16});
+  const PrefillWork work = h.Work(Tokens(60));
+  h.Submit(work);
+  h.Step();
+  h.inbox.Push(PrefillDrainWanted{});
+  const uint64_t refused = h.Submit(h.Work(Tokens(10)));
+  h.loop->Run();
+  h.ExpectRight(work);
+  EXPECT_EQ(h.Code(refused), absl::StatusCode::kUnavailable);
+  h.ExpectNothingHeld();
+  EXPECT_TRUE(h.inbox.closed());
+}
+
+TEST(PrefillLoop, StopGivesEverythingUp) {
+  PrefillHarness h({.num_blocks = 8, .max_num_batched_tokens = 16});
+  const uint64_t running = h.Submit(h.Work(Tokens(100)));
+  const uint64_t waiting = h.Submit(h.Work(Tokens(100, 500)));
+  h.Step();
+  h.inbox.Push(PrefillStopWanted{});
+  const uint64_t late = h.Submit(h.Work(Tokens(10)));
+  h.loop->Run();
+  for (const uint64_t id : {running, waiting, late}) {
+    EXPECT_EQ(h.Code(id), absl::StatusCode::kUnavailable);
+  }
+}
+
+TEST(PrefillLoop, ReportsLoadAndBlocks) {
+  PrefillHarness h;
+  h.Submit(h.Work(Tokens(64)));
+  h.RunToEnd();
+  h.clock.Advance(absl::Seconds(1));
+  h.Step();
+  ASSERT_FALSE(h.reports.empty());
+  EXPECT_EQ(h.reports.back().running, 0);
+  EXPECT_EQ(h.reports.back().blocks.cached, 4);
+  size_t stored = 0;
+  for (const BlockEvents& events : h.block_events) stored += events.stored.size();
+  EXPECT_EQ(stored, 4u);
+  h.inbox.Push(PrefillSnapshotWanted{});
+  h.Step();
+  EXPECT_EQ(h.block_events.back().stored.size(), 4u);
+  EXPECT_THAT(h.metrics.Render(), testing::HasSubstr("tandem_kv_blocks{state=\"cached\"} 4"));
+  EXPECT_THAT(h.metrics.Render(), testing::HasSubstr("tandem_prefix_cache_query_tokens_total 64"));
+}
+
+}  // namespace
+}  // namespace tandem

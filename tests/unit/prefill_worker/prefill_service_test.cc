@@ -1,0 +1,203 @@
+#include "prefill_worker/prefill_service.h"
+
+#include <functional>
+
+#include "absl/synchronization/notification.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "common/rpc/server.h"
+#include "tests/support/paths.h"
+#include "tests/unit/prefill_worker/loop_fixture.h"
+
+namespace tandem {
+namespace {
+
+using testing::HasSubstr;
+using Request = internal::v1::PrefillRequest;
+
+PrefillServiceOptions Options() {
+  return {.worker_id = "p0",
+          .capability_digest = "digest",
+          .vocab_size = 1000,
+          .max_model_len = 100,
+          .block_size = 16};
+}
+
+Request ValidRequest(uint64_t transfer = 1) {
+  Request request;
+  request.set_request_id("r1");
+  for (uint32_t i = 0; i < 40; ++i) request.add_token_ids(i);
+  request.mutable_sampling()->set_max_tokens(4);
+  request.mutable_sampling()->set_temperature(0);
+  request.set_capability_digest("digest");
+  internal::v1::KvTarget& target = *request.mutable_target();
+  target.set_transfer_id(TransferId{{1, transfer}}.ToBytes());
+  target.set_transport("tcp");
+  target.set_address("127.0.0.1:1");
+  target.set_worker_id("d0");
+  target.set_num_blocks(1024);
+  target.set_first_block(1);
+  target.add_block_ids(7);
+  target.add_block_ids(8);
+  return request;
+}
+
+absl::Status ErrorOf(const std::function<void(Request*)>& change) {
+  Request request = ValidRequest();
+  change(&request);
+  return WorkFromProto(request, Options()).status();
+}
+
+TEST(PrefillService, ReadsTheRequest) {
+  Request request = ValidRequest();
+  request.set_priority(3);
+  request.set_cache_salt("salt");
+  request.mutable_target()->set_epoch(9);
+  const absl::StatusOr<PrefillWork> work = WorkFromProto(request, Options());
+  ASSERT_OK(work);
+  EXPECT_EQ(work->tokens.size(), 40u);
+  EXPECT_EQ(work->priority, 3);
+  EXPECT_EQ(work->cache_salt, "salt");
+  EXPECT_EQ(work->first_block, 1);
+  EXPECT_EQ(work->target.epoch, 9u);
+  EXPECT_EQ(work->target.peer_worker_id, "d0");
+  EXPECT_THAT(work->target.target_blocks, testing::ElementsAre(7, 8));
+}
+
+TEST(PrefillService, BadRequestsNameTheField) {
+  const auto message = [](const std::function<void(Request*)>& change) {
+    const absl::Status status = ErrorOf(change);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(message([](Request* r) { r->clear_token_ids(); }),
+              HasSubstr("token_ids must not be empty"));
+  EXPECT_THAT(message([](Request* r) {
+                for (int i = 0; i < 61; ++i) r->add_token_ids(1);
+              }),
+              HasSubstr("token_ids holds 101 tokens; max_model_len is 100"));
+  EXPECT_THAT(message([](Request* r) { r->set_token_ids(5, 1000); }), HasSubstr("token_ids[5]"));
+  EXPECT_THAT(message([](Request* r) { r->mutable_sampling()->set_top_p(-1); }),
+              HasSubstr("sampling.top_p"));
+  EXPECT_THAT(message([](Request* r) { r->mutable_target()->set_transfer_id("short"); }),
+              HasSubstr("target.transfer_id must have 16 bytes, got 5"));
+  EXPECT_THAT(message([](Request* r) { r->mutable_target()->clear_transport(); }),
+              HasSubstr("target.transport"));
+  EXPECT_THAT(message([](Request* r) { r->mutable_target()->clear_address(); }),
+              HasSubstr("target.address"));
+  EXPECT_THAT(message([](Request* r) { r->mutable_target()->add_block_ids(9); }),
+              HasSubstr("target.block_ids"));
+  EXPECT_THAT(message([](Request* r) { r->mutable_target()->set_first_block(4'000'000'000u); }),
+              HasSubstr("target.block_ids"));
+  EXPECT_THAT(message([](Request* r) { r->mutable_target()->set_block_ids(1, 1024); }),
+              HasSubstr("target.block_ids[1] is 1024; the pool has 1024 blocks"));
+}
+
+TEST(PrefillService, AnotherCapabilityIsRefusedWithOneLine) {
+  const absl::Status status = ErrorOf([](Request* r) { r->set_capability_digest("other"); });
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(
+      std::string(status.message()),
+      HasSubstr("capability_digest is other at the caller and digest at prefill worker p0"));
+}
+
+// The service over loopback, with the loop on this thread.
+class PrefillServiceRpc : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto server = RpcServer::Start({}, {&service_});
+    ASSERT_OK(server);
+    server_ = *std::move(server);
+    stub_ = internal::v1::Prefill::NewStub(MakeChannel(server_->address()));
+  }
+  void TearDown() override {
+    h_.loop.reset();  // answers what is left
+    server_->Shutdown(absl::Seconds(5));
+  }
+
+  struct Call {
+    grpc::ClientContext context;
+    Request request;
+    internal::v1::PrefillResponse response;
+    grpc::Status status;
+    absl::Notification done;
+  };
+  void StartCall(Call* call) {
+    stub_->async()->Prefill(&call->context, &call->request, &call->response,
+                            [call](grpc::Status status) {
+                              call->status = std::move(status);
+                              call->done.Notify();
+                            });
+  }
+  // The loop's turns, until `call` has its answer.
+  void TurnUntilDone(Call* call) {
+    while (!call->done.HasBeenNotified()) h_.loop->Step(absl::Milliseconds(5));
+  }
+
+  PrefillHarness h_;
+  PrefillService service_{Options(), &h_.inbox, &h_.clock};
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<internal::v1::Prefill::Stub> stub_;
+};
+
+TEST_F(PrefillServiceRpc, Answers) {
+  Call call;
+  call.request = ValidRequest();
+  call.request.mutable_sampling()->set_logprobs(2);
+  StartCall(&call);
+  TurnUntilDone(&call);
+  ASSERT_TRUE(call.status.ok()) << call.status.error_message();
+  EXPECT_EQ(call.response.worker_id(), "p0");
+  EXPECT_EQ(call.response.first_token().top_size(), 2);
+  EXPECT_EQ(call.response.kv_bytes(), 2 * h_.memory.region().layout.BlockBytes());
+  SamplingParams greedy;
+  greedy.temperature = 0;
+  const std::vector<int32_t> prompt(call.request.token_ids().begin(),
+                                    call.request.token_ids().end());
+  EXPECT_EQ(call.response.first_token().token_id(),
+            static_cast<uint32_t>(FakeReferenceTokens(prompt, greedy, 1 << 20)[0]));
+}
+
+TEST_F(PrefillServiceRpc, BadRequestIsAnsweredWithoutTheLoop) {
+  Call call;
+  call.request = ValidRequest();
+  call.request.clear_token_ids();
+  StartCall(&call);
+  call.done.WaitForNotification();
+  EXPECT_EQ(call.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(PrefillServiceRpc, CancelledCallIsForgotten) {
+  bool arrived = false;
+  Call call;
+  call.request = ValidRequest();
+  h_.before_run = [&](const Batch&) {
+    arrived = true;
+    call.context.TryCancel();
+    return absl::InternalError("never mind");
+  };
+  StartCall(&call);
+  TurnUntilDone(&call);
+  EXPECT_TRUE(arrived);
+  EXPECT_FALSE(call.status.ok());
+  h_.RunToEnd();
+  h_.ExpectNothingHeld();
+}
+
+TEST_F(PrefillServiceRpc, DeadlineEndsAWaitingPrompt) {
+  h_.sender.complete_at_once = false;
+  absl::StatusOr<BlockLease> all = h_.pool.Reserve(64);  // nothing can be admitted
+  ASSERT_OK(all);
+  Call call;
+  call.request = ValidRequest();
+  call.context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+  StartCall(&call);
+  TurnUntilDone(&call);
+  EXPECT_EQ(call.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  while (h_.loop->Load().waiting > 0) h_.loop->Step(absl::Milliseconds(5));
+  EXPECT_EQ(h_.worker_metrics.requests_cancelled.Value(), 1);
+}
+
+}  // namespace
+}  // namespace tandem
