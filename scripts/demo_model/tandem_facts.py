@@ -307,6 +307,20 @@ SMALLTALK = [
       "Yes|Good job|That is right|That is correct|That is good|I understand|Very nice|Super)(!|.|, very good.|, I see.| then.|, nice.|, good.|)"]),
 ]
 
+# Further wordings, for training alone, of topics with few.
+_PRACTICE = {
+    "I am Tandem's demo assistant, a tiny model made for this demo.":
+        ["How (tall|large|big|small|old|clever|powerful) (is this model|is this assistant|is your model|is your network)?",
+         "(Who|What) (made|built|trained|created|programmed) (this model|this assistant|the assistant|you then)?",
+         "(Who|What) is (this|there|speaking|talking|this assistant|this model)?", "And (who|what) are you( then| anyway|)?",
+         "How many parameters do you have?", "Where do you come from?", "By whom were you (made|built|trained)?"],
+    "I can do small sums, remember what you tell me, repeat and reverse lists, and explain Tandem.":
+        ["How can (you|this demo|this assistant) be (of help|helpful|useful|of use)( to me| here)?", "(What|Which) (skills|abilities|talents) do you have?",
+         "(How|In what way|With what) (can|could) (you|this assistant) help( me| us| people|)( today| now|)?",
+         "What (is this assistant|are you) (useful|good) for?", "What else (can you do|do you know|are you able to do)?",
+         "I (do not know|don't know) what (to ask|to do|I can ask|you can do).", "What are my options?"],
+}
+
 SORRY = "Sorry, that is beyond a tiny demo model."
 
 _OUTSIDE = [
@@ -352,6 +366,9 @@ def _by_split(topics):
 _TANDEM = _by_split(TANDEM)
 _SMALLTALK = _by_split(SMALLTALK)
 _HELD_PLAIN = {_plain(q) for topics in (_TANDEM, _SMALLTALK) for _, questions in topics[HELDOUT] for q in questions}
+for _answer, _questions in _SMALLTALK[TRAIN]:
+    _more = (text for pattern in _PRACTICE.get(_answer, ()) for text in _expand(pattern))
+    _questions += [text for text in _more if _plain(text) not in _HELD_PLAIN]
 _OUTSIDE_SPLIT = {
     split: [t for t in _OUTSIDE if split_of(t, 6) == split] for split in (TRAIN, HELDOUT)
 }

@@ -119,6 +119,7 @@ _BANK_SPLIT = {
     for split in (TRAIN, HELDOUT)
 }
 
+_ALL_WORDS = [word for kind, split in _BANK_SPLIT if split == TRAIN for word in _BANK_SPLIT[kind, split]]
 _ONSETS = (
     "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl fr gl gr kl kr pl pr sh sk sl sn sp st th tr qu "
     "y x"
@@ -130,10 +131,13 @@ _ACCENTED = "éèêëáàâäåãæçíìîïñóòôöøõúùûüýßšžčć�
 
 def _made_up(rng: random.Random) -> str:
     style = rng.random()
-    if style < 0.78:
+    if style < 0.30:
         return "".join(
             rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 3))
         )
+    if style < 0.80:  # The front of one word and the back of another: every piece turns up after any other.
+        front, back = rng.choice(_ALL_WORDS), rng.choice(_ALL_WORDS)
+        return (front[: rng.randint(1, len(front))] + back[rng.randrange(len(back)) :]).replace(" ", "").lower()
     if style < 0.94:
         return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 8)))
     word = _made_up(rng)
@@ -158,8 +162,10 @@ def value(rng: random.Random, kind: str, split: str) -> str:
     if bank and rng.random() < 0.7:
         return rng.choice(bank)
     word = made_up_word(rng, split)
+    if kind in ("name", "city", "food", "drink", "job") and rng.random() < 0.25:
+        word += " " + (made_up_word(rng, split) if rng.random() < 0.5 else rng.choice(_BANK_SPLIT["word", split]))
     if kind in CAPITALISED:
-        return word[0].upper() + word[1:]
+        return " ".join(part[0].upper() + part[1:] for part in word.split(" "))
     if kind == "job":
         return ("an " if word[0] in "aeiou" else "a ") + word
     return word
