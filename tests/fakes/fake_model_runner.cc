@@ -89,7 +89,9 @@ absl::Status FakeModelRunner::Check(const Batch& batch) const {
   std::set<std::pair<int32_t, int>> written;  // (block, slot)
   for (const BatchItem& item : batch.items) {
     const int end = item.start + item.num_tokens;
-    if (item.num_tokens <= 0 || item.start < 0 || static_cast<int>(item.tokens.size()) != end) {
+    const int length = static_cast<int>(item.tokens.size());
+    const bool fits = item.sampling != nullptr ? length == end : length >= end;
+    if (item.num_tokens <= 0 || item.start < 0 || !fits) {
       return InvalidArgument("item has start {} + {} tokens but a history of {}", item.start,
                              item.num_tokens, item.tokens.size());
     }
@@ -167,9 +169,7 @@ absl::StatusOr<StepOutput> FakeModelRunner::Run(const Batch& batch) {
     ItemOutput& result = out.items.emplace_back();
     if (item.prompt_logprobs >= 0) {
       for (int p = item.start + 1; p <= length && p < item.prompt_length; ++p) {
-        // The token at p may lie behind this run's history; it is then the next chunk's first.
-        const int32_t token =
-            p < length ? item.tokens[static_cast<size_t>(p)] : *(item.tokens.data() + p);
+        const int32_t token = item.tokens[static_cast<size_t>(p)];
         result.prompt_logprobs.push_back(
             MakeLogprob(token, HistoryHash(item, p), item.prompt_logprobs, options_.vocab_size));
       }

@@ -1,0 +1,364 @@
+// The whole decode worker process but its main(), over real gRPC, a real engine and a real KV
+// channel; prefill is done by a small stand-in that ships with the real KvSender.
+#include "decode_worker/worker.h"
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "grpcpp/grpcpp.h"
+#include "nlohmann/json.hpp"
+
+#include "common/rpc/cluster_client.h"
+#include "engine/wire/cluster_wire.h"
+#include "engine/wire/wire.h"
+#include "kvtransfer/channel/kv_endpoints.h"
+#include "tandem/internal/v1/decode.grpc.pb.h"
+#include "tandem/internal/v1/prefill.grpc.pb.h"
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+using internal::v1::DecodeRequest;
+using internal::v1::TokenEvent;
+
+SignalWaiter* Signals() {
+  static auto* signals = new SignalWaiter;
+  return signals;
+}
+
+EngineOptions TestEngine(const std::string& model_dir, const std::string& load_format) {
+  EngineOptions options;
+  options.model_dir = model_dir;
+  options.load_format = load_format;
+  options.dtype = "float32";
+  options.max_model_len = 384;
+  options.max_num_batched_tokens = 128;
+  options.max_num_seqs = 8;
+  options.kv_cache_memory_bytes = 4 << 20;
+  options.num_threads = 1;
+  return options;
+}
+
+// A directory with a config of a tiny model; weights are made up by load_format dummy.
+std::string TinyModelDir() {
+  static const std::string* dir = [] {
+    auto* path = new std::string(testing::TempDir() + "/tandem_tiny_model");
+    std::filesystem::create_directories(*path);
+    std::ofstream(*path + "/config.json") << R"({
+      "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 300,
+      "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+      "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+      "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false,
+      "hidden_act": "silu", "torch_dtype": "bfloat16", "eos_token_id": 299})";
+    return path;
+  }();
+  return *dir;
+}
+
+// Computes prompts and ships their KV: what a prefill worker does, one prompt at a time.
+class StandInPrefill final : public internal::v1::Prefill::Service {
+ public:
+  explicit StandInPrefill(const EngineOptions& options) {
+    auto engine = Engine::Load(options);
+    EXPECT_OK(engine);
+    engine_ = *std::move(engine);
+    capability_ = CapabilityDigest(CapabilityOf(*engine_, "model", ""));
+    KvSenderOptions sender;
+    sender.region = engine_->region();
+    sender.worker_id = "stand-in";
+    sender.capability_digest = capability_;
+    sender.on_done = [this](const TransferId& id, uint64_t, const absl::Status&,
+                            const TransferStats&) {
+      absl::MutexLock lock(&mutex_);
+      done_.insert(id.ToHex());
+    };
+    auto started = KvSender::Start(std::move(sender));
+    EXPECT_OK(started);
+    sender_ = *std::move(started);
+    RpcServerOptions server;
+    auto listening = RpcServer::Start(server, {this});
+    EXPECT_OK(listening);
+    server_ = *std::move(listening);
+  }
+
+  const std::string& address() const { return server_->address(); }
+  int calls() {
+    absl::MutexLock lock(&mutex_);
+    return calls_;
+  }
+  void FailNext(int count) {
+    absl::MutexLock lock(&mutex_);
+    fail_ = count;
+  }
+
+  grpc::Status Prefill(grpc::ServerContext*, const internal::v1::PrefillRequest* request,
+                       internal::v1::PrefillResponse* response) override {
+    absl::MutexLock lock(&mutex_);
+    ++calls_;
+    if (fail_ > 0) {
+      --fail_;
+      return grpc::Status(grpc::StatusCode::UNAVAILABLE, "asked to fail");
+    }
+    EXPECT_EQ(request->capability_digest(), capability_);
+    const int vocab = engine_->config().vocab_size;
+    const std::vector<int32_t> tokens = *TokensFromProto(request->token_ids(), vocab, "tokens");
+    const SamplingParams sampling =
+        *SamplingFromProto(request->sampling(), request->eos_token_ids(), vocab);
+    const int block_size = engine_->options().block_size;
+    const int blocks = (static_cast<int>(tokens.size()) + block_size - 1) / block_size;
+    BlockLease lease = *engine_->pool().Reserve(blocks);
+
+    KvSendTarget target;
+    EXPECT_TRUE(TransferId::FromBytes(request->target().transfer_id(), &target.id));
+    target.epoch = request->target().epoch();
+    target.transport = request->target().transport();
+    target.address = request->target().address();
+    target.token = request->target().token();
+    target.peer_worker_id = request->target().worker_id();
+    const int first = static_cast<int>(request->target().first_block());
+    std::vector<int32_t> ordinals;
+    for (int i = 0; i < request->target().block_ids_size(); ++i) {
+      target.target_blocks.push_back(static_cast<int32_t>(request->target().block_ids(i)));
+      ordinals.push_back(i);
+    }
+    EXPECT_EQ(first + request->target().block_ids_size(), blocks);
+    const TransferId id = target.id;
+    const uint64_t epoch = target.epoch;
+    EXPECT_OK(sender_->Open(std::move(target)));
+
+    TokenLogprob token;
+    for (int start = 0; start < static_cast<int>(tokens.size());) {
+      Batch batch;
+      BatchItem& item = batch.items.emplace_back();
+      item.tokens = tokens;
+      item.start = start;
+      item.num_tokens = std::min(100, static_cast<int>(tokens.size()) - start);
+      start += item.num_tokens;
+      item.prompt_length = static_cast<int>(tokens.size());
+      item.block_table = lease.blocks();
+      if (start == item.prompt_length) item.sampling = &sampling;
+      absl::StatusOr<StepOutput> out = engine_->runner().Run(batch);
+      EXPECT_OK(out);
+      if (out->items[0].has_token) token = out->items[0].token;
+    }
+    for (int layer = 0; layer < engine_->region().layout.num_layers; ++layer) {
+      sender_->Push(id, epoch, layer, lease.blocks().subspan(static_cast<size_t>(first)), ordinals);
+    }
+    sender_->Finish(id, epoch);
+    *response->mutable_first_token() = LogprobToProto(token);
+    response->set_worker_id("stand-in");
+    // The source blocks stay until the peer has them.
+    auto done = [this, &id]()
+                    ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return done_.count(id.ToHex()) > 0; };
+    mutex_.Await(absl::Condition(&done));
+    return grpc::Status::OK;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  int calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  int fail_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::set<std::string> done_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Engine> engine_;
+  std::string capability_;
+  std::unique_ptr<KvSender> sender_;
+  std::unique_ptr<RpcServer> server_;
+};
+
+struct Answer {
+  std::vector<uint32_t> tokens;
+  std::vector<float> logprobs;
+  TokenEvent last;
+  grpc::Status status;
+};
+
+class WorkerTest : public testing::Test {
+ protected:
+  static std::unique_ptr<DecodeWorker> StartWorker(const EngineOptions& engine,
+                                                   const std::string& role) {
+    DecodeWorkerOptions options;
+    options.engine = engine;
+    options.worker_id = "d0";
+    options.role = role;
+    options.served_model_name = "model";
+    options.local_prefill_max_tokens = 8;
+    auto worker = DecodeWorker::Start(options, Signals());
+    EXPECT_OK(worker);
+    return worker.ok() ? *std::move(worker) : nullptr;
+  }
+
+  static DecodeRequest MakeRequest(const std::vector<int32_t>& prompt, uint32_t max_tokens) {
+    DecodeRequest request;
+    request.set_request_id("r");
+    TokensToProto(prompt, request.mutable_token_ids());
+    request.mutable_sampling()->set_temperature(0);
+    request.mutable_sampling()->set_max_tokens(max_tokens);
+    request.mutable_sampling()->set_logprobs(0);
+    request.mutable_sampling()->set_ignore_eos(true);
+    return request;
+  }
+
+  static Answer Ask(const std::string& address, const DecodeRequest& request) {
+    auto stub = internal::v1::Decode::NewStub(MakeChannel(address));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+    auto reader = stub->Generate(&context, request);
+    Answer answer;
+    TokenEvent event;
+    while (reader->Read(&event)) {
+      for (uint32_t id : event.token_ids()) answer.tokens.push_back(id);
+      for (const auto& logprob : event.logprobs()) answer.logprobs.push_back(logprob.logprob());
+      answer.last = event;
+    }
+    answer.status = reader->Finish();
+    return answer;
+  }
+
+  static std::vector<int32_t> Prompt(int length, int seed) {
+    std::vector<int32_t> out;
+    for (int i = 0; i < length; ++i) out.push_back((seed * 97 + i * i * 31 + i) % 290);
+    return out;
+  }
+};
+
+TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
+  const EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
+  StandInPrefill prefill(engine);
+  auto unified = StartWorker(engine, "unified");
+  auto decode = StartWorker(engine, "decode");
+  ASSERT_TRUE(unified != nullptr && decode != nullptr);
+  for (int length : {9, 16, 17, 100, 245}) {
+    SCOPED_TRACE(length);
+    DecodeRequest request = MakeRequest(Prompt(length, length), 20);
+    const Answer expected = Ask(unified->address(), request);
+    ASSERT_TRUE(expected.status.ok()) << expected.status.error_message();
+    ASSERT_EQ(expected.tokens.size(), 20u);
+    EXPECT_EQ(expected.last.timing().transport(), "local");
+
+    auto* candidate = request.mutable_route()->add_prefill();
+    candidate->set_worker_id("stand-in");
+    candidate->set_address(prefill.address());
+    const int calls = prefill.calls();
+    const Answer answer = Ask(decode->address(), request);
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(prefill.calls(), calls + 1);
+    EXPECT_EQ(answer.tokens, expected.tokens);
+    EXPECT_EQ(answer.logprobs, expected.logprobs);
+    EXPECT_EQ(answer.last.finish_reason(), v1::FINISH_REASON_LENGTH);
+    EXPECT_EQ(answer.last.timing().transport(), "tcp");
+    EXPECT_EQ(answer.last.timing().prefill_worker(), "stand-in");
+    EXPECT_GT(answer.last.timing().kv_bytes(), 0u);
+    EXPECT_GE(answer.last.timing().kv_transfer_exposed(), 0);
+
+    // The same again: all but the last block's tokens are known here, nothing needs shipping.
+    const Answer again = Ask(decode->address(), request);
+    EXPECT_EQ(again.tokens, expected.tokens);
+    if (length > 16) {
+      EXPECT_GE(again.last.cached_tokens(), static_cast<uint32_t>((length - 1) / 16 * 16));
+    }
+  }
+  EXPECT_OK(decode->Drain());
+  EXPECT_OK(unified->Drain());
+}
+
+TEST_F(WorkerTest, TheNextCandidateServesWhereTheFirstFails) {
+  const EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
+  StandInPrefill prefill(engine);
+  auto decode = StartWorker(engine, "decode");
+  ASSERT_TRUE(decode != nullptr);
+  DecodeRequest request = MakeRequest(Prompt(60, 3), 5);
+  const Answer expected = Ask(decode->address(), request);  // no candidate: computed here
+  ASSERT_EQ(expected.tokens.size(), 5u);
+
+  request.set_cache_salt("apart");
+  for (const std::string& address :
+       {std::string("127.0.0.1:1"), prefill.address(), prefill.address()}) {
+    auto* candidate = request.mutable_route()->add_prefill();
+    candidate->set_worker_id(address);
+    candidate->set_address(address);
+  }
+  prefill.FailNext(1);
+  const Answer answer = Ask(decode->address(), request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.tokens, expected.tokens);
+  EXPECT_EQ(answer.last.timing().prefill_attempts(), 3u);
+
+  request.set_cache_salt("apart again");
+  request.mutable_route()->mutable_prefill()->DeleteSubrange(1, 2);
+  EXPECT_EQ(Ask(decode->address(), request).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(WorkerTest, BadRequestsAreRefusedByName) {
+  auto worker = StartWorker(TestEngine(TinyModelDir(), "dummy"), "unified");
+  ASSERT_TRUE(worker != nullptr);
+  const auto expect = [&](const DecodeRequest& request, const std::string& part) {
+    const Answer answer = Ask(worker->address(), request);
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_NE(answer.status.error_message().find(part), std::string::npos)
+        << answer.status.error_message();
+  };
+  expect(MakeRequest({}, 5), "token_ids");
+  expect(MakeRequest({1, 300}, 5), "token_ids[1]");
+  expect(MakeRequest(Prompt(384, 1), 5), "max_model_len");
+  expect(MakeRequest({1}, 0), "max_tokens");
+  EXPECT_TRUE(Ask(worker->address(), MakeRequest({1, 2}, 3)).status.ok());
+}
+
+TEST_F(WorkerTest, ManyAtOnceGetWhatTheyGetAlone) {
+  auto worker = StartWorker(TestEngine(TinyModelDir(), "dummy"), "unified");
+  ASSERT_TRUE(worker != nullptr);
+  std::map<int, std::vector<uint32_t>> alone;
+  for (int i = 0; i < 8; ++i) {
+    alone[i] = Ask(worker->address(), MakeRequest(Prompt(5 + 20 * i, i), 30)).tokens;
+    ASSERT_EQ(alone[i].size(), 30u);
+  }
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      DecodeRequest request = MakeRequest(Prompt(5 + 20 * i, i), 30);
+      request.set_cache_salt("computed anew");
+      const Answer answer = Ask(worker->address(), request);
+      EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+      EXPECT_EQ(answer.tokens, alone[i]) << i;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST_F(WorkerTest, AgreesWithTheReferenceModel) {
+  TANDEM_REQUIRE_SHARED();
+  const std::string dir = SharedDir() + "/reference/tiny-gqa7";
+  std::ifstream file(dir + "/reference.json");
+  const nlohmann::json reference = nlohmann::json::parse(file, nullptr, false);
+  ASSERT_FALSE(reference.is_discarded());
+  const EngineOptions engine = TestEngine(dir, "auto");
+  StandInPrefill prefill(engine);
+  auto decode = StartWorker(engine, "decode");
+  ASSERT_TRUE(decode != nullptr);
+  for (const auto& entry : reference["cases"]) {
+    const auto prompt = entry["prompt_token_ids"].get<std::vector<int32_t>>();
+    DecodeRequest request = MakeRequest(prompt, 24);
+    auto* candidate = request.mutable_route()->add_prefill();
+    candidate->set_worker_id("stand-in");
+    candidate->set_address(prefill.address());
+    const Answer answer = Ask(decode->address(), request);
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.tokens, entry["greedy"].get<std::vector<uint32_t>>());
+    const auto logprobs = entry["greedy_logprobs"].get<std::vector<float>>();
+    ASSERT_EQ(answer.logprobs.size(), logprobs.size());
+    for (size_t i = 0; i < logprobs.size(); ++i) {
+      EXPECT_NEAR(answer.logprobs[i], logprobs[i], 1e-3);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tandem
