@@ -1,0 +1,147 @@
+// tandem_router: the front door of a cluster.
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "fmt/format.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "common/config/flags.h"
+#include "common/metrics/metrics.h"
+#include "common/rpc/server.h"
+#include "router/router.h"
+
+namespace tandem {
+namespace {
+
+struct Flags {
+  std::string model;
+  std::string served_model_name;
+  std::string listen = "127.0.0.1:0";
+  std::string metrics_listen = "127.0.0.1:0";
+  std::string cluster_secret;
+  bool normalize_prompts = false;
+  uint64_t max_queued_requests = 1024;
+  double queue_timeout = 60;
+  double no_worker_timeout = 5;
+  double request_timeout = 600;
+  double drain_timeout = 30;
+  int64_t max_prompt_bytes = 4 << 20;
+  std::string log_level = "info";
+};
+
+void AddFlags(FlagSet* set, Flags* flags) {
+  set->Add("--model", &flags->model, "model directory (config.json, tokenizer.json, ...)");
+  set->Add("--served-model-name", &flags->served_model_name,
+           "name that clients ask for; default: last part of --model");
+  set->Add("--listen", &flags->listen, "HOST:PORT of the public API; port 0: any");
+  set->Add("--metrics-listen", &flags->metrics_listen, "HOST:PORT of /metrics; port 0: any");
+  set->Add("--cluster-secret", &flags->cluster_secret,
+           "seeds prefix hashes; the same in all processes; default: TANDEM_CLUSTER_SECRET");
+  set->Add("--normalize-prompts", &flags->normalize_prompts,
+           "make trivially different prompts equal (NFC, line ends, trailing blanks)");
+  set->Add("--max-queued-requests", &flags->max_queued_requests,
+           "requests that may wait; more are refused", "requests");
+  set->Add("--queue-timeout", &flags->queue_timeout, "longest wait for room at a worker", "s");
+  set->Add("--no-worker-timeout", &flags->no_worker_timeout, "longest wait for a worker to join",
+           "s");
+  set->Add("--request-timeout", &flags->request_timeout,
+           "deadline of requests whose client gives none", "s");
+  set->Add("--drain-timeout", &flags->drain_timeout,
+           "how long running streams may go on after SIGTERM", "s");
+  set->AddBytes("--max-prompt-bytes", &flags->max_prompt_bytes, "largest prompt as text");
+  set->AddChoice("--log-level", &flags->log_level, {"debug", "info", "warn", "error"},
+                 "what is logged to stderr");
+}
+
+absl::Status CheckFlags(const Flags& flags) {
+  if (flags.model.empty()) return InvalidArgument("--model is required: the model's directory");
+  if (flags.max_queued_requests < 1 || flags.max_queued_requests > 1'000'000) {
+    return InvalidArgument("--max-queued-requests must be 1 to 1000000, got {}",
+                           flags.max_queued_requests);
+  }
+  const auto seconds = [](const char* name, double value, double low) {
+    if (value >= low && value <= 1e6) return absl::OkStatus();
+    return InvalidArgument("{} must be {} to 1e6 seconds, got {}", name, low, value);
+  };
+  TANDEM_RETURN_IF_ERROR(seconds("--queue-timeout", flags.queue_timeout, 0));
+  TANDEM_RETURN_IF_ERROR(seconds("--no-worker-timeout", flags.no_worker_timeout, 0));
+  TANDEM_RETURN_IF_ERROR(seconds("--request-timeout", flags.request_timeout, 0.001));
+  TANDEM_RETURN_IF_ERROR(seconds("--drain-timeout", flags.drain_timeout, 0));
+  if (flags.max_prompt_bytes < 1) {
+    return InvalidArgument("--max-prompt-bytes must be at least 1, got {}", flags.max_prompt_bytes);
+  }
+  return absl::OkStatus();
+}
+
+RouterOptions MakeOptions(const Flags& flags) {
+  RouterOptions options;
+  options.listen_address = flags.listen;
+  options.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
+  options.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
+  options.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
+  options.dispatcher.cluster_secret = flags.cluster_secret;
+  options.inference.max_prompt_bytes = static_cast<size_t>(flags.max_prompt_bytes);
+  options.inference.normalize_prompts = flags.normalize_prompts;
+  options.inference.request_timeout = absl::Seconds(flags.request_timeout);
+  return options;
+}
+
+absl::Status Run(const Flags& flags, SignalWaiter* signals) {
+  TANDEM_ASSIGN_OR_RETURN(ServedModel model,
+                          ServedModel::Load(flags.model, flags.served_model_name));
+  Metrics metrics;
+  TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen));
+  TANDEM_ASSIGN_OR_RETURN(
+      std::unique_ptr<Router> router,
+      Router::Start(MakeOptions(flags), std::move(model), &metrics, Clock::Real()));
+  const ServedModel& served = router->model();
+  spdlog::info(
+      "tandem_router: model {} ({}), max_model_len {}, vocabulary {}, tokenizer {}, chat "
+      "template {}, queue {}",
+      served.name, served.config.architecture, served.config.MaxModelLen(),
+      served.config.vocab_size, served.tokenizer != nullptr ? "yes" : "none",
+      served.chat_template.name(), flags.max_queued_requests);
+  fmt::print("listening {} metrics {}\n", router->address(), metrics.address());
+  std::fflush(stdout);
+  const int signal = signals->Wait();
+  spdlog::info("signal {}: draining, up to {} s", signal, flags.drain_timeout);
+  const int cut = router->Drain(absl::Seconds(flags.drain_timeout));
+  if (cut > 0) spdlog::warn("{} streams were cut off", cut);
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  SignalWaiter signals;
+  Flags flags;
+  if (const char* secret = std::getenv("TANDEM_CLUSTER_SECRET")) flags.cluster_secret = secret;
+  FlagSet set("tandem_router", "Takes requests and sends each to a decode and a prefill worker.");
+  AddFlags(&set, &flags);
+  absl::Status status = set.Parse(argc, argv);
+  if (status.ok() && set.HelpRequested()) {
+    fmt::print("{}", set.Help());
+    return 0;
+  }
+  if (status.ok()) status = CheckFlags(flags);
+  if (!status.ok()) {
+    fmt::print(stderr, "tandem_router: {}\n", std::string(status.message()));
+    return 2;
+  }
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("router"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %L router: %v");
+  spdlog::set_level(spdlog::level::from_str(flags.log_level));
+  status = Run(flags, &signals);
+  if (!status.ok()) {
+    fmt::print(stderr, "tandem_router: {}\n", std::string(status.message()));
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace tandem
+
+int main(int argc, char** argv) { return tandem::Main(argc, argv); }

@@ -1,0 +1,58 @@
+// Where a request goes: the seam between the router and its policies.
+//
+// Policies are pure: no clock, no state, no I/O. Everything that a choice depends on is an
+// argument.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+#include "router/registry/cluster_view.h"
+
+namespace tandem {
+
+// What the router sent to a worker that the worker's last load report cannot contain yet.
+struct AssignedWork {
+  int sequences = 0;           // decode: sequences routed
+  int64_t blocks = 0;          // decode: KV blocks they take
+  int64_t prefill_tokens = 0;  // uncached prompt tokens routed for prefill
+  uint64_t total = 0;          // requests ever routed here; spreads equal costs
+};
+
+// Why a worker is no candidate for one request.
+enum class Exclusion : uint8_t {
+  kNone,
+  kLost,  // failed this request
+  kFull,  // refused it for want of room, and has not reported since
+};
+
+// Spans have one entry per worker of the view, in its order.
+struct RouteQuery {
+  int prompt_tokens = 0;
+  std::span<const int> cached_tokens;  // leading prompt tokens that the worker's cache may hold
+  std::span<const AssignedWork> assigned;
+  std::span<const Exclusion> excluded;
+};
+
+struct RouteChoice {
+  int decode = -1;           // index into ClusterView::workers
+  std::vector<int> prefill;  // best first; empty: the decode worker prefills itself
+  double cost_ms = 0;
+  int predicted_cached_tokens = 0;  // on the worker that will prefill
+  int uncached_tokens = 0;          // what that worker will compute
+  std::string reason;               // one line for logs
+};
+
+class RoutingPolicy {
+ public:
+  virtual ~RoutingPolicy() = default;
+  // UNAVAILABLE: no worker that could take it has joined. RESOURCE_EXHAUSTED: those there are full.
+  virtual absl::StatusOr<RouteChoice> Choose(const ClusterView& view,
+                                             const RouteQuery& query) const = 0;
+};
+
+}  // namespace tandem

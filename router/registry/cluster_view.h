@@ -1,0 +1,99 @@
+// What the router knows of its workers at one moment: plain values, immutable once published.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
+
+namespace tandem {
+
+enum class WorkerRole { kPrefill, kDecode, kUnified };
+
+constexpr std::string_view WorkerRoleName(WorkerRole role) {
+  switch (role) {
+    case WorkerRole::kPrefill:
+      return "prefill";
+    case WorkerRole::kDecode:
+      return "decode";
+    case WorkerRole::kUnified:
+      return "unified";
+  }
+  return "?";
+}
+
+// What a worker said of itself when it joined.
+struct WorkerIdentity {
+  std::string id;
+  uint64_t incarnation = 0;  // random per process
+  WorkerRole role = WorkerRole::kPrefill;
+  std::string address;          // HOST:PORT of its RPC service
+  std::string metrics_address;  // HOST:PORT
+  int max_model_len = 0;        // tokens
+  int max_num_seqs = 0;
+  int num_blocks = 0;
+  int64_t local_prefill_max_tokens = 0;  // uncached tokens it will compute itself
+  absl::Time joined;
+  uint32_t slot = 0;  // its number in the PrefixIndex
+};
+
+// The last load report.
+struct WorkerLoad {
+  int running = 0;
+  int waiting = 0;
+  int64_t waiting_tokens = 0;  // prompt tokens queued and not yet computed
+  int blocks_free = 0;
+  int blocks_cached = 0;
+  int blocks_used = 0;
+  int blocks_quarantined = 0;
+  double prefill_tokens_per_second = 0;                            // 0: not known yet
+  double decode_step_milliseconds = 0;                             // 0: not known yet
+  absl::flat_hash_map<std::string, double> link_bytes_per_second;  // by decode worker id
+};
+
+struct WorkerView {
+  std::shared_ptr<const WorkerIdentity> identity;
+  std::shared_ptr<const WorkerLoad> load;  // never null
+  absl::Time reported;                     // when `load` came; InfinitePast: not yet
+  bool draining = false;
+
+  bool decodes() const { return identity->role != WorkerRole::kPrefill; }
+  bool prefills() const { return identity->role == WorkerRole::kPrefill; }
+};
+
+struct ClusterView {
+  std::vector<WorkerView> workers;  // ascending id
+  // Of the capability that all workers share; block_size 0 while none has joined.
+  int block_size = 0;
+  int64_t kv_bytes_per_token = 0;
+  int num_layers = 0;
+  std::string model_digest;
+  std::string dtype;
+  std::string capability;  // one line
+  int max_model_len = 0;   // smallest of the workers'; 0 while none has joined
+
+  // The worker of that id, or null.
+  const WorkerView* Find(std::string_view worker_id) const {
+    for (const WorkerView& worker : workers) {
+      if (worker.identity->id == worker_id) return &worker;
+    }
+    return nullptr;
+  }
+  // Whether some request could be served: a unified worker, or a decode and a prefill worker, none
+  // of them draining.
+  bool Serving() const {
+    bool prefill = false, decode = false;
+    for (const WorkerView& worker : workers) {
+      if (worker.draining) continue;
+      if (worker.identity->role == WorkerRole::kUnified) return true;
+      (worker.prefills() ? prefill : decode) = true;
+    }
+    return prefill && decode;
+  }
+};
+
+}  // namespace tandem

@@ -1,0 +1,185 @@
+#include "router/registry/registry.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "common/rpc/cluster_client.h"
+
+namespace tandem {
+namespace {
+
+using internal::v1::Capability;
+
+int64_t KvBytesPerToken(const Capability& c) {
+  const int64_t element = c.kv_dtype() == "float32" ? 4 : 2;
+  return int64_t{2} * c.num_layers() * c.num_kv_heads() * c.head_dim() * element;
+}
+
+std::string CapabilityLine(const Capability& c) {
+  return fmt::format("{} {}, kv {}, {} layers, {} kv heads of {}, block size {}, layout {}, tp {}",
+                     c.model(), c.dtype(), c.kv_dtype(), c.num_layers(), c.num_kv_heads(),
+                     c.head_dim(), c.block_size(), c.layout(), c.tensor_parallel_size());
+}
+
+}  // namespace
+
+Registry::Registry(RegistryOptions options, PrefixIndex* index, Clock* clock)
+    : options_(std::move(options)),
+      index_(index),
+      clock_(clock),
+      view_(std::make_shared<const ClusterView>()) {}
+
+Registry::~Registry() = default;
+
+absl::Status Registry::CheckCapability(const Capability& got) {
+  // What the router knows from its own model directory.
+  Capability own = got;
+  own.set_model(options_.model);
+  if (options_.vocab_size != 0) own.set_vocab_size(options_.vocab_size);
+  if (!options_.tokenizer_digest.empty() && !got.tokenizer_digest().empty()) {
+    own.set_tokenizer_digest(options_.tokenizer_digest);
+  }
+  if (!options_.cluster_secret_digest.empty()) {
+    own.set_cluster_secret_digest(options_.cluster_secret_digest);
+  }
+  if (const std::string line = DescribeDifference(own, got); !line.empty()) {
+    return FailedPrecondition("the worker differs from the router: {}", line);
+  }
+  if (capability_ != nullptr) {
+    if (const std::string line = DescribeDifference(*capability_, got); !line.empty()) {
+      return FailedPrecondition("the worker differs from the cluster: {}", line);
+    }
+  }
+  if (got.block_size() == 0) {
+    return FailedPrecondition("capability.block_size must be at least 1, got 0");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
+                                                const Capability& capability,
+                                                std::function<void()> on_drain) {
+  Member member;
+  {
+    absl::MutexLock lock(&mutex_);
+    TANDEM_RETURN_IF_ERROR(CheckCapability(capability));
+    const auto it = workers_.find(identity.id);
+    if (it != workers_.end()) {
+      const WorkerIdentity& present = *it->second.view.identity;
+      if (present.incarnation != identity.incarnation) {
+        return AlreadyExists(
+            "worker id '{}' is taken by a live worker at {}; give each worker its own --worker-id",
+            identity.id, present.address);
+      }
+      index_->RemoveWorker(present.slot);
+    }
+    if (capability_ == nullptr) capability_ = std::make_unique<Capability>(capability);
+    member = index_->AddWorker(static_cast<size_t>(std::max(0, identity.num_blocks)));
+    identity.slot = member;
+    identity.joined = clock_->Now();
+    spdlog::info("worker {} joined: {} at {}, {} blocks, {} sequences", identity.id,
+                 WorkerRoleName(identity.role), identity.address, identity.num_blocks,
+                 identity.max_num_seqs);
+    const std::string id = identity.id;
+    WorkerView view{std::make_shared<const WorkerIdentity>(std::move(identity)),
+                    std::make_shared<const WorkerLoad>(), absl::InfinitePast(), false};
+    workers_.insert_or_assign(id, Entry{std::move(view), std::move(on_drain)});
+    Publish();
+  }
+  Notify();
+  return member;
+}
+
+Registry::Entry* Registry::FindMember(Member member) {
+  for (auto& [id, entry] : workers_) {
+    if (entry.view.identity->slot == member) return &entry;
+  }
+  return nullptr;
+}
+
+void Registry::Leave(Member member) {
+  {
+    absl::MutexLock lock(&mutex_);
+    Entry* entry = FindMember(member);
+    if (entry == nullptr) return;
+    spdlog::info("worker {} left", entry->view.identity->id);
+    index_->RemoveWorker(member);
+    workers_.erase(std::string(entry->view.identity->id));
+    if (workers_.empty()) capability_.reset();
+    Publish();
+  }
+  Notify();
+}
+
+void Registry::Report(Member member, WorkerLoad load) {
+  {
+    absl::MutexLock lock(&mutex_);
+    Entry* entry = FindMember(member);
+    if (entry == nullptr) return;
+    entry->view.load = std::make_shared<const WorkerLoad>(std::move(load));
+    entry->view.reported = clock_->Now();
+    Publish();
+  }
+  Notify();
+}
+
+void Registry::MarkDraining(Member member) {
+  {
+    absl::MutexLock lock(&mutex_);
+    Entry* entry = FindMember(member);
+    if (entry == nullptr || entry->view.draining) return;
+    spdlog::info("worker {} drains", entry->view.identity->id);
+    entry->view.draining = true;
+    Publish();
+  }
+  Notify();
+}
+
+absl::Status Registry::Drain(const std::string& worker_id) {
+  std::function<void()> on_drain;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto it = workers_.find(worker_id);
+    if (it == workers_.end()) {
+      std::vector<std::string> ids;
+      for (const auto& [id, entry] : workers_) ids.push_back(id);
+      return NotFound("worker_id '{}' is not in the cluster; it has [{}]", worker_id,
+                      fmt::join(ids, ", "));
+    }
+    it->second.view.draining = true;
+    on_drain = it->second.on_drain;
+    Publish();
+  }
+  if (on_drain) on_drain();
+  Notify();
+  return absl::OkStatus();
+}
+
+void Registry::Publish() {
+  auto view = std::make_shared<ClusterView>();
+  view->workers.reserve(workers_.size());
+  for (const auto& [id, entry] : workers_) {
+    view->workers.push_back(entry.view);
+    const int len = entry.view.identity->max_model_len;
+    view->max_model_len = view->max_model_len == 0 ? len : std::min(view->max_model_len, len);
+  }
+  if (capability_ != nullptr) {
+    view->block_size = static_cast<int>(capability_->block_size());
+    view->kv_bytes_per_token = KvBytesPerToken(*capability_);
+    view->num_layers = static_cast<int>(capability_->num_layers());
+    view->model_digest = capability_->model_digest();
+    view->dtype = capability_->dtype();
+    view->capability = CapabilityLine(*capability_);
+  }
+  view_ = std::move(view);
+}
+
+std::shared_ptr<const ClusterView> Registry::view() const {
+  absl::MutexLock lock(&mutex_);
+  return view_;
+}
+
+}  // namespace tandem

@@ -1,0 +1,91 @@
+// Who is in the cluster: workers join, report, drain and leave; readers take an immutable view.
+//
+// Thread-safe. The listener is called after every change, without the lock held, possibly from
+// several threads at once.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+
+#include "common/base/clock.h"
+#include "router/prefix_index/prefix_index.h"
+#include "router/registry/cluster_view.h"
+
+namespace tandem {
+
+namespace internal::v1 {
+class Capability;
+}  // namespace internal::v1
+
+struct RegistryOptions {
+  // What the router itself knows of the model; workers must agree.
+  std::string model;                  // served name
+  std::string tokenizer_digest;       // empty: not compared
+  uint32_t vocab_size = 0;            // 0: not compared
+  std::string cluster_secret_digest;  // empty: not compared
+};
+
+class Registry {
+ public:
+  // Names one stay of one worker; never used again.
+  using Member = PrefixIndex::Slot;
+
+  // `index` and `clock` outlive this.
+  Registry(RegistryOptions options, PrefixIndex* index, Clock* clock);
+  ~Registry();
+
+  // At most once, before the first Join.
+  void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
+
+  // The first worker sets what the others must equal (until all have left). FAILED_PRECONDITION:
+  // one line that says what differs; ALREADY_EXISTS: another live process has this id. A reconnect
+  // of the same process takes its old membership's place. `on_drain` is called when an operator
+  // asks the worker to leave, from any thread.
+  absl::StatusOr<Member> Join(WorkerIdentity identity, const internal::v1::Capability& capability,
+                              std::function<void()> on_drain);
+  // Also after being replaced: then it does nothing.
+  void Leave(Member member);
+  void Report(Member member, WorkerLoad load);
+  // The worker said that it takes no more.
+  void MarkDraining(Member member);
+  // An operator's wish: no new requests for the worker from now on, and the worker is told.
+  // NOT_FOUND lists who is there.
+  absl::Status Drain(const std::string& worker_id);
+
+  // Never null.
+  std::shared_ptr<const ClusterView> view() const;
+
+ private:
+  struct Entry {
+    WorkerView view;
+    std::function<void()> on_drain;
+  };
+
+  absl::Status CheckCapability(const internal::v1::Capability& capability)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Entry* FindMember(Member member) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Notify() const {
+    if (listener_) listener_();
+  }
+
+  const RegistryOptions options_;
+  PrefixIndex* const index_;
+  Clock* const clock_;
+  std::function<void()> listener_;
+  mutable absl::Mutex mutex_;
+  std::map<std::string, Entry> workers_ ABSL_GUARDED_BY(mutex_);  // by id
+  std::unique_ptr<internal::v1::Capability> capability_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace tandem

@@ -1,0 +1,54 @@
+// What the router measures: every label child resolved once.
+//
+// Thread-safe.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "absl/status/status.h"
+
+#include "common/base/stage.h"
+#include "common/metrics/metrics.h"
+
+namespace tandem {
+
+class RouterMetrics {
+ public:
+  enum class DecisionKind { kPrefill, kLocal };
+  // Why a worker was chosen: its cache, its load, or because others had failed the request.
+  enum class DecisionReason { kPrefix, kLoad, kRetry };
+  enum class RetryReason { kWorkerLost, kWorkerFull };
+
+  // `metrics` outlives this.
+  explicit RouterMetrics(Metrics* metrics);
+
+  prometheus::Histogram& stage(Stage stage) { return *stages_[static_cast<size_t>(stage)]; }
+  prometheus::Counter& decisions(DecisionKind kind, DecisionReason reason) {
+    return *decisions_[static_cast<size_t>(kind)][static_cast<size_t>(reason)];
+  }
+  prometheus::Counter& retries(RetryReason reason) {
+    return *retries_[static_cast<size_t>(reason)];
+  }
+  // By the status a request ended with.
+  prometheus::Counter& requests(absl::StatusCode code);
+
+  prometheus::Histogram& ttft;                   // tandem_ttft_seconds
+  prometheus::Histogram& inter_token;            // tandem_inter_token_latency_seconds
+  prometheus::Histogram& time_per_output_token;  // tandem_time_per_output_token_seconds
+  prometheus::Histogram& duration;               // tandem_request_duration_seconds
+  prometheus::Gauge& running;                    // tandem_requests_running
+  prometheus::Gauge& waiting;                    // tandem_requests_waiting
+  prometheus::Counter& predicted_hit_tokens;     // tandem_router_predicted_hit_tokens_total
+  prometheus::Counter& actual_hit_tokens;        // tandem_router_actual_hit_tokens_total
+  prometheus::Counter& prompt_tokens;            // tandem_prompt_tokens_total
+  prometheus::Counter& generation_tokens;        // tandem_generation_tokens_total
+
+ private:
+  std::array<prometheus::Histogram*, kStages.size()> stages_;
+  std::array<std::array<prometheus::Counter*, 3>, 2> decisions_;
+  std::array<prometheus::Counter*, 2> retries_;
+  std::vector<prometheus::Counter*> requests_;  // by absl::StatusCode
+};
+
+}  // namespace tandem

@@ -1,0 +1,116 @@
+#include "router/stream/decode_client.h"
+
+#include <utility>
+
+#include "grpcpp/grpcpp.h"
+
+#include "common/rpc/server.h"
+#include "common/rpc/status.h"
+#include "router/stream/stream_wire.h"
+#include "tandem/internal/v1/decode.grpc.pb.h"
+
+namespace tandem {
+namespace {
+
+// Owns itself from Launch() to OnDone(). One hold stands for reads that may be started outside
+// gRPC's reactions; it is given back when reading has ended.
+class Call : public DecodeCall,
+             public grpc::ClientReadReactor<internal::v1::TokenEvent>,
+             public std::enable_shared_from_this<Call> {
+ public:
+  Call(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<DecodeHandler> handler)
+      : stub_(internal::v1::Decode::NewStub(std::move(channel))), handler_(std::move(handler)) {}
+
+  void Launch(const Assignment& assignment, const Request& request) {
+    self_ = shared_from_this();
+    FillDecodeRequest(assignment, request, &message_);
+    context_.set_deadline(absl::ToChronoTime(request.deadline));
+    stub_->async()->Generate(&context_, &message_, this);
+    AddHold();
+    reading_ = true;
+    StartRead(&event_);
+    StartCall();
+  }
+
+  void ReadNext() override {
+    absl::MutexLock lock(&mutex_);
+    if (!holding_ || reading_) return;
+    reading_ = true;
+    StartRead(&event_);
+  }
+
+  void Cancel() override {
+    absl::MutexLock lock(&mutex_);
+    context_.TryCancel();
+    if (!reading_) ReleaseHold();
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      absl::MutexLock lock(&mutex_);
+      ReleaseHold();
+      return;
+    }
+    TokenEvent event = ReadTokenEvent(event_);
+    event_.Clear();
+    {
+      absl::MutexLock lock(&mutex_);
+      reading_ = false;
+      // A cancelled call reads on only to learn its end.
+      if (!holding_) return;
+    }
+    handler_->OnEvent(std::move(event));
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    handler_->OnEnd(FromGrpcStatus(status));
+    handler_.reset();
+    self_.reset();
+  }
+
+ private:
+  void ReleaseHold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!holding_) return;
+    holding_ = false;
+    RemoveHold();
+  }
+
+  const std::unique_ptr<internal::v1::Decode::Stub> stub_;
+  std::shared_ptr<DecodeHandler> handler_;  // only gRPC's reactions
+  std::shared_ptr<Call> self_;              // set in Launch, reset in OnDone
+  grpc::ClientContext context_;
+  internal::v1::DecodeRequest message_;
+  internal::v1::TokenEvent event_;  // belongs to gRPC while reading_
+  absl::Mutex mutex_;
+  bool reading_ ABSL_GUARDED_BY(mutex_) = false;
+  bool holding_ ABSL_GUARDED_BY(mutex_) = true;
+};
+
+}  // namespace
+
+std::shared_ptr<grpc::Channel> DecodeClient::ChannelFor(const Assignment& assignment) {
+  absl::MutexLock lock(&mutex_);
+  Peer& peer = peers_[assignment.decode_worker];
+  if (peer.channel == nullptr || peer.incarnation != assignment.incarnation) {
+    peer = {assignment.incarnation, MakeChannel(assignment.decode_address)};
+  }
+  return peer.channel;
+}
+
+std::shared_ptr<DecodeCall> DecodeClient::Start(const Assignment& assignment,
+                                                const Request& request,
+                                                std::shared_ptr<DecodeHandler> handler) {
+  auto call = std::make_shared<Call>(ChannelFor(assignment), std::move(handler));
+  call->Launch(assignment, request);
+  return call;
+}
+
+void DecodeClient::Keep(const ClusterView& view) {
+  absl::MutexLock lock(&mutex_);
+  std::erase_if(peers_, [&](const auto& peer) {
+    const WorkerView* worker = view.Find(peer.first);
+    return worker == nullptr || worker->identity->incarnation != peer.second.incarnation;
+  });
+}
+
+}  // namespace tandem
