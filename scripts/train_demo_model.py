@@ -184,46 +184,67 @@ def targets_of(ids, start: int, end: int, assistant: int):
 # ---------------------------------------------------------------- training
 
 
-def train(args, out: pathlib.Path) -> None:
-    import torch
+def _tokenizer(args):
+    from tokenizers import Tokenizer
 
-    from demo_model import network, text
+    from demo_model import text
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(1)
-    torch.set_float32_matmul_precision("high")
     if args.resume:
-        from tokenizers import Tokenizer
+        return Tokenizer.from_file(str(args.resume / "tokenizer.json"))
+    return text.train_tokenizer(args.bpe_conversations)
 
-        tokenizer = Tokenizer.from_file(str(args.resume / "tokenizer.json"))
-    else:
-        tokenizer = text.train_tokenizer(args.bpe_conversations)
-    special = [tokenizer.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>")]
-    header = tokenizer.encode("<|im_start|>assistant\n").ids
-    if len(header) != 3 or header[0] != special[0]:
-        raise ValueError(f"an assistant header must be three tokens, got {header}")
-    pools = RowPools(tokenizer, device, args.workers, args.pool_tokens)
+
+def _network(args, device: str):
+    from safetensors.torch import load_file
+
+    from demo_model import network
 
     model = network.Network(network.CONFIG).to(device)
     if args.resume:
-        from safetensors.torch import load_file
-
         model.load_hugging_face_tensors(load_file(args.resume / "model.safetensors"))
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{count} parameters, {tokenizer.get_vocab_size()} tokens, on {device}", flush=True)
+    return model
+
+
+def _loss_function(args, model, tokenizer, device: str):
+    """ids [batch, length] -> mean loss over the assistants' tokens, computed in bfloat16."""
+    import torch
+
+    header = tokenizer.encode("<|im_start|>assistant\n").ids
+    start, end = (tokenizer.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>"))
+    if len(header) != 3 or header[0] != start:
+        raise ValueError(f"an assistant header must be three tokens, got {header}")
 
     def loss_of(ids):
-        targets = targets_of(ids, *special, header[1])
+        targets = targets_of(ids, start, end, header[1])
         with torch.autocast(device, torch.bfloat16):
             logits = model(ids[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=MASKED)
 
-    if not args.no_compile:
-        loss_of = torch.compile(loss_of, dynamic=False)
+    return loss_of if args.no_compile else torch.compile(loss_of, dynamic=False)
+
+
+def _optimizer(args, model, device: str):
+    import torch
+
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and not n.startswith("embed")]
     others = [p for n, p in model.named_parameters() if p.dim() != 2 or n.startswith("embed")]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=device == "cuda")
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=device == "cuda")
+
+
+def train(args, out: pathlib.Path) -> None:
+    """Trains for args.minutes and exports the model to `out`."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(1)
+    torch.set_float32_matmul_precision("high")
+    tokenizer = _tokenizer(args)
+    pools = RowPools(tokenizer, device, args.workers, args.pool_tokens)
+    model = _network(args, device)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{count} parameters, {tokenizer.get_vocab_size()} tokens, on {device}", flush=True)
+    loss_of, optimizer = _loss_function(args, model, tokenizer, device), _optimizer(args, model, device)
 
     quick = heldout_cases(48)
     for length in LENGTHS:  # Compiles before the clock starts.
@@ -234,8 +255,7 @@ def train(args, out: pathlib.Path) -> None:
     while (elapsed := time.monotonic() - start) < seconds:
         length = _length_of(step)
         ids = pools.batch(length, args.batch_tokens // length)
-        fraction = elapsed / seconds
-        rate = args.lr * min(1.0, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * fraction)) + 1e-6
+        rate = args.lr * min(1.0, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * elapsed / seconds)) + 1e-6
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of(ids)
@@ -249,11 +269,9 @@ def train(args, out: pathlib.Path) -> None:
             value = loss.item()  # Also keeps the queue of launched work short, so the clock is honest.
             if time.monotonic() - report > args.report_seconds:
                 report = time.monotonic()
-                made = sum(n * rows for n, rows in pools.made.items())
                 right = accuracy(_logits_of(model, device, True), tokenizer, quick)
                 table = " ".join(f"{kind} {100 * share:.0f}" for kind, share in right.items())
-                print(f"{elapsed:5.0f} s step {step} loss {value:.4f} {tokens / 1e6:.0f} M tokens used "
-                      f"({made / 1e6:.0f} M made) | {table}", flush=True)
+                print(f"{elapsed:5.0f} s step {step} loss {value:.4f} {tokens / 1e6:.0f} M tokens | {table}", flush=True)
     pools.stop()
     print(f"trained {step} steps, {tokens / 1e6:.0f} M tokens", flush=True)
     export(out, model, tokenizer)
@@ -373,8 +391,8 @@ def greedy(model, prompt: list[int], limit: int, stops: set[int]) -> dict:
     return out
 
 
-def check(out: pathlib.Path, per_kind: int, reference: pathlib.Path) -> bool:
-    """Evaluates the exported model with Hugging Face's own code; writes `reference`. True if it is good enough."""
+def check(out: pathlib.Path, per_kind: int, reference: pathlib.Path | None) -> bool:
+    """Evaluates the exported model with Hugging Face's own code; writes `reference` if given. True if good enough."""
     import torch
     import transformers
     from tokenizers import Tokenizer
@@ -402,10 +420,10 @@ def check(out: pathlib.Path, per_kind: int, reference: pathlib.Path) -> bool:
     for sample, case in zip(SAMPLES, found):
         print(f"{sample[-1]['content']!r} ({len(case['prompt_token_ids'])} prompt tokens) -> "
               f"{tokenizer.decode(case['greedy'])!r} margin {case['min_margin']:.2f}")
-    source = f"HF transformers {transformers.__version__}, float32, eager"
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(case) for case in found[:REFERENCE_SAMPLES])
-    reference.write_text(f'{{"model": "demo", "source": {json.dumps(source)}, "cases": [\n{lines}\n]}}\n')
+    if reference:
+        source = f"HF transformers {transformers.__version__}, float32, eager"
+        lines = ",\n".join(json.dumps(case) for case in found[:REFERENCE_SAMPLES])
+        reference.write_text(f'{{"model": "demo", "source": {json.dumps(source)}, "cases": [\n{lines}\n]}}\n')
 
     for miss in sorted(set(wrong))[:60]:
         print("wrong:", *miss, sep=" | ")
@@ -422,7 +440,7 @@ def main() -> int:
     parser.add_argument("--resume", type=pathlib.Path, help="model directory to go on from")
     parser.add_argument("--check", action="store_true", help="only evaluate --out")
     parser.add_argument("--write-heldout", type=pathlib.Path, metavar="FILE", help="only write the held-out prompts")
-    parser.add_argument("--reference", type=pathlib.Path, help="where reference.json goes (default: beside --out)")
+    parser.add_argument("--reference", type=pathlib.Path, metavar="FILE", help="write Hugging Face's greedy tokens there")
     parser.add_argument("--per-kind", type=int, default=500, help="held-out prompts per kind in the last evaluation")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch-tokens", type=int, default=131072)
@@ -440,7 +458,7 @@ def main() -> int:
         parser.error("--out is required")
     if not args.check:
         train(args, args.out)
-    good = check(args.out, args.per_kind, args.reference or args.out.parent / "reference.json")
+    good = check(args.out, args.per_kind, args.reference)
     print("good" if good else "NOT good enough: some kind is below 95 %", f"({time.monotonic() - args.begun:.0f} s)")
     return 0 if good else 1
 
