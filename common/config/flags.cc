@@ -390,6 +390,8 @@ absl::Status FlagSet::Parse(int argc, const char* const* argv) {
   return Parse(std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
 }
 
+const std::string& FlagSet::program() const { return impl_->program; }
+
 bool FlagSet::HelpRequested() const { return impl_->help; }
 
 std::vector<std::string> FlagSet::Names() const { return impl_->Names(); }

@@ -61,6 +61,7 @@ class FlagSet {
   // Also adds --help and --config.
   absl::Status Parse(int argc, const char* const* argv);
   absl::Status Parse(const std::vector<std::string>& args);
+  const std::string& program() const;
   bool HelpRequested() const;
   std::string Help() const;
   // Names of all flags, for suggestions across programs.

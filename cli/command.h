@@ -1,0 +1,44 @@
+// The subcommands of `tandem`, and what they have in common.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+#include "common/config/flags.h"
+
+namespace tandem {
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+
+inline constexpr char kDefaultServer[] = "127.0.0.1:8000";
+
+// What follows the subcommand's name. Each returns the exit code.
+using Arguments = std::vector<std::string>;
+int RunUp(const Arguments& arguments);
+int RunChat(const Arguments& arguments);
+int RunGenerate(const Arguments& arguments);
+int RunStatus(const Arguments& arguments);
+int RunDrain(const Arguments& arguments);
+int RunInspect(const Arguments& arguments);
+int RunVersion(const Arguments& arguments);
+
+// Parses; where that ends the command (--help, a mistake), says so and returns the exit code.
+std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments);
+
+// Adds --server, whose default is TANDEM_SERVER, else 127.0.0.1:8000.
+void AddServerFlag(FlagSet* flags, std::string* server);
+
+// One line for people: "INVALID_ARGUMENT: temperature must be >= 0 (field sampling.temperature)".
+std::string DescribeError(const absl::Status& status);
+// Prints "tandem COMMAND: error" on stderr and returns kExitFailed. `server` ("" for none) is named
+// where it could not be reached.
+int Fail(const std::string& command, const absl::Status& status, const std::string& server = "");
+
+}  // namespace tandem

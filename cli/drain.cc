@@ -1,0 +1,23 @@
+// `tandem drain WORKER_ID`: lets a worker finish its requests and leave.
+#include "cli/cluster_admin_client.h"
+#include "cli/command.h"
+#include "fmt/format.h"
+
+namespace tandem {
+
+int RunDrain(const Arguments& arguments) {
+  FlagSet flags("tandem drain",
+                "Lets a worker finish its requests and leave. Returns once it takes no new ones.");
+  std::string server;
+  std::string worker_id;
+  AddServerFlag(&flags, &server);
+  flags.AddPositional("WORKER_ID", &worker_id, "as `tandem status` shows it", true);
+  if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
+
+  const absl::Status status = ClusterAdminClient(server).DrainWorker(worker_id, absl::Seconds(10));
+  if (!status.ok()) return Fail("drain", status, server);
+  fmt::print("{} is draining\n", worker_id);
+  return kExitOk;
+}
+
+}  // namespace tandem

@@ -1,0 +1,68 @@
+// tandem.v1.Inference for the command line: one streamed answer at a time, collected.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "nlohmann/json.hpp"
+
+#include "tandem/v1/inference.grpc.pb.h"
+
+namespace tandem {
+
+// All that one request gave, also where it failed half-way.
+struct Answer {
+  absl::Status status;
+  // The messages of the stream as one: texts, ids and logprobs joined, the last usage and timing.
+  v1::GenerateResponse whole;
+
+  bool ok() const { return status.ok(); }
+  // Tokens after the first, over the time they took; 0 where there is no telling.
+  double TokensPerSecond() const;
+};
+
+// One call at a time; Cancel() from any thread.
+class InferenceClient {
+ public:
+  // Sees each piece of text as it comes.
+  using OnText = std::function<void(const std::string&)>;
+
+  explicit InferenceClient(const std::string& server);
+
+  // `timeout` may be infinite.
+  Answer Generate(const v1::GenerateRequest& request, absl::Duration timeout,
+                  const OnText& on_text);
+  Answer Chat(const v1::ChatRequest& request, absl::Duration timeout, const OnText& on_text);
+  // Cancels the running call; false if there is none.
+  bool Cancel();
+
+ private:
+  template <typename Request, typename Method>
+  Answer Call(const Request& request, Method method, absl::Duration timeout, const OnText& on_text);
+
+  const std::unique_ptr<v1::Inference::Stub> stub_;
+  absl::Mutex mutex_;
+  grpc::ClientContext* running_ ABSL_GUARDED_BY(mutex_) = nullptr;
+};
+
+// "stop", "length", "abort", "" (not finished).
+std::string FinishReasonName(v1::FinishReason reason);
+// {"text", "token_ids", "finish_reason", "usage", "timing", "tokens_per_second", "request_id"} and
+// "logprobs", "prompt_logprobs" where there are any.
+nlohmann::ordered_json AnswerJson(const Answer& answer);
+// `json` on one line; bytes that are no UTF-8 are replaced.
+std::string JsonLine(const nlohmann::ordered_json& json);
+// "[12 prompt tokens (8 cached), 5 generated, TTFT 12.3 ms, 45.6 tok/s, prefill-0 -> decode-1,
+// ...]"
+std::string DescribeCost(const Answer& answer);
+// Turn, prompt tokens, cached tokens, TTFT, tokens/s, prefill worker, decode worker, KV bytes
+// shipped, transport.
+std::string RenderTurnTable(const std::vector<Answer>& answers);
+
+}  // namespace tandem

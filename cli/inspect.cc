@@ -1,0 +1,158 @@
+// `tandem inspect MODEL_DIR`: what a model is and what memory it needs.
+#include <filesystem>
+#include <sys/sysinfo.h>
+
+#include "cli/command.h"
+#include "fmt/format.h"
+#include "nlohmann/json.hpp"
+
+#include "common/base/file.h"
+#include "common/base/model_config.h"
+#include "common/base/status.h"
+#include "common/config/bytes.h"
+
+namespace tandem {
+namespace {
+
+struct Findings {
+  ModelConfig config;
+  KvLayout layout;
+  int64_t parameters = 0;
+  int64_t checkpoint_bytes = 0;  // of the safetensors files; 0 if there are none
+  int64_t weight_bytes = 0;      // in memory, as `layout.dtype`
+  int64_t memory = 0;
+  int64_t kv_bytes = 0;  // memory - weights, at least 0
+  int64_t tokens = 0;    // whole blocks that fit
+};
+
+// 1,234,567
+std::string Grouped(int64_t number) {
+  std::string out = std::to_string(number);
+  for (int64_t i = static_cast<int64_t>(out.size()) - 3; i > 0; i -= 3) {
+    out.insert(static_cast<size_t>(i), ",");
+  }
+  return out;
+}
+
+int64_t CheckpointBytes(const std::string& model_dir) {
+  int64_t total = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(model_dir, error)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    total += static_cast<int64_t>(entry.file_size(error));
+  }
+  return total;
+}
+
+int64_t MachineMemory() {
+  struct sysinfo info {};
+  return sysinfo(&info) == 0 ? static_cast<int64_t>(info.totalram) * info.mem_unit : 0;
+}
+
+void PrintJson(const Findings& f) {
+  const nlohmann::ordered_json out = {
+      {"architecture", f.config.architecture},
+      {"parameters", f.parameters},
+      {"num_layers", f.config.num_layers},
+      {"hidden_size", f.config.hidden_size},
+      {"intermediate_size", f.config.intermediate_size},
+      {"num_heads", f.config.num_heads},
+      {"num_kv_heads", f.config.num_kv_heads},
+      {"head_dim", f.config.head_dim},
+      {"vocab_size", f.config.vocab_size},
+      {"tie_word_embeddings", f.config.tie_word_embeddings},
+      {"max_model_len", f.config.MaxModelLen()},
+      {"checkpoint_dtype", std::string(DTypeName(f.config.checkpoint_dtype))},
+      {"checkpoint_bytes", f.checkpoint_bytes},
+      {"dtype", std::string(DTypeName(f.layout.dtype))},
+      {"weight_bytes", f.weight_bytes},
+      {"block_size", f.layout.block_size},
+      {"kv_bytes_per_token", f.layout.BytesPerToken()},
+      {"kv_bytes_per_block", f.layout.BlockBytes()},
+      {"memory_bytes", f.memory},
+      {"kv_bytes", f.kv_bytes},
+      {"tokens_that_fit", f.tokens}};
+  fmt::print("{}\n", out.dump());
+}
+
+void PrintText(const Findings& f) {
+  const ModelConfig& c = f.config;
+  const std::string dtype(DTypeName(f.layout.dtype));
+  fmt::print("architecture      {}\n", c.architecture);
+  fmt::print("parameters        {}\n", Grouped(f.parameters));
+  fmt::print("shape             {} layers, hidden {}, intermediate {}, vocabulary {}{}\n",
+             c.num_layers, c.hidden_size, c.intermediate_size, Grouped(c.vocab_size),
+             c.tie_word_embeddings ? ", tied embeddings" : "");
+  fmt::print("attention         {} query heads, {} KV heads of {}\n", c.num_heads, c.num_kv_heads,
+             c.head_dim);
+  fmt::print("longest sequence  {} tokens{}\n", Grouped(c.MaxModelLen()),
+             c.yarn ? fmt::format(" (YaRN, factor {})", c.yarn->factor) : "");
+  fmt::print("checkpoint        {}, {}\n", DTypeName(c.checkpoint_dtype),
+             f.checkpoint_bytes > 0 ? fmt::format("{} B ({})", Grouped(f.checkpoint_bytes),
+                                                  FormatBytes(f.checkpoint_bytes))
+                                    : "no safetensors files (--load-format dummy only)");
+  fmt::print("weights           {} B ({}) as {}\n", Grouped(f.weight_bytes),
+             FormatBytes(f.weight_bytes), dtype);
+  fmt::print("KV per token      {} B as {}\n",
+             Grouped(static_cast<int64_t>(f.layout.BytesPerToken())), dtype);
+  fmt::print("KV per block      {} B ({} tokens)\n",
+             Grouped(static_cast<int64_t>(f.layout.BlockBytes())), f.layout.block_size);
+  if (f.kv_bytes == 0) {
+    fmt::print("fits              nothing: the weights alone do not fit into {}\n",
+               FormatBytes(f.memory));
+    return;
+  }
+  fmt::print("fits              {} tokens of KV in {} beside the weights: {} sequences of {}\n",
+             Grouped(f.tokens), FormatBytes(f.memory),
+             Grouped(f.tokens / std::max(1, c.MaxModelLen())), Grouped(c.MaxModelLen()));
+}
+
+}  // namespace
+
+int RunInspect(const Arguments& arguments) {
+  FlagSet flags("tandem inspect", "Says what a model directory holds and what memory it needs.");
+  std::string model_dir;
+  int block_size = 16;
+  std::string dtype = "auto";
+  int64_t memory = MachineMemory();
+  bool json = false;
+  flags.AddPositional("MODEL_DIR", &model_dir, "checkpoint with a config.json", true);
+  flags.Add("--block-size", &block_size, "KV block size: 16, 32, 64, 128 or 256", "tokens");
+  flags.AddChoice("--dtype", &dtype, {"auto", "bfloat16", "float16", "float32"},
+                  "weights and KV; auto: as the checkpoint");
+  flags.AddBytes("--memory", &memory, "memory for weights and KV; default: this machine's");
+  flags.Add("--json", &json, "one JSON object instead of text");
+  if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
+  if (block_size < 16 || block_size > 256 || (block_size & (block_size - 1)) != 0) {
+    fmt::print(stderr, "tandem inspect: --block-size: must be 16, 32, 64, 128 or 256, got {}\n",
+               block_size);
+    return kExitUsage;
+  }
+  if (const absl::Status status = CheckModelDir("MODEL_DIR", model_dir); !status.ok()) {
+    return Fail("inspect", status);
+  }
+  absl::StatusOr<ModelConfig> config = ModelConfig::Load(model_dir);
+  if (!config.ok()) return Fail("inspect", config.status());
+
+  Findings findings{.config = *std::move(config)};
+  DType chosen = findings.config.checkpoint_dtype;
+  for (const DType candidate : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
+    if (dtype == DTypeName(candidate)) chosen = candidate;
+  }
+  findings.layout = findings.config.LayoutFor(block_size, chosen);
+  findings.parameters = findings.config.NumParameters();
+  findings.checkpoint_bytes = CheckpointBytes(model_dir);
+  findings.weight_bytes = findings.parameters * static_cast<int64_t>(DTypeSize(chosen));
+  findings.memory = memory;
+  findings.kv_bytes = std::max<int64_t>(0, memory - findings.weight_bytes);
+  findings.tokens =
+      findings.kv_bytes / static_cast<int64_t>(findings.layout.BlockBytes()) * block_size;
+  if (json) {
+    PrintJson(findings);
+  } else {
+    PrintText(findings);
+  }
+  return kExitOk;
+}
+
+}  // namespace tandem

@@ -1,0 +1,72 @@
+// The `tandem` command: finds the subcommand and runs it.
+#include <array>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "fmt/format.h"
+
+#include "common/base/nearest_name.h"
+
+namespace tandem {
+namespace {
+
+struct Command {
+  const char* name;
+  const char* summary;
+  int (*run)(const Arguments&);
+};
+
+constexpr std::array<Command, 7> kCommands = {{
+    {"up", "start a cluster on this machine and keep it running", RunUp},
+    {"chat", "talk with the model", RunChat},
+    {"generate", "continue one prompt", RunGenerate},
+    {"status", "show the workers of a running cluster", RunStatus},
+    {"drain", "let a worker finish its requests and leave", RunDrain},
+    {"inspect", "say what a model directory holds and what memory it needs", RunInspect},
+    {"version", "print the version", RunVersion},
+}};
+
+void PrintHelp(FILE* out) {
+  fmt::print(out, "Usage: tandem COMMAND [flags]\n\n");
+  for (const Command& command : kCommands) {
+    fmt::print(out, "  {:<10}{}\n", command.name, command.summary);
+  }
+  fmt::print(out, "  {:<10}{}\n\n{}\n", "help", "print this",
+             "tandem COMMAND --help lists the flags of a command.");
+}
+
+int Main(int argc, char** argv) {
+  if (argc < 2) {
+    PrintHelp(stderr);
+    return kExitUsage;
+  }
+  const std::string name = argv[1];
+  if (name == "help" || name == "--help" || name == "-h") {
+    if (argc == 2) {
+      PrintHelp(stdout);
+      return kExitOk;
+    }
+    std::string help[] = {argv[0], argv[2], "--help"};
+    char* forwarded[] = {help[0].data(), help[1].data(), help[2].data()};
+    if (help[1] != "help" && help[1] != "--help" && help[1] != "-h") return Main(3, forwarded);
+    PrintHelp(stdout);
+    return kExitOk;
+  }
+  if (name == "--version") return RunVersion({});
+  std::vector<std::string> names = {"help"};
+  for (const Command& command : kCommands) {
+    if (name == command.name) return command.run(Arguments(argv + 2, argv + argc));
+    names.push_back(command.name);
+  }
+  const auto nearest = NearestName(name, names);
+  fmt::print(
+      stderr, "tandem: unknown command '{}'{}\n", name,
+      nearest ? fmt::format("; did you mean {}?", *nearest) : "; tandem help lists them all");
+  return kExitUsage;
+}
+
+}  // namespace
+}  // namespace tandem
+
+int main(int argc, char** argv) { return tandem::Main(argc, argv); }
