@@ -5,6 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
+#include "kvtransfer/channel/control_frames.h"
 
 namespace tandem {
 
@@ -24,7 +25,7 @@ absl::StatusOr<double> ProbeLink(KvConnection* connection, absl::Duration timeou
   }
   FrameHeader end;
   end.type = FrameType::kProbeEnd;
-  TANDEM_RETURN_IF_ERROR(connection->Send(end, {}, timeout));
+  TANDEM_RETURN_IF_ERROR(SendControl(connection, end, "", timeout));
   TANDEM_ASSIGN_OR_RETURN(const FrameHeader reply, connection->ReceiveHeader(timeout));
   if (reply.type != FrameType::kProbeAck) {
     return InvalidArgument("expected PROBE_ACK, got {}", FrameTypeName(reply.type));

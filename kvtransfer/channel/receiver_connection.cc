@@ -120,7 +120,7 @@ absl::Status ReceiverConnection::HandleProbe(const FrameHeader& header) {
   if (header.type == FrameType::kProbeEnd) {
     FrameHeader reply;
     reply.type = FrameType::kProbeAck;
-    return connection_->Send(reply, {}, kReplyTimeout);
+    return SendControl(connection_.get(), reply, "", kReplyTimeout);
   }
   probed_bytes_ += header.payload_bytes;
   // Twice the protocol's burst: a repeated frame is harmless, an endless probe is not.

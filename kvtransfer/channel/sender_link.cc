@@ -109,8 +109,19 @@ absl::Status SenderPeer::ReadReply(KvConnection* connection) {
   }
 }
 
-void SenderPeer::LoseConnection(const absl::Status& status) {
+void SenderPeer::LoseConnection(absl::Status status) {
   CloseConnection();
+  {
+    // Where the reader saw more than an end, that is the cause.
+    absl::MutexLock lock(&mutex_);
+    for (const Event& event : events_) {
+      const auto* lost = std::get_if<LostEvent>(&event);
+      if (lost != nullptr && lost->generation == generation_ &&
+          !absl::IsUnavailable(lost->status)) {
+        status = lost->status;
+      }
+    }
+  }
   spdlog::warn("kv link to {} ({}) lost with {} transfers under way: {}", worker_id_, address_,
                transfers_.size(), std::string(status.message()));
   // Transfers whose OPEN is still queued go out on the next connection.

@@ -105,7 +105,7 @@ class SenderPeer {
   // Ends the transfer: `done`, once. Items of it that are still queued are skipped later.
   void Done(const TransferKey& key, const absl::Status& status, std::optional<KvFailure> failure);
   void CloseConnection();
-  void LoseConnection(const absl::Status& status);
+  void LoseConnection(absl::Status status);
   void FailAll(const absl::Status& status, KvFailure failure);
   void FailQueuedOpens(const absl::Status& status, KvFailure failure);
   void UpdateRate(const OutgoingTransfer& transfer);

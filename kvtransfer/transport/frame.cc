@@ -3,8 +3,9 @@
 #include <bit>
 #include <cstring>
 
-#include "common/base/status.h"
 #include "xxhash.h"
+
+#include "common/base/status.h"
 
 namespace tandem {
 namespace {

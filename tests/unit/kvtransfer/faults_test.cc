@@ -1,0 +1,143 @@
+// Both ends over a transport that damages frames: a transfer is sealed with the right bytes, or
+// fails cleanly; never sealed wrong, never hanging, and the next transfer over the same blocks
+// succeeds.
+#include <atomic>
+#include <random>
+#include <tuple>
+
+#include "gtest/gtest.h"
+
+#include "kvtransfer/transport/faulty_transport.h"
+#include "tests/support/paths.h"
+#include "tests/unit/kvtransfer/endpoint_fixture.h"
+
+namespace tandem {
+namespace {
+
+// Ends whose timeouts are short, so that a fault that only a timeout can notice is noticed soon.
+struct FaultyEnds : Ends {
+  explicit FaultyEnds(FaultScript script)
+      : transport(MakeFaultyTransport(TcpTransport(), std::move(script))) {
+    receiver_options.transport = transport.get();
+    receiver_options.no_sender_timeout = absl::Milliseconds(100);
+    receiver_options.auth_timeout = absl::Milliseconds(500);
+    receiver_options.io_timeout = absl::Milliseconds(500);
+    receiver_options.incomplete_timeout = absl::Milliseconds(100);
+    receiver_options.quiet_timeout = absl::Milliseconds(200);
+    sender_options.transport = transport.get();
+    sender_options.connect_timeout = absl::Milliseconds(500);
+    sender_options.io_timeout = absl::Milliseconds(500);
+  }
+  ~FaultyEnds() {
+    sender.reset();
+    receiver.reset();
+  }
+
+  // One transfer as workers do it: when the sender is done, however, the receiver gives up unless
+  // it was sealed. Returns whether it was.
+  bool Ship(uint64_t epoch, const std::vector<int32_t>& from, const std::vector<int32_t>& to) {
+    const TransferId id = TransferId::Random();
+    EXPECT_OK(sender->Open(Expect(id, epoch, to)));
+    // Pairs of blocks, so that there are several DATA frames per layer.
+    for (int layer = 0; layer < source.region().layout.num_layers; ++layer) {
+      for (size_t i = 0; i < from.size(); i += 2) {
+        std::vector<int32_t> ordinals;
+        for (size_t k = i; k < std::min(i + 2, from.size()); ++k) {
+          ordinals.push_back(static_cast<int32_t>(k));
+        }
+        sender->Push(id, epoch, layer, std::span(from).subspan(i, ordinals.size()), ordinals);
+      }
+    }
+    sender->Finish(id, epoch);
+    const Record::Sender sent = record.AwaitDone(id, epoch);
+    receiver->Cancel(id, epoch);
+    const Record::Receiver got = record.AwaitQuiet(id, epoch);
+    EXPECT_EQ(sent.done, 1);
+    EXPECT_EQ(got.quiet, 1);
+    EXPECT_LE(got.sealed + got.failed, 1);
+    if (got.sealed > 0) ExpectEqualBlocks(from, to);
+    // OK at the sender means sealed at the receiver, never the other way round by mistake.
+    if (sent.status.ok()) {
+      EXPECT_EQ(got.sealed, 1);
+    }
+    return got.sealed == 1;
+  }
+
+  std::unique_ptr<KvTransport> transport;
+};
+
+const std::vector<int32_t> kFrom = {1, 2, 3, 10, 11, 20};
+const std::vector<int32_t> kTo = {5, 6, 30, 31, 0, 1};
+
+using FaultCase = std::tuple<Fault, FrameType, int>;  // the n-th frame of a type
+
+class KvFaults : public ::testing::TestWithParam<FaultCase> {};
+
+TEST_P(KvFaults, SealedRightOrFailedCleanly) {
+  const auto [fault, type, nth] = GetParam();
+  std::atomic<int> seen{0};
+  FaultyEnds ends([&, fault = fault, type = type, nth = nth](const FrameHeader& header, uint64_t) {
+    return header.type == type && seen++ == nth ? fault : Fault::kNone;
+  });
+  ends.Start();
+  const bool sealed = ends.Ship(1, kFrom, kTo);
+  EXPECT_GT(seen, nth) << "the fault was never met";
+  const bool damages_data = type == FrameType::kData || type == FrameType::kFinish;
+  if (damages_data && fault == Fault::kCorruptPayload) {
+    EXPECT_FALSE(sealed);
+  }
+  if (damages_data && fault == Fault::kDrop) {
+    EXPECT_FALSE(sealed);
+  }
+  const bool harmless = fault == Fault::kDuplicate || fault == Fault::kDelay ||
+                        (fault == Fault::kReorder && type == FrameType::kData);
+  if (harmless && type != FrameType::kHelloOk) {
+    EXPECT_TRUE(sealed);
+  }
+  // The channel recovers: at most a few attempts see the old connection die.
+  bool recovered = false;
+  for (uint64_t epoch = 2; epoch < 7 && !recovered; ++epoch)
+    recovered = ends.Ship(epoch, kFrom, kTo);
+  EXPECT_TRUE(recovered);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Frames, KvFaults,
+    ::testing::Combine(::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
+                                         Fault::kCorruptPayload, Fault::kCorruptHeader,
+                                         Fault::kDelay, Fault::kTruncate, Fault::kKill),
+                       ::testing::Values(FrameType::kHello, FrameType::kHelloOk,
+                                         FrameType::kProbeEnd, FrameType::kOpen, FrameType::kFinish,
+                                         FrameType::kResult),
+                       ::testing::Values(0)));
+INSTANTIATE_TEST_SUITE_P(
+    Data, KvFaults,
+    ::testing::Combine(::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
+                                         Fault::kCorruptPayload, Fault::kCorruptHeader,
+                                         Fault::kDelay, Fault::kTruncate, Fault::kKill),
+                       ::testing::Values(FrameType::kData), ::testing::Values(0, 4, 8)));
+
+TEST(KvFaultsRandom, ManyTransfersOverABadLink) {
+  constexpr Fault kFaults[] = {Fault::kDrop,           Fault::kDuplicate, Fault::kReorder,
+                               Fault::kCorruptPayload, Fault::kDelay,     Fault::kCorruptHeader,
+                               Fault::kTruncate,       Fault::kKill};
+  std::mt19937_64 script_random(11);
+  FaultyEnds ends([&](const FrameHeader&, uint64_t) {
+    return script_random() % 100 < 4 ? kFaults[script_random() % std::size(kFaults)] : Fault::kNone;
+  });
+  ends.Start();
+  std::mt19937_64 random(12);
+  int sealed = 0;
+  for (uint64_t epoch = 1; epoch <= 60; ++epoch) {
+    const size_t count = 1 + random() % 8;
+    const auto from = RandomBlocks(&random, 32, count);
+    const auto to = RandomBlocks(&random, 40, count);
+    ends.target.Fill(std::byte{0x5a});
+    sealed += ends.Ship(epoch, from, to) ? 1 : 0;
+  }
+  EXPECT_GT(sealed, 5);
+  EXPECT_LT(sealed, 60);
+}
+
+}  // namespace
+}  // namespace tandem

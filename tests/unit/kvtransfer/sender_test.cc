@@ -1,0 +1,324 @@
+// The sender against peers that refuse, stall, vanish or are not there at all.
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "kvtransfer/channel/control_frames.h"
+#include "kvtransfer/channel/hello.h"
+#include "kvtransfer/transport/kv_transport.h"
+#include "tests/support/paths.h"
+#include "tests/unit/kvtransfer/endpoint_fixture.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A receiver by hand.
+class Listener {
+ public:
+  Listener() {
+    auto listening = TcpTransport()->Listen("127.0.0.1", 0);
+    EXPECT_OK(listening);
+    listener_ = *std::move(listening);
+  }
+  const std::string& address() const { return listener_->address(); }
+  void Accept() {
+    auto accepted = listener_->Accept(kPatience);
+    ASSERT_OK(accepted);
+    connection_ = *std::move(accepted);
+  }
+  // Accepts, answers HELLO and the link probe.
+  void Greet(const Ends& ends) {
+    Accept();
+    Answer(ends);
+  }
+  void Answer(const Ends& ends) {
+    EXPECT_EQ(Read().type, FrameType::kHello);
+    const KvRegion& region = ends.target.region();
+    const Hello hello = {"decode-0", "cap", region.layout, region.num_blocks};
+    Reply(Header(FrameType::kHelloOk, {}, 0), EncodeHello(hello));
+    ReadUntil(FrameType::kProbeEnd);
+    Reply(Header(FrameType::kProbeAck, {}, 0), "");
+  }
+  void Reply(const FrameHeader& header, std::string_view payload) {
+    EXPECT_OK(SendControl(connection_.get(), header, payload, kPatience));
+  }
+  void Say(FrameType type, const TransferId& id, uint64_t epoch, const absl::Status& status) {
+    EXPECT_OK(SendStatus(connection_.get(), type, {id, epoch}, status, kPatience));
+  }
+  FrameHeader Read() {
+    const auto header = connection_->ReceiveHeader(kPatience);
+    EXPECT_OK(header);
+    if (!header.ok()) return Header(FrameType::kProbeEnd, {}, 0);
+    std::vector<std::byte> payload(header->payload_bytes);
+    EXPECT_OK(ReceiveAll(connection_.get(), payload, kPatience));
+    return *header;
+  }
+  // The next frame of `type`.
+  FrameHeader ReadUntil(FrameType type) {
+    FrameHeader header = Read();
+    while (header.type != type && !HasFailure()) header = Read();
+    return header;
+  }
+  void Close() { connection_->Shutdown(); }
+
+ private:
+  static bool HasFailure() { return ::testing::Test::HasFailure(); }
+  static FrameHeader Header(FrameType type, const TransferId& id, uint64_t epoch) {
+    FrameHeader header;
+    header.type = type;
+    header.id = id;
+    header.epoch = epoch;
+    return header;
+  }
+
+  std::unique_ptr<KvListener> listener_;
+  std::unique_ptr<KvConnection> connection_;
+};
+
+class KvSenderTest : public ::testing::Test {
+ protected:
+  void Start() { ends_.StartSender(); }
+  KvSendTarget Target(const std::string& address, uint64_t epoch,
+                      std::vector<int32_t> blocks = {1, 2}) const {
+    return {
+        id_, epoch, "tcp", address, std::string(kKvTokenBytes, 't'), "decode-0", std::move(blocks)};
+  }
+  Record::Sender Done(uint64_t epoch) { return ends_.record.AwaitDone(id_, epoch); }
+  KvSenderOptions& options() { return ends_.sender_options; }
+
+  Ends ends_;
+  const TransferId id_ = TransferId::Random();
+};
+
+TEST_F(KvSenderTest, NobodyListens) {
+  std::string address;
+  { address = Listener().address(); }
+  Start();
+  ASSERT_OK(ends_.sender->Open(Target(address, 1)));
+  ends_.PushAll(id_, 1, {1, 2});
+  EXPECT_EQ(Done(1).status.code(), absl::StatusCode::kUnavailable);
+  ends_.sender->Finish(id_, 1);  // over already: ignored
+  ends_.sender->Abort(id_, 1);
+  EXPECT_EQ(ends_.sender->Counters().failed(KvFailure::kChannelLost), 1);
+  // Tried anew for the next one.
+  ASSERT_OK(ends_.sender->Open(Target(address, 2)));
+  EXPECT_EQ(Done(2).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Done(1).done, 1);
+}
+
+TEST_F(KvSenderTest, RefusalCarriesTheReason) {
+  Start();
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  peer.Accept();
+  EXPECT_EQ(peer.Read().type, FrameType::kHello);
+  peer.Say(FrameType::kRefuse, {}, 0, absl::FailedPreconditionError("KV dtype: a has x, b has y"));
+  const Record::Sender sent = Done(1);
+  EXPECT_EQ(sent.status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(sent.status.ToString(), HasSubstr("KV dtype: a has x, b has y"));
+}
+
+TEST_F(KvSenderTest, PeerThatSaysNothing) {
+  options().connect_timeout = absl::Milliseconds(50);
+  Start();
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  EXPECT_FALSE(Done(1).status.ok());
+}
+
+TEST_F(KvSenderTest, PeerThatTakesNothingHoldsUpNobodyElse) {
+  const KvLayout large = {2, 8, 128, 16, DType::kFloat32};  // 131,072 bytes per block and layer
+  Ends ends(large, 256, 256);
+  ends.sender_options.io_timeout = kPatience;
+  ends.Start();
+  std::vector<int32_t> blocks(256);
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
+  Listener stuck;
+  ASSERT_OK(ends.sender->Open(Target(stuck.address(), 1, blocks)));
+  stuck.Greet(ends);
+  ends.PushAll(id_, 1, blocks);  // 64 MiB: more than sockets hold
+  ends.sender->Finish(id_, 1);
+  const TransferId other = TransferId::Random();
+  ASSERT_OK(ends.sender->Open(ends.Expect(other, 1, {3})));
+  ends.PushAll(other, 1, {4});
+  ends.sender->Finish(other, 1);
+  EXPECT_OK(ends.record.AwaitDone(other, 1).status);
+  EXPECT_EQ(ends.record.Sent(id_, 1).done, 0);
+  stuck.Close();
+  EXPECT_EQ(ends.record.AwaitDone(id_, 1).status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(KvSenderTest, PeerThatTakesNothingForTooLongIsDead) {
+  const KvLayout large = {2, 8, 128, 16, DType::kFloat32};
+  Ends ends(large, 256, 256);
+  ends.sender_options.io_timeout = absl::Milliseconds(100);
+  ends.StartSender();
+  std::vector<int32_t> blocks(256);
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
+  Listener stuck;
+  ASSERT_OK(ends.sender->Open(Target(stuck.address(), 1, blocks)));
+  stuck.Greet(ends);
+  ends.PushAll(id_, 1, blocks);
+  const Record::Sender sent = ends.record.AwaitDone(id_, 1);
+  EXPECT_THAT(sent.status.ToString(), HasSubstr("took nothing for 100ms"));
+}
+
+TEST_F(KvSenderTest, NoAnswerToFinish) {
+  options().io_timeout = absl::Milliseconds(100);
+  Start();
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  ends_.PushAll(id_, 1, {1, 2});
+  ends_.sender->Finish(id_, 1);
+  peer.Greet(ends_);
+  EXPECT_EQ(peer.ReadUntil(FrameType::kFinish).payload_bytes, 16u);
+  EXPECT_EQ(Done(1).status.code(), absl::StatusCode::kDeadlineExceeded);
+  peer.ReadUntil(FrameType::kQuiet);
+  peer.Say(FrameType::kResult, id_, 1, absl::OkStatus());  // too late: ignored
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 2, {})));
+  ends_.sender->Finish(id_, 2);
+  peer.ReadUntil(FrameType::kFinish);
+  peer.Say(FrameType::kResult, id_, 2, absl::OkStatus());
+  EXPECT_OK(Done(2).status);
+  EXPECT_EQ(Done(1).done, 1);
+}
+
+TEST_F(KvSenderTest, ReceiverGivesUp) {
+  Start();
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  peer.Greet(ends_);
+  peer.ReadUntil(FrameType::kOpen);
+  peer.Say(FrameType::kAbort, id_, 1, absl::CancelledError("enough"));
+  EXPECT_EQ(Done(1).status, absl::CancelledError("enough"));
+  EXPECT_EQ(peer.ReadUntil(FrameType::kQuiet).epoch, 1u);
+  // Nothing more of it is sent, whatever the worker still pushes; and quiet is repeated if asked.
+  ends_.PushAll(id_, 1, {1, 2});
+  ends_.sender->Finish(id_, 1);
+  peer.Say(FrameType::kAbort, id_, 1, absl::CancelledError("enough"));
+  EXPECT_EQ(peer.Read().type, FrameType::kQuiet);
+  EXPECT_EQ(Done(1).done, 1);
+}
+
+TEST_F(KvSenderTest, WorkerGivesUp) {
+  Start();
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  peer.Greet(ends_);
+  peer.ReadUntil(FrameType::kOpen);
+  ends_.sender->Abort(id_, 1);
+  ends_.sender->Abort(id_, 1);
+  EXPECT_EQ(Done(1).status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(peer.Read().type, FrameType::kQuiet);
+  // While its OPEN is still queued behind a channel that is being made.
+  Listener slow;
+  ASSERT_OK(ends_.sender->Open(Target(slow.address(), 2)));
+  slow.Accept();
+  ASSERT_OK(ends_.sender->Open(Target(slow.address(), 3)));
+  ends_.sender->Abort(id_, 3);
+  slow.Answer(ends_);
+  EXPECT_EQ(Done(3).status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(Done(3).done, 1);
+  EXPECT_EQ(slow.ReadUntil(FrameType::kOpen).epoch, 2u);
+  EXPECT_EQ(slow.ReadUntil(FrameType::kOpen).epoch, 3u);
+  EXPECT_EQ(slow.Read().type, FrameType::kQuiet);
+}
+
+TEST_F(KvSenderTest, LostPeerFailsItsTransfersAndTheNextConnects) {
+  Start();
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 2)));
+  peer.Greet(ends_);
+  peer.ReadUntil(FrameType::kOpen);
+  peer.ReadUntil(FrameType::kOpen);
+  peer.Close();
+  EXPECT_EQ(Done(1).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Done(2).status.code(), absl::StatusCode::kUnavailable);
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 3)));
+  peer.Greet(ends_);
+  EXPECT_EQ(peer.ReadUntil(FrameType::kOpen).epoch, 3u);
+}
+
+TEST_F(KvSenderTest, AnotherWorkerAtTheAddress) {
+  Start();
+  Listener peer;
+  KvSendTarget target = Target(peer.address(), 1);
+  target.peer_worker_id = "decode-5";
+  ASSERT_OK(ends_.sender->Open(target));
+  peer.Accept();
+  peer.Read();
+  FrameHeader header;
+  header.type = FrameType::kHelloOk;
+  peer.Reply(header, EncodeHello({"decode-0", "cap", SmallLayout(), 40}));
+  EXPECT_THAT(Done(1).status.ToString(), HasSubstr("is worker decode-0, not decode-5"));
+}
+
+TEST_F(KvSenderTest, MalformedPushesFailTheirTransferOnly) {
+  Start();
+  Listener peer;
+  const auto push = [&](uint64_t epoch, int layer, std::vector<int32_t> blocks,
+                        std::vector<int32_t> ordinals) {
+    EXPECT_OK(ends_.sender->Open(Target(peer.address(), epoch)));
+    ends_.sender->Push(id_, epoch, layer, blocks, ordinals);
+  };
+  push(1, 3, {1}, {0});
+  push(2, 0, {32}, {0});
+  push(3, 0, {1}, {2});
+  push(4, 0, {1, 2}, {0});
+  push(5, -1, {1}, {0});
+  push(6, 0, {1}, {0});
+  ends_.sender->Finish(id_, 6);
+  push(7, 0, {}, {});
+  EXPECT_OK(ends_.sender->Open(Target(peer.address(), 8, {40})));
+  peer.Greet(ends_);
+  for (uint64_t epoch = 1; epoch <= 5; ++epoch) {
+    EXPECT_EQ(Done(epoch).status.code(), absl::StatusCode::kInvalidArgument) << epoch;
+  }
+  EXPECT_THAT(Done(6).status.ToString(), HasSubstr("5 pieces never pushed"));
+  EXPECT_THAT(Done(8).status.ToString(), HasSubstr("target_blocks[0] must be in [0, 40)"));
+  EXPECT_EQ(ends_.record.Sent(id_, 7).done, 0);
+}
+
+TEST_F(KvSenderTest, OpenNamesWhatIsWrong) {
+  Start();
+  const auto error = [&](auto change) {
+    KvSendTarget target = Target("127.0.0.1:1", 1);
+    change(&target);
+    return ends_.sender->Open(target).ToString();
+  };
+  EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "pigeon"; }),
+              HasSubstr("transport must be tcp, got pigeon"));
+  EXPECT_THAT(error([](KvSendTarget* t) { t->address = "nowhere"; }), HasSubstr("nowhere"));
+  EXPECT_THAT(error([](KvSendTarget* t) { t->token = "short"; }), HasSubstr("token must have 32"));
+  EXPECT_THAT(error([](KvSendTarget* t) { t->target_blocks = {-4}; }), HasSubstr("got -4"));
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  EXPECT_EQ(ends_.sender->Open(Target(peer.address(), 1)).code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST_F(KvSenderTest, ClosingFailsWhatIsUnderWay) {
+  Start();
+  Listener peer;
+  ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
+  peer.Greet(ends_);
+  peer.ReadUntil(FrameType::kOpen);
+  ends_.sender.reset();
+  EXPECT_EQ(Done(1).status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(Done(1).done, 1);
+}
+
+TEST_F(KvSenderTest, PeersAreBounded) {
+  options().max_peers = 1;
+  Start();
+  Listener a;
+  Listener b;
+  ASSERT_OK(ends_.sender->Open(Target(a.address(), 1)));
+  EXPECT_EQ(ends_.sender->Open(Target(b.address(), 2)).code(),
+            absl::StatusCode::kResourceExhausted);
+  ASSERT_OK(ends_.sender->Open(Target(a.address(), 3)));
+}
+
+}  // namespace
+}  // namespace tandem
