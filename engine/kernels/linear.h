@@ -7,7 +7,9 @@
 //
 // Order of summation: each output element is one accumulator that runs over K in order. It
 // does not depend on the number of rows, their place in the batch, or the number of threads, so a
-// row's result is bit-identical in every batch.
+// row's result is bit-identical in every batch. The one exception: bfloat16 on a CPU with AMX,
+// where oneDNN computes batches of 16 rows and more, in tiles of 256, 64 and 16 rows whose order of
+// summation is its own; there a row's last bits depend on the tile it falls into.
 #pragma once
 
 #include <cstddef>
@@ -36,9 +38,15 @@ size_t PackedBytes(Element element, size_t n, size_t k);
 void PackRows(const void* source, Element source_element, size_t rows, size_t k,
               size_t first_column, Element packed_element, void* packed, Threads* threads);
 
+// Bytes of scratch that Linear needs for `rows` rows; 0 for float32 weights.
+size_t LinearScratchBytes(Element element, size_t rows, size_t k);
+
 // x: [rows][k] float32, x_stride elements apart; y: [rows][n] float32, y_stride apart; bias: [n] or
-// null. bfloat16 weights: x is rounded to bfloat16, sums are float32.
-void LinearFloat32(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride,
-                   size_t rows, float* y, size_t y_stride, Threads* threads);
+// null. bfloat16 weights (where CpuHasBF16()): x is rounded to bfloat16, sums are float32.
+void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride, size_t rows,
+            float* y, size_t y_stride, void* scratch, Threads* threads);
+
+// Lets tests send bfloat16 products through oneDNN on CPUs without AMX. Not thread-safe.
+void ForceOneDnn(bool force);
 
 }  // namespace tandem

@@ -51,6 +51,11 @@ Qwen2::Qwen2(ModelConfig config, Qwen2Weights weights, int max_rows, Threads* th
       {&cos_, rows * (head_dim / 2)},
       {&sin_, rows * (head_dim / 2)},
   };
+  const Element element = weights_.head.matrix.element;
+  linear_scratch_ = MemoryBlock(std::max(
+      {LinearScratchBytes(element, std::max(rows, kLogitTile), hidden),
+       LinearScratchBytes(element, rows, q_width_),
+       LinearScratchBytes(element, mlp_tile_, static_cast<size_t>(config_.intermediate_size))}));
   constexpr size_t kAlign = 16;  // floats
   size_t total = 0;
   for (const auto& [pointer, floats] : parts) total += (floats + kAlign - 1) / kAlign * kAlign;
@@ -63,8 +68,8 @@ Qwen2::Qwen2(ModelConfig config, Qwen2Weights weights, int max_rows, Threads* th
 }
 
 void Qwen2::Linear(const LinearWeights& w, const float* x, size_t x_stride, size_t rows, float* y) {
-  LinearFloat32(w.matrix, w.bias.empty() ? nullptr : w.bias.data(), x, x_stride, rows, y,
-                w.matrix.n, threads_);
+  tandem::Linear(w.matrix, w.bias.empty() ? nullptr : w.bias.data(), x, x_stride, rows, y,
+                 w.matrix.n, linear_scratch_.data(), threads_);
 }
 
 void Qwen2::Attention(const Qwen2Layer& layer, const ForwardInput& input, const KvPages& pages,

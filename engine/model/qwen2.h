@@ -54,9 +54,10 @@ class Qwen2 {
   Threads* threads_;
   std::vector<float> frequencies_;  // [head_dim / 2]
   float rope_scale_ = 1;
-  size_t q_width_ = 0;         // heads * head_dim
-  size_t kv_width_ = 0;        // kv_heads * head_dim
-  size_t mlp_tile_ = 0;        // rows of the feed-forward block computed together
+  size_t q_width_ = 0;   // heads * head_dim
+  size_t kv_width_ = 0;  // kv_heads * head_dim
+  size_t mlp_tile_ = 0;  // rows of the feed-forward block computed together
+  MemoryBlock linear_scratch_;
   MemoryBlock workspace_;      // holds what the pointers below point to
   float* hidden_ = nullptr;    // [max_rows][hidden]: the residual stream
   float* normed_ = nullptr;    // [max_rows][hidden]

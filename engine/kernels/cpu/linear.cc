@@ -3,9 +3,12 @@
 #include <algorithm>
 
 #include "engine/kernels/cpu/linear_internal.h"
+#include "engine/kernels/cpu/linear_onednn.h"
 
 namespace tandem {
 namespace {
+
+bool g_force_one_dnn = false;
 
 size_t RoundUp(size_t value, size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -58,14 +61,37 @@ void PackRows(const void* source, Element source_element, size_t rows, size_t k,
   });
 }
 
-void LinearFloat32(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride,
-                   size_t rows, float* y, size_t y_stride, Threads* threads) {
+size_t LinearScratchBytes(Element element, size_t rows, size_t k) {
+  return element == Element::kFloat32 ? 0 : rows * RoundUp(k, kKPadding) * sizeof(uint16_t);
+}
+
+void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride, size_t rows,
+            float* y, size_t y_stride, void* scratch, Threads* threads) {
   const LinearArgs args{&w, bias, x, x_stride, rows, y, y_stride};
   const size_t panels = RoundUp(w.n, kPanel) / kPanel;
   // Below some 100k multiply-adds per member, waking it costs more than it saves.
   const size_t grain = 1 + 100000 / (rows * w.k * kPanel + 1);
-  threads->ForRanges(panels, grain,
-                     [&](size_t begin, size_t end) { LinearFloat32Panels(args, begin, end); });
+  if (w.element == Element::kFloat32) {
+    threads->ForRanges(panels, grain,
+                       [&](size_t begin, size_t end) { LinearFloat32Panels(args, begin, end); });
+    return;
+  }
+  const size_t padded = RoundUp(w.k, kKPadding);
+  uint16_t* rounded = static_cast<uint16_t*>(scratch);
+  threads->ForRanges(rows, 1 + 32768 / padded, [&](size_t begin, size_t end) {
+    RoundToBF16(x + begin * x_stride, x_stride, end - begin, w.k, padded, rounded + begin * padded);
+  });
+  const bool one_dnn = g_force_one_dnn || OneDnnHasAmx();
+  threads->ForRanges(panels, grain, [&](size_t begin, size_t end) {
+    LinearArgs rest = args;
+    const size_t done = one_dnn ? OneDnnPanels(args, rounded, padded, begin, end) : 0;
+    rest.x += done * x_stride;
+    rest.y += done * y_stride;
+    rest.rows -= done;
+    LinearBF16Panels(rest, rounded + done * padded, padded, begin, end);
+  });
 }
+
+void ForceOneDnn(bool force) { g_force_one_dnn = force; }
 
 }  // namespace tandem

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "engine/kernels/linear.h"
 
@@ -19,5 +20,13 @@ struct LinearArgs {
 
 // Computes the output columns of panels [panel_begin, panel_end).
 void LinearFloat32Panels(const LinearArgs& args, size_t panel_begin, size_t panel_end);
+
+// The next two need CpuHasBF16().
+// out: [rows][padded], zero beyond k.
+void RoundToBF16(const float* x, size_t x_stride, size_t rows, size_t k, size_t padded,
+                 uint16_t* out);
+// `x`: args.x as written by RoundToBF16.
+void LinearBF16Panels(const LinearArgs& args, const uint16_t* x, size_t padded, size_t panel_begin,
+                      size_t panel_end);
 
 }  // namespace tandem
