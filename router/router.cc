@@ -11,11 +11,13 @@
 namespace tandem {
 namespace {
 
-RegistryOptions MakeRegistryOptions(const ServedModel& model) {
+RegistryOptions MakeRegistryOptions(const ServedModel& model, const std::string& cluster_secret) {
   RegistryOptions options;
   options.model = model.name;
-  if (model.tokenizer != nullptr) options.tokenizer_digest = model.tokenizer->digest();
+  options.tokenizer_digest = model.tokenizer_digest;
   options.vocab_size = static_cast<uint32_t>(model.config.vocab_size);
+  // As the workers make it for their capability.
+  options.cluster_secret_digest = HashBytes("tandem cluster secret: " + cluster_secret).ToHex();
   return options;
 }
 
@@ -24,7 +26,7 @@ RegistryOptions MakeRegistryOptions(const ServedModel& model) {
 Router::Router(const RouterOptions& options, ServedModel model, Metrics* metrics, Clock* clock)
     : model_(std::move(model)),
       metrics_(metrics),
-      registry_(MakeRegistryOptions(model_), &index_, clock),
+      registry_(MakeRegistryOptions(model_, options.dispatcher.cluster_secret), &index_, clock),
       policy_(options.policy),
       dispatcher_(options.dispatcher, &registry_, &index_, &policy_, &metrics_, clock),
       cluster_service_(fmt::format("router-{:016x}", RandomUint64()), &registry_, &index_),

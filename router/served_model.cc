@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "common/base/block_hash.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 
@@ -16,6 +17,7 @@ absl::StatusOr<ServedModel> ServedModel::Load(const std::string& model_dir,
   if (model.name.empty()) {
     const std::filesystem::path path = std::filesystem::path(model_dir).lexically_normal();
     model.name = (path.has_filename() ? path : path.parent_path()).filename().string();
+    if (model.name.empty() || model.name == "." || model.name == "..") model.name = "model";
   }
   TANDEM_ASSIGN_OR_RETURN(model.config, ModelConfig::Load(model_dir));
   TANDEM_ASSIGN_OR_RETURN(model.defaults, LoadGenerationConfig(model_dir));
@@ -24,6 +26,8 @@ absl::StatusOr<ServedModel> ServedModel::Load(const std::string& model_dir,
   const std::string tokenizer_json = model_dir + "/tokenizer.json";
   if (FileExists(tokenizer_json)) {
     TANDEM_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(tokenizer_json));
+    TANDEM_ASSIGN_OR_RETURN(std::string bytes, ReadFile(tokenizer_json));
+    model.tokenizer_digest = HashBytes(bytes).ToHex();
     TANDEM_ASSIGN_OR_RETURN(model.chat_template, ChatTemplate::Load(model_dir));
     if (model.tokenizer->vocab_size() > model.config.vocab_size) {
       return InvalidArgument(

@@ -22,6 +22,7 @@ struct ServedModel {
   GenerationDefaults defaults;
   std::vector<int32_t> eos_token_ids;          // generation_config.json's, else config.json's
   std::shared_ptr<const Tokenizer> tokenizer;  // null: the checkpoint has no tokenizer.json
+  std::string tokenizer_digest;                // of tokenizer.json's bytes; empty without one
   ChatTemplate chat_template;                  // renders nothing where there is no template
 
   // `name` empty: the directory's last component. Errors name the file and what is wrong in it.
