@@ -4,7 +4,6 @@
 #include <thread>
 
 #include "cli/inference_client.h"
-
 #include "common/rpc/server.h"
 
 namespace tandem {

@@ -23,6 +23,9 @@ constexpr absl::Duration kFirstBackoff = absl::Milliseconds(200);
 constexpr absl::Duration kMaxBackoff = absl::Seconds(10);
 // Who lived this long is started at once again.
 constexpr absl::Duration kGoodLife = absl::Seconds(30);
+// `timeout` and shells send a signal to a process and once more to its group: that is no
+// impatience.
+constexpr absl::Duration kSameSignal = absl::Seconds(1);
 
 }  // namespace
 
@@ -176,11 +179,13 @@ bool Supervisor::Stop(const std::vector<std::string>& names, absl::Duration boun
     return std::any_of(waiting.begin(), waiting.end(),
                        [](const Child* child) { return child->process != nullptr; });
   };
+  stop_began_ = std::min(stop_began_, absl::Now());
   const absl::Time deadline = absl::Now() + bound;
   bool clean = true;
   while (running()) {
     const absl::Duration left = deadline - absl::Now();
-    const bool impatient = Step(std::max(left, absl::ZeroDuration())) != 0;
+    const bool signalled = Step(std::max(left, absl::ZeroDuration())) != 0;
+    const bool impatient = signalled && absl::Now() - stop_began_ > kSameSignal;
     if (!running() || (!impatient && left > absl::ZeroDuration())) continue;
     clean = false;
     for (Child* child : waiting) {

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+
 #include "cli/child_process.h"
 
 namespace tandem {
@@ -40,6 +41,8 @@ class Supervisor {
  public:
   explicit Supervisor(std::map<std::string, std::string> environment);
   ~Supervisor();
+  Supervisor(const Supervisor&) = delete;
+  Supervisor& operator=(const Supervisor&) = delete;
 
   absl::Status Start(ChildSpec spec);
   // A restart of `name` uses these from now on.
@@ -55,9 +58,9 @@ class Supervisor {
   // What `name` announced last; nothing as long as it has not.
   std::optional<ListeningLine> listening(const std::string& name) const;
 
-  // SIGTERM to the named children; waits until they have ended, up to `bound`, or until a second
-  // signal; then SIGKILL. True if none had to be killed and all exit codes were 0. They are not
-  // restarted.
+  // SIGTERM to the named children; waits until they have ended, up to `bound`, or until a signal
+  // that comes more than 1 s after the first Stop; then SIGKILL. True if none had to be killed and
+  // all exit codes were 0. They are not restarted.
   bool Stop(const std::vector<std::string>& names, absl::Duration bound);
 
  private:
@@ -73,6 +76,7 @@ class Supervisor {
   std::vector<std::unique_ptr<Child>> children_;
   std::vector<ChildDeath> deaths_;
   bool restart_ = false;
+  absl::Time stop_began_ = absl::InfiniteFuture();
   int signal_fd_ = -1;
 };
 

@@ -38,7 +38,7 @@ struct UpFlags {
 };
 
 void AddFlags(FlagSet* parser, UpFlags* flags) {
-  parser->Add("--model", &flags->model, "checkpoint (required)", "directory");
+  parser->Add("--model", &flags->model, "checkpoint; required", "directory");
   parser->Add("--prefill", &flags->prefill, "prefill workers; default 1, or 0 with --unified");
   parser->Add("--decode", &flags->decode, "decode workers; default 1, or 0 with --unified");
   parser->Add("--unified", &flags->unified, "workers that do both by themselves");

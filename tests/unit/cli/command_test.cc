@@ -1,0 +1,310 @@
+// The client commands against a router made of fakes, in this process.
+#include "cli/command.h"
+
+#include <fcntl.h>
+#include <iostream>
+#include <sstream>
+#include <unistd.h>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+
+#include "common/rpc/server.h"
+#include "common/rpc/status.h"
+#include "tandem/v1/admin.grpc.pb.h"
+#include "tandem/v1/inference.grpc.pb.h"
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::HasSubstr;
+
+// Answers in two messages; what it says depends on the request.
+class FakeInference : public v1::Inference::Service {
+ public:
+  grpc::Status Generate(grpc::ServerContext* /*context*/, const v1::GenerateRequest* request,
+                        grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    generate = *request;
+    if (request->text() == "bad") {
+      return ToGrpcStatus(WithRetryAfter(
+          WithField(absl::InvalidArgumentError("temperature must be >= 0"), "sampling.temperature"),
+          absl::Seconds(2)));
+    }
+    Write(writer, "Hello", "!");
+    return grpc::Status::OK;
+  }
+  grpc::Status Chat(grpc::ServerContext* /*context*/, const v1::ChatRequest* request,
+                    grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    chat = *request;
+    const std::string last = request->messages(request->messages_size() - 1).content();
+    if (last == "fail") return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
+    Write(writer, "you said ", last);
+    return grpc::Status::OK;
+  }
+
+  v1::GenerateRequest generate;
+  v1::ChatRequest chat;
+
+ private:
+  static void Write(grpc::ServerWriter<v1::GenerateResponse>* writer, const std::string& first,
+                    const std::string& second) {
+    v1::GenerateResponse message;
+    message.set_request_id("r1");
+    message.set_text(first);
+    message.add_token_ids(7);
+    message.add_logprobs()->set_logprob(-0.5);
+    message.mutable_usage()->set_prompt_tokens(20);
+    message.mutable_usage()->set_completion_tokens(1);
+    writer->Write(message);
+    message.set_text(second);
+    message.set_token_ids(0, 8);
+    message.set_finish_reason(v1::FINISH_REASON_STOP);
+    message.mutable_usage()->set_cached_tokens(16);
+    message.mutable_usage()->set_completion_tokens(2);
+    message.mutable_timing()->set_ttft(10);
+    message.mutable_timing()->set_total(110);
+    message.mutable_timing()->set_kv_bytes(4096);
+    message.mutable_timing()->set_prefill_worker("prefill-0");
+    message.mutable_timing()->set_decode_worker("decode-1");
+    message.mutable_timing()->set_transport("tcp");
+    writer->Write(message);
+  }
+};
+
+class FakeAdmin : public v1::Admin::Service {
+ public:
+  grpc::Status GetCluster(grpc::ServerContext* /*context*/,
+                          const v1::GetClusterRequest* /*request*/,
+                          v1::GetClusterResponse* response) override {
+    response->set_model("demo");
+    response->set_max_model_len(2048);
+    v1::Worker* worker = response->add_workers();
+    worker->set_worker_id("prefill-0");
+    worker->set_role("prefill");
+    worker->set_state("ready");
+    worker->set_blocks_total(100);
+    return grpc::Status::OK;
+  }
+  grpc::Status DrainWorker(grpc::ServerContext* /*context*/, const v1::DrainWorkerRequest* request,
+                           v1::DrainWorkerResponse* /*response*/) override {
+    if (request->worker_id() == "prefill-0") return grpc::Status::OK;
+    return grpc::Status(grpc::StatusCode::NOT_FOUND, "no worker " + request->worker_id());
+  }
+};
+
+struct Outcome {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+class CommandTest : public testing::Test {
+ protected:
+  CommandTest() {
+    auto server = RpcServer::Start({}, {&inference_, &admin_});
+    EXPECT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    // A terminal would make the chat interactive.
+    const int null_fd = open("/dev/null", O_RDONLY);
+    dup2(null_fd, STDIN_FILENO);
+    close(null_fd);
+  }
+
+  Outcome Execute(int (*command)(const Arguments&), Arguments arguments,
+                  const std::string& input = "") {
+    arguments.insert(arguments.begin(), {"--server", server_->address()});
+    std::istringstream in(input);
+    std::streambuf* const before = std::cin.rdbuf(in.rdbuf());
+    std::cin.clear();
+    testing::internal::CaptureStdout();
+    testing::internal::CaptureStderr();
+    Outcome run;
+    run.exit_code = command(arguments);
+    run.out = testing::internal::GetCapturedStdout();
+    run.err = testing::internal::GetCapturedStderr();
+    std::cin.rdbuf(before);
+    return run;
+  }
+
+  FakeInference inference_;
+  FakeAdmin admin_;
+  std::unique_ptr<RpcServer> server_;
+};
+
+TEST_F(CommandTest, GenerateStreamsText) {
+  const Outcome run = Execute(RunGenerate, {"--prompt", "hi", "--max-tokens=5", "--temperature=0",
+                                            "--seed=3", "--stop=x", "--stats"});
+  EXPECT_EQ(run.exit_code, kExitOk) << run.err;
+  EXPECT_EQ(run.out, "Hello!\n");
+  EXPECT_THAT(run.err, AllOf(HasSubstr("20 prompt tokens (16 cached)"), HasSubstr("10.0 tok/s"),
+                             HasSubstr("prefill-0 -> decode-1")));
+  EXPECT_EQ(inference_.generate.text(), "hi");
+  EXPECT_EQ(inference_.generate.sampling().max_tokens(), 5u);
+  EXPECT_EQ(inference_.generate.sampling().temperature(), 0);
+  EXPECT_EQ(inference_.generate.sampling().seed(), 3u);
+  EXPECT_FALSE(inference_.generate.sampling().has_top_p());
+  EXPECT_EQ(inference_.generate.sampling().stop(0), "x");
+}
+
+TEST_F(CommandTest, GenerateJson) {
+  const Outcome run =
+      Execute(RunGenerate, {"--token-ids", "[1, 2,3]", "--json", "--logprobs", "0"});
+  ASSERT_EQ(run.exit_code, kExitOk) << run.err;
+  const json out = json::parse(run.out, nullptr, false);
+  ASSERT_TRUE(out.is_object()) << run.out;
+  EXPECT_EQ(out["text"], "Hello!");
+  EXPECT_EQ(out["token_ids"], json({7, 8}));
+  EXPECT_EQ(out["finish_reason"], "stop");
+  EXPECT_EQ(out["usage"]["cached_tokens"], 16);
+  EXPECT_EQ(out["timing"]["decode_worker"], "decode-1");
+  EXPECT_EQ(out["timing"]["kv_bytes"], 4096);
+  EXPECT_EQ(out["logprobs"].size(), 2u);
+  EXPECT_EQ(inference_.generate.token_ids().ids_size(), 3);
+}
+
+TEST_F(CommandTest, GenerateErrorsNameTheField) {
+  const Outcome run = Execute(RunGenerate, {"--prompt", "bad"});
+  EXPECT_EQ(run.exit_code, kExitFailed);
+  EXPECT_EQ(run.err,
+            "tandem generate: INVALID_ARGUMENT: temperature must be >= 0 (field "
+            "sampling.temperature) (try again in 2.0 s)\n");
+}
+
+TEST_F(CommandTest, GenerateUsageMistakes) {
+  EXPECT_EQ(Execute(RunGenerate, {}).exit_code, kExitUsage);
+  EXPECT_EQ(Execute(RunGenerate, {"--prompt=a", "--token-ids=1"}).exit_code, kExitUsage);
+  EXPECT_THAT(Execute(RunGenerate, {"--token-ids=1,x"}).err, HasSubstr("'x' at position 1"));
+  EXPECT_THAT(Execute(RunGenerate, {"--prompt", "a\xff"}).err, HasSubstr("UTF-8 at byte 1"));
+  EXPECT_THAT(Execute(RunGenerate, {"--promt=a"}).err, HasSubstr("--prompt"));
+}
+
+TEST_F(CommandTest, UnreachableServerIsNamed) {
+  const std::string address = server_->address();
+  server_->Shutdown(absl::ZeroDuration());
+  const Outcome run = Execute(RunStatus, {});
+  EXPECT_EQ(run.exit_code, kExitFailed);
+  EXPECT_THAT(run.err, HasSubstr(address));
+}
+
+TEST_F(CommandTest, ChatKeepsTheConversation) {
+  const Outcome run =
+      Execute(RunChat, {"--system", "be brief"}, "one\n\ntwo\n/reset\nthree\n/quit\nfour\n");
+  EXPECT_EQ(run.exit_code, kExitOk) << run.err;
+  EXPECT_EQ(run.out, "you said one\nyou said two\nyou said three\n");
+  ASSERT_EQ(inference_.chat.messages_size(), 2);
+  EXPECT_EQ(inference_.chat.messages(0).role(), "system");
+  EXPECT_EQ(inference_.chat.messages(1).content(), "three");
+}
+
+TEST_F(CommandTest, ChatJsonAndStatsAndTable) {
+  const Outcome lines = Execute(RunChat, {"--json"}, "one\ntwo");
+  std::istringstream in(lines.out);
+  std::string line;
+  for (int turn = 1; turn <= 2; ++turn) {
+    ASSERT_TRUE(std::getline(in, line));
+    const json out = json::parse(line, nullptr, false);
+    ASSERT_TRUE(out.is_object()) << line;
+    EXPECT_EQ(out["turn"], turn);
+    EXPECT_EQ(out["text"], turn == 1 ? "you said one" : "you said two");
+    EXPECT_EQ(out["usage"]["prompt_tokens"], 20);
+  }
+  EXPECT_FALSE(std::getline(in, line));
+  ASSERT_EQ(inference_.chat.messages_size(), 3);
+  EXPECT_EQ(inference_.chat.messages(1).role(), "assistant");
+  EXPECT_EQ(inference_.chat.messages(1).content(), "you said one");
+
+  const Outcome table = Execute(RunChat, {"--echo", "--stats", "--table"}, "one\n");
+  EXPECT_THAT(table.out, AllOf(HasSubstr("you> one\ntandem> you said one\n[20 prompt tokens"),
+                               HasSubstr("cached tokens"), HasSubstr("4096  tcp")));
+}
+
+TEST_F(CommandTest, ChatFromAPipeEndsAtTheFirstError) {
+  const Outcome run = Execute(RunChat, {}, "one\nfail\ntwo\n");
+  EXPECT_EQ(run.exit_code, kExitFailed);
+  EXPECT_THAT(run.err, HasSubstr("RESOURCE_EXHAUSTED: full"));
+  EXPECT_EQ(inference_.chat.messages(2).content(), "fail");
+}
+
+TEST_F(CommandTest, StatusAsTableAndJson) {
+  const Outcome table = Execute(RunStatus, {});
+  EXPECT_EQ(table.exit_code, kExitOk);
+  EXPECT_THAT(table.out, AllOf(HasSubstr("prefill-0"), HasSubstr("ready"), HasSubstr("2048")));
+  const json out = json::parse(Execute(RunStatus, {"--json"}).out, nullptr, false);
+  ASSERT_TRUE(out.is_object());
+  EXPECT_EQ(out["model"], "demo");
+  EXPECT_EQ(out["workers"][0]["blocks_total"], 100);
+}
+
+TEST_F(CommandTest, Drain) {
+  EXPECT_EQ(Execute(RunDrain, {"prefill-0"}).exit_code, kExitOk);
+  const Outcome unknown = Execute(RunDrain, {"prefill-9"});
+  EXPECT_EQ(unknown.exit_code, kExitFailed);
+  EXPECT_THAT(unknown.err, HasSubstr("prefill-9"));
+  EXPECT_EQ(Execute(RunDrain, {}).exit_code, kExitUsage);
+}
+
+class InspectTest : public testing::Test {
+ protected:
+  static Outcome Inspect(const Arguments& arguments) {
+    testing::internal::CaptureStdout();
+    testing::internal::CaptureStderr();
+    Outcome run;
+    run.exit_code = RunInspect(arguments);
+    run.out = testing::internal::GetCapturedStdout();
+    run.err = testing::internal::GetCapturedStderr();
+    return run;
+  }
+  // Qwen2.5-7B's shape.
+  InspectTest() {
+    dir_ = testing::TempDir() + "tandem_inspect";
+    const std::string command = "mkdir -p " + dir_;
+    EXPECT_EQ(system(command.c_str()), 0);
+    std::FILE* file = std::fopen((dir_ + "/config.json").c_str(), "w");
+    std::fputs(R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+      "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+      "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+      "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+      "tie_word_embeddings": false, "torch_dtype": "bfloat16", "hidden_act": "silu"})",
+               file);
+    std::fclose(file);
+  }
+
+  std::string dir_;
+};
+
+TEST_F(InspectTest, NumbersOfQwen25At7B) {
+  const Outcome run = Inspect({dir_, "--memory", "24GB", "--json"});
+  ASSERT_EQ(run.exit_code, kExitOk) << run.err;
+  const json out = json::parse(run.out, nullptr, false);
+  ASSERT_TRUE(out.is_object()) << run.out;
+  EXPECT_EQ(out["parameters"], 7'615'616'512);
+  EXPECT_EQ(out["kv_bytes_per_token"], 57'344);
+  EXPECT_EQ(out["weight_bytes"], 15'231'233'024);
+  // (24e9 - 15,231,233,024) / 917,504 = 9,557 whole blocks of 16.
+  EXPECT_EQ(out["tokens_that_fit"], 9'557 * 16);
+  EXPECT_THAT(Inspect({dir_}).out, AllOf(HasSubstr("Qwen2ForCausalLM"), HasSubstr("7,615,616,512"),
+                                         HasSubstr("57,344")));
+  EXPECT_THAT(Inspect({dir_, "--memory=1GiB"}).out, HasSubstr("nothing"));
+  EXPECT_EQ(json::parse(Inspect({dir_, "--dtype=float32", "--json"}).out)["kv_bytes_per_token"],
+            114'688);
+}
+
+TEST_F(InspectTest, Mistakes) {
+  EXPECT_EQ(Inspect({dir_, "--block-size=17"}).exit_code, kExitUsage);
+  const Outcome missing = Inspect({"/no/such/model"});
+  EXPECT_EQ(missing.exit_code, kExitFailed);
+  EXPECT_THAT(missing.err, HasSubstr("/no/such/model"));
+}
+
+TEST(VersionTest, SaysSo) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(RunVersion({}), kExitOk);
+  EXPECT_THAT(testing::internal::GetCapturedStdout(), HasSubstr("tandem "));
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,117 @@
+#include "cli/supervisor.h"
+
+#include <csignal>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace tandem {
+namespace {
+
+using testing::HasSubstr;
+
+const std::map<std::string, std::string> kNothing;
+
+std::vector<std::string> Shell(const std::string& script) { return {"/bin/sh", "-c", script}; }
+
+// Steps until `condition` holds; the test's own time limit bounds it.
+template <typename Condition>
+void StepUntil(Supervisor* supervisor, Condition condition) {
+  while (!condition()) supervisor->Step(absl::Milliseconds(100));
+}
+
+TEST(ParseListeningLineTest, TakesTheOneLine) {
+  const auto line = ParseListeningLine("listening 127.0.0.1:81 metrics 127.0.0.1:82");
+  ASSERT_TRUE(line.has_value());
+  EXPECT_EQ(line->address, "127.0.0.1:81");
+  EXPECT_EQ(line->metrics_address, "127.0.0.1:82");
+  EXPECT_FALSE(ParseListeningLine("listening 127.0.0.1:81").has_value());
+  EXPECT_FALSE(ParseListeningLine("hello there 1 2").has_value());
+}
+
+TEST(ChildProcessTest, EnvironmentOutputAndExitCode) {
+  auto child = ChildProcess::Start(Shell("echo \"$GREETING\"; printf tail; exit 3"),
+                                   {{"GREETING", "hello world"}});
+  ASSERT_TRUE(child.ok()) << child.status();
+  const int status = (*child)->Wait();
+  EXPECT_EQ(WEXITSTATUS(status), 3);
+  EXPECT_THAT((*child)->out().ReadLines(), testing::ElementsAre("hello world", "tail"));
+  EXPECT_EQ(DescribeWaitStatus(status), "exit code 3");
+}
+
+TEST(ChildProcessTest, MissingProgramIsAnError) {
+  const auto child = ChildProcess::Start({"/no/such/program"}, {});
+  ASSERT_FALSE(child.ok());
+  EXPECT_THAT(std::string(child.status().message()), HasSubstr("/no/such/program"));
+}
+
+TEST(ChildProcessTest, DestructorKills) {
+  auto child = ChildProcess::Start(Shell("exec sleep 1000"), {});
+  ASSERT_TRUE(child.ok());
+  const pid_t pid = (*child)->pid();
+  child->reset();
+  EXPECT_EQ(kill(pid, 0), -1);
+}
+
+TEST(SupervisorTest, SeesListeningAndRestartsTheDead) {
+  Supervisor supervisor(std::map<std::string, std::string>{{"WHO", "127.0.0.1"}});
+  ASSERT_TRUE(
+      supervisor.Start({"w", Shell("echo \"listening $WHO:1 metrics $WHO:2\"; exec sleep 1000")})
+          .ok());
+  StepUntil(&supervisor, [&] { return supervisor.listening("w").has_value(); });
+  EXPECT_EQ(supervisor.listening("w")->address, "127.0.0.1:1");
+  supervisor.RestartTheDead();
+  supervisor.SetArguments("w", Shell("echo 'listening new:1 metrics new:2'; exit 7"));
+  // The first life is ended from outside; the next ones say something else and end by themselves.
+  testing::internal::CaptureStderr();
+  ASSERT_EQ(system("pkill -P $PPID -x sleep"), 0);
+  StepUntil(&supervisor, [&] { return supervisor.deaths().size() >= 2; });
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("starting it again"));
+  EXPECT_EQ(WTERMSIG(supervisor.deaths()[0].wait_status), SIGTERM);
+  EXPECT_EQ(WEXITSTATUS(supervisor.deaths()[1].wait_status), 7);
+}
+
+TEST(SupervisorTest, DeathIsReportedWithItsLastLine) {
+  Supervisor supervisor(kNothing);
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(supervisor.Start({"w", Shell("echo first >&2; echo port in use >&2; exit 1")}).ok());
+  StepUntil(&supervisor, [&] { return !supervisor.deaths().empty(); });
+  EXPECT_EQ(supervisor.deaths()[0].name, "w");
+  EXPECT_EQ(supervisor.deaths()[0].last_line, "port in use");
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("w | first\nw | port in use\n"));
+}
+
+TEST(SupervisorTest, StopIsCleanWhereChildrenListenToTerm) {
+  Supervisor supervisor(kNothing);
+  ASSERT_TRUE(supervisor
+                  .Start({"good", Shell("trap 'exit 0' TERM; echo 'listening a:1 metrics a:2'; "
+                                        "while :; do sleep 0.05; done")})
+                  .ok());
+  StepUntil(&supervisor, [&] { return supervisor.listening("good").has_value(); });
+  EXPECT_TRUE(supervisor.Stop({"good"}, absl::Seconds(100)));
+  EXPECT_TRUE(supervisor.Stop({"good"}, absl::Seconds(100)));
+}
+
+TEST(SupervisorTest, StopKillsTheDeaf) {
+  Supervisor supervisor(kNothing);
+  ASSERT_TRUE(supervisor
+                  .Start({"deaf", Shell("trap '' TERM; echo 'listening a:1 metrics a:2'; "
+                                        "while :; do sleep 0.05; done")})
+                  .ok());
+  StepUntil(&supervisor, [&] { return supervisor.listening("deaf").has_value(); });
+  testing::internal::CaptureStderr();
+  EXPECT_FALSE(supervisor.Stop({"deaf"}, absl::Milliseconds(50)));
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("deaf did not stop in time"));
+}
+
+TEST(SupervisorTest, StepReturnsSignals) {
+  Supervisor supervisor(kNothing);
+  kill(getpid(), SIGTERM);
+  EXPECT_EQ(supervisor.Step(absl::InfiniteDuration()), SIGTERM);
+  EXPECT_EQ(supervisor.Step(absl::ZeroDuration()), 0);
+}
+
+}  // namespace
+}  // namespace tandem
