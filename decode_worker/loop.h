@@ -36,6 +36,7 @@ struct LoopOptions {
   size_t max_pending_tokens = 4096;                // a reader further behind pauses its sequence
   absl::Duration pause_limit = absl::Seconds(60);  // a longer pause ends it
   absl::Duration report_interval = absl::Milliseconds(200);
+  std::string kv_transport = "tcp";
   std::string worker_id;
   std::string cluster_secret;  // with model_digest and a request's salt: the block hash seed
   std::string model_digest;

@@ -127,6 +127,7 @@ void DecodeLoop::Handle(PrefillReply event) {
   s->times.prefill = result.prefill_ms;
   s->times.kv_bytes = result.kv_bytes;
   s->times.prefill_worker = std::move(result.worker_id);
+  s->times.transport = options_.kv_transport;
   Emit(s, std::move(result.first_token), now);  // before its KV is here: it need not wait
   if (!s->closed && s->attempt->sealed) MakeRunnable(s);
 }
@@ -186,9 +187,12 @@ void DecodeLoop::LoseKv(Sequence* s, const absl::Status& why) {
   spdlog::warn("{}: KV from {} was lost, computing it here: {}", s->work.request_id,
                s->attempt->peer.worker_id, why.ToString());
   parts_.metrics->kv_recomputes.Increment();
-  parts_.metrics->worker.KvLink(s->attempt->peer.worker_id, options_.worker_id, "tcp")
+  parts_.metrics->worker
+      .KvLink(s->attempt->peer.worker_id, options_.worker_id, options_.kv_transport)
       .failures.Increment();
   prefills_.Abandon(s);
+  s->times.transport = "local";
+  s->times.kv_bytes = 0;
   s->lease.Release();
   s->cached_blocks = 0;
   s->phase = SequencePhase::kPreempted;

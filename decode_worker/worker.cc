@@ -23,8 +23,8 @@
 namespace tandem {
 namespace {
 
-// Work that waits for the loop's next turn; more is refused.
-constexpr size_t kInboxCapacity = 4096;
+// Events that wait for the loop's next turn, up to which work is accepted.
+constexpr size_t kInboxCapacity = 1024;
 
 std::string AdvertiseHost(const DecodeWorkerOptions& options, const std::string& listen_host) {
   if (!options.advertise_host.empty()) return options.advertise_host;

@@ -1,0 +1,497 @@
+// The loop's promises one by one; loop_random_test.cc has them all at once.
+#include "decode_worker/loop.h"
+
+#include <thread>
+
+#include "gmock/gmock.h"
+
+#include "tests/unit/decode_worker/loop_harness.h"
+
+namespace tandem {
+namespace {
+
+using testing::HasSubstr;
+
+HarnessOptions Options(int num_blocks = 64) {
+  HarnessOptions options;
+  options.num_blocks = num_blocks;
+  options.loop.limits.max_num_seqs = 8;
+  options.loop.limits.max_num_batched_tokens = 16;
+  options.loop.local_prefill_max_tokens = 6;
+  return options;
+}
+
+HarnessOptions Unified(int num_blocks = 64) {
+  HarnessOptions options = Options(num_blocks);
+  options.loop.unified = true;
+  return options;
+}
+
+TEST(LoopTest, TheFirstTokenGoesOutBeforeItsKvIsHere) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(5), 1);
+  h.StepAll();
+  ASSERT_EQ(h.caller.calls.size(), 1u);
+  FakeCall& call = *h.caller.calls[0];
+  EXPECT_EQ(call.call.first_block, 0);
+  EXPECT_EQ(call.call.block_ids.size(), 5u);
+  EXPECT_EQ(call.call.token, "token");
+  EXPECT_EQ(h.last_load.waiting, 1);
+  h.clock.Advance(absl::Milliseconds(30));
+  h.Reply(call);
+  h.StepAll();
+  EXPECT_EQ(client.Tokens().size(), 1u);
+  EXPECT_EQ(h.runner.num_runs(), 0);
+  h.clock.Advance(absl::Milliseconds(7));
+  h.Write(call);
+  h.Seal(call);
+  h.Quiet(call);
+  h.StepAll();
+  h.ExpectFinished(client);
+  EXPECT_EQ(h.runner.num_tokens(), 4);  // nothing of the prompt was computed here
+  const WorkerTimes& times = *client.deltas.back().times;
+  EXPECT_NEAR(times.kv_transfer_exposed, 7, 0.01);
+  EXPECT_EQ(times.prefill_queue, 1);
+  EXPECT_EQ(times.prefill, 2);
+  EXPECT_EQ(times.transport, "tcp");
+  EXPECT_EQ(times.prefill_worker, "far");
+  EXPECT_EQ(times.prefill_attempts, 1);
+  EXPECT_GT(times.kv_bytes, 0u);
+  EXPECT_EQ(client.deltas.back().cached_tokens, 3);  // as the prefill worker said
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, KvBeforeTheReplyIsFine) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(5), 1);
+  h.Step();
+  FakeCall& call = *h.caller.calls[0];
+  h.Write(call);
+  h.Seal(call);
+  h.Quiet(call);
+  h.StepAll();
+  EXPECT_TRUE(client.Tokens().empty());
+  h.clock.Advance(absl::Seconds(1));
+  h.Reply(call);
+  h.StepAll();
+  h.ExpectFinished(client);
+  EXPECT_EQ(client.deltas.back().times->kv_transfer_exposed, 0);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, AnEndAtTheFirstTokenNeedsNoKv) {
+  LoopHarness h(Options());
+  Client& one = h.Submit(MakePrompt(20), Greedy(1), 1);
+  SamplingParams eos = Greedy(9);
+  eos.eos_token_ids = {FakeReferenceTokens(MakePrompt(21), Greedy(1), 100)[0]};
+  Client& end = h.Submit(MakePrompt(21), eos, 1);
+  h.Step();
+  for (auto& call : h.caller.calls) h.Reply(*call);
+  h.StepAll();
+  h.ExpectFinished(one);
+  EXPECT_EQ(one.Finish(), FinishReason::kLength);
+  h.ExpectFinished(end);
+  EXPECT_EQ(end.Finish(), FinishReason::kStop);
+  // The senders may still write.
+  EXPECT_EQ(h.pool.counts().quarantined, 12);
+  for (auto& call : h.caller.calls) {
+    EXPECT_TRUE(h.receiver.cancelled.contains(call->call.transfer.ToHex()));
+    h.Quiet(*call);
+  }
+  h.StepAll();
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, HeldBlocksAreNotShippedAgain) {
+  LoopHarness h(Options());
+  std::vector<int32_t> prompt = MakePrompt(20);
+  Client& first = h.Submit(prompt, Greedy(3), 1);
+  h.Step();
+  h.Serve(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectFinished(first);
+  for (int i = 0; i < 10; ++i) prompt.push_back(900 + i);
+  Client& second = h.Submit(prompt, Greedy(3), 1);
+  h.Step();
+  ASSERT_EQ(h.caller.calls.size(), 2u);
+  const PrefillCall& call = h.caller.calls[1]->call;
+  EXPECT_EQ(call.first_block, 5);
+  EXPECT_EQ(call.block_ids.size(), 3u);
+  EXPECT_EQ(call.tokens, prompt);
+  h.Serve(*h.caller.calls[1]);
+  h.StepAll();
+  h.ExpectFinished(second);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, ASecondTurnFindsTheFirstOne) {
+  LoopHarness h(Options());
+  Client& first = h.Submit(MakePrompt(20), Greedy(30), 1);
+  h.Step();
+  h.Serve(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectFinished(first);
+  std::vector<int32_t> prompt = first.prompt;
+  for (int32_t token : first.Tokens()) prompt.push_back(token);
+  prompt.push_back(5);
+  Client& second = h.Submit(prompt, Greedy(3), 1);
+  h.StepAll();
+  h.ExpectFinished(second);
+  EXPECT_EQ(h.caller.calls.size(), 1u);  // so little is left that it is prefilled here
+  EXPECT_EQ(second.deltas[0].cached_tokens, 48);
+  EXPECT_EQ(second.deltas[0].times->transport, "local");
+  // Another salt shares nothing.
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, AFullWorkerRefusesAtOnce) {
+  HarnessOptions options = Options(12);
+  options.loop.limits.max_num_seqs = 2;
+  options.loop.limits.max_num_batched_tokens = 8;
+  LoopHarness h(options);
+  Client& a = h.Submit(MakePrompt(20, 1), Greedy(3), 1);  // 6 blocks
+  Client& b = h.Submit(MakePrompt(28, 2), Greedy(3), 1);  // 8 blocks: not there
+  Client& c = h.Submit(MakePrompt(4, 3), Greedy(1), 1);
+  Client& d = h.Submit(MakePrompt(3, 4), Greedy(1), 1);  // a third one
+  h.Step();
+  ASSERT_TRUE(b.end.has_value() && d.end.has_value());
+  EXPECT_TRUE(absl::IsResourceExhausted(*b.end));
+  EXPECT_THAT(std::string(b.end->message()), HasSubstr("KV blocks"));
+  EXPECT_TRUE(absl::IsResourceExhausted(*d.end));
+  EXPECT_THAT(std::string(d.end->message()), HasSubstr("max_num_seqs = 2"));
+  EXPECT_EQ(h.caller.calls.size(), 1u);
+  h.Serve(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectFinished(a);
+  h.ExpectFinished(c);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, BadWorkIsRefusedByName) {
+  LoopHarness h(Unified(8));
+  const auto refused = [&](std::vector<int32_t> prompt, SamplingParams sampling) {
+    Client& client = h.Submit(std::move(prompt), sampling);
+    h.Step();
+    EXPECT_TRUE(client.end.has_value() && absl::IsInvalidArgument(*client.end));
+    return client.end.has_value() ? std::string(client.end->message()) : "";
+  };
+  EXPECT_THAT(refused({}, Greedy(1)), HasSubstr("token_ids"));
+  EXPECT_THAT(refused(MakePrompt(32), Greedy(1)), HasSubstr("max_model_len 32"));
+  EXPECT_THAT(refused({1}, Greedy(0)), HasSubstr("max_tokens"));
+  Client& longest = h.Submit(MakePrompt(31), Greedy(5));
+  h.StepAll();
+  h.ExpectFinished(longest);
+  EXPECT_EQ(longest.Tokens().size(), 1u);
+  EXPECT_EQ(longest.Finish(), FinishReason::kLength);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, TheYoungestIsPreemptedAndLosesNoToken) {
+  for (bool caching : {true, false}) {
+    HarnessOptions options = Unified(12);
+    options.caching = caching;
+    LoopHarness h(options);
+    Client& old = h.Submit(MakePrompt(8, 1), Greedy(30));
+    Client& young = h.Submit(MakePrompt(9, 2), Greedy(30));
+    h.StepAll();
+    h.ExpectFinished(old);
+    h.ExpectFinished(young);
+    EXPECT_EQ(old.deltas.back().times->preemptions, 0);
+    EXPECT_GE(young.deltas.back().times->preemptions, 1);
+    EXPECT_EQ(h.decode_metrics.worker.preemptions.Value(), young.deltas.back().times->preemptions);
+    h.ExpectNoLeak();
+  }
+}
+
+TEST(LoopTest, HigherPriorityKeepsItsBlocks) {
+  LoopHarness h(Unified(12));
+  Client& low = h.Submit(MakePrompt(8, 1), Greedy(30), 0, /*priority=*/0);
+  Client& high = h.Submit(MakePrompt(9, 2), Greedy(30), 0, /*priority=*/1);
+  h.StepAll();
+  h.ExpectFinished(low);
+  h.ExpectFinished(high);
+  EXPECT_GE(low.deltas.back().times->preemptions, 1);
+  EXPECT_EQ(high.deltas.back().times->preemptions, 0);
+}
+
+TEST(LoopTest, PromptLogprobsAreWholeWhateverHappens) {
+  const auto run = [](LoopHarness& h, bool crowd) {
+    SamplingParams sampling = Greedy(4);
+    sampling.prompt_logprobs = 1;
+    sampling.logprobs = 2;
+    Client& warm = h.Submit(MakePrompt(25, 2), Greedy(2), 0);  // its prefix is cached then
+    h.StepAll();
+    h.ExpectFinished(warm);
+    if (crowd) h.Submit(MakePrompt(15, 1), Greedy(20));
+    Client& client = h.Submit(MakePrompt(25, 2), sampling, crowd ? 0 : 1);
+    h.StepAll();
+    if (!h.caller.calls.empty()) h.Serve(*h.caller.calls.back());
+    h.StepAll();
+    h.ExpectFinished(client);
+    std::vector<float> out;
+    for (const TokenLogprob& logprob : client.deltas[0].prompt_logprobs) {
+      EXPECT_EQ(logprob.top.size(), 1u);
+      out.push_back(logprob.logprob);
+    }
+    h.ExpectNoLeak();
+    return out;
+  };
+  LoopHarness calm(Unified());
+  const std::vector<float> expected = run(calm, false);
+  EXPECT_EQ(expected.size(), 24u);
+  HarnessOptions options = Unified(12);
+  options.loop.limits.max_num_batched_tokens = 8;
+  LoopHarness crowded(options);
+  EXPECT_EQ(run(crowded, true), expected);
+  // A decode worker that matched the prefix, but then computes the prompt itself.
+  LoopHarness decode(Options());
+  EXPECT_EQ(run(decode, false), expected);
+}
+
+TEST(LoopTest, ASlowReaderIsPausedAndItsNeighboursAreNot) {
+  HarnessOptions options = Unified();
+  options.loop.max_pending_tokens = 4;
+  LoopHarness h(options);
+  Client& slow = h.Submit(MakePrompt(5, 1), Greedy(40));
+  Client& quick = h.Submit(MakePrompt(5, 2), Greedy(40));
+  slow.reading = false;
+  h.StepAll();  // comes to rest: a paused sequence is not spun on
+  h.ExpectFinished(quick);
+  EXPECT_EQ(slow.stream->pending(), 4u);
+  EXPECT_EQ(h.loop->num_sequences(), 1u);
+  slow.reading = true;
+  slow.Read();
+  h.StepAll();
+  h.ExpectFinished(slow);
+  EXPECT_LT(slow.deltas.size(), 40u);
+  EXPECT_EQ(slow.deltas[0].tokens.size(), 4u);  // coalesced
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, AReaderSlowForTooLongIsDropped) {
+  HarnessOptions options = Unified();
+  options.loop.max_pending_tokens = 4;
+  options.loop.pause_limit = absl::Seconds(3);
+  LoopHarness h(options);
+  Client& slow = h.Submit(MakePrompt(5, 1), Greedy(40));
+  slow.reading = false;
+  h.StepAll();
+  h.clock.Advance(absl::Seconds(3));
+  h.StepAll();
+  slow.reading = true;
+  slow.Read();
+  ASSERT_TRUE(slow.end.has_value());
+  EXPECT_TRUE(absl::IsAborted(*slow.end));
+  EXPECT_EQ(slow.Tokens().size(), 4u);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, DeadlinesEndWhatWaits) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(5), 2, 0, absl::Seconds(2));
+  Client& late = h.Submit(MakePrompt(20), Greedy(5), 2, 0, absl::ZeroDuration());
+  h.Step();
+  ASSERT_TRUE(late.end.has_value());
+  EXPECT_TRUE(absl::IsDeadlineExceeded(*late.end));
+  EXPECT_EQ(h.caller.calls[0]->call.deadline, h.clock.Now() + absl::Seconds(2));
+  h.clock.Advance(absl::Seconds(2));
+  h.Step();
+  ASSERT_TRUE(client.end.has_value());
+  EXPECT_TRUE(absl::IsDeadlineExceeded(*client.end));
+  EXPECT_TRUE(h.caller.calls[0]->call_cancelled);
+  EXPECT_EQ(h.pool.counts().quarantined, 6);
+  h.Scribble(*h.caller.calls[0]);
+  h.Quiet(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, KvThatNeverComesIsComputedHere) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 2);
+  h.Step();
+  h.Reply(*h.caller.calls[0]);
+  h.StepAll();
+  EXPECT_EQ(client.Tokens().size(), 1u);
+  h.clock.Advance(absl::Seconds(10));
+  h.StepAll();
+  h.ExpectFinished(client);
+  EXPECT_EQ(h.caller.calls.size(), 1u);
+  EXPECT_EQ(h.decode_metrics.kv_recomputes.Value(), 1);
+  EXPECT_EQ(client.deltas.back().times->transport, "local");
+  EXPECT_EQ(h.pool.counts().quarantined, 6);
+  h.Quiet(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, EachFailedPrefillGetsANewTransferUntilNobodyIsLeft) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 2);
+  h.Step();
+  h.ReplyError(*h.caller.calls[0], absl::UnavailableError("gone"));
+  h.Step();
+  ASSERT_EQ(h.caller.calls.size(), 2u);
+  const PrefillCall& a = h.caller.calls[0]->call;
+  const PrefillCall& b = h.caller.calls[1]->call;
+  EXPECT_EQ(b.address, "host:1");
+  EXPECT_NE(a.transfer, b.transfer);
+  EXPECT_EQ(a.epoch, 1u);
+  EXPECT_EQ(b.epoch, 2u);
+  for (int32_t block : b.block_ids) {
+    EXPECT_THAT(a.block_ids, testing::Not(testing::Contains(block)));
+  }
+  h.FailKv(*h.caller.calls[1]);
+  h.Step();
+  EXPECT_TRUE(h.caller.calls[1]->call_cancelled);
+  ASSERT_TRUE(client.end.has_value());
+  EXPECT_TRUE(absl::IsUnavailable(*client.end));
+  EXPECT_EQ(h.pool.counts().quarantined, 12);
+  for (auto& call : h.caller.calls) h.Quiet(*call);
+  h.StepAll();
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, NoBlocksForARetryIsUnavailable) {
+  HarnessOptions options = Options(10);
+  LoopHarness h(options);
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 2);  // 6 of 10 blocks
+  h.Step();
+  h.ReplyError(*h.caller.calls[0], absl::UnavailableError("gone"));
+  h.Step();
+  ASSERT_TRUE(client.end.has_value());
+  EXPECT_TRUE(absl::IsUnavailable(*client.end));
+  h.Quiet(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, BadPromptsAreNotTriedElsewhere) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 3);
+  h.Step();
+  h.ReplyError(*h.caller.calls[0], absl::InvalidArgumentError("token_ids[3]"));
+  h.Quiet(*h.caller.calls[0]);
+  h.StepAll();
+  EXPECT_EQ(h.caller.calls.size(), 1u);
+  ASSERT_TRUE(client.end.has_value());
+  EXPECT_TRUE(absl::IsInvalidArgument(*client.end));
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, AFailedForwardPassEndsItsBatchAndTaintsNothing) {
+  bool fail = false;
+  HarnessOptions options = Unified();
+  options.before_run = [&fail](const Batch&) {
+    return fail ? absl::InternalError("broken") : absl::OkStatus();
+  };
+  LoopHarness h(options);
+  Client& client = h.Submit(MakePrompt(20), Greedy(8));
+  h.Step();
+  fail = true;
+  h.Step();
+  ASSERT_TRUE(client.end.has_value());
+  EXPECT_TRUE(absl::IsInternal(*client.end));
+  fail = false;
+  Client& again = h.Submit(MakePrompt(20), Greedy(8));
+  h.StepAll();
+  h.ExpectFinished(again);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, DrainingFinishesWhatRunsAndRefusesTheRest) {
+  LoopHarness h(Unified());
+  Client& running = h.Submit(MakePrompt(5), Greedy(5));
+  h.Step();
+  h.inbox.Push(DrainWanted{});
+  Client& late = h.Submit(MakePrompt(5), Greedy(5));
+  h.Step();
+  ASSERT_TRUE(late.end.has_value());
+  EXPECT_TRUE(absl::IsUnavailable(*late.end));
+  EXPECT_FALSE(h.loop->done());
+  h.StepAll();
+  h.ExpectFinished(running);
+  EXPECT_TRUE(h.loop->done());
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, StoppingEndsEveryStream) {
+  LoopHarness h(Options());
+  Client& running = h.Submit(MakePrompt(5), Greedy(500));
+  Client& away = h.Submit(MakePrompt(20), Greedy(5), 1);
+  h.Step();
+  Client& unseen = h.Submit(MakePrompt(5), Greedy(5));
+  h.loop.reset();
+  for (Client* client : {&running, &away, &unseen}) {
+    client->Read();
+    ASSERT_TRUE(client->end.has_value());
+    EXPECT_TRUE(absl::IsUnavailable(*client->end));
+  }
+  EXPECT_EQ(h.pool.counts().used, 0);
+}
+
+TEST(LoopTest, ReportsLoadAndBlocks) {
+  LoopHarness h(Unified());
+  Client& client = h.Submit(MakePrompt(20), Greedy(50));
+  h.Step();
+  EXPECT_EQ(h.last_load.running, 1);
+  EXPECT_EQ(h.last_load.blocks.used, 6);
+  h.StepAll();
+  h.ExpectFinished(client);
+  EXPECT_EQ(h.last_load.running, 0);
+  EXPECT_EQ(h.last_load.blocks.cached, 17);
+  EXPECT_EQ(h.stored.size(), 17u);
+  h.stored.clear();
+  h.inbox.Push(SnapshotWanted{});
+  h.Step();
+  EXPECT_EQ(h.stored.size(), 17u);
+}
+
+TEST(LoopTest, RunsOnAThreadOfItsOwn) {
+  LoopHarness h(Unified());
+  absl::Mutex mutex;
+  bool ready = false;
+  auto stream = std::make_shared<TokenStream>(
+      [&] {
+        absl::MutexLock lock(&mutex);
+        ready = true;
+      },
+      nullptr);
+  std::thread thread([&] { h.loop->Run(); });
+  WorkArrived event;
+  event.work.id = 1;
+  event.work.tokens = MakePrompt(9);
+  event.work.sampling = Greedy(20);
+  event.stream = stream;
+  h.inbox.Push(std::move(event));
+  Client client;
+  client.prompt = MakePrompt(9);
+  client.sampling = Greedy(20);
+  client.stream = stream;
+  while (!client.end.has_value()) {
+    mutex.LockWhen(absl::Condition(&ready));
+    ready = false;
+    mutex.Unlock();
+    client.Read();
+  }
+  h.inbox.Push(StopWanted{});
+  thread.join();
+  h.ExpectFinished(client);
+  EXPECT_TRUE(h.inbox.closed());
+}
+
+TEST(LoadMeterTest, MedianAndRate) {
+  LoadMeter meter;
+  EXPECT_EQ(meter.DecodeStepMilliseconds(), 0);
+  EXPECT_EQ(meter.PrefillTokensPerSecond(), 0);
+  for (int ms : {5, 1, 9, 100, 4}) meter.AddStep(1, 0, absl::Milliseconds(ms));
+  EXPECT_FLOAT_EQ(meter.DecodeStepMilliseconds(), 5);
+  meter.AddStep(0, 100, absl::Milliseconds(50));
+  EXPECT_FLOAT_EQ(meter.DecodeStepMilliseconds(), 5);
+  EXPECT_FLOAT_EQ(meter.PrefillTokensPerSecond(), 2000);
+  for (int i = 0; i < 200; ++i) meter.AddStep(1, 0, absl::Milliseconds(2));
+  EXPECT_FLOAT_EQ(meter.DecodeStepMilliseconds(), 2);
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,231 @@
+#include "decode_worker/scheduler.h"
+
+#include <algorithm>
+#include <random>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace tandem {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+constexpr SchedulerLimits kLimits{/*block_size=*/4, /*max_num_seqs=*/8,
+                                  /*max_num_batched_tokens=*/16};
+
+SequenceView Running(int computed, int blocks) {
+  return {SequencePhase::kRunnable, computed + 1, computed, blocks, false};
+}
+SequenceView Prefilling(int length, int computed) {
+  return {SequencePhase::kRunnable, length, computed, BlocksFor(length + 1, 4), false};
+}
+SequenceView Preempted(int length) { return {SequencePhase::kPreempted, length, 0, 0, false}; }
+SequenceView Awaiting(int length) {
+  return {SequencePhase::kAwaitingPrefill, length, 0, BlocksFor(length + 1, 4), false};
+}
+
+std::vector<std::pair<int, int>> Runs(const Plan& plan) {
+  std::vector<std::pair<int, int>> out;
+  for (const ScheduledRun& run : plan.runs) out.push_back({run.sequence, run.num_tokens});
+  return out;
+}
+
+TEST(SchedulerTest, EveryRunningSequenceSteps) {
+  const Plan plan = NextBatch({{Running(3, 1), Running(4, 1), Running(7, 2)}, 5}, kLimits);
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 1), std::pair(1, 1), std::pair(2, 1)));
+  EXPECT_EQ(plan.runs[0].new_blocks, 0);
+  EXPECT_EQ(plan.runs[1].new_blocks, 1);  // position 4 opens the second block
+  EXPECT_THAT(plan.preempt, IsEmpty());
+}
+
+TEST(SchedulerTest, PrefillsShareTheRestOfTheBudget) {
+  // 16 tokens: one step, then 15 for three prefills: 5 each, what the short one leaves goes to the
+  // oldest.
+  const Plan plan = NextBatch(
+      {{Prefilling(100, 0), Running(3, 1), Prefilling(3, 0), Prefilling(50, 20)}, 5}, kLimits);
+  EXPECT_THAT(Runs(plan),
+              ElementsAre(std::pair(1, 1), std::pair(0, 7), std::pair(2, 3), std::pair(3, 5)));
+}
+
+TEST(SchedulerTest, TheYoungestIsPreemptedForTheOldest) {
+  const Plan plan = NextBatch({{Running(4, 1), Running(5, 2), Running(9, 3)}, 0}, kLimits);
+  EXPECT_THAT(plan.preempt, ElementsAre(2));
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 1), std::pair(1, 1)));
+  EXPECT_THAT(plan.stalled, IsEmpty());
+}
+
+TEST(SchedulerTest, APrefillingYoungestIsPreemptedToo) {
+  const Plan plan = NextBatch({{Running(4, 1), Prefilling(9, 4)}, 0}, kLimits);
+  EXPECT_THAT(plan.preempt, ElementsAre(1));
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 1)));
+}
+
+TEST(SchedulerTest, AwaitedBlocksAreNotTaken) {
+  // Nothing younger can be taken: the sequence keeps its blocks and waits.
+  const Plan plan = NextBatch({{Running(4, 1), Awaiting(9)}, 0}, kLimits);
+  EXPECT_THAT(plan.preempt, IsEmpty());
+  EXPECT_THAT(plan.runs, IsEmpty());
+  EXPECT_THAT(plan.stalled, ElementsAre(0));
+}
+
+TEST(SchedulerTest, TheYoungestItselfStallsRatherThanTakeFromTheOlder) {
+  const Plan plan = NextBatch({{Running(5, 2), Running(4, 1)}, 0}, kLimits);
+  EXPECT_THAT(plan.preempt, IsEmpty());
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 1)));
+  EXPECT_THAT(plan.stalled, ElementsAre(1));
+}
+
+TEST(SchedulerTest, PausedSequencesAreSkippedButGiveTheirBlocks) {
+  SequenceView paused = Running(9, 3);
+  paused.paused = true;
+  EXPECT_THAT(NextBatch({{paused}, 4}, kLimits).runs, IsEmpty());
+  EXPECT_THAT(NextBatch({{Running(4, 1), paused}, 0}, kLimits).preempt, ElementsAre(1));
+}
+
+TEST(SchedulerTest, ResumesOldestFirstWithRoomForTheOthers) {
+  // 7 tokens and the next: 2 blocks, and one for each holder.
+  EXPECT_THAT(NextBatch({{Running(5, 2), Preempted(7)}, 2}, kLimits).resume, IsEmpty());
+  EXPECT_THAT(NextBatch({{Running(5, 2), Preempted(7)}, 3}, kLimits).resume, ElementsAre(1));
+  EXPECT_THAT(NextBatch({{Preempted(7)}, 2}, kLimits).resume, ElementsAre(0));
+  // A younger one never passes an older one that does not fit yet.
+  EXPECT_THAT(NextBatch({{Preempted(40), Preempted(3)}, 5}, kLimits).resume, IsEmpty());
+}
+
+TEST(SchedulerTest, AdmitsWhatFitsAndNothingWhileOthersWait) {
+  const auto admit = [](SchedulerView view, int needed, int total = 10) {
+    return CanAdmit(view, needed, total, kLimits);
+  };
+  EXPECT_EQ(admit({{}, 10}, 10), Admission::kYes);
+  EXPECT_EQ(admit({{}, 9}, 10), Admission::kNoBlocks);
+  EXPECT_EQ(admit({std::vector<SequenceView>(8, Running(5, 2)), 10}, 1),
+            Admission::kTooManySequences);
+  EXPECT_EQ(admit({{Preempted(3)}, 9}, 1), Admission::kNoBlocks);
+  EXPECT_EQ(admit({{Running(4, 1), Awaiting(9)}, 0}, 0), Admission::kNoBlocks);
+  // The running one takes a block next.
+  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 3), Admission::kNoBlocks);
+  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 2), Admission::kYes);
+  // One percent stays free, unless the worker is idle.
+  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 100, 300), Admission::kNoBlocks);
+  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 97, 300), Admission::kYes);
+  EXPECT_EQ(admit({{}, 100}, 100, 300), Admission::kYes);
+}
+
+// Plays plans against a counted pool: whatever comes, limits hold and everybody finishes.
+class Play {
+ public:
+  explicit Play(uint32_t seed) : random_(seed) {
+    limits_.block_size = 1 << Below(4);
+    limits_.max_num_seqs = 1 + Below(8);
+    limits_.max_num_batched_tokens = limits_.max_num_seqs + Below(20);
+    total_ = BlocksFor(kMaxLength, limits_.block_size) + Below(6);
+    view_.free_blocks = total_;
+  }
+
+  void Run() {
+    int turns = 0;
+    while (arrivals_ < 30 || !view_.sequences.empty()) {
+      ASSERT_LT(++turns, 20000) << "livelock with " << view_.sequences.size() << " sequences";
+      if (arrivals_ < 30 && Below(3) == 0) Arrive();
+      Drift();
+      Apply(NextBatch(view_, limits_));
+      if (testing::Test::HasFatalFailure()) return;
+    }
+    EXPECT_EQ(view_.free_blocks, total_);
+  }
+  int preempted() const { return preempted_; }
+
+ private:
+  static constexpr int kMaxLength = 40;
+  int Below(int n) { return static_cast<int>(random_() % static_cast<uint32_t>(n)); }
+
+  void Arrive() {
+    const int length = 1 + Below(kMaxLength - 2);
+    const int blocks = BlocksFor(length + 1, limits_.block_size);
+    if (CanAdmit(view_, blocks, total_, limits_) != Admission::kYes) return;
+    ++arrivals_;
+    view_.free_blocks -= blocks;
+    const bool away = Below(2) == 0;
+    view_.sequences.push_back({away ? SequencePhase::kAwaitingPrefill : SequencePhase::kRunnable,
+                               length, 0, blocks, false});
+    ends_.push_back(length + 1 + Below(kMaxLength - length));
+    ASSERT_LE(static_cast<int>(view_.sequences.size()), limits_.max_num_seqs);
+  }
+
+  // Prefills come in, readers fall behind and catch up.
+  void Drift() {
+    for (SequenceView& s : view_.sequences) {
+      if (s.phase == SequencePhase::kAwaitingPrefill && Below(4) == 0) {
+        s.phase = SequencePhase::kRunnable;
+        s.computed = s.length++;
+      }
+      if (Below(10) == 0) s.paused = !s.paused;
+    }
+  }
+
+  void Apply(const Plan& plan) {
+    for (int i : plan.preempt) {
+      SequenceView& s = view_.sequences[static_cast<size_t>(i)];
+      ASSERT_EQ(s.phase, SequencePhase::kRunnable);
+      ++preempted_;
+      view_.free_blocks += s.blocks;
+      s.blocks = s.computed = 0;
+      s.phase = SequencePhase::kPreempted;
+    }
+    int tokens = 0;
+    for (const ScheduledRun& run : plan.runs) {
+      SequenceView& s = view_.sequences[static_cast<size_t>(run.sequence)];
+      ASSERT_EQ(s.phase, SequencePhase::kRunnable);
+      ASSERT_FALSE(s.paused);
+      ASSERT_GT(run.num_tokens, 0);
+      tokens += run.num_tokens;
+      view_.free_blocks -= run.new_blocks;
+      s.blocks += run.new_blocks;
+      s.computed += run.num_tokens;
+      ASSERT_LE(s.computed, s.length);
+      ASSERT_LE(s.computed, s.blocks * limits_.block_size);
+      // Nobody was preempted for the sake of a younger one.
+      for (int i : plan.preempt) ASSERT_TRUE(run.new_blocks == 0 || i > run.sequence);
+      if (s.computed == s.length) ++s.length;
+    }
+    ASSERT_LE(tokens, limits_.max_num_batched_tokens);
+    for (int i : plan.resume) {
+      SequenceView& s = view_.sequences[static_cast<size_t>(i)];
+      ASSERT_EQ(s.phase, SequencePhase::kPreempted);
+      s.blocks = BlocksFor(s.length + 1, limits_.block_size);
+      view_.free_blocks -= s.blocks;
+      s.phase = SequencePhase::kRunnable;
+    }
+    ASSERT_GE(view_.free_blocks, 0);
+    for (size_t i = view_.sequences.size(); i-- > 0;) {
+      if (view_.sequences[i].length < ends_[i]) continue;
+      view_.free_blocks += view_.sequences[i].blocks;
+      view_.sequences.erase(view_.sequences.begin() + static_cast<ptrdiff_t>(i));
+      ends_.erase(ends_.begin() + static_cast<ptrdiff_t>(i));
+    }
+  }
+
+  std::mt19937 random_;
+  SchedulerLimits limits_;
+  SchedulerView view_;
+  std::vector<int> ends_;  // length at which a sequence is done
+  int total_ = 0;
+  int arrivals_ = 0;
+  int preempted_ = 0;
+};
+
+TEST(SchedulerTest, LimitsHoldAndEverybodyFinishes) {
+  int preempted = 0;
+  for (uint32_t seed = 0; seed < 300; ++seed) {
+    SCOPED_TRACE(seed);
+    Play play(seed);
+    play.Run();
+    if (HasFatalFailure()) return;
+    preempted += play.preempted();
+  }
+  EXPECT_GT(preempted, 300);
+}
+
+}  // namespace
+}  // namespace tandem
