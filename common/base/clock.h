@@ -1,4 +1,5 @@
-// Time as an interface, so that tests own it. Monotonic; not wall-clock.
+// Time as an interface, so that tests own it. Monotonic, and close to wall-clock time: good for
+// stages and for deadlines.
 #pragma once
 
 #include "absl/time/clock.h"

@@ -22,18 +22,15 @@ struct Prompt {
 std::vector<Prompt> HeldOut() {
   std::ifstream in(SourcePath("tests/data/demo/heldout.json"));
   std::vector<Prompt> prompts;
-  const auto root = nlohmann::json::parse(in);
-  for (const auto& [kind, entries] : root.items()) {
-    for (const auto& entry : entries) {
-      Prompt prompt{kind, {}, entry.at("answer")};
-      for (const auto& message : entry.at("messages")) {
-        auto* out = prompt.request.add_messages();
-        out->set_role(message.at("role"));
-        out->set_content(message.at("content"));
-      }
-      prompt.request.mutable_sampling()->set_temperature(0);
-      prompts.push_back(std::move(prompt));
+  for (const auto& entry : nlohmann::json::parse(in)) {
+    Prompt prompt{entry.at("kind"), {}, entry.at("expected")};
+    for (const auto& message : entry.at("messages")) {
+      auto* out = prompt.request.add_messages();
+      out->set_role(message.at("role"));
+      out->set_content(message.at("content"));
     }
+    prompt.request.mutable_sampling()->set_temperature(0);
+    prompts.push_back(std::move(prompt));
   }
   return prompts;
 }
@@ -62,7 +59,7 @@ TEST(DemoModel, AnswersHeldOutPromptsOfEachKind) {
     right += answers[i] == prompts[i].answer;
     ++total;
   }
-  EXPECT_GE(right_of.size(), 5u);
+  EXPECT_EQ(right_of.size(), 8u);
   for (const auto& [kind, count] : right_of) {
     std::printf("%-24s %d of %d\n", kind.c_str(), count.first, count.second);
     EXPECT_GE(count.second, 40) << kind;
