@@ -46,6 +46,9 @@ size_t LinearScratchBytes(Element element, size_t rows, size_t k);
 void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride, size_t rows,
             float* y, size_t y_stride, void* scratch, Threads* threads);
 
+// Whether bfloat16 products of 16 rows and more are oneDNN's.
+bool OneDnnComputesLargeBatches();
+
 // Lets tests send bfloat16 products through oneDNN on CPUs without AMX. Not thread-safe.
 void ForceOneDnn(bool force);
 

@@ -51,7 +51,9 @@ void RmsNormRows(const float* x, const float* weight, float epsilon, size_t rows
 template <class DD>
 HWY_INLINE void SiluMulAt(DD d, float* gate, const float* up) {
   const auto g = hn::LoadU(d, gate);
-  const auto sigmoid_inverse = hn::Add(hn::Set(d, 1.0f), hn::Exp(d, hn::Neg(g)));
+  // Exp is only defined where its result is finite; beyond, the product vanishes anyway.
+  const auto power = hn::Min(hn::Neg(g), hn::Set(d, 87.0f));
+  const auto sigmoid_inverse = hn::Add(hn::Set(d, 1.0f), hn::Exp(d, power));
   hn::StoreU(hn::Mul(hn::Div(g, sigmoid_inverse), hn::LoadU(d, up)), d, gate);
 }
 

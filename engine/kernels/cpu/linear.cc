@@ -81,7 +81,7 @@ void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_s
   threads->ForRanges(rows, 1 + 32768 / padded, [&](size_t begin, size_t end) {
     RoundToBF16(x + begin * x_stride, x_stride, end - begin, w.k, padded, rounded + begin * padded);
   });
-  const bool one_dnn = g_force_one_dnn || OneDnnHasAmx();
+  const bool one_dnn = OneDnnComputesLargeBatches();
   threads->ForRanges(panels, grain, [&](size_t begin, size_t end) {
     LinearArgs rest = args;
     const size_t done = one_dnn ? OneDnnPanels(args, rounded, padded, begin, end) : 0;
@@ -91,6 +91,8 @@ void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_s
     LinearBF16Panels(rest, rounded + done * padded, padded, begin, end);
   });
 }
+
+bool OneDnnComputesLargeBatches() { return g_force_one_dnn || OneDnnHasAmx(); }
 
 void ForceOneDnn(bool force) { g_force_one_dnn = force; }
 

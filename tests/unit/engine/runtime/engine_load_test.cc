@@ -1,0 +1,150 @@
+#include <filesystem>
+#include <fstream>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "engine/runtime/engine.h"
+#include "engine/runtime/engine_flags.h"
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+
+EngineOptions Options() {
+  EngineOptions options;
+  options.model_dir = SourcePath("tests/data/engine/qwen2-gqa");
+  options.dtype = "float32";
+  options.max_num_batched_tokens = 64;
+  options.max_num_seqs = 4;
+  options.kv_cache_memory_bytes = 1 << 20;
+  return options;
+}
+
+std::string ErrorOf(const EngineOptions& options) {
+  return Engine::Load(options).status().ToString();
+}
+
+TEST(EngineLoadTest, ResolvesWhatWasLeftOpen) {
+  EngineOptions options = Options();
+  options.kv_cache_memory_bytes = 0;
+  options.dtype = "auto";
+  const auto engine = Engine::Load(options);
+  ASSERT_OK(engine);
+  const EngineOptions& resolved = (*engine)->options();
+  EXPECT_EQ(resolved.max_model_len, 1024);
+  EXPECT_THAT(resolved.dtype, ::testing::AnyOf("float32", "bfloat16"));
+  EXPECT_GT(resolved.num_threads, 0);
+  EXPECT_EQ(resolved.valid_vocab_size, 160);
+  const KvRegion region = (*engine)->region();
+  EXPECT_EQ(region.num_blocks, 4 * 1024 / 16);  // every sequence at full length
+  EXPECT_EQ(region.TotalBytes(), static_cast<size_t>(resolved.kv_cache_memory_bytes));
+  EXPECT_EQ((*engine)->pool().NumAvailable(), region.num_blocks);
+  EXPECT_THAT((*engine)->Banner(), HasSubstr("max_model_len 1024, 4.0 sequences"));
+}
+
+TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
+  EngineOptions o = Options();
+  o.block_size = 24;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--block-size must be 16, 32, 64, 128 or 256, got 24"));
+  o = Options();
+  o.max_model_len = 1025;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("the largest is 1024"));
+  o = Options();
+  o.max_model_len = 1000;
+  // 2 layers, K and V, one head of 16 float32: 256 bytes per token.
+  o.kv_cache_memory_bytes = 256 * 16 * 10 + 100;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("the largest that would fit is 160"));
+  o.max_model_len = 0;
+  const auto engine = Engine::Load(o);
+  ASSERT_OK(engine);
+  EXPECT_EQ((*engine)->options().max_model_len, 160);
+  o.kv_cache_memory_bytes = 4095;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("does not hold a single block"));
+  o = Options();
+  o.dtype = "int3";
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--dtype must be"));
+  o = Options();
+  o.max_num_batched_tokens = 3;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("less than --max-num-seqs=4"));
+  o = Options();
+  o.max_num_seqs = 0;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--max-num-seqs must be in"));
+  o = Options();
+  o.model_dir = "/no/such/model";
+  EXPECT_THAT(ErrorOf(o), HasSubstr("/no/such/model"));
+  o = Options();
+  o.kv_cache_memory_bytes = int64_t{1} << 49;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--kv-cache-memory-bytes"));
+}
+
+TEST(EngineLoadTest, FlagsReachTheOptions) {
+  FlagSet flags("test", "");
+  EngineOptions options;
+  AddEngineFlags(&flags, &options);
+  ASSERT_OK(flags.Parse({"--model", "m", "--block-size=32", "--dtype=float32",
+                         "--kv-cache-memory-bytes=2MiB", "--no-enable-prefix-caching"}));
+  EXPECT_EQ(options.model_dir, "m");
+  EXPECT_EQ(options.block_size, 32);
+  EXPECT_EQ(options.dtype, "float32");
+  EXPECT_EQ(options.kv_cache_memory_bytes, 2 << 20);
+  EXPECT_FALSE(options.enable_prefix_caching);
+}
+
+class RunnerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    EngineOptions options = Options();
+    options.valid_vocab_size = 100;
+    auto engine = Engine::Load(options);
+    ASSERT_OK(engine);
+    engine_ = *std::move(engine);
+    greedy_.temperature = 0;
+  }
+  absl::StatusOr<StepOutput> Run(const std::vector<int32_t>& tokens, int start, int count,
+                                 const std::vector<int32_t>& blocks) {
+    Batch batch;
+    batch.on_layer_done = [this](int layer) { layers_.push_back(layer); };
+    batch.items.push_back({tokens, start, count, static_cast<int>(tokens.size()), blocks,
+                           start + count == static_cast<int>(tokens.size()) ? &greedy_ : nullptr,
+                           -1});
+    return engine_->runner().Run(batch);
+  }
+
+  std::unique_ptr<Engine> engine_;
+  SamplingParams greedy_;
+  std::vector<int> layers_;
+};
+
+TEST_F(RunnerTest, NeverDrawsAPaddingRow) {
+  for (int32_t first = 0; first < 60; ++first) {
+    const auto out = Run({first, 3}, 0, 2, {5});
+    ASSERT_OK(out);
+    ASSERT_TRUE(out->items[0].has_token);
+    EXPECT_LT(out->items[0].token.token, 100);
+  }
+}
+
+TEST_F(RunnerTest, ReportsLayersInOrderAlsoWithoutASample) {
+  ASSERT_OK(Run({1, 2, 3}, 0, 2, {0}));
+  EXPECT_THAT(layers_, ::testing::ElementsAre(0, 1));
+}
+
+TEST_F(RunnerTest, BadItemsAreErrorsThatComputeNothing) {
+  EXPECT_THAT(Run({1, 160}, 0, 2, {0}).status().ToString(),
+              HasSubstr("token id 160 at position 1"));
+  EXPECT_THAT(Run({1, -1}, 0, 2, {0}).status().ToString(), HasSubstr("token id -1"));
+  EXPECT_THAT(Run({1, 2}, 0, 3, {0}).status().ToString(), HasSubstr("do not lie"));
+  EXPECT_THAT(Run({1, 2}, 2, 0, {0}).status().ToString(), HasSubstr("do not lie"));
+  EXPECT_THAT(Run(std::vector<int32_t>(20, 1), 0, 20, {0}).status().ToString(),
+              HasSubstr("do not hold"));
+  EXPECT_THAT(Run({1, 2}, 0, 2, {1 << 20}).status().ToString(), HasSubstr("outside of the pool"));
+  EXPECT_THAT(Run(std::vector<int32_t>(65, 1), 0, 65, {0, 1, 2, 3, 4}).status().ToString(),
+              HasSubstr("--max-num-batched-tokens=64"));
+  EXPECT_TRUE(layers_.empty());
+}
+
+}  // namespace
+}  // namespace tandem
