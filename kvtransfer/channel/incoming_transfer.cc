@@ -292,6 +292,9 @@ void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason) {
     BecomeQuiet();
     return;
   }
+  // Nothing writes to it from here on. Before the callbacks, so that a worker that has heard of the
+  // end may name the blocks again at once.
+  context_->table->Release(*this);
   const KvReceiverOptions& options = *context_->options;
   if (outcome.ok()) {
     ++context_->counters->transfers;
