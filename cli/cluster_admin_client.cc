@@ -6,7 +6,7 @@
 namespace tandem {
 
 ClusterAdminClient::ClusterAdminClient(const std::string& server)
-    : stub_(v1::Admin::NewStub(MakeChannel(server))) {}
+    : stub_(v1::Admin::NewStub(MakeChannel(server, Patience::kPatient))) {}
 
 absl::StatusOr<v1::GetClusterResponse> ClusterAdminClient::GetCluster(
     absl::Duration timeout) const {

@@ -6,7 +6,7 @@
 namespace tandem {
 
 InferenceClient::InferenceClient(const std::string& server)
-    : stub_(v1::Inference::NewStub(MakeChannel(server))) {}
+    : stub_(v1::Inference::NewStub(MakeChannel(server, Patience::kPatient))) {}
 
 double Answer::TokensPerSecond() const {
   const double decode_ms = whole.timing().total() - whole.timing().ttft();

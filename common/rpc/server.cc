@@ -18,9 +18,15 @@
 namespace tandem {
 namespace {
 
-// A silent peer is noticed within about 2 s: a ping after 1 s of silence, and 1 s to answer it.
-constexpr int kKeepaliveMs = 1000;
-constexpr int kKeepaliveTimeoutMs = 1000;
+// Ping after this time of silence, and the time to answer. A program that uses gRPC's blocking
+// calls answers only while it is inside of one, or every 5 s (gRPC's backup poller): who must be
+// patient with such peers, or is one, takes the patient values.
+struct Keepalive {
+  int time_ms;
+  int timeout_ms;
+};
+constexpr Keepalive kEager = {1000, 1000};
+constexpr Keepalive kPatient = {10'000, 20'000};
 constexpr int kMaxMessageBytes = 64 << 20;
 
 // The only way to learn the names of the services of a built server (also of those that gRPC's
@@ -97,9 +103,9 @@ class GrpcServer : public RpcServer {
 void AddServerArguments(const RpcServerOptions& options, grpc::ServerBuilder* builder) {
   // Without this a second process would share the port and get half of the connections.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Anyone's program may be the client.
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPatient.time_ms);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPatient.timeout_ms);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // Clients may ping as often as MakeChannel does, and are never sent away for it.
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 100);
@@ -136,12 +142,13 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   return std::unique_ptr<RpcServer>(std::move(server));
 }
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, Patience patience) {
   QuietGrpcOnce();
+  const Keepalive& keepalive = patience == Patience::kEager ? kEager : kPatient;
   grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Only while calls are running (the default): between calls nobody reads the answers to pings.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, keepalive.time_ms);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, keepalive.timeout_ms);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);

@@ -34,10 +34,15 @@ class RpcServer {
   virtual void Shutdown(absl::Duration grace) = 0;
 };
 
-// A channel with Tandem's arguments: keepalive pings (a dead peer is noticed within 2 s), no
-// message size surprise, no proxy, own subchannel pool. Reconnects by itself with a backoff of at
-// most 1 s.
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
+enum class Patience {
+  kEager,    // a silent peer fails the running calls within about 2 s; for callback-API calls only
+  kPatient,  // within 30 s; for blocking calls, whose caller may pause between two reads
+};
+
+// A channel with Tandem's arguments: keepalive pings while calls are running, no message size
+// surprise, no proxy, own subchannel pool. Reconnects by itself with a backoff of at most 1 s.
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
+                                           Patience patience = Patience::kEager);
 
 // Blocks SIGINT and SIGTERM for the calling thread and all threads started later, and ignores
 // SIGPIPE; Wait() returns the signal that came. Create in main() first, one per process.
