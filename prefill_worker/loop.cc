@@ -17,7 +17,8 @@ PrefillLoop::~PrefillLoop() { Close(); }
 
 void PrefillLoop::Run() {
   while (!done()) {
-    Step(running_.empty() ? options_.report_interval : absl::ZeroDuration());
+    const absl::Duration idle = changed_ ? options_.min_report_interval : options_.report_interval;
+    Step(running_.empty() ? idle : absl::ZeroDuration());
   }
   Close();
 }
@@ -63,7 +64,8 @@ void PrefillLoop::AdmitArrivals(absl::Duration wait) {
 std::vector<PromptChunk> PrefillLoop::NextBatch() {
   std::vector<PromptView> view;
   view.reserve(running_.size());
-  for (const Sequence* sequence : running_) {
+  for (Sequence* sequence : running_) {
+    if (sequence->started == absl::InfinitePast()) ShareNewlyCached(sequence);
     view.push_back({.remaining = sequence->length() - sequence->computed,
                     .priority = sequence->work.priority,
                     .arrival = sequence->work.id});

@@ -143,8 +143,11 @@ class PrefillLoop {
   absl::Status Accept(const PrefillWork& work) const;
   void AdmitWaiting();
   absl::Status Admit(Sequence* sequence);
+  // Before its first chunk: takes over blocks that others computed since it was admitted.
+  void ShareNewlyCached(Sequence* sequence);
   int MaxCachedBlocks(const Sequence& sequence) const;
-  void ShipCached(const Sequence& sequence);
+  // Prompt blocks [from, to) are computed: all their layers go to the sender.
+  void ShipCached(const Sequence& sequence, int from, int to);
   void Forget(const Sequence& sequence);
 
   int BlocksFor(int tokens) const {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "common/base/check.h"
@@ -154,18 +155,30 @@ absl::Status PrefillLoop::Admit(Sequence* sequence) {
   s.phase = Phase::kRunning;
   std::erase(waiting_, sequence);
   running_.push_back(sequence);
-  ShipCached(s);
+  ShipCached(s, 0, cached_blocks);
   return absl::OkStatus();
 }
 
-void PrefillLoop::ShipCached(const Sequence& s) {
-  std::vector<int32_t> ordinals;
-  for (int b = s.work.first_block; b < s.pushed_blocks; ++b) {
-    ordinals.push_back(b - s.work.first_block);
-  }
-  if (ordinals.empty()) return;
-  const auto blocks =
-      s.lease.blocks().subspan(static_cast<size_t>(s.work.first_block), ordinals.size());
+void PrefillLoop::ShareNewlyCached(Sequence* sequence) {
+  Sequence& s = *sequence;
+  const int held = s.computed / options_.layout.block_size;
+  BlockLease more = parts_.cache->MatchMore(s.seed, s.work.tokens, held, MaxCachedBlocks(s));
+  if (more.empty()) return;
+  const int cached_blocks = held + more.size();
+  BlockLease rest = s.lease.SplitTail(held).SplitTail(more.size());
+  s.lease.Append(std::move(more));
+  s.lease.Append(std::move(rest));
+  s.cached = s.computed = cached_blocks * options_.layout.block_size;
+  s.inserted_blocks = s.pushed_blocks = cached_blocks;
+  ShipCached(s, held, cached_blocks);
+}
+
+void PrefillLoop::ShipCached(const Sequence& s, int from, int to) {
+  from = std::max(from, s.work.first_block);
+  if (from >= to) return;
+  std::vector<int32_t> ordinals(static_cast<size_t>(to - from));
+  std::iota(ordinals.begin(), ordinals.end(), from - s.work.first_block);
+  const auto blocks = s.lease.blocks().subspan(static_cast<size_t>(from), ordinals.size());
   for (int layer = 0; layer < options_.layout.num_layers; ++layer) {
     parts_.sender->Push(s.work.target.id, s.work.target.epoch, layer, blocks, ordinals);
   }

@@ -25,9 +25,34 @@ PrefixCache::~PrefixCache() {
 
 BlockLease PrefixCache::Match(const Hash128& seed, std::span<const int32_t> tokens,
                               int max_blocks) {
-  BlockLease lease(pool_, {});
   query_tokens_ += tokens.size();
-  if (!enabled_) return lease;
+  return MatchMore(seed, tokens, 0, max_blocks);
+}
+
+BlockLease PrefixCache::MatchMore(const Hash128& seed, std::span<const int32_t> tokens, int held,
+                                  int max_blocks) {
+  std::vector<int32_t> blocks = FindChain(seed, tokens, max_blocks);
+  blocks.erase(blocks.begin(),
+               blocks.begin() + std::min(static_cast<ptrdiff_t>(held), std::ssize(blocks)));
+  for (const int32_t block : blocks) pool_->AddReference(block);
+  hit_tokens_ += blocks.size() * static_cast<uint64_t>(block_size_);
+  return BlockLease(pool_, std::move(blocks));
+}
+
+int PrefixCache::CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
+                            int* num_idle) const {
+  const std::vector<int32_t> blocks = FindChain(seed, tokens, max_blocks);
+  if (num_idle != nullptr) {
+    *num_idle = static_cast<int>(std::count_if(
+        blocks.begin(), blocks.end(), [this](int32_t b) { return pool_->tree_.IsIdle(b); }));
+  }
+  return static_cast<int>(blocks.size());
+}
+
+std::vector<int32_t> PrefixCache::FindChain(const Hash128& seed, std::span<const int32_t> tokens,
+                                            int max_blocks) const {
+  std::vector<int32_t> blocks;
+  if (!enabled_) return blocks;
   const int limit = std::min(max_blocks, static_cast<int>(tokens.size()) / block_size_);
   Hash128 hash = seed;
   CachedBlockId parent;
@@ -36,32 +61,10 @@ BlockLease PrefixCache::Match(const Hash128& seed, std::span<const int32_t> toke
     hash = hash_(hash, block_tokens);
     const int32_t block = Find(hash, parent, block_tokens);
     if (block < 0) break;
-    pool_->AddReference(block);
-    lease.blocks_.push_back(block);
+    blocks.push_back(block);
     parent = pool_->tree_.Id(block);
   }
-  hit_tokens_ += static_cast<uint64_t>(lease.size()) * static_cast<uint64_t>(block_size_);
-  return lease;
-}
-
-int PrefixCache::CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
-                            int* num_idle) const {
-  int matched = 0;
-  int idle = 0;
-  const int limit =
-      enabled_ ? std::min(max_blocks, static_cast<int>(tokens.size()) / block_size_) : 0;
-  Hash128 hash = seed;
-  CachedBlockId parent;
-  for (; matched < limit; ++matched) {
-    const std::span<const int32_t> block_tokens = BlockTokens(tokens, matched);
-    hash = hash_(hash, block_tokens);
-    const int32_t block = Find(hash, parent, block_tokens);
-    if (block < 0) break;
-    idle += pool_->tree_.IsIdle(block) ? 1 : 0;
-    parent = pool_->tree_.Id(block);
-  }
-  if (num_idle != nullptr) *num_idle = idle;
-  return matched;
+  return blocks;
 }
 
 void PrefixCache::Insert(const Hash128& seed, std::span<const int32_t> tokens,

@@ -39,6 +39,10 @@ class PrefixCache {
   // The longest run of cached full blocks that begin `tokens` in the chain of `seed`, as a lease
   // that shares them. At most `max_blocks`.
   BlockLease Match(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks);
+  // For a prompt that Match served up to block `held`, later: the blocks after those that have been
+  // cached since. Query tokens are not counted again.
+  BlockLease MatchMore(const Hash128& seed, std::span<const int32_t> tokens, int held,
+                       int max_blocks);
   // As Match, without taking references: how many blocks would match. `num_idle`, if given: how
   // many of those no lease holds, so that matching them takes them from NumAvailable().
   int CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
@@ -76,6 +80,9 @@ class PrefixCache {
 
   // Removes a block from the cache; it becomes free unless leases hold it.
   void Evict(int32_t block);
+  // The cached blocks that begin `tokens`, at most `max_blocks`, in order.
+  std::vector<int32_t> FindChain(const Hash128& seed, std::span<const int32_t> tokens,
+                                 int max_blocks) const;
   // The cached block that continues `parent` with `tokens` under `hash`; -1: none.
   int32_t Find(const Hash128& hash, CachedBlockId parent, std::span<const int32_t> tokens) const;
   bool SameTokens(int32_t block, std::span<const int32_t> tokens) const;

@@ -107,6 +107,25 @@ TEST(PrefillLoop, SecondTurnComesFromTheCache) {
   h.ExpectNothingHeld();
 }
 
+TEST(PrefillLoop, PromptsThatCameTogetherShareWhatTheFirstComputed) {
+  PrefillHarness h({.max_num_batched_tokens = 64, .max_num_seqs = 1});
+  std::vector<PrefillWork> works;
+  for (int i = 0; i < 4; ++i) {
+    std::vector<int32_t> tokens = Tokens(64);
+    tokens.push_back(500 + i);
+    works.push_back(h.Work(std::move(tokens), /*first_block=*/i == 3 ? 1 : 0));
+  }
+  for (const PrefillWork& work : works) h.Submit(work);
+  h.RunToEnd();
+  EXPECT_EQ(h.runner.num_tokens(), 65 + 3 * 1);
+  for (size_t i = 0; i < works.size(); ++i) {
+    h.ExpectRight(works[i],
+                  i == 3 ? std::vector{works[0].target.target_blocks[0]} : std::vector<int32_t>{});
+    EXPECT_EQ(h.replies.at(works[i].id)->cached_tokens, i == 0 ? 0 : 64);
+  }
+  h.ExpectNothingHeld();
+}
+
 TEST(PrefillLoop, AtLeastTheLastTokenIsComputed) {
   PrefillHarness h;
   for (int i = 0; i < 2; ++i) {

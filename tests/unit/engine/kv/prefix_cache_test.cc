@@ -71,6 +71,19 @@ TEST_F(PrefixCacheTest, CountsQueriesAndHits) {
   EXPECT_EQ(cache_.hit_tokens(), 48u);
 }
 
+TEST_F(PrefixCacheTest, MatchMoreTakesWhatWasCachedSince) {
+  Compute(Tokens(32)).Release();
+  BlockLease held = cache_.Match(seed_, Tokens(64), kMany);
+  EXPECT_TRUE(cache_.MatchMore(seed_, Tokens(64), 2, kMany).empty());
+  BlockLease other = Compute(Tokens(64));
+  const uint64_t queries = cache_.query_tokens();
+  const uint64_t hits = cache_.hit_tokens();
+  BlockLease more = cache_.MatchMore(seed_, Tokens(64), 2, kMany);
+  EXPECT_THAT(Blocks(more), testing::ElementsAre(other.blocks()[2], other.blocks()[3]));
+  EXPECT_EQ(cache_.query_tokens(), queries);
+  EXPECT_EQ(cache_.hit_tokens(), hits + 32);
+}
+
 TEST_F(PrefixCacheTest, CountMatchTellsIdleBlocks) {
   Compute(Tokens(48)).Release();
   BlockLease head = cache_.Match(seed_, Tokens(48), 1);
