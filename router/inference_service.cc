@@ -1,9 +1,9 @@
 #include "router/inference_service.h"
 
-#include <chrono>
 #include <string>
 #include <utility>
 
+#include "grpc/support/time.h"
 #include "grpcpp/alarm.h"
 
 #include "common/base/status.h"
@@ -141,11 +141,12 @@ RequestLimits InferenceService::Limits() const {
 
 absl::Time InferenceService::DeadlineOf(const grpc::CallbackServerContext& context,
                                         absl::Time now) const {
-  const std::chrono::system_clock::time_point deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) {
-    return now + options_.request_timeout;
-  }
-  return absl::FromChrono(deadline);
+  // Of a client without a deadline gRPC gives some time far beyond what a time_point can hold.
+  const gpr_timespec deadline =
+      gpr_convert_clock_type(context.raw_deadline(), GPR_CLOCK_REALTIME);
+  constexpr int64_t kNever = int64_t{1} << 40;  // seconds
+  if (deadline.tv_sec > kNever) return now + options_.request_timeout;
+  return absl::FromUnixSeconds(deadline.tv_sec) + absl::Nanoseconds(deadline.tv_nsec);
 }
 
 template <typename Message, typename Read>

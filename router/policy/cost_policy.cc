@@ -105,7 +105,8 @@ class Costs {
  private:
   double PrefillRate(int w) const {
     const double rate = view_.workers[w].load->prefill_tokens_per_second;
-    return rate > 0 ? rate : default_prefill_rate_;
+    if (rate <= 0) return default_prefill_rate_;
+    return std::clamp(rate, default_prefill_rate_ / 2, default_prefill_rate_ * 2);
   }
 
   const CostPolicyOptions& options_;

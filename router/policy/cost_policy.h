@@ -18,9 +18,10 @@
 //                it still is to the next
 //   stall        while d prefills its sequences stand still: prefill time * how full d is
 //
-// Rates are the workers' own reports; until a worker has one, the mean of its peers', then a prior.
-// The longest cached prefix does not win by itself: it only shortens prefill and transfer, so a
-// prefix that everyone shares cannot draw everyone to one worker.
+// Rates are the workers' own reports, taken within a factor of two of their mean (a rate fitted on
+// a few short prompts is mostly noise); until a worker has one, that mean, then a prior. The
+// longest cached prefix does not win by itself: it only shortens prefill and transfer, so a prefix
+// that everyone shares cannot draw everyone to one worker.
 #pragma once
 
 #include "router/policy/routing_policy.h"
@@ -31,10 +32,10 @@ struct CostPolicyOptions {
   double prior_prefill_tokens_per_second = 2000;
   double prior_decode_step_ms = 20;
   double prior_link_bytes_per_second = 1e9;
-  double remote_overhead_ms = 1.0;    // one more RPC, one more hop
-  double decode_horizon_tokens = 32;  // how far ahead the load of a decode worker is charged
-  double burden = 0.25;               // of prefill time
-  int max_prefill_candidates = 3;     // the best and its stand-ins
+  double remote_overhead_ms = 1.0;     // one more RPC, one more hop
+  double decode_horizon_tokens = 128;  // how far ahead the load of a decode worker is charged
+  double burden = 0.25;                // of prefill time
+  int max_prefill_candidates = 3;      // the best and its stand-ins
 };
 
 class CostPolicy : public RoutingPolicy {

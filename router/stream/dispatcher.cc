@@ -148,8 +148,11 @@ void Dispatcher::RouteAll(absl::Time now) {
     Outcome outcome = Outcome::kWaits;
     if (!blocked) {
       outcome = Route(*it, *view, now);
-      // A request with refusals of its own may be held up where the next one is not.
-      blocked = outcome == Outcome::kFull && it->refusals.empty();
+      // One that avoids a lost worker may be held up where the next one is not.
+      const bool avoids_lost =
+          std::any_of(it->refusals.begin(), it->refusals.end(),
+                      [](const Refusal& refusal) { return refusal.kind == Refusal::Kind::kLost; });
+      blocked = outcome == Outcome::kFull && !avoids_lost;
     }
     if (outcome != Outcome::kLeft) {
       if (const absl::Status overdue = Overdue(*it, now); !overdue.ok()) {
@@ -225,8 +228,7 @@ Exclusion Dispatcher::ExclusionOf(const Queued& queued, const WorkerView& worker
     }
     if (refusal.kind == Refusal::Kind::kLost) {
       if (now < refusal.at + kAvoidLost) return Exclusion::kLost;
-    } else if (worker.reported <= std::max(refusal.reported, refusal.at) &&
-               now < refusal.at + kAvoidFull) {
+    } else if (worker.reported <= refusal.reported && now < refusal.at + kAvoidFull) {
       return Exclusion::kFull;
     }
   }
