@@ -118,6 +118,7 @@ class LocalCluster {
     const absl::Status started = Start();
     if (started.ok()) {
       supervisor_->RestartTheDead();
+      ReportAddresses();
       fmt::print("ready {}\n", address_);
       std::fflush(stdout);
       while (supervisor_->Step(absl::Seconds(60)) == 0) {
@@ -207,6 +208,17 @@ class LocalCluster {
                            return worker.worker_id() == name && worker.state() == "ready";
                          });
     });
+  }
+
+  void ReportAddresses() const {
+    std::vector<std::string> names = {"router"};
+    names.insert(names.end(), workers_.begin(), workers_.end());
+    for (const std::string& name : names) {
+      const auto listening = supervisor_->listening(name);
+      if (!listening) continue;
+      fmt::print(stderr, "tandem up: {} at {}, metrics at http://{}/metrics\n", name,
+                 listening->address, listening->metrics_address);
+    }
   }
 
   // CANCELLED on a signal; the error of the first child that dies.

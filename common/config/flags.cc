@@ -293,8 +293,9 @@ absl::Status FlagSet::Impl::ParseCommandLine(std::vector<std::string> args, CLI:
   std::reverse(args.begin(), args.end());  // the order that CLI11's vector overload wants
   try {
     app->parse(args);
-  } catch (const CLI::ParseError& error) {
-    return InvalidArgument("{}", error.what());
+  } catch (const CLI::ArgumentMismatch& error) {
+    const std::string what = error.what();  // "--model: 1 required  missing"
+    return InvalidArgument("{}: a value is missing", what.substr(0, what.find(':')));
   } catch (const std::exception& error) {
     return InvalidArgument("{}", error.what());
   }

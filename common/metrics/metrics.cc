@@ -1,6 +1,12 @@
 #include "common/metrics/metrics.h"
 
+#include <atomic>
+#include <chrono>
 #include <exception>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <thread>
+#include <unistd.h>
 #include <utility>
 
 #include "prometheus/exposer.h"
@@ -45,12 +51,39 @@ std::vector<double> HalvedDecadeBuckets(double from, double to) {
   return out;
 }
 
+// civetweb notices that it shall stop only when its accept loop wakes, up to 2 s later: connections
+// wake it at once, so that a process ends when it says so.
+void StopPromptly(std::unique_ptr<prometheus::Exposer> exposer, int port) {
+  std::atomic<bool> stopped = false;
+  std::thread waker([&stopped, port] {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    while (!stopped) {
+      const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+      // A listener on another interface is not reached, and stops in its own time.
+      connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address));
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      close(fd);
+    }
+  });
+  exposer.reset();
+  stopped = true;
+  waker.join();
+}
+
 }  // namespace
 
 struct Metrics::Impl {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
-  std::unique_ptr<prometheus::Exposer> exposer;  // before `registry` in destruction
+  std::unique_ptr<prometheus::Exposer> exposer;
+  int port = 0;
   std::string address;
+
+  ~Impl() {
+    if (exposer != nullptr) StopPromptly(std::move(exposer), port);
+  }
 };
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
@@ -69,6 +102,7 @@ absl::Status Metrics::Serve(const std::string& address) {
     // civetweb's message does not say why.
     return Unavailable("cannot serve metrics on {}: {}", address, WhyCannotListen(address));
   }
+  impl_->port = parsed.port;
   impl_->address = parsed.ToString();
   return absl::OkStatus();
 }

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
+#include "cli/inference_client.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "tandem/v1/admin.grpc.pb.h"
@@ -42,6 +43,13 @@ class FakeInference : public v1::Inference::Service {
     chat = *request;
     const std::string last = request->messages(request->messages_size() - 1).content();
     if (last == "fail") return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
+    if (last == "endless") {
+      v1::GenerateResponse message;
+      message.set_text("on ");
+      while (writer->Write(message)) {
+      }
+      return grpc::Status::CANCELLED;
+    }
     Write(writer, "you said ", last);
     return grpc::Status::OK;
   }
@@ -227,6 +235,27 @@ TEST_F(CommandTest, ChatFromAPipeEndsAtTheFirstError) {
   EXPECT_EQ(run.exit_code, kExitFailed);
   EXPECT_THAT(run.err, HasSubstr("RESOURCE_EXHAUSTED: full"));
   EXPECT_EQ(inference_.chat.messages(2).content(), "fail");
+}
+
+TEST_F(CommandTest, CancelEndsTheRunningAnswerAndKeepsItsText) {
+  InferenceClient client(server_->address());
+  EXPECT_FALSE(client.Cancel());
+  v1::ChatRequest request;
+  request.add_messages()->set_content("endless");
+  bool cancelled = false;
+  const Answer answer =
+      client.Chat(request, absl::InfiniteDuration(),
+                  [&](const std::string& /*text*/) { cancelled = client.Cancel(); });
+  EXPECT_TRUE(cancelled);
+  EXPECT_EQ(answer.status.code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(answer.whole.text(), testing::StartsWith("on "));
+  EXPECT_FALSE(client.Cancel());
+}
+
+TEST_F(CommandTest, TimeoutEndsTheAnswer) {
+  const Outcome run = Execute(RunChat, {"--timeout=0.05"}, "endless\n");
+  EXPECT_EQ(run.exit_code, kExitFailed);
+  EXPECT_THAT(run.err, HasSubstr("DEADLINE_EXCEEDED"));
 }
 
 TEST_F(CommandTest, StatusAsTableAndJson) {
