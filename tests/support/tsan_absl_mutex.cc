@@ -1,0 +1,112 @@
+// Makes absl::Mutex of the system's abseil visible to the thread sanitizer. That library is built
+// without it, so everything that a Mutex orders would be reported as a race. These definitions
+// stand before the library's, say what they do to the sanitizer, and call the library's.
+//
+// Linked into tests of -DTANDEM_SANITIZE=thread builds only.
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+
+#include "absl/synchronization/mutex.h"
+
+extern "C" {
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+}
+
+namespace {
+
+// Unlocking, absl evaluates the conditions of waiting threads: reads that the lock still protects,
+// but that come after our release.
+class IgnoreReads {
+ public:
+  IgnoreReads() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__); }
+  ~IgnoreReads() { AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+};
+
+template <typename Function>
+Function* Real(const char* name) {
+  void* found = dlsym(RTLD_NEXT, name);
+  if (found == nullptr) {
+    std::fprintf(stderr, "tsan_absl_mutex: abseil has no %s\n", name);
+    std::abort();
+  }
+  return reinterpret_cast<Function*>(found);
+}
+
+}  // namespace
+
+// A member function is called with `this` as its first argument (Itanium C++ ABI).
+#define TANDEM_REAL(Function, mangled) \
+  using RealFunction = Function;       \
+  static RealFunction* const real = Real<RealFunction>("_ZN4absl7debian35Mutex" mangled)
+
+namespace absl {
+ABSL_NAMESPACE_BEGIN
+
+void Mutex::Lock() {
+  TANDEM_REAL(void(Mutex*), "4LockEv");
+  {
+    IgnoreReads ignore;
+    real(this);
+  }
+  __tsan_acquire(this);
+}
+
+bool Mutex::TryLock() {
+  TANDEM_REAL(bool(Mutex*), "7TryLockEv");
+  const bool locked = real(this);
+  if (locked) __tsan_acquire(this);
+  return locked;
+}
+
+void Mutex::Unlock() {
+  TANDEM_REAL(void(Mutex*), "6UnlockEv");
+  __tsan_release(this);
+  IgnoreReads ignore;
+  real(this);
+}
+
+void Mutex::ReaderLock() { Lock(); }
+void Mutex::ReaderUnlock() { Unlock(); }
+
+void Mutex::Await(const Condition& condition) {
+  TANDEM_REAL(void(Mutex*, const Condition&), "5AwaitERKNS0_9ConditionE");
+  __tsan_release(this);
+  {
+    IgnoreReads ignore;
+    real(this, condition);
+  }
+  __tsan_acquire(this);
+}
+
+bool Mutex::AwaitWithTimeout(const Condition& condition, Duration timeout) {
+  TANDEM_REAL(bool(Mutex*, const Condition&, Duration),
+              "16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE");
+  __tsan_release(this);
+  bool result = false;
+  {
+    IgnoreReads ignore;
+    result = real(this, condition, timeout);
+  }
+  __tsan_acquire(this);
+  return result;
+}
+
+bool Mutex::AwaitWithDeadline(const Condition& condition, Time deadline) {
+  TANDEM_REAL(bool(Mutex*, const Condition&, Time),
+              "17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE");
+  __tsan_release(this);
+  bool result = false;
+  {
+    IgnoreReads ignore;
+    result = real(this, condition, deadline);
+  }
+  __tsan_acquire(this);
+  return result;
+}
+
+ABSL_NAMESPACE_END
+}  // namespace absl
