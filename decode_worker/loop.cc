@@ -233,6 +233,10 @@ void DecodeLoop::Report() {
   metrics.waiting_tokens.Set(static_cast<double>(load.waiting_tokens));
   metrics.kv_blocks.Set(load.blocks.free, load.blocks.cached, load.blocks.used,
                         load.blocks.quarantined);
+  metrics.prefix_query_tokens.Increment(static_cast<double>(parts_.cache->query_tokens()) -
+                                        metrics.prefix_query_tokens.Value());
+  metrics.prefix_hit_tokens.Increment(static_cast<double>(parts_.cache->hit_tokens()) -
+                                      metrics.prefix_hit_tokens.Value());
   if (hooks_.report) hooks_.report(load);
 }
 

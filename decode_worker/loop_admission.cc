@@ -147,7 +147,10 @@ void DecodeLoop::Handle(KvFailed event) {
   }
 }
 
-void DecodeLoop::Handle(KvQuiet event) { prefills_.OnQuiet(event.id, event.epoch); }
+void DecodeLoop::Handle(KvQuiet event) {
+  prefills_.OnQuiet(event.id, event.epoch);
+  changed_ = true;
+}
 
 void DecodeLoop::Handle(SnapshotWanted) {
   if (!hooks_.blocks) return;

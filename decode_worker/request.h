@@ -30,7 +30,7 @@ struct DecodeWork {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
-enum class FinishReason { kNone, kStop, kLength, kAbort };
+enum class FinishReason { kNone, kStop, kLength };
 
 // The stages that the workers know, in milliseconds (see common/base/stage.h).
 struct WorkerTimes {
