@@ -1,7 +1,8 @@
 // How an answer is shown: JSON, one line, a table.
+#include "fmt/format.h"
+
 #include "cli/inference_client.h"
 #include "cli/table.h"
-#include "fmt/format.h"
 
 namespace tandem {
 namespace {

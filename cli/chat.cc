@@ -2,12 +2,12 @@
 #include <iostream>
 #include <unistd.h>
 
+#include "fmt/format.h"
+
 #include "cli/cancel_on_interrupt.h"
 #include "cli/command.h"
 #include "cli/inference_client.h"
 #include "cli/sampling_flags.h"
-#include "fmt/format.h"
-
 #include "common/text/utf8.h"
 
 namespace tandem {

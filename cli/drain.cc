@@ -1,7 +1,8 @@
 // `tandem drain WORKER_ID`: lets a worker finish its requests and leave.
+#include "fmt/format.h"
+
 #include "cli/cluster_admin_client.h"
 #include "cli/command.h"
-#include "fmt/format.h"
 
 namespace tandem {
 

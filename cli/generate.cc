@@ -3,12 +3,12 @@
 #include <iostream>
 #include <iterator>
 
+#include "fmt/format.h"
+
 #include "cli/cancel_on_interrupt.h"
 #include "cli/command.h"
 #include "cli/inference_client.h"
 #include "cli/sampling_flags.h"
-#include "fmt/format.h"
-
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/text/utf8.h"

@@ -2,10 +2,10 @@
 #include <filesystem>
 #include <sys/sysinfo.h>
 
-#include "cli/command.h"
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 
+#include "cli/command.h"
 #include "common/base/file.h"
 #include "common/base/model_config.h"
 #include "common/base/status.h"

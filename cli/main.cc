@@ -3,9 +3,9 @@
 #include <string>
 #include <vector>
 
-#include "cli/command.h"
 #include "fmt/format.h"
 
+#include "cli/command.h"
 #include "common/base/nearest_name.h"
 
 namespace tandem {

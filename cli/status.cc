@@ -1,9 +1,10 @@
 // `tandem status`: the workers of a running cluster.
+#include "fmt/format.h"
+#include "nlohmann/json.hpp"
+
 #include "cli/cluster_admin_client.h"
 #include "cli/command.h"
 #include "cli/table.h"
-#include "fmt/format.h"
-#include "nlohmann/json.hpp"
 
 namespace tandem {
 namespace {

@@ -1,6 +1,7 @@
-#include "cli/command.h"
 #include "fmt/format.h"
 #include "grpcpp/grpcpp.h"
+
+#include "cli/command.h"
 
 namespace tandem {
 

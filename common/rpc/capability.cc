@@ -3,9 +3,9 @@
 #include "absl/strings/str_join.h"
 #include "fmt/format.h"
 #include "google/protobuf/descriptor.h"
+#include "xxhash.h"
 
 #include "common/rpc/cluster_client.h"
-#include "xxhash.h"
 
 namespace tandem {
 namespace {

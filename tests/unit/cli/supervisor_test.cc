@@ -108,7 +108,7 @@ TEST(SupervisorTest, StopKillsTheDeaf) {
 
 TEST(SupervisorTest, StepReturnsSignals) {
   Supervisor supervisor(kNothing);
-  kill(getpid(), SIGTERM);
+  raise(SIGTERM);
   EXPECT_EQ(supervisor.Step(absl::InfiniteDuration()), SIGTERM);
   EXPECT_EQ(supervisor.Step(absl::ZeroDuration()), 0);
 }

@@ -13,9 +13,10 @@ TEST(SignalWaiterTest, ReturnsSignalsAndWakes) {
   pthread_sigmask(SIG_SETMASK, nullptr, &before);
   {
     SignalWaiter waiter;
-    kill(getpid(), SIGTERM);  // blocked: stays pending until it is waited for
+    raise(SIGTERM);  // blocked, so it stays pending; to this thread: others of the process block
+                     // nothing
     EXPECT_EQ(waiter.Wait(), SIGTERM);
-    kill(getpid(), SIGINT);
+    raise(SIGINT);
     EXPECT_EQ(waiter.Wait(), SIGINT);
     std::thread thread([&waiter] { waiter.Wake(); });
     EXPECT_EQ(waiter.Wait(), 0);
