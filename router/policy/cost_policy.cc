@@ -76,7 +76,7 @@ class Costs {
 
   int Sequences(int d) const {
     const WorkerLoad& load = *view_.workers[d].load;
-    return load.running + load.waiting + query_.assigned[d].sequences;
+    return std::max(0, load.running + load.waiting + query_.assigned[d].sequences);
   }
 
   bool Usable(int w) const {
@@ -120,15 +120,20 @@ struct Candidate {
   int decode = -1;
   int prefill = -1;  // -1: local
   double cost_ms = 0;
-  // Lower is better: cost, requests ever sent there, place in the view (worker id).
-  std::tuple<int64_t, uint64_t, int, int> key;
+  // Lower is better: cost, tokens that would have to be shipped, requests ever sent there, place in
+  // the view (worker id).
+  std::tuple<int64_t, int, uint64_t, int, int> key;
 };
 
 Candidate MakeCandidate(const RouteQuery& query, int decode, int prefill, double cost_ms) {
   const uint64_t total =
       query.assigned[decode].total + (prefill >= 0 ? query.assigned[prefill].total : 0);
-  return {
-      decode, prefill, cost_ms, {std::llround(cost_ms / kCostQuantumMs), total, decode, prefill}};
+  const int shipped =
+      prefill >= 0 ? std::max(0, query.prompt_tokens - query.cached_tokens[decode]) : 0;
+  return {decode,
+          prefill,
+          cost_ms,
+          {std::llround(cost_ms / kCostQuantumMs), shipped, total, decode, prefill}};
 }
 
 std::vector<Candidate> PriceAll(const CostPolicyOptions& options, const ClusterView& view,

@@ -1,11 +1,12 @@
-// What was routed to each worker since its last load report, so that a burst of requests between
-// two reports spreads instead of landing on the worker that looked idle.
+// The difference between a worker's last load report and now, as far as this router caused it: what
+// it routed there since, and what has ended since. A burst of requests between two reports spreads
+// instead of landing on the worker that looked idle, and a worker that just became idle is not
+// avoided until it says so.
 //
 // Thread-compatible: owned by the dispatcher's thread.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <string>
 
 #include "absl/container/flat_hash_map.h"
@@ -22,20 +23,22 @@ class RoutedLedger {
 
   // `request` is any number that is unique among requests not yet removed.
   void Add(const std::string& worker, uint64_t request, absl::Time now, const AssignedWork& work);
-  // The request has ended or left the workers.
+  // The worker did not take it after all.
   void Remove(uint64_t request);
-  // Sum of what was routed to `worker` and is not in a report that came at `reported`.
+  // The request has run and ended.
+  void End(uint64_t request, absl::Time now);
+  // What a report that came at `reported` does not contain: sums are negative where more ended than
+  // began.
   AssignedWork Since(const std::string& worker, absl::Time reported);
-  void Forget(const std::string& worker) { workers_.erase(worker); }
 
  private:
   struct Entry {
-    uint64_t request;
-    absl::Time time;
+    absl::Time began;
+    absl::Time ended = absl::InfiniteFuture();
     AssignedWork work;
   };
   struct Worker {
-    std::deque<Entry> entries;  // ascending time
+    absl::flat_hash_map<uint64_t, Entry> entries;  // by request
     uint64_t total = 0;
   };
 

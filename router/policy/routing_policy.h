@@ -15,7 +15,8 @@
 
 namespace tandem {
 
-// What the router sent to a worker that the worker's last load report cannot contain yet.
+// What a worker's last load report cannot contain yet: requests routed there since, less those that
+// have ended since (so a sum may be negative).
 struct AssignedWork {
   int sequences = 0;           // decode: sequences routed
   int64_t blocks = 0;          // decode: KV blocks they take

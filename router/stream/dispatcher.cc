@@ -121,7 +121,7 @@ void Dispatcher::TakeNotes(std::vector<Note> notes) {
       Insert(std::move(note.queued));
       continue;
     }
-    ledger_.Remove(note.queued.ticket);
+    ledger_.End(note.queued.ticket, clock_->Now());
     const size_t removed = std::erase_if(
         queue_, [&](const Queued& queued) { return queued.ticket == note.queued.ticket; });
     if (removed > 0) {
