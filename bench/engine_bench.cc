@@ -5,6 +5,7 @@
 // Qwen2.5-0.5B; with fewer layers the figures scale to the whole model only roughly.
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -122,6 +123,7 @@ double RunSeconds(Engine* engine, int sequences, int start, int count, int times
 }
 
 int Main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   EngineOptions options;
   options.dtype = CpuHasBF16() ? "bfloat16" : "float32";
   int layers = 24;
