@@ -142,8 +142,7 @@ RequestLimits InferenceService::Limits() const {
 absl::Time InferenceService::DeadlineOf(const grpc::CallbackServerContext& context,
                                         absl::Time now) const {
   // Of a client without a deadline gRPC gives some time far beyond what a time_point can hold.
-  const gpr_timespec deadline =
-      gpr_convert_clock_type(context.raw_deadline(), GPR_CLOCK_REALTIME);
+  const gpr_timespec deadline = gpr_convert_clock_type(context.raw_deadline(), GPR_CLOCK_REALTIME);
   constexpr int64_t kNever = int64_t{1} << 40;  // seconds
   if (deadline.tv_sec > kNever) return now + options_.request_timeout;
   return absl::FromUnixSeconds(deadline.tv_sec) + absl::Nanoseconds(deadline.tv_nsec);
