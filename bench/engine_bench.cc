@@ -57,16 +57,16 @@ double ReadBandwidth(Threads* threads) {
   return static_cast<double>(words * 8) / seconds;
 }
 
-// Multiply-adds per second, twice, of the matrix product itself on data that fits the first-level
+// Multiply-adds per second, twice, of the matrix product itself on data that fits the second-level
 // cache: the most that any product here could reach.
 double PeakFlops(Element element, Threads* threads) {
-  const size_t k = 128, n = kPanel, rows = 12;
+  const size_t k = 256, n = 2 * kPanel, rows = 192;
   Threads alone(1);
   std::vector<float> source(n * k, 0.5f), x(rows * k, 0.25f);
   MemoryBlock packed(PackedBytes(element, n, k));
   PackRows(source.data(), Element::kFloat32, n, k, 0, element, packed.data(), &alone);
   const PackedMatrix w{element, n, k, packed.data()};
-  const int repeats = 4000;
+  const int repeats = 150;
   const double seconds = BestOf(3, [&] {
     threads->Run([&](int) {
       Threads self(1);
