@@ -133,7 +133,7 @@ absl::Status CheckMessage(const ChatMessage& message, size_t index, bool tools_s
   }
   for (size_t j = 0; j < message.tool_calls.size(); ++j) {
     const ChatToolCall& call = message.tool_calls[j];
-    const std::string call_path = fmt::format("{}.tool_calls[{}]", path, j);
+    const std::string call_path = fmt::format("{}.tool_calls[{}].function", path, j);
     if (call.name.empty()) return InvalidArgument("{}.name must not be empty", call_path);
     TANDEM_RETURN_IF_ERROR(CheckText(call.name, call_path + ".name"));
     TANDEM_ASSIGN_OR_RETURN(std::string json,

@@ -83,14 +83,14 @@ TEST_F(BadInput, EmptyPrompts) {
   request.set_text("");
   ExpectRefused(request, "text", "empty");
   request.mutable_token_ids();
-  ExpectRefused(request, "token_ids.ids", "empty");
+  ExpectRefused(request, "token_ids", "empty");
   ExpectRefused(ChatRequest(), "messages", "messages");
 }
 
 TEST_F(BadInput, PromptLongerThanTheModelTakes) {
   GenerateRequest request;
   for (int i = 0; i < 5000; ++i) request.mutable_token_ids()->add_ids(5);
-  ExpectRefused(request, "token_ids.ids", "max_model_len");
+  ExpectRefused(request, "token_ids", "max_model_len");
   request.set_text(std::string(100'000, '7'));  // digits are one token each
   ExpectRefused(request, "text", "max_model_len");
 }
@@ -170,7 +170,7 @@ TEST_F(BadInput, ChatRolesAndTools) {
   ExpectRefused(request, "messages[1].tool_calls[0].function.arguments", "JSON");
   request.mutable_messages()->RemoveLast();
   request.add_tools()->set_json("{");
-  ExpectRefused(request, "tools[0].json", "JSON");
+  ExpectRefused(request, "tools[0]", "JSON");
 }
 
 // Writes invalid UTF-8 past protobuf's own check, as clients in other languages may.

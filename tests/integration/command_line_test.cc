@@ -116,7 +116,8 @@ TEST(Mistakes, PortInUse) {
 TEST(Mistakes, ModelDirectoryMissing) {
   ExpectMistake({Tandem(), "up", "--model", "/no/such/model"}, 1, "/no/such/model");
   ExpectMistake({Tandem(), "inspect", "/no/such/model"}, 1, "/no/such/model");
-  for (const char* program : {"tandem_router", "tandem_prefill_worker", "tandem_decode_worker"}) {
+  ExpectMistake({BinaryPath("tandem_router"), "--model", "/no/such/model"}, 1, "/no/such/model");
+  for (const char* program : {"tandem_prefill_worker", "tandem_decode_worker"}) {
     ExpectMistake({BinaryPath(program), "--model", "/no/such/model", "--router", "127.0.0.1:1"}, 1,
                   "/no/such/model");
   }

@@ -185,11 +185,11 @@ TEST(ChatTemplateTest, ErrorsNameTheField) {
   EXPECT_THAT(error(tools, {{.role = "user", .content = "a\xFF"}}),
               HasSubstr("messages[0].content is not valid UTF-8 at byte 1"));
   EXPECT_THAT(error(tools, {user, called("f", "{")}),
-              HasSubstr("messages[1].tool_calls[0].arguments: not valid JSON"));
+              HasSubstr("messages[1].tool_calls[0].function.arguments: not valid JSON"));
   EXPECT_THAT(error(tools, {user, called("f", "[]")}),
-              HasSubstr("messages[1].tool_calls[0].arguments must be a JSON object"));
+              HasSubstr("messages[1].tool_calls[0].function.arguments must be a JSON object"));
   EXPECT_THAT(error(tools, {user, called("", "{}")}),
-              HasSubstr("messages[1].tool_calls[0].name must not be empty"));
+              HasSubstr("messages[1].tool_calls[0].function.name must not be empty"));
   EXPECT_THAT(error(tools, {user}, {"{}", "x"}), HasSubstr("tools[1]: not valid JSON"));
   EXPECT_THAT(error(tools, {user}, {"3"}), HasSubstr("tools[0] must be a JSON object"));
   ChatMessage odd = user;
