@@ -9,11 +9,7 @@ void LoadMeter::AddStep(int decode_steps, int chunk_tokens, absl::Duration took)
   if (decode_steps > 0) {
     step_ms_[num_steps_++ % step_ms_.size()] = static_cast<float>(absl::ToDoubleMilliseconds(took));
   }
-  if (chunk_tokens > decode_steps) {
-    constexpr double kKeep = 0.9;
-    tokens_ = kKeep * tokens_ + chunk_tokens + decode_steps;
-    seconds_ = kKeep * seconds_ + absl::ToDoubleSeconds(took);
-  }
+  if (chunk_tokens > decode_steps) prefill_rate_.AddStep(chunk_tokens + decode_steps, took);
 }
 
 double LoadMeter::DecodeStepMilliseconds() const {
@@ -24,7 +20,5 @@ double LoadMeter::DecodeStepMilliseconds() const {
   std::nth_element(recent.begin(), middle, recent.end());
   return *middle;
 }
-
-double LoadMeter::PrefillTokensPerSecond() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
 
 }  // namespace tandem

@@ -7,6 +7,7 @@
 
 #include "absl/time/time.h"
 
+#include "common/base/rate_meter.h"
 #include "engine/kv/block_pool.h"
 
 namespace tandem {
@@ -26,14 +27,12 @@ class LoadMeter {
   // computed.
   void AddStep(int decode_steps, int chunk_tokens, absl::Duration took);
   double DecodeStepMilliseconds() const;  // median of the recent batches that had decode steps
-  double PrefillTokensPerSecond() const;
+  double PrefillTokensPerSecond() const { return prefill_rate_.TokensPerSecond(); }
 
  private:
   std::array<float, 64> step_ms_ = {};  // ring
   size_t num_steps_ = 0;
-  // Exponentially weighted sums over batches that are mostly prefill.
-  double tokens_ = 0;
-  double seconds_ = 0;
+  RateMeter prefill_rate_;  // of batches that are mostly prefill
 };
 
 }  // namespace tandem

@@ -26,12 +26,12 @@
 
 #include "common/base/clock.h"
 #include "common/base/kv_layout.h"
+#include "common/base/rate_meter.h"
 #include "common/metrics/worker_metrics.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/prefix_cache.h"
 #include "engine/runtime/model_runner.h"
 #include "prefill_worker/prefill_work.h"
-#include "prefill_worker/rate_meter.h"
 #include "prefill_worker/scheduler.h"
 
 namespace tandem {
@@ -131,6 +131,7 @@ class PrefillLoop {
   void Finish(Sequence* sequence, TokenLogprob first_token);
   void Fail(Sequence* sequence, const absl::Status& status);
   void FailBatch(const std::vector<PromptChunk>& chunks, const absl::Status& status);
+  void FailComputed(Sequence* sequence, const absl::Status& status);  // in the batch just run
   void Report();
 
   // loop_admission.cc: what comes in

@@ -6,6 +6,7 @@
 #include "common/base/block_hash.h"
 #include "common/base/inbox.h"
 #include "common/base/nearest_name.h"
+#include "common/base/rate_meter.h"
 #include "common/base/transfer_id.h"
 
 namespace tandem {
@@ -71,6 +72,19 @@ TEST(TransferId, RandomIdsDifferAndRoundTrip) {
   TransferId back;
   ASSERT_TRUE(TransferId::FromBytes(a.ToBytes(), &back));
   EXPECT_EQ(a, back);
+}
+
+TEST(RateMeterTest, ShortBatchesCountOnlyUntilALargeOne) {
+  RateMeter meter;
+  EXPECT_EQ(meter.TokensPerSecond(), 0);
+  meter.AddStep(10, absl::Milliseconds(10));
+  EXPECT_NEAR(meter.TokensPerSecond(), 1000, 1e-6);
+  meter.AddStep(500, absl::Milliseconds(50));
+  EXPECT_NEAR(meter.TokensPerSecond(), 10000, 1e-6);
+  for (int i = 0; i < 100; ++i) meter.AddStep(10, absl::Milliseconds(10));
+  EXPECT_NEAR(meter.TokensPerSecond(), 10000, 1e-6);
+  for (int i = 0; i < 100; ++i) meter.AddStep(500, absl::Milliseconds(100));
+  EXPECT_NEAR(meter.TokensPerSecond(), 5000, 1);
 }
 
 }  // namespace

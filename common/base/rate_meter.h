@@ -1,0 +1,32 @@
+// How fast a worker computes prompts, refitted with every batch. Not thread-safe.
+#pragma once
+
+#include "absl/time/time.h"
+
+namespace tandem {
+
+// Sums of tokens and of seconds fade at the same pace, so that big batches weigh more than small
+// ones, as they do in a prompt's duration. A batch of few tokens mostly measures what any batch
+// costs, whatever it holds: it counts only as long as no larger one was seen.
+class RateMeter {
+ public:
+  void AddStep(int tokens, absl::Duration took) {
+    const bool large = tokens >= kLargeBatch;
+    if (!large && seen_large_) return;
+    if (large && !seen_large_) tokens_ = seconds_ = 0;
+    seen_large_ = large;
+    tokens_ = kKeep * tokens_ + tokens;
+    seconds_ = kKeep * seconds_ + absl::ToDoubleSeconds(took);
+  }
+  // 0: not known yet.
+  double TokensPerSecond() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
+
+ private:
+  static constexpr double kKeep = 0.9;
+  static constexpr int kLargeBatch = 64;  // tokens
+  bool seen_large_ = false;
+  double tokens_ = 0;
+  double seconds_ = 0;
+};
+
+}  // namespace tandem
