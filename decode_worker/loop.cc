@@ -115,6 +115,10 @@ void DecodeLoop::Publish(const Batch& batch, const StepOutput& out, absl::Time s
     const ItemOutput& result = out.items[i];
     Sequence* s = batch_sequences_[i];
     (item.num_tokens == 1 ? decode_steps : chunk_tokens) += item.num_tokens;
+    if (!result.status.ok()) {
+      FailSequence(s, result.status);
+      continue;
+    }
     s->computed += item.num_tokens;
     if (item.start < s->prompt_length) {
       parts_.metrics->worker.prompt_tokens.Increment(item.num_tokens);
@@ -140,11 +144,12 @@ void DecodeLoop::Publish(const Batch& batch, const StepOutput& out, absl::Time s
 
 void DecodeLoop::FailBatch(const absl::Status& status) {
   spdlog::error("a batch of {} sequences failed: {}", batch_sequences_.size(), status.ToString());
-  for (Sequence* s : batch_sequences_) {
-    // Nothing of what the batch wrote may be found again.
-    s->computed = 0;
-    Close(s, Internal("the forward pass failed: {}", std::string(status.message())));
-  }
+  for (Sequence* s : batch_sequences_) FailSequence(s, status);
+}
+
+void DecodeLoop::FailSequence(Sequence* s, const absl::Status& status) {
+  s->computed = 0;  // nothing of what the batch wrote may be found again
+  Close(s, Internal("the forward pass failed: {}", std::string(status.message())));
 }
 
 void DecodeLoop::Preempt(Sequence* s) {
@@ -198,6 +203,7 @@ void DecodeLoop::CheckTimers() {
     const PrefillAttempt* attempt = s->attempt.get();
     if (attempt != nullptr && attempt->replied && !attempt->sealed &&
         now - attempt->replied_at >= options_.kv_seal_timeout) {
+      CountKvFailure(*s);
       LoseKv(s.get(), DeadlineExceeded("the KV blocks were not complete {} s after the first token",
                                        absl::ToDoubleSeconds(options_.kv_seal_timeout)));
     }

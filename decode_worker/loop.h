@@ -83,6 +83,7 @@ class DecodeLoop {
   Batch Prepare(const Plan& plan);
   void Publish(const Batch& batch, const StepOutput& out, absl::Time started);
   void FailBatch(const absl::Status& status);
+  void FailSequence(Sequence* sequence, const absl::Status& status);  // of the batch just run
   void Preempt(Sequence* sequence);
   bool Resume(Sequence* sequence);
   void CheckTimers();
@@ -105,6 +106,7 @@ class DecodeLoop {
   void Handle(StopWanted event);
   void RetryPrefill(Sequence* sequence, const absl::Status& why);
   void LoseKv(Sequence* sequence, const absl::Status& why);
+  void CountKvFailure(const Sequence& sequence);  // of its current attempt
   void MakeRunnable(Sequence* sequence);
 
   // loop_publish.cc: tokens go out, sequences end

@@ -140,6 +140,7 @@ void DecodeLoop::Handle(KvSealed event) {
 void DecodeLoop::Handle(KvFailed event) {
   Sequence* s = prefills_.OnFailed(event.id, event.epoch);
   if (s == nullptr) return;
+  CountKvFailure(*s);
   if (s->attempt->replied) {
     LoseKv(s, event.status);
   } else {
@@ -185,14 +186,17 @@ void DecodeLoop::RetryPrefill(Sequence* s, const absl::Status& why) {
   if (!status.ok()) Close(s, status);
 }
 
+void DecodeLoop::CountKvFailure(const Sequence& s) {
+  parts_.metrics->worker
+      .KvLink(s.attempt->peer.worker_id, options_.worker_id, options_.kv_transport)
+      .failures.Increment();
+}
+
 // The first token is out but its KV never came: computed here, as after a preemption.
 void DecodeLoop::LoseKv(Sequence* s, const absl::Status& why) {
   spdlog::warn("{}: KV from {} was lost, computing it here: {}", s->work.request_id,
                s->attempt->peer.worker_id, why.ToString());
   parts_.metrics->kv_recomputes.Increment();
-  parts_.metrics->worker
-      .KvLink(s->attempt->peer.worker_id, options_.worker_id, options_.kv_transport)
-      .failures.Increment();
   prefills_.Abandon(s);
   s->times.transport = "local";
   s->times.kv_bytes = 0;

@@ -114,9 +114,14 @@ void PrefillLoop::Publish(const std::vector<PromptChunk>& chunks, StepOutput out
   TANDEM_CHECK(out.items.size() == chunks.size(), "{} outputs for {} chunks", out.items.size(),
                chunks.size());
   std::vector<std::pair<Sequence*, TokenLogprob>> finished;
+  std::vector<std::pair<Sequence*, absl::Status>> failed;
   for (size_t i = 0; i < chunks.size(); ++i) {
     Sequence& s = *running_[static_cast<size_t>(chunks[i].prompt)];
     ItemOutput& item = out.items[i];
+    if (!item.status.ok()) {
+      failed.emplace_back(&s, item.status);
+      continue;
+    }
     s.computed += chunks[i].num_tokens;
     std::move(item.prompt_logprobs.begin(), item.prompt_logprobs.end(),
               std::back_inserter(s.prompt_logprobs));
@@ -129,6 +134,7 @@ void PrefillLoop::Publish(const std::vector<PromptChunk>& chunks, StepOutput out
     if (last) finished.emplace_back(&s, std::move(item.token));
   }
   for (auto& [sequence, token] : finished) Finish(sequence, std::move(token));
+  for (auto& [sequence, status] : failed) FailComputed(sequence, status);
 }
 
 void PrefillLoop::Finish(Sequence* sequence, TokenLogprob first_token) {
@@ -172,11 +178,13 @@ void PrefillLoop::FailBatch(const std::vector<PromptChunk>& chunks, const absl::
   for (const PromptChunk& chunk : chunks) {
     failed.push_back(running_[static_cast<size_t>(chunk.prompt)]);
   }
-  for (Sequence* sequence : failed) {
-    parts_.metrics->requests_failed.Increment();
-    Fail(sequence, Internal("prefill worker {}: forward pass failed: {}", options_.worker_id,
-                            std::string(status.message())));
-  }
+  for (Sequence* sequence : failed) FailComputed(sequence, status);
+}
+
+void PrefillLoop::FailComputed(Sequence* sequence, const absl::Status& status) {
+  parts_.metrics->requests_failed.Increment();
+  Fail(sequence, Internal("prefill worker {}: forward pass failed: {}", options_.worker_id,
+                          std::string(status.message())));
 }
 
 PrefillLoad PrefillLoop::Load() const {

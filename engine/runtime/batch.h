@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
+
 #include "engine/runtime/sampling_params.h"
 
 namespace tandem {
@@ -58,6 +60,9 @@ struct Batch {
 
 // One per batch item, in order.
 struct ItemOutput {
+  // Not OK: this sequence's numbers are broken (see sampler.h) and neither its output nor its KV
+  // may be used. The other items of the batch stand.
+  absl::Status status;
   bool has_token = false;
   TokenLogprob token;  // logprob and top only where asked for
   // prompt_logprobs[i] belongs to prompt position start + 1 + i.

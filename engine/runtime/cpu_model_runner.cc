@@ -100,7 +100,8 @@ std::vector<CpuModelRunner::LogitRow> CpuModelRunner::PlanLogits(const Batch& ba
   return rows;
 }
 
-absl::Status CpuModelRunner::ComputeLogits(const Batch& batch, const std::vector<LogitRow>& rows) {
+void CpuModelRunner::ComputeLogits(const Batch& batch, const std::vector<LogitRow>& rows,
+                                   StepOutput* output) {
   const size_t vocab = static_cast<size_t>(model_->config().vocab_size);
   const size_t valid = static_cast<size_t>(options_.valid_vocab_size);
   std::vector<int> tile;
@@ -123,9 +124,13 @@ absl::Status CpuModelRunner::ComputeLogits(const Batch& batch, const std::vector
       statuses[i] = result.status();
       if (result.ok()) *row.result = *std::move(result);
     });
-    for (size_t i = 0; i < count; ++i) TANDEM_RETURN_IF_ERROR(statuses[i]);
+    for (size_t i = 0; i < count; ++i) {
+      ItemOutput& item = output->items[static_cast<size_t>(rows[first + i].item)];
+      if (statuses[i].ok()) continue;
+      item.status.Update(statuses[i]);
+      item.has_token = false;
+    }
   }
-  return absl::OkStatus();
 }
 
 absl::StatusOr<StepOutput> CpuModelRunner::Run(const Batch& batch) {
@@ -146,7 +151,7 @@ absl::StatusOr<StepOutput> CpuModelRunner::Run(const Batch& batch) {
   }
   input_.need_hidden = !rows.empty();
   model_->Forward(input_, kv_, batch.on_layer_done);
-  TANDEM_RETURN_IF_ERROR(ComputeLogits(batch, rows));
+  ComputeLogits(batch, rows, &output);
   return output;
 }
 

@@ -40,7 +40,8 @@ class CpuModelRunner final : public ModelRunner {
   absl::Status Check(const Batch& batch) const;
   absl::Status CheckItem(const BatchItem& item, size_t index) const;
   std::vector<LogitRow> PlanLogits(const Batch& batch, StepOutput* output) const;
-  absl::Status ComputeLogits(const Batch& batch, const std::vector<LogitRow>& rows);
+  // Draws and scores. What goes wrong in a row is its item's status.
+  void ComputeLogits(const Batch& batch, const std::vector<LogitRow>& rows, StepOutput* output);
 
   Qwen2* const model_;
   const KvRegion kv_;

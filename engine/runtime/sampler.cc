@@ -67,6 +67,7 @@ void ApplyPenalties(const SampleContext& context, std::span<float> logits,
     const size_t id = static_cast<size_t>(token);
     float& logit = logits[id];
     logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    logit = std::min(logit, std::numeric_limits<float>::max());  // a tiny penalty may overflow
     if (const int count = scratch->output_counts[id]; count > 0) {
       logit -= p.frequency_penalty * static_cast<float>(count);
       logit -= p.presence_penalty;

@@ -175,6 +175,8 @@ absl::StatusOr<StepOutput> FakeModelRunner::Run(const Batch& batch) {
       }
     }
     if (item.sampling == nullptr) continue;
+    if (options_.item_status) result.status = options_.item_status(item);
+    if (!result.status.ok()) continue;
     const uint64_t history = HistoryHash(item, length);
     const int32_t token =
         Draw(history, *item.sampling, length, length - item.prompt_length, options_.vocab_size);

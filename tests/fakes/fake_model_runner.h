@@ -39,6 +39,8 @@ struct FakeModelOptions {
   // Called on the running thread before a batch is computed: may block (a gate), look, or fail the
   // step.
   std::function<absl::Status(const Batch&)> before_run;
+  // The status of an item that draws a token; empty: all are OK.
+  std::function<absl::Status(const BatchItem&)> item_status;
 };
 
 // Not thread-safe, as every ModelRunner.

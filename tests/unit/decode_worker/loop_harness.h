@@ -106,6 +106,7 @@ struct HarnessOptions {
   bool caching = true;
   LoopOptions loop;
   std::function<absl::Status(const Batch&)> before_run;
+  std::function<absl::Status(const BatchItem&)> item_status;
 };
 
 class LoopHarness {
@@ -119,7 +120,7 @@ class LoopHarness {
         cache(&pool, options_.block_size, options_.caching),
         runner(memory_.region(),
                FakeModelOptions{kVocab, options_.loop.limits.max_num_batched_tokens,
-                                options_.before_run}),
+                                options_.before_run, options_.item_status}),
         decode_metrics(&metrics),
         inbox(1024) {
     LoopParts parts{&runner, &pool, &cache, &receiver, &caller, &clock, &decode_metrics, &inbox};

@@ -344,6 +344,7 @@ TEST(LoopTest, EachFailedPrefillGetsANewTransferUntilNobodyIsLeft) {
   h.FailKv(*h.caller.calls[1]);
   h.Step();
   EXPECT_TRUE(h.caller.calls[1]->call_cancelled);
+  EXPECT_EQ(h.decode_metrics.worker.KvLink("p1", "d0", "tcp").failures.Value(), 1);
   ASSERT_TRUE(client.end.has_value());
   EXPECT_TRUE(absl::IsUnavailable(*client.end));
   EXPECT_EQ(h.pool.counts().quarantined, 12);
@@ -396,6 +397,23 @@ TEST(LoopTest, AFailedForwardPassEndsItsBatchAndTaintsNothing) {
   Client& again = h.Submit(MakePrompt(20), Greedy(8));
   h.StepAll();
   h.ExpectFinished(again);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, ASequenceWithBrokenNumbersEndsAlone) {
+  HarnessOptions options = Unified();
+  options.item_status = [](const BatchItem& item) {
+    const bool broken = item.prompt_length == 21 && item.tokens.size() == 24;
+    return broken ? absl::InternalError("NaN") : absl::OkStatus();
+  };
+  LoopHarness h(options);
+  Client& lost = h.Submit(MakePrompt(21, 2), Greedy(8));
+  Client& fine = h.Submit(MakePrompt(20), Greedy(8));
+  h.StepAll();
+  ASSERT_TRUE(lost.end.has_value());
+  EXPECT_TRUE(absl::IsInternal(*lost.end));
+  EXPECT_EQ(lost.Tokens().size(), 3u);
+  h.ExpectFinished(fine);
   h.ExpectNoLeak();
 }
 

@@ -134,7 +134,11 @@ class PrefillHarness {
         remote(kRemoteBlocks, setup.block_size),
         runner(memory.region(),
                {.max_num_batched_tokens = setup.max_num_batched_tokens,
-                .before_run = [this](const Batch& batch) { return BeforeRun(batch); }}),
+                .before_run = [this](const Batch& batch) { return BeforeRun(batch); },
+                .item_status =
+                    [this](const BatchItem& item) {
+                      return item_status ? item_status(item) : absl::OkStatus();
+                    }}),
         remote_runner(remote.region(), {}),
         pool(setup.num_blocks),
         cache(&pool, setup.block_size, setup.prefix_caching),
@@ -257,6 +261,7 @@ class PrefillHarness {
 
  public:
   std::function<absl::Status(const Batch&)> before_run;
+  std::function<absl::Status(const BatchItem&)> item_status;
   FakeKvMemory memory;
   FakeKvMemory remote;
   FakeModelRunner runner;

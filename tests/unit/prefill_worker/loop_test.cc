@@ -361,6 +361,20 @@ TEST(PrefillLoop, FailedForwardPassFailsItsPromptsOnly) {
   h.ExpectNothingHeld();
 }
 
+TEST(PrefillLoop, PromptWithBrokenNumbersFailsAlone) {
+  PrefillHarness h;
+  h.item_status = [](const BatchItem& item) {
+    return item.prompt_length == 20 ? absl::InternalError("NaN") : absl::OkStatus();
+  };
+  const uint64_t lost = h.Submit(h.Work(Tokens(20)));
+  const PrefillWork next = h.Work(Tokens(30, 7));
+  h.Submit(next);
+  h.RunToEnd();
+  EXPECT_EQ(h.Code(lost), absl::StatusCode::kInternal);
+  h.ExpectRight(next);
+  h.ExpectNothingHeld();
+}
+
 TEST(PrefillLoop, DrainingFinishesWhatRunsAndRefusesTheRest) {
   PrefillHarness h({.max_num_batched_tokens = 16});
   const PrefillWork work = h.Work(Tokens(60));

@@ -132,6 +132,26 @@ TEST_F(RunnerTest, ReportsLayersInOrderAlsoWithoutASample) {
   EXPECT_THAT(layers_, ::testing::ElementsAre(0, 1));
 }
 
+TEST_F(RunnerTest, ASequenceThatCannotDrawLeavesItsNeighboursAlone) {
+  const std::vector<int32_t> tokens = {1, 2, 3};
+  const std::vector<std::vector<int32_t>> blocks = {{0}, {1}, {2}};
+  SamplingParams impossible;  // every token would end it, and none may
+  impossible.min_tokens = 5;
+  for (int32_t id = 0; id < 100; ++id) impossible.stop_token_ids.push_back(id);
+  Batch batch;
+  for (size_t i = 0; i < 3; ++i) {
+    batch.items.push_back({tokens, 0, 3, 3, blocks[i], i == 1 ? &impossible : &greedy_, -1});
+  }
+  const auto out = engine_->runner().Run(batch);
+  ASSERT_OK(out);
+  EXPECT_EQ(out->items[1].status.code(), absl::StatusCode::kInternal);
+  EXPECT_FALSE(out->items[1].has_token);
+  for (size_t i : {0, 2}) {
+    EXPECT_OK(out->items[i].status);
+    EXPECT_TRUE(out->items[i].has_token);
+  }
+}
+
 TEST_F(RunnerTest, BadItemsAreErrorsThatComputeNothing) {
   EXPECT_THAT(Run({1, 160}, 0, 2, {0}).status().ToString(),
               HasSubstr("token id 160 at position 1"));

@@ -233,6 +233,17 @@ TEST(SamplerTest, LogprobsAreTheModelsOwn) {
   EXPECT_NEAR(out->logprob, 1 - sum, 1e-6);
 }
 
+TEST(SamplerTest, NoPenaltyInRangeMakesInfinity) {
+  SamplingParams p;
+  p.repetition_penalty = 1e-38f;
+  p.min_tokens = 5;
+  p.eos_token_ids = {1};
+  for (const float temperature : {0.0f, 1.0f}) {
+    p.temperature = temperature;
+    EXPECT_EQ(Sample({20, 30, 25}, p, {0, 1}, 2), 0);
+  }
+}
+
 TEST(SamplerTest, BrokenLogitsAreAnErrorNotAToken) {
   SamplerScratch scratch;
   const std::vector<int32_t> tokens = {0};
