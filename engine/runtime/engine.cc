@@ -133,7 +133,7 @@ absl::StatusOr<int> ResolvePool(const ModelConfig& config, const KvLayout& layou
 absl::Status CheckWeightMemory(const ModelConfig& config, const EngineOptions& options) {
   const size_t element = options.dtype == "float32" ? 4 : 2;
   const size_t needed = static_cast<size_t>(config.NumParameters()) * element;
-  const size_t available = AvailableKvMemory();
+  const size_t available = AvailableMemory();
   if (needed <= available) return absl::OkStatus();
   return ResourceExhausted("{}: weights in {} take {}, of which {} is available{}",
                            options.model_dir, options.dtype, Size(needed), Size(available),

@@ -18,7 +18,7 @@
 namespace tandem {
 namespace {
 
-// The number in a file that holds just one; nullopt where there is none ("max").
+// The number in a file that holds just one; false where there is none ("max").
 bool ReadNumber(const char* path, size_t* value) {
   std::ifstream file(path);
   return static_cast<bool>(file >> *value);
@@ -34,15 +34,31 @@ size_t MachineAvailable() {
   return size_t{1} << 30;
 }
 
+// Pages of files (weights just read, for one) that the kernel gives up before it refuses memory.
+size_t ReclaimableCache() {
+  std::ifstream file("/sys/fs/cgroup/memory.stat");
+  std::string key;
+  for (size_t value = 0; file >> key >> value;) {
+    if (key == "inactive_file") return value;
+  }
+  return 0;
+}
+
 }  // namespace
 
-size_t AvailableKvMemory() {
-  size_t available = MachineAvailable();
+size_t AvailableMemory() {
+  const size_t available = MachineAvailable();
   size_t limit = 0, used = 0;
-  if (ReadNumber("/sys/fs/cgroup/memory.max", &limit) &&
-      ReadNumber("/sys/fs/cgroup/memory.current", &used)) {
-    available = std::min(available, limit > used ? limit - used : 0);
+  if (!ReadNumber("/sys/fs/cgroup/memory.max", &limit) ||
+      !ReadNumber("/sys/fs/cgroup/memory.current", &used)) {
+    return available;
   }
+  used -= std::min(used, ReclaimableCache());
+  return std::min(available, limit > used ? limit - used : 0);
+}
+
+size_t AvailableKvMemory() {
+  size_t available = AvailableMemory();
   struct statvfs shm;
   if (statvfs("/dev/shm", &shm) == 0) {
     available = std::min(available, static_cast<size_t>(shm.f_bavail) * shm.f_frsize);

@@ -28,8 +28,10 @@ class KvMemory {
   int fd_ = -1;
 };
 
-// Bytes that this process may still use: the least of the machine's available memory, the limit of
-// its control group, and the room in /dev/shm.
+// Bytes that this process may still use: the lesser of the machine's available memory and what the
+// limit of its control group leaves.
+size_t AvailableMemory();
+// The same for a KV pool, which must also fit into /dev/shm.
 size_t AvailableKvMemory();
 
 }  // namespace tandem
