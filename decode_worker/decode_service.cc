@@ -148,7 +148,7 @@ grpc::ServerWriteReactor<internal::v1::TokenEvent>* DecodeService::Generate(
   }
   work->id = ++last_id_;
   work->arrived = clock_->Now();
-  // The wire's deadline is wall-clock time, the loop's clock is not.
+  // By what is left of it: the loop's clock does not follow a wall clock that is set.
   work->deadline = work->arrived + (absl::FromChrono(context->deadline()) - absl::Now());
   reactor->Start(*std::move(work));
   return reactor;
