@@ -29,13 +29,19 @@ void PrefixIndex::Apply(Slot worker, bool cleared, std::span<const Hash128> stor
     for (const Hash128& hash : entry.blocks) Erase(worker, hash);
     entry.blocks.clear();
   }
+  const auto remove = [&] {
+    for (const Hash128& hash : removed) {
+      if (entry.blocks.erase(hash) > 0) Erase(worker, hash);
+    }
+  };
+  // Twice, with the same result as once at the end: a full cache evicts what it stores instead of,
+  // and the new blocks must find room.
+  remove();
   for (const Hash128& hash : stored) {
     if (entry.blocks.size() >= entry.max_blocks) break;
     if (entry.blocks.insert(hash).second) holders_[hash].push_back(worker);
   }
-  for (const Hash128& hash : removed) {
-    if (entry.blocks.erase(hash) > 0) Erase(worker, hash);
-  }
+  remove();
 }
 
 void PrefixIndex::Erase(Slot worker, const Hash128& hash) {

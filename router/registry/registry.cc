@@ -149,6 +149,7 @@ absl::Status Registry::Drain(const std::string& worker_id) {
       return NotFound("worker_id '{}' is not in the cluster; it has [{}]", worker_id,
                       fmt::join(ids, ", "));
     }
+    if (it->second.view.draining) return absl::OkStatus();
     it->second.view.draining = true;
     on_drain = it->second.on_drain;
     Publish();

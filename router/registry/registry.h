@@ -57,7 +57,7 @@ class Registry {
   void Report(Member member, WorkerLoad load);
   // The worker said that it takes no more.
   void MarkDraining(Member member);
-  // An operator's wish: no new requests for the worker from now on, and the worker is told.
+  // An operator's wish: no new requests for the worker from now on, and the worker is told, once.
   // NOT_FOUND lists who is there.
   absl::Status Drain(const std::string& worker_id);
 

@@ -72,6 +72,18 @@ TEST(PrefixIndex, IsBoundedPerWorker) {
   EXPECT_EQ(Lookup(index, Chain(1, 8)).at(a), 5);
 }
 
+TEST(PrefixIndex, AFullCacheThatEvictsForNewBlocksIsFollowed) {
+  PrefixIndex index;
+  const auto a = index.AddWorker(4);
+  index.Apply(a, false, Chain(1, 4), {});
+  index.Apply(a, false, Chain(2, 4), Chain(1, 4));
+  EXPECT_EQ(Lookup(index, Chain(2, 4)), (std::map<PrefixIndex::Slot, int>{{a, 4}}));
+  EXPECT_EQ(Lookup(index, Chain(1, 4)), (std::map<PrefixIndex::Slot, int>{}));
+  // What is in both lists is gone.
+  index.Apply(a, false, Chain(2, 4), Chain(2, 4));
+  EXPECT_EQ(index.WorkerBlocks(a), 0u);
+}
+
 // Against sets, under random events with repeats and with removals of what is not there.
 TEST(PrefixIndex, AgreesWithPlainSets) {
   std::mt19937 random(7);
