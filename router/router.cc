@@ -4,9 +4,9 @@
 
 #include "spdlog/spdlog.h"
 
-#include "common/base/block_hash.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
+#include "common/rpc/cluster_client.h"
 
 namespace tandem {
 namespace {
@@ -16,8 +16,7 @@ RegistryOptions MakeRegistryOptions(const ServedModel& model, const std::string&
   options.model = model.name;
   options.tokenizer_digest = model.tokenizer_digest;
   options.vocab_size = static_cast<uint32_t>(model.config.vocab_size);
-  // As the workers make it for their capability.
-  options.cluster_secret_digest = HashBytes("tandem cluster secret: " + cluster_secret).ToHex();
+  options.cluster_secret_digest = ClusterSecretDigest(cluster_secret);
   return options;
 }
 

@@ -3,9 +3,9 @@
 #include <filesystem>
 #include <utility>
 
-#include "common/base/block_hash.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/rpc/cluster_client.h"
 
 namespace tandem {
 
@@ -26,8 +26,7 @@ absl::StatusOr<ServedModel> ServedModel::Load(const std::string& model_dir,
   const std::string tokenizer_json = model_dir + "/tokenizer.json";
   if (FileExists(tokenizer_json)) {
     TANDEM_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(tokenizer_json));
-    TANDEM_ASSIGN_OR_RETURN(std::string bytes, ReadFile(tokenizer_json));
-    model.tokenizer_digest = HashBytes(bytes).ToHex();
+    model.tokenizer_digest = TokenizerDigest(model_dir);
     TANDEM_ASSIGN_OR_RETURN(model.chat_template, ChatTemplate::Load(model_dir));
     if (model.tokenizer->vocab_size() > model.config.vocab_size) {
       return InvalidArgument(

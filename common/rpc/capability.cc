@@ -3,8 +3,9 @@
 #include "absl/strings/str_join.h"
 #include "fmt/format.h"
 #include "google/protobuf/descriptor.h"
-#include "xxhash.h"
 
+#include "common/base/block_hash.h"
+#include "common/base/file.h"
 #include "common/rpc/cluster_client.h"
 
 namespace tandem {
@@ -47,8 +48,16 @@ std::string CapabilityDigest(const Capability& capability) {
     const std::string value = FieldText(capability, descriptor->field(i));
     text += fmt::format("{}={}:{};", descriptor->field(i)->name(), value.size(), value);
   }
-  const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  return HashBytes(text).ToHex();
+}
+
+std::string TokenizerDigest(const std::string& model_dir) {
+  absl::StatusOr<std::string> bytes = ReadFile(model_dir + "/tokenizer.json");
+  return bytes.ok() ? HashBytes(*bytes).ToHex() : "";
+}
+
+std::string ClusterSecretDigest(const std::string& secret) {
+  return HashBytes("tandem cluster secret: " + secret).ToHex();
 }
 
 }  // namespace tandem

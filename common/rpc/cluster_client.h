@@ -49,5 +49,11 @@ std::string DescribeDifference(const internal::v1::Capability& expected,
                                const internal::v1::Capability& got);
 // A digest of all fields, equal exactly when DescribeDifference is "".
 std::string CapabilityDigest(const internal::v1::Capability& capability);
+// For Capability::tokenizer_digest: of MODEL_DIR/tokenizer.json's bytes, "" where it cannot be
+// read.
+std::string TokenizerDigest(const std::string& model_dir);
+// For Capability::cluster_secret_digest: tells whether two secrets are the same without showing
+// them.
+std::string ClusterSecretDigest(const std::string& secret);
 
 }  // namespace tandem

@@ -4,18 +4,9 @@
 
 #include "common/base/block_hash.h"
 #include "common/base/dtype.h"
-#include "common/base/file.h"
+#include "common/rpc/cluster_client.h"
 
 namespace tandem {
-namespace {
-
-std::string TokenizerDigest(const std::string& model_dir) {
-  absl::StatusOr<std::string> bytes = ReadFile(model_dir + "/tokenizer.json");
-  return bytes.ok() ? HashBytes(*bytes).ToHex() : "";
-}
-
-}  // namespace
-
 internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name,
                                       const std::string& cluster_secret) {
   const KvLayout layout = engine.region().layout;
@@ -32,7 +23,7 @@ internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& s
   out.set_tensor_parallel_size(1);
   out.set_tokenizer_digest(TokenizerDigest(engine.options().model_dir));
   out.set_protocol_version(kProtocolVersion);
-  out.set_cluster_secret_digest(HashBytes("tandem cluster secret: " + cluster_secret).ToHex());
+  out.set_cluster_secret_digest(ClusterSecretDigest(cluster_secret));
   out.set_vocab_size(static_cast<uint32_t>(engine.config().vocab_size));
   return out;
 }

@@ -15,8 +15,7 @@ namespace tandem {
 // Grows with every change after which old and new workers must not exchange KV.
 inline constexpr uint32_t kProtocolVersion = 1;
 
-// Two workers may exchange KV and give the same tokens exactly when all fields agree. The
-// tokenizer's digest is of MODEL_DIR/tokenizer.json; the secret's reveals nothing of it.
+// Two workers may exchange KV and give the same tokens exactly when all fields agree.
 internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name,
                                       const std::string& cluster_secret);
 

@@ -118,7 +118,7 @@ inline internal::v1::Capability FakeCapability(const std::string& model, uint32_
   c.set_block_size(16);
   c.set_layout("HND");
   c.set_tensor_parallel_size(1);
-  c.set_cluster_secret_digest(HashBytes("tandem cluster secret: ").ToHex());
+  c.set_cluster_secret_digest(ClusterSecretDigest(""));
   c.set_vocab_size(vocab_size);
   return c;
 }

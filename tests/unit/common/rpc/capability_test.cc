@@ -33,6 +33,13 @@ TEST(CapabilityTest, NamesWhatDiffers) {
   EXPECT_THAT(DescribeDifference(here, there), HasSubstr("TANDEM_CLUSTER_SECRET"));
 }
 
+TEST(CapabilityTest, DigestsOfFilesAndSecretsAreStable) {
+  EXPECT_EQ(TokenizerDigest("/nonexistent"), "");
+  EXPECT_EQ(ClusterSecretDigest("a"), ClusterSecretDigest("a"));
+  EXPECT_NE(ClusterSecretDigest("a"), ClusterSecretDigest(""));
+  EXPECT_EQ(ClusterSecretDigest("swordfish").find("swordfish"), std::string::npos);
+}
+
 TEST(CapabilityTest, EveryFieldIsCompared) {
   const Capability base;
   const google::protobuf::Descriptor* descriptor = Capability::descriptor();
