@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <limits>
 #include <thread>
-#include <unistd.h>
 #include <utility>
 
 #include "absl/synchronization/mutex.h"
@@ -26,15 +25,7 @@ namespace {
 // Events that wait for the loop's next turn, up to which work is accepted.
 constexpr size_t kInboxCapacity = 1024;
 
-std::string AdvertiseHost(const DecodeWorkerOptions& options, const std::string& listen_host) {
-  if (!options.advertise_host.empty()) return options.advertise_host;
-  if (listen_host != "0.0.0.0" && listen_host != "::") return listen_host;
-  char name[256] = "localhost";
-  gethostname(name, sizeof(name) - 1);
-  return name;
-}
-
-class Worker final : public DecodeWorker {
+class Worker final : public WorkerProcess {
  public:
   Worker(const DecodeWorkerOptions& options, SignalWaiter* signals)
       : options_(options), signals_(signals), inbox_(kInboxCapacity), metrics_of_loop_(&metrics_) {}
@@ -44,7 +35,7 @@ class Worker final : public DecodeWorker {
   const std::string& address() const override { return server_->address(); }
   const std::string& metrics_address() const override { return metrics_.address(); }
   absl::Status Drain() override {
-    Stop(absl::Seconds(options_.drain_timeout));
+    Stop(absl::Seconds(options_.process.drain_timeout));
     absl::MutexLock lock(&mutex_);
     return refused_;
   }
@@ -54,14 +45,13 @@ class Worker final : public DecodeWorker {
   absl::Status StartTransfers();
   absl::Status StartServer();
   void StartLoop();
-  void Join();
-  internal::v1::Hello MakeHello() const;
+  absl::Status Join();
+  internal::v1::Hello MakeHello(const std::string& address, const std::string& metrics) const;
   void Stop(absl::Duration drain);
 
   const DecodeWorkerOptions options_;
   SignalWaiter* const signals_;
   internal::v1::Capability capability_;
-  std::string advertised_address_;
 
   // In the order of their construction; each uses those above it.
   Metrics metrics_;
@@ -82,7 +72,7 @@ class Worker final : public DecodeWorker {
 };
 
 absl::Status Worker::Init() {
-  TANDEM_RETURN_IF_ERROR(metrics_.Serve(options_.metrics_listen));
+  TANDEM_RETURN_IF_ERROR(metrics_.Serve(options_.process.metrics_listen));
   TANDEM_ASSIGN_OR_RETURN(engine_, Engine::Load(options_.engine));
   const EngineOptions& engine = engine_->options();
   if (engine.max_num_batched_tokens < engine.max_num_seqs) {
@@ -91,14 +81,15 @@ absl::Status Worker::Init() {
         "token of every sequence",
         engine.max_num_batched_tokens, engine.max_num_seqs);
   }
-  const std::string name = options_.served_model_name.empty() ? DefaultModelName(engine.model_dir)
-                                                              : options_.served_model_name;
-  capability_ = CapabilityOf(*engine_, name, options_.cluster_secret);
+  const std::string name = options_.process.served_model_name.empty()
+                               ? DefaultModelName(engine.model_dir)
+                               : options_.process.served_model_name;
+  capability_ = CapabilityOf(*engine_, name, options_.process.cluster_secret);
   spdlog::info("{}", engine_->Banner());
   TANDEM_RETURN_IF_ERROR(StartTransfers());
   StartLoop();
   TANDEM_RETURN_IF_ERROR(StartServer());
-  Join();
+  TANDEM_RETURN_IF_ERROR(Join());
   thread_ = std::thread([this] {
     loop_->Run();
     loop_done_.Notify();
@@ -113,9 +104,9 @@ absl::Status Worker::StartTransfers() {
   KvReceiverOptions kv;
   kv.listen_host = listen.host;
   kv.port = listen.port;
-  kv.advertise_host = AdvertiseHost(options_, listen.host);
+  kv.advertise_host = AdvertisedHost(options_.process, listen.host);
   kv.region = engine_->region();
-  kv.worker_id = options_.worker_id;
+  kv.worker_id = options_.process.worker_id;
   kv.capability_digest = CapabilityDigest(capability_);
   kv.on_sealed = [this](const TransferId& id, uint64_t epoch, const TransferStats& stats) {
     inbox_.Push(KvSealed{id, epoch, stats});
@@ -128,7 +119,7 @@ absl::Status Worker::StartTransfers() {
 
   PrefillClientOptions prefill;
   prefill.kv_address = receiver_->address();
-  prefill.worker_id = options_.worker_id;
+  prefill.worker_id = options_.process.worker_id;
   prefill.num_blocks = engine_->region().num_blocks;
   prefill.capability_digest = CapabilityDigest(capability_);
   prefill.vocab_size = engine_->config().vocab_size;
@@ -145,8 +136,8 @@ void Worker::StartLoop() {
   loop.local_prefill_max_tokens = options_.local_prefill_max_tokens;
   loop.kv_seal_timeout = absl::Seconds(options_.kv_seal_timeout);
   loop.prefill_timeout = absl::Seconds(options_.prefill_timeout);
-  loop.worker_id = options_.worker_id;
-  loop.cluster_secret = options_.cluster_secret;
+  loop.worker_id = options_.process.worker_id;
+  loop.cluster_secret = options_.process.cluster_secret;
   loop.model_digest = engine_->model_digest();
   LoopParts parts;
   parts.runner = &engine_->runner();
@@ -168,22 +159,21 @@ void Worker::StartLoop() {
 }
 
 absl::Status Worker::StartServer() {
-  TANDEM_ASSIGN_OR_RETURN(HostPort listen, ParseHostPort(options_.listen));
   service_ = std::make_unique<DecodeService>(&inbox_, Clock::Real(), engine_->config().vocab_size);
   RpcServerOptions server;
-  server.listen_address = options_.listen;
+  server.listen_address = options_.process.listen;
   TANDEM_ASSIGN_OR_RETURN(server_, RpcServer::Start(server, {service_.get()}));
-  advertised_address_ = HostPort{AdvertiseHost(options_, listen.host), server_->port()}.ToString();
   return absl::OkStatus();
 }
 
-internal::v1::Hello Worker::MakeHello() const {
+internal::v1::Hello Worker::MakeHello(const std::string& address,
+                                      const std::string& metrics) const {
   const EngineOptions& engine = engine_->options();
   internal::v1::Hello hello;
-  hello.set_worker_id(options_.worker_id);
+  hello.set_worker_id(options_.process.worker_id);
   hello.set_incarnation(RandomUint64());
   hello.set_role(options_.role);
-  hello.set_address(advertised_address_);
+  hello.set_address(address);
   *hello.mutable_capability() = capability_;
   hello.set_max_model_len(static_cast<uint32_t>(engine.max_model_len));
   hello.set_max_num_seqs(static_cast<uint32_t>(engine.max_num_seqs));
@@ -192,15 +182,19 @@ internal::v1::Hello Worker::MakeHello() const {
   hello.set_local_prefill_max_tokens(
       unified() ? std::numeric_limits<uint32_t>::max()
                 : static_cast<uint32_t>(options_.local_prefill_max_tokens));
-  hello.set_metrics_address(metrics_.address());
+  hello.set_metrics_address(metrics);
   return hello;
 }
 
-void Worker::Join() {
-  if (options_.router.empty()) return;
+absl::Status Worker::Join() {
+  if (options_.process.router.empty()) return absl::OkStatus();
+  TANDEM_ASSIGN_OR_RETURN(const std::string address,
+                          AdvertisedAddress(options_.process, server_->address()));
+  TANDEM_ASSIGN_OR_RETURN(const std::string metrics,
+                          AdvertisedAddress(options_.process, metrics_.address()));
   ClusterClientOptions cluster;
-  cluster.router_address = options_.router;
-  cluster.hello = MakeHello();
+  cluster.router_address = options_.process.router;
+  cluster.hello = MakeHello(address, metrics);
   cluster.on_joined = [this] { inbox_.Push(SnapshotWanted{}); };
   cluster.on_drain = [this] { signals_->Wake(); };
   cluster.on_refused = [this](const absl::Status& status) {
@@ -211,6 +205,7 @@ void Worker::Join() {
     signals_->Wake();
   };
   cluster_ = ClusterClient::Start(std::move(cluster));
+  return absl::OkStatus();
 }
 
 void Worker::Stop(absl::Duration drain) {
@@ -230,8 +225,8 @@ void Worker::Stop(absl::Duration drain) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(
-    const DecodeWorkerOptions& options, SignalWaiter* signals) {
+absl::StatusOr<std::unique_ptr<WorkerProcess>> StartDecodeWorker(const DecodeWorkerOptions& options,
+                                                                 SignalWaiter* signals) {
   auto worker = std::make_unique<Worker>(options, signals);
   TANDEM_RETURN_IF_ERROR(worker->Init());
   return worker;

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <thread>
-#include <unistd.h>
 #include <utility>
 
 #include "absl/synchronization/mutex.h"
@@ -10,7 +9,6 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/clock.h"
-#include "common/base/host_port.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/metrics/metrics.h"
@@ -26,20 +24,6 @@ namespace {
 
 // Events that wait for the loop's next turn, up to which prompts are accepted.
 constexpr size_t kInboxCapacity = 1024;
-
-// The address that goes into Hello, for the one that was bound.
-absl::StatusOr<std::string> Advertised(const PrefillWorkerOptions& options,
-                                       const std::string& bound) {
-  TANDEM_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(bound));
-  if (!options.advertise_host.empty()) {
-    address.host = options.advertise_host;
-  } else if (address.host == "0.0.0.0" || address.host == "::") {
-    char name[256] = "localhost";
-    gethostname(name, sizeof(name) - 1);
-    address.host = name;
-  }
-  return address.ToString();
-}
 
 internal::v1::LoadReport LoadToProto(const PrefillLoad& load, const KvSender& sender) {
   internal::v1::LoadReport report;
@@ -59,7 +43,7 @@ internal::v1::LoadReport LoadToProto(const PrefillLoad& load, const KvSender& se
   return report;
 }
 
-class Worker final : public PrefillWorker {
+class Worker final : public WorkerProcess {
  public:
   Worker(const PrefillWorkerOptions& options, SignalWaiter* signals)
       : options_(options), signals_(signals), inbox_(kInboxCapacity), worker_metrics_(&metrics_) {}
@@ -69,7 +53,7 @@ class Worker final : public PrefillWorker {
   const std::string& address() const override { return server_->address(); }
   const std::string& metrics_address() const override { return metrics_.address(); }
   absl::Status Drain() override {
-    Stop(absl::Seconds(options_.drain_timeout));
+    Stop(absl::Seconds(options_.process.drain_timeout));
     absl::MutexLock lock(&mutex_);
     return refused_;
   }
@@ -104,12 +88,12 @@ class Worker final : public PrefillWorker {
 };
 
 absl::Status Worker::Init() {
-  TANDEM_RETURN_IF_ERROR(metrics_.Serve(options_.metrics_listen));
+  TANDEM_RETURN_IF_ERROR(metrics_.Serve(options_.process.metrics_listen));
   TANDEM_ASSIGN_OR_RETURN(engine_, Engine::Load(options_.engine));
-  const std::string name = options_.served_model_name.empty()
+  const std::string name = options_.process.served_model_name.empty()
                                ? DefaultModelName(engine_->options().model_dir)
-                               : options_.served_model_name;
-  capability_ = CapabilityOf(*engine_, name, options_.cluster_secret);
+                               : options_.process.served_model_name;
+  capability_ = CapabilityOf(*engine_, name, options_.process.cluster_secret);
   spdlog::info("{}", engine_->Banner());
   TANDEM_RETURN_IF_ERROR(StartSender());
   StartLoop();
@@ -126,7 +110,7 @@ absl::Status Worker::Init() {
 absl::Status Worker::StartSender() {
   KvSenderOptions sender;
   sender.region = engine_->region();
-  sender.worker_id = options_.worker_id;
+  sender.worker_id = options_.process.worker_id;
   sender.capability_digest = CapabilityDigest(capability_);
   sender.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
                           const TransferStats& stats) {
@@ -141,8 +125,8 @@ void Worker::StartLoop() {
   loop.limits = {engine_->options().max_num_batched_tokens, engine_->options().max_num_seqs};
   loop.layout = engine_->region().layout;
   loop.max_waiting = options_.max_waiting;
-  loop.worker_id = options_.worker_id;
-  loop.cluster_secret = options_.cluster_secret;
+  loop.worker_id = options_.process.worker_id;
+  loop.cluster_secret = options_.process.cluster_secret;
   loop.model_digest = engine_->model_digest();
   PrefillLoopParts parts;
   parts.runner = &engine_->runner();
@@ -164,14 +148,14 @@ void Worker::StartLoop() {
 
 absl::Status Worker::StartServer() {
   PrefillServiceOptions service;
-  service.worker_id = options_.worker_id;
+  service.worker_id = options_.process.worker_id;
   service.capability_digest = CapabilityDigest(capability_);
   service.vocab_size = engine_->config().vocab_size;
   service.max_model_len = engine_->options().max_model_len;
   service.block_size = engine_->region().layout.block_size;
   service_ = std::make_unique<PrefillService>(std::move(service), &inbox_, Clock::Real());
   RpcServerOptions server;
-  server.listen_address = options_.listen;
+  server.listen_address = options_.process.listen;
   TANDEM_ASSIGN_OR_RETURN(server_, RpcServer::Start(server, {service_.get()}));
   return absl::OkStatus();
 }
@@ -180,7 +164,7 @@ internal::v1::Hello Worker::MakeHello(const std::string& address,
                                       const std::string& metrics) const {
   const EngineOptions& engine = engine_->options();
   internal::v1::Hello hello;
-  hello.set_worker_id(options_.worker_id);
+  hello.set_worker_id(options_.process.worker_id);
   hello.set_incarnation(RandomUint64());
   hello.set_role("prefill");
   hello.set_address(address);
@@ -194,11 +178,13 @@ internal::v1::Hello Worker::MakeHello(const std::string& address,
 }
 
 absl::Status Worker::Join() {
-  if (options_.router.empty()) return absl::OkStatus();
-  TANDEM_ASSIGN_OR_RETURN(const std::string address, Advertised(options_, server_->address()));
-  TANDEM_ASSIGN_OR_RETURN(const std::string metrics, Advertised(options_, metrics_.address()));
+  if (options_.process.router.empty()) return absl::OkStatus();
+  TANDEM_ASSIGN_OR_RETURN(const std::string address,
+                          AdvertisedAddress(options_.process, server_->address()));
+  TANDEM_ASSIGN_OR_RETURN(const std::string metrics,
+                          AdvertisedAddress(options_.process, metrics_.address()));
   ClusterClientOptions cluster;
-  cluster.router_address = options_.router;
+  cluster.router_address = options_.process.router;
   cluster.hello = MakeHello(address, metrics);
   cluster.on_joined = [this] { inbox_.Push(PrefillSnapshotWanted{}); };
   cluster.on_drain = [this] { signals_->Wake(); };
@@ -232,7 +218,7 @@ void Worker::Stop(absl::Duration drain) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(
+absl::StatusOr<std::unique_ptr<WorkerProcess>> StartPrefillWorker(
     const PrefillWorkerOptions& options, SignalWaiter* signals) {
   auto worker = std::make_unique<Worker>(options, signals);
   TANDEM_RETURN_IF_ERROR(worker->Init());

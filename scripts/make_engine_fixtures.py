@@ -2,8 +2,8 @@
 """Writes tests/data/engine: tiny random Qwen2 checkpoints with results from Hugging Face
 transformers in float64, so that the engine's tests need no large files.
 
-  python3 -m venv /tmp/venv && /tmp/venv/bin/pip install torch transformers safetensors
-  /tmp/venv/bin/python scripts/make_engine_fixtures.py
+  python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==5.17.0 safetensors==0.8.0
+  venv/bin/python scripts/make_engine_fixtures.py
 """
 import json
 import math

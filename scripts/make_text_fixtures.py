@@ -3,8 +3,8 @@
 
 Made with tokenizers 0.23.3, transformers 5.23.0 and jinja2 3.1.6 from PyPI on Python 3.11:
 
-    python3 -m venv /tmp/venv && /tmp/venv/bin/pip install tokenizers==0.23.3 transformers==5.23.0 jinja2==3.1.6
-    /tmp/venv/bin/python scripts/make_text_fixtures.py
+    python3 -m venv venv && venv/bin/pip install tokenizers==0.23.3 transformers==5.23.0 jinja2==3.1.6
+    venv/bin/python scripts/make_text_fixtures.py
 
 Writes
   tokenizer.json        a byte-level BPE of a few hundred merges with the Qwen2 pipeline and added tokens of every kind

@@ -182,15 +182,15 @@ struct Answer {
 
 class WorkerTest : public testing::Test {
  protected:
-  static std::unique_ptr<DecodeWorker> StartWorker(const EngineOptions& engine,
-                                                   const std::string& role) {
+  static std::unique_ptr<WorkerProcess> StartWorker(const EngineOptions& engine,
+                                                    const std::string& role) {
     DecodeWorkerOptions options;
     options.engine = engine;
-    options.worker_id = "d0";
+    options.process.worker_id = "d0";
     options.role = role;
-    options.served_model_name = "model";
+    options.process.served_model_name = "model";
     options.local_prefill_max_tokens = 8;
-    auto worker = DecodeWorker::Start(options, Signals());
+    auto worker = StartDecodeWorker(options, Signals());
     EXPECT_OK(worker);
     return worker.ok() ? *std::move(worker) : nullptr;
   }

@@ -1,0 +1,86 @@
+#include "common/rpc/worker_process.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <unistd.h>
+
+#include "fmt/format.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+
+#include "common/base/host_port.h"
+#include "common/base/status.h"
+#include "common/base/transfer_id.h"
+
+namespace tandem {
+
+void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
+  flags->Add("--router", &o->router, "router to join; empty: stand alone", "HOST:PORT");
+  flags->Add("--listen", &o->listen, "address of the RPC service; port 0: any", "HOST:PORT");
+  flags->Add("--metrics-listen", &o->metrics_listen, "address of /metrics; port 0: any",
+             "HOST:PORT");
+  flags->Add("--advertise-host", &o->advertise_host,
+             "host that others reach this worker by; default: the host of --listen");
+  flags->Add("--worker-id", &o->worker_id, "name in the cluster; default: drawn at random");
+  flags->Add("--served-model-name", &o->served_model_name,
+             "name of the model in the API; default: the name of the model directory");
+  flags->Add("--cluster-secret", &o->cluster_secret,
+             "shared by all processes of a cluster; default: TANDEM_CLUSTER_SECRET");
+  flags->Add("--drain-timeout", &o->drain_timeout,
+             "how long running requests may take to finish after SIGTERM", "s");
+}
+
+std::string AdvertisedHost(const WorkerProcessOptions& options, const std::string& bound_host) {
+  if (!options.advertise_host.empty()) return options.advertise_host;
+  if (bound_host != "0.0.0.0" && bound_host != "::") return bound_host;
+  char name[256] = "localhost";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+absl::StatusOr<std::string> AdvertisedAddress(const WorkerProcessOptions& options,
+                                              const std::string& bound) {
+  TANDEM_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(bound));
+  address.host = AdvertisedHost(options, address.host);
+  return address.ToString();
+}
+
+int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv) {
+  SignalWaiter signals;
+  WorkerProcessOptions& options = *parts.options;
+  const auto fail = [&](int code, const absl::Status& status) {
+    fmt::print(stderr, "{}: {}\n", parts.flags->program(), std::string(status.message()));
+    return code;
+  };
+  if (const char* secret = std::getenv("TANDEM_CLUSTER_SECRET")) options.cluster_secret = secret;
+  absl::Status status = parts.flags->Parse(argc, argv);
+  if (status.ok() && parts.flags->HelpRequested()) {
+    fmt::print("{}", parts.flags->Help());
+    return 0;
+  }
+  if (status.ok() && !(options.drain_timeout > 0)) {
+    status =
+        InvalidArgument("--drain-timeout must be more than 0 s, got {}", options.drain_timeout);
+  }
+  if (status.ok()) status = parts.validate();
+  if (!status.ok()) return fail(2, status);
+  if (options.worker_id.empty()) {
+    options.worker_id = fmt::format("{}-{:08x}", parts.kind, RandomUint64() & 0xffffffff);
+  }
+
+  spdlog::set_default_logger(spdlog::stderr_logger_mt(options.worker_id));
+  spdlog::set_pattern("%H:%M:%S.%e %n %l %v");
+  absl::StatusOr<std::unique_ptr<WorkerProcess>> worker = parts.start(&signals);
+  if (!worker.ok()) return fail(1, worker.status());
+  fmt::print("listening {} metrics {}\n", (*worker)->address(), (*worker)->metrics_address());
+  std::fflush(stdout);
+  signals.Wait();
+  spdlog::info("draining");
+  status = (*worker)->Drain();
+  worker->reset();
+  if (!status.ok()) return fail(1, status);
+  spdlog::info("stopped");
+  return 0;
+}
+
+}  // namespace tandem

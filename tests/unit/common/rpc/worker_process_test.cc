@@ -1,0 +1,49 @@
+#include "common/rpc/worker_process.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+TEST(AdvertisedAddress, IsTheBoundOneUnlessThatNamesNoHost) {
+  WorkerProcessOptions options;
+  auto address = AdvertisedAddress(options, "10.1.2.3:500");
+  ASSERT_OK(address);
+  EXPECT_EQ(*address, "10.1.2.3:500");
+  address = AdvertisedAddress(options, "0.0.0.0:500");
+  ASSERT_OK(address);
+  EXPECT_THAT(*address,
+              testing::AllOf(testing::EndsWith(":500"), testing::Not(testing::StartsWith("0."))));
+  options.advertise_host = "worker-7.cluster";
+  for (const char* bound : {"0.0.0.0:500", "10.1.2.3:500"}) {
+    address = AdvertisedAddress(options, bound);
+    ASSERT_OK(address);
+    EXPECT_EQ(*address, "worker-7.cluster:500");
+  }
+  EXPECT_FALSE(AdvertisedAddress(options, "no port").ok());
+}
+
+TEST(RunWorkerProcess, BadFlagsEndItBeforeItStarts) {
+  WorkerProcessOptions options;
+  FlagSet flags("worker", "A worker.");
+  AddWorkerProcessFlags(&flags, &options);
+  WorkerMain parts{.flags = &flags, .options = &options, .kind = "test"};
+  int starts = 0;
+  parts.validate = [] { return absl::OkStatus(); };
+  parts.start = [&](SignalWaiter*) -> absl::StatusOr<std::unique_ptr<WorkerProcess>> {
+    ++starts;
+    return absl::InternalError("no engine");
+  };
+  const char* unknown[] = {"worker", "--lisen", "x"};
+  EXPECT_EQ(RunWorkerProcess(parts, 3, unknown), 2);
+  EXPECT_EQ(starts, 0);
+  const char* good[] = {"worker", "--worker-id", "w0"};
+  EXPECT_EQ(RunWorkerProcess(parts, 3, good), 1);
+  EXPECT_EQ(starts, 1);
+}
+
+}  // namespace
+}  // namespace tandem
