@@ -39,8 +39,17 @@ class Call : public DecodeCall,
     StartRead(&event_);
   }
 
+  void ReadToEnd() override {
+    absl::MutexLock lock(&mutex_);
+    unwanted_ = true;
+    if (!holding_ || reading_) return;
+    reading_ = true;
+    StartRead(&event_);
+  }
+
   void Cancel() override {
     absl::MutexLock lock(&mutex_);
+    unwanted_ = true;
     context_.TryCancel();
     if (!reading_) ReleaseHold();
   }
@@ -56,8 +65,13 @@ class Call : public DecodeCall,
     {
       absl::MutexLock lock(&mutex_);
       reading_ = false;
-      // A cancelled call reads on only to learn its end.
-      if (!holding_) return;
+      if (unwanted_) {
+        // The event overtook the cancellation, or came behind the last one: nobody will ask for
+        // another, so the call must not wait for that.
+        context_.TryCancel();
+        ReleaseHold();
+        return;
+      }
     }
     handler_->OnEvent(std::move(event));
   }
@@ -84,6 +98,7 @@ class Call : public DecodeCall,
   absl::Mutex mutex_;
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool holding_ ABSL_GUARDED_BY(mutex_) = true;
+  bool unwanted_ ABSL_GUARDED_BY(mutex_) = false;  // no further event is handed out
 };
 
 }  // namespace

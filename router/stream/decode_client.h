@@ -34,7 +34,10 @@ class DecodeCall {
   virtual ~DecodeCall() = default;
   // At most once per event.
   virtual void ReadNext() = 0;
-  // Idempotent.
+  // Instead of ReadNext after the last event: lets the worker end the call by itself. Further
+  // events are not handed out, they cancel the call.
+  virtual void ReadToEnd() = 0;
+  // Idempotent. No event is handed out whose reading has not ended by now.
   virtual void Cancel() = 0;
 };
 

@@ -153,6 +153,9 @@ void Dispatcher::RouteAll(absl::Time now) {
           std::any_of(it->refusals.begin(), it->refusals.end(),
                       [](const Refusal& refusal) { return refusal.kind == Refusal::Kind::kLost; });
       blocked = outcome == Outcome::kFull && !avoids_lost;
+    } else {
+      // Workers are there, and full: it waits for room.
+      it->without_worker = absl::InfiniteFuture();
     }
     if (outcome != Outcome::kLeft) {
       if (const absl::Status overdue = Overdue(*it, now); !overdue.ok()) {

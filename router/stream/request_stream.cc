@@ -117,7 +117,7 @@ void RequestStream::Emit(TokenEvent event) {
   }
   pending_.text += text_.Flush();
   // The worker is done by itself: the call ends, nothing is left to cancel.
-  call_->ReadNext();
+  call_->ReadToEnd();
   call_.reset();
   End(absl::OkStatus(), event.finish_reason);
 }
