@@ -1,5 +1,6 @@
 #include "decode_worker/worker.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <thread>
@@ -209,6 +210,7 @@ absl::Status Worker::Join() {
 }
 
 void Worker::Stop(absl::Duration drain) {
+  const absl::Time deadline = Clock::Real()->Now() + drain;
   if (thread_.joinable()) {
     if (cluster_ != nullptr) cluster_->PostDraining();
     server_->SetServing(false);
@@ -217,7 +219,9 @@ void Worker::Stop(absl::Duration drain) {
     thread_.join();
   }
   loop_.reset();  // ends the streams that are left, so that the server need not cancel them
-  if (server_ != nullptr) server_->Shutdown(absl::Seconds(1));
+  // Slow readers may still be taking the last tokens of sequences that have ended.
+  const absl::Duration left = deadline - Clock::Real()->Now();
+  if (server_ != nullptr) server_->Shutdown(std::max(left, absl::Seconds(1)));
   cluster_.reset();
   prefill_client_.reset();
   receiver_.reset();
