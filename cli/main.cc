@@ -1,6 +1,11 @@
 // The `tandem` command: finds the subcommand and runs it.
 #include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fcntl.h>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "fmt/format.h"
@@ -66,7 +71,29 @@ int Main(int argc, char** argv) {
   return kExitUsage;
 }
 
+// What is opened later must not take the place of a standard stream that the caller closed.
+void FillStandardStreams() {
+  for (int fd = 0; fd <= 2; ++fd) {
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+  }
+}
+
+// A command whose output did not arrive has failed.
+int CheckOutput(int exit_code) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return exit_code;
+  std::fprintf(stderr, "tandem: cannot write to stdout: %s\n", std::strerror(errno));
+  return exit_code == kExitOk ? kExitFailed : exit_code;
+}
+
 }  // namespace
 }  // namespace tandem
 
-int main(int argc, char** argv) { return tandem::Main(argc, argv); }
+int main(int argc, char** argv) {
+  tandem::FillStandardStreams();
+  try {
+    return tandem::CheckOutput(tandem::Main(argc, argv));
+  } catch (const std::system_error& error) {  // fmt's, where a stream is full or its reader gone
+    std::fprintf(stderr, "tandem: %s\n", error.what());
+    return tandem::kExitFailed;
+  }
+}

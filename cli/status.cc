@@ -16,6 +16,7 @@ nlohmann::ordered_json WorkerJson(const v1::Worker& worker) {
           {"role", worker.role()},
           {"state", worker.state()},
           {"address", worker.address()},
+          {"metrics_address", worker.metrics_address()},
           {"running", worker.running()},
           {"waiting", worker.waiting()},
           {"waiting_tokens", worker.waiting_tokens()},
@@ -44,9 +45,9 @@ void PrintTable(const v1::GetClusterResponse& cluster) {
   fmt::print("model {} ({}), max_model_len {}\nrequests: {} running, {} queued\n", cluster.model(),
              cluster.capability(), cluster.max_model_len(), cluster.running_requests(),
              cluster.queued_requests());
-  std::vector<std::vector<std::string>> rows = {{"worker", "role", "state", "running", "waiting",
-                                                 "waiting tokens", "blocks used", "cached", "free",
-                                                 "total", "prefill tok/s", "up (s)", "address"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"worker", "role", "state", "running", "waiting", "waiting tokens", "blocks used", "cached",
+       "free", "total", "prefill tok/s", "up (s)", "address", "metrics"}};
   for (const v1::Worker& worker : cluster.workers()) {
     rows.push_back({worker.worker_id(), worker.role(), worker.state(),
                     std::to_string(worker.running()), std::to_string(worker.waiting()),
@@ -56,7 +57,8 @@ void PrintTable(const v1::GetClusterResponse& cluster) {
                     worker.prefill_tokens_per_second() > 0
                         ? fmt::format("{:.0f}", worker.prefill_tokens_per_second())
                         : "-",
-                    fmt::format("{:.0f}", worker.uptime_seconds()), worker.address()});
+                    fmt::format("{:.0f}", worker.uptime_seconds()), worker.address(),
+                    worker.metrics_address()});
   }
   if (cluster.workers().empty()) {
     fmt::print("no workers have joined\n");

@@ -197,7 +197,11 @@ bool Supervisor::Stop(const std::vector<std::string>& names, absl::Duration boun
     }
   }
   for (const Child* child : waiting) {
-    clean = clean && WIFEXITED(*child->final_status) && WEXITSTATUS(*child->final_status) == 0;
+    const int status = *child->final_status;
+    const bool exited = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    // Just started, it does not take the signal itself yet and has nothing to finish.
+    const bool ended_by_term = WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM;
+    clean = clean && (exited || ended_by_term);
   }
   return clean;
 }

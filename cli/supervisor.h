@@ -60,7 +60,8 @@ class Supervisor {
 
   // SIGTERM to the named children; waits until they have ended, up to `bound`, or until a signal
   // that comes more than 1 s after the first Stop; then SIGKILL. True if none had to be killed and
-  // all exit codes were 0. They are not restarted.
+  // all exit codes were 0 (or SIGTERM ended a child before it came to handling it). They are not
+  // restarted.
   bool Stop(const std::vector<std::string>& names, absl::Duration bound);
 
  private:

@@ -16,6 +16,7 @@ void FillWorker(const WorkerView& view, absl::Time now, v1::Worker* out) {
   out->set_role(std::string(WorkerRoleName(identity.role)));
   out->set_state(view.draining ? "draining" : "ready");
   out->set_address(identity.address);
+  out->set_metrics_address(identity.metrics_address);
   out->set_running(static_cast<uint32_t>(load.running));
   out->set_waiting(static_cast<uint32_t>(load.waiting));
   out->set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));

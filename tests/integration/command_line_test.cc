@@ -104,6 +104,13 @@ TEST(Mistakes, UnknownFlagsNameTheNearest) {
   }
 }
 
+TEST(Mistakes, OutputThatCannotBeWritten) {
+  const std::string inspect = Tandem() + " inspect " + SourcePath("models/demo");
+  ExpectMistake({"/bin/sh", "-c", inspect + " >/dev/full"}, 1, "No space left");
+  // So much that it is written before the end.
+  ExpectMistake({"/bin/sh", "-c", "stdbuf -o0 " + inspect + " >/dev/full"}, 1, "No space left");
+}
+
 TEST(Mistakes, PortInUse) {
   Up up;
   const std::string port = up.address.substr(up.address.rfind(':') + 1);

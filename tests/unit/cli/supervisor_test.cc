@@ -94,6 +94,12 @@ TEST(SupervisorTest, StopIsCleanWhereChildrenListenToTerm) {
   EXPECT_TRUE(supervisor.Stop({"good"}, absl::Seconds(100)));
 }
 
+TEST(SupervisorTest, StopIsCleanWhereAChildHasNotComeToHandlingSignals) {
+  Supervisor supervisor(kNothing);
+  ASSERT_TRUE(supervisor.Start({"new", {"/bin/sleep", "1000"}}).ok());
+  EXPECT_TRUE(supervisor.Stop({"new"}, absl::Seconds(100)));
+}
+
 TEST(SupervisorTest, StopKillsTheDeaf) {
   Supervisor supervisor(kNothing);
   ASSERT_TRUE(supervisor
