@@ -1,5 +1,6 @@
 #include "common/rpc/server.h"
 
+#include <string_view>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -46,10 +47,36 @@ class ServiceNames : public grpc::ServerBuilderPlugin {
   const std::shared_ptr<HealthService> health_;
 };
 
-// gRPC's own lines say at length what our statuses say in one: they go to the debug log.
-void QuietGrpcOnce() {
+// gRPC's own lines say at length what our statuses say in one: they go to the debug log, unless
+// they are gRPC's last words.
+void LogGrpcLine(gpr_log_func_args* line) {
+  const std::string_view message = line->message;
+  if (message.find("assertion failed") != message.npos) {
+    spdlog::critical("grpc: {}:{}: {}", line->file, line->line, message);
+  } else {
+    spdlog::debug("grpc: {}", message);
+  }
+}
+
+// A server without an address that is never stopped. The callback API's threads and queue are
+// shared by all channels and servers of the process; gRPC 1.51 takes them down with the last of
+// these and may abort doing so, while another thread still takes its last event from the queue.
+// With this one they live as long as the process.
+void KeepCallbackThreads() {
+  static auto* service = new grpc::health::v1::Health::CallbackService;
+  static grpc::Server* server [[maybe_unused]] = [] {
+    grpc::ServerBuilder builder;
+    builder.RegisterService(service);
+    return builder.BuildAndStart().release();
+  }();
+}
+
+void PrepareGrpcOnce() {
   [[maybe_unused]] static const bool done = [] {
-    gpr_set_log_function([](gpr_log_func_args* line) { spdlog::debug("grpc: {}", line->message); });
+    gpr_set_log_function(LogGrpcLine);
+    grpc::EnableDefaultHealthCheckService(false);
+    KeepCallbackThreads();  // before reflection is a part of every server
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     return true;
   }();
 }
@@ -119,9 +146,7 @@ void AddServerArguments(const RpcServerOptions& options, grpc::ServerBuilder* bu
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
   TANDEM_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen_address));
-  QuietGrpcOnce();
-  grpc::EnableDefaultHealthCheckService(false);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  PrepareGrpcOnce();
 
   auto health = std::make_shared<HealthService>();
   auto server = std::make_unique<GrpcServer>(health);
@@ -143,7 +168,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
 }
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, Patience patience) {
-  QuietGrpcOnce();
+  PrepareGrpcOnce();
   const Keepalive& keepalive = patience == Patience::kEager ? kEager : kPatient;
   grpc::ChannelArguments arguments;
   // Only while calls are running (the default): between calls nobody reads the answers to pings.
