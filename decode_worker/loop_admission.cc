@@ -211,9 +211,11 @@ void DecodeLoop::MakeRunnable(Sequence* s) {
   const PrefillAttempt& attempt = *s->attempt;
   const TransferStats& stats = attempt.stats;
   const absl::Duration took = std::max(stats.last_byte - stats.first_byte, absl::ZeroDuration());
-  s->times.kv_transfer_total = absl::ToDoubleMilliseconds(took);
-  s->times.kv_transfer_exposed = absl::ToDoubleMilliseconds(
-      std::max(attempt.sealed_at - attempt.replied_at, absl::ZeroDuration()));
+  // Sealed is when this loop saw it, which may be a step later than the last byte.
+  const absl::Duration exposed =
+      std::max(attempt.sealed_at - attempt.replied_at, absl::ZeroDuration());
+  s->times.kv_transfer_total = absl::ToDoubleMilliseconds(std::max(took, exposed));
+  s->times.kv_transfer_exposed = absl::ToDoubleMilliseconds(exposed);
   s->times.kv_bytes = stats.bytes;
   s->times.transport = stats.transport;
   KvLinkMetrics& link =
