@@ -1,5 +1,6 @@
 #include "common/rpc/server.h"
 
+#include <csignal>
 #include <string_view>
 #include <utility>
 
@@ -74,9 +75,15 @@ void KeepCallbackThreads() {
 void PrepareGrpcOnce() {
   [[maybe_unused]] static const bool done = [] {
     gpr_set_log_function(LogGrpcLine);
+    // The threads that gRPC starts here and keeps take no signals: a SIGCHLD or SIGTERM that they
+    // took would be lost to whoever waits for it.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
     grpc::EnableDefaultHealthCheckService(false);
     KeepCallbackThreads();  // before reflection is a part of every server
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     return true;
   }();
 }
