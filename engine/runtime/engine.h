@@ -21,7 +21,8 @@ struct EngineOptions {
   std::string dtype = "auto";        // auto: bfloat16 where the CPU has it; float32, bfloat16
   int block_size = 16;               // tokens
   int max_model_len = 0;             // tokens; 0: as long as the model allows and the pool holds
-  int max_num_batched_tokens = 2048;
+  // Per step. Arrivals and cancels wait for the end of a step, which on a CPU is long.
+  int max_num_batched_tokens = 512;
   int max_num_seqs = 64;
   int64_t kv_cache_memory_bytes = 0;  // 0: chosen from the memory available
   bool enable_prefix_caching = true;
