@@ -23,6 +23,15 @@ struct TokenLogprob {
   std::vector<Alternative> top;  // most likely first
 };
 
+// A launched step: 1, 2, ... in the order of launching. 0 names none.
+using StepId = uint64_t;
+
+// The token that item `item` of step `step` draws, while the host does not know it yet.
+struct DrawnToken {
+  StepId step = 0;
+  int item = 0;
+};
+
 // A run of consecutive tokens of one sequence: a chunk of a prompt, or one decode step.
 struct BatchItem {
   // Tokens of the sequence from its beginning, at least up to the end of this run; those in [start,
@@ -36,16 +45,24 @@ struct BatchItem {
   // Pool blocks of the sequence in order: block_table[i] holds positions [i * block_size, (i + 1) *
   // block_size). Covers at least start + num_tokens positions.
   std::span<const int32_t> block_table;
-  // Draw the token that follows tokens.back(): set for decode steps and for a prompt's last chunk;
-  // null: no token.
+  // Draw the token that follows the sequence's last: set for decode steps and for a prompt's last
+  // chunk; null: no token.
   const SamplingParams* sampling = nullptr;
   // >= 0: logprobs of the prompt tokens computed in this run (position start + 1 .. start +
   // num_tokens, as far as they lie in the prompt), with that many alternatives.
   int prompt_logprobs = -1;
+  // Where the step is not 0, the sequence has one token more than `tokens`: this one. It is the
+  // run's last. The step is the one launched just before this batch, and the item draws a token.
+  DrawnToken pending;
+
+  // Tokens of the sequence, the pending one included.
+  int length() const { return static_cast<int>(tokens.size()) + (pending.step != 0 ? 1 : 0); }
 };
 
 struct Batch {
   std::vector<BatchItem> items;
+  // Whether the launched step gives an event for each layer (see LaunchedStep).
+  bool wants_layer_events = false;
   // Called on the running thread after each layer's KV of the whole batch is written, layer 0
   // first. May be empty. Prefill pushes finished blocks from here, so that shipping overlaps with
   // the layers still to compute.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/base/check.h"
 #include "common/base/status.h"
 
 namespace tandem {
@@ -22,12 +23,31 @@ CpuModelRunner::CpuModelRunner(Qwen2* model, const KvRegion& kv, const Options& 
       logits_(kLogitRows * static_cast<size_t>(model->config().vocab_size) * sizeof(float)),
       scratch_(static_cast<size_t>(threads->count())) {}
 
+CpuModelRunner::~CpuModelRunner() {
+  for (Step& step : in_flight_) {
+    for (const auto& event : step.layer_ready) event->Set();
+  }
+}
+
+absl::Status CpuModelRunner::CheckPending(const BatchItem& item, size_t index) const {
+  if (item.pending.step == 0) return absl::OkStatus();
+  const size_t from = static_cast<size_t>(item.pending.item);
+  if (item.pending.step != last_launched_ || from >= last_draws_.size() || !last_draws_[from] ||
+      item.start + item.num_tokens != item.length()) {
+    return InvalidArgument("batch item {}: item {} of step {} does not draw the token that ends it",
+                           index, item.pending.item, item.pending.step);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CpuModelRunner::CheckItem(const BatchItem& item, size_t index) const {
   const size_t end = static_cast<size_t>(item.start) + static_cast<size_t>(item.num_tokens);
-  if (item.start < 0 || item.num_tokens < 1 || item.tokens.size() < end) {
+  const size_t length = static_cast<size_t>(item.length());
+  if (item.start < 0 || item.num_tokens < 1 || length < end) {
     return InvalidArgument("batch item {}: {} tokens from {} do not lie in a sequence of {}", index,
-                           item.num_tokens, item.start, item.tokens.size());
+                           item.num_tokens, item.start, length);
   }
+  TANDEM_RETURN_IF_ERROR(CheckPending(item, index));
   const size_t block_size = static_cast<size_t>(kv_.layout.block_size);
   if (item.block_table.size() * block_size < end) {
     return InvalidArgument("batch item {}: {} blocks of {} tokens do not hold {} positions", index,
@@ -39,19 +59,18 @@ absl::Status CpuModelRunner::CheckItem(const BatchItem& item, size_t index) cons
                              item.block_table[i], kv_.num_blocks);
     }
   }
-  for (size_t i = static_cast<size_t>(item.start); i < end; ++i) {
+  for (size_t i = static_cast<size_t>(item.start); i < std::min(end, item.tokens.size()); ++i) {
     if (item.tokens[i] < 0 || item.tokens[i] >= model_->config().vocab_size) {
       return InvalidArgument("token id {} at position {} is outside of the vocabulary of {}",
                              item.tokens[i], i, model_->config().vocab_size);
     }
   }
-  if (item.sampling != nullptr && (item.tokens.size() != end || item.prompt_length < 0 ||
-                                   static_cast<size_t>(item.prompt_length) > item.tokens.size())) {
+  if (item.sampling != nullptr && (length != end || item.prompt_length < 0 ||
+                                   static_cast<size_t>(item.prompt_length) > length)) {
     return InvalidArgument("batch item {}: draws a token, so its {} tokens must end at {}", index,
-                           item.tokens.size(), end);
+                           length, end);
   }
-  if (item.prompt_logprobs >= 0 && static_cast<size_t>(item.prompt_length) > end &&
-      item.tokens.size() == end) {
+  if (item.prompt_logprobs >= 0 && static_cast<size_t>(item.prompt_length) > end && length == end) {
     return InvalidArgument(
         "batch item {}: prompt_logprobs of a chunk that ends at {} of a prompt of {} need the "
         "token "
@@ -126,17 +145,51 @@ void CpuModelRunner::ComputeLogits(const Batch& batch, const std::vector<LogitRo
     });
     for (size_t i = 0; i < count; ++i) {
       ItemOutput& item = output->items[static_cast<size_t>(rows[first + i].item)];
-      if (statuses[i].ok()) continue;
       item.status.Update(statuses[i]);
-      item.has_token = false;
+      if (!item.status.ok()) item.has_token = false;
     }
   }
 }
 
-absl::StatusOr<StepOutput> CpuModelRunner::Run(const Batch& batch) {
+absl::StatusOr<LaunchedStep> CpuModelRunner::Launch(const Batch& batch) {
+  TANDEM_CHECK(in_flight_.size() < static_cast<size_t>(options_.max_in_flight),
+               "{} steps are in flight already", in_flight_.size());
   TANDEM_RETURN_IF_ERROR(Check(batch));
+  Step& step = in_flight_.emplace_back(Step{++last_launched_, BatchCopy(batch), {}});
+  last_draws_.clear();
+  for (const BatchItem& item : batch.items) last_draws_.push_back(item.sampling != nullptr);
+  LaunchedStep launched{.id = step.id};
+  for (int i = 0; batch.wants_layer_events && i < model_->config().num_layers; ++i) {
+    launched.layer_ready.push_back(step.layer_ready.emplace_back(std::make_shared<HostEvent>()));
+  }
+  return launched;
+}
+
+absl::StatusOr<StepOutput> CpuModelRunner::Collect(StepId id) {
+  TANDEM_CHECK(!in_flight_.empty() && in_flight_.front().id == id,
+               "step {} is not the oldest in flight", id);
+  Step step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  StepOutput output = Compute(&step);
+  if (options_.max_in_flight > 1) last_items_ = output.items;
+  return output;
+}
+
+void CpuModelRunner::ResolvePending(Step* step, StepOutput* output) const {
+  for (size_t i = 0; i < output->items.size(); ++i) {
+    const DrawnToken& pending = step->inputs.batch().items[i].pending;
+    if (pending.step == 0) continue;
+    const ItemOutput& source = last_items_[static_cast<size_t>(pending.item)];
+    output->items[i].status = source.status;
+    step->inputs.SetPending(i, source.has_token ? source.token.token : 0);
+  }
+}
+
+StepOutput CpuModelRunner::Compute(Step* step) {
   StepOutput output;
-  output.items.resize(batch.items.size());
+  output.items.resize(step->inputs.batch().items.size());
+  ResolvePending(step, &output);
+  const Batch& batch = step->inputs.batch();
   const std::vector<LogitRow> rows = PlanLogits(batch, &output);
   input_.tokens.clear();
   input_.positions.clear();
@@ -150,7 +203,10 @@ absl::StatusOr<StepOutput> CpuModelRunner::Run(const Batch& batch) {
     }
   }
   input_.need_hidden = !rows.empty();
-  model_->Forward(input_, kv_, batch.on_layer_done);
+  model_->Forward(input_, kv_, [&](int layer) {
+    if (batch.on_layer_done) batch.on_layer_done(layer);
+    if (!step->layer_ready.empty()) step->layer_ready[static_cast<size_t>(layer)]->Set();
+  });
   ComputeLogits(batch, rows, &output);
   return output;
 }

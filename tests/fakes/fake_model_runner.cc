@@ -80,6 +80,43 @@ FakeModelRunner::FakeModelRunner(const KvRegion& region, FakeModelOptions option
                "a KV row must hold 8 bytes");
 }
 
+FakeModelRunner::~FakeModelRunner() {
+  for (Step& step : in_flight_) {
+    for (const auto& event : step.layer_ready) event->Set();
+  }
+}
+
+absl::Status FakeModelRunner::CheckItem(const BatchItem& item) const {
+  const int end = item.start + item.num_tokens;
+  const bool fits = item.sampling != nullptr ? item.length() == end : item.length() >= end;
+  if (item.num_tokens <= 0 || item.start < 0 || !fits) {
+    return InvalidArgument("item has start {} + {} tokens but a history of {}", item.start,
+                           item.num_tokens, item.length());
+  }
+  const size_t from = static_cast<size_t>(item.pending.item);
+  if (item.pending.step != 0 &&
+      (item.pending.step != last_launched_ || from >= last_draws_.size() || !last_draws_[from])) {
+    return InvalidArgument("item {} of step {} does not draw the pending token", item.pending.item,
+                           item.pending.step);
+  }
+  if (static_cast<int>(item.block_table.size()) * region_.layout.block_size < end) {
+    return InvalidArgument("block table of {} blocks does not cover {} positions",
+                           item.block_table.size(), end);
+  }
+  for (int32_t block : item.block_table) {
+    if (block < 0 || block >= region_.num_blocks) {
+      return InvalidArgument("block {} is outside the pool of {}", block, region_.num_blocks);
+    }
+  }
+  for (int32_t token : item.tokens) {
+    if (token < 0 || token >= options_.vocab_size) {
+      return InvalidArgument("token {} is outside the vocabulary of {}", token,
+                             options_.vocab_size);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FakeModelRunner::Check(const Batch& batch) const {
   if (batch.NumTokens() > options_.max_num_batched_tokens) {
     return InvalidArgument("batch has {} tokens, limit {}", batch.NumTokens(),
@@ -88,29 +125,8 @@ absl::Status FakeModelRunner::Check(const Batch& batch) const {
   const int block_size = region_.layout.block_size;
   std::set<std::pair<int32_t, int>> written;  // (block, slot)
   for (const BatchItem& item : batch.items) {
-    const int end = item.start + item.num_tokens;
-    const int length = static_cast<int>(item.tokens.size());
-    const bool fits = item.sampling != nullptr ? length == end : length >= end;
-    if (item.num_tokens <= 0 || item.start < 0 || !fits) {
-      return InvalidArgument("item has start {} + {} tokens but a history of {}", item.start,
-                             item.num_tokens, item.tokens.size());
-    }
-    if (static_cast<int>(item.block_table.size()) * block_size < end) {
-      return InvalidArgument("block table of {} blocks does not cover {} positions",
-                             item.block_table.size(), end);
-    }
-    for (int32_t block : item.block_table) {
-      if (block < 0 || block >= region_.num_blocks) {
-        return InvalidArgument("block {} is outside the pool of {}", block, region_.num_blocks);
-      }
-    }
-    for (int32_t token : item.tokens) {
-      if (token < 0 || token >= options_.vocab_size) {
-        return InvalidArgument("token {} is outside the vocabulary of {}", token,
-                               options_.vocab_size);
-      }
-    }
-    for (int p = item.start; p < end; ++p) {
+    TANDEM_RETURN_IF_ERROR(CheckItem(item));
+    for (int p = item.start; p < item.start + item.num_tokens; ++p) {
       const int32_t block = item.block_table[static_cast<size_t>(p / block_size)];
       if (!written.insert({block, p % block_size}).second) {
         return InvalidArgument("block {} slot {} is written twice in one batch", block,
@@ -143,11 +159,59 @@ uint64_t FakeModelRunner::HistoryHash(const BatchItem& item, int length) const {
   return hash;
 }
 
-absl::StatusOr<StepOutput> FakeModelRunner::Run(const Batch& batch) {
-  if (options_.before_run) TANDEM_RETURN_IF_ERROR(options_.before_run(batch));
+absl::StatusOr<LaunchedStep> FakeModelRunner::Launch(const Batch& batch) {
+  TANDEM_CHECK(in_flight_.size() < static_cast<size_t>(options_.max_in_flight),
+               "{} steps are in flight already", in_flight_.size());
   TANDEM_RETURN_IF_ERROR(Check(batch));
+  Step& step = in_flight_.emplace_back(Step{++last_launched_, BatchCopy(batch), {}});
+  last_draws_.clear();
+  for (const BatchItem& item : batch.items) last_draws_.push_back(item.sampling != nullptr);
+  LaunchedStep launched{.id = step.id};
+  for (int i = 0; batch.wants_layer_events && i < region_.layout.num_layers; ++i) {
+    launched.layer_ready.push_back(step.layer_ready.emplace_back(std::make_shared<HostEvent>()));
+  }
+  return launched;
+}
+
+absl::StatusOr<StepOutput> FakeModelRunner::Collect(StepId id) {
+  TANDEM_CHECK(!in_flight_.empty() && in_flight_.front().id == id,
+               "step {} is not the oldest in flight", id);
+  Step step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  last_output_ = Compute(&step);
+  for (const auto& event : step.layer_ready) {
+    if (!event->Ready()) event->Set();  // the step failed
+  }
+  return last_output_;
+}
+
+absl::StatusOr<StepOutput> FakeModelRunner::Compute(Step* step) {
+  StepOutput broken;  // statuses of items whose pending token was not drawn
+  broken.items.resize(step->inputs.batch().items.size());
+  for (size_t i = 0; i < broken.items.size(); ++i) {
+    const DrawnToken pending = step->inputs.batch().items[i].pending;
+    if (pending.step == 0) continue;
+    broken.items[i].status = last_output_.ok()
+                                 ? last_output_->items[static_cast<size_t>(pending.item)].status
+                                 : last_output_.status();
+    const bool drawn = broken.items[i].status.ok();
+    step->inputs.SetPending(
+        i, drawn ? last_output_->items[static_cast<size_t>(pending.item)].token.token : 0);
+  }
+  const Batch& batch = step->inputs.batch();
+  if (options_.before_run) TANDEM_RETURN_IF_ERROR(options_.before_run(batch));
   ++num_runs_;
   num_tokens_ += batch.NumTokens();
+  ComputeKv(*step);
+  StepOutput out = Sample(batch);
+  for (size_t i = 0; i < broken.items.size(); ++i) {
+    if (!broken.items[i].status.ok()) out.items[i] = broken.items[i];
+  }
+  return out;
+}
+
+void FakeModelRunner::ComputeKv(const Step& step) {
+  const Batch& batch = step.inputs.batch();
   const KvLayout& layout = region_.layout;
   const size_t row_bytes = static_cast<size_t>(layout.head_dim) * DTypeSize(layout.dtype);
   for (int layer = 0; layer < layout.num_layers; ++layer) {
@@ -162,7 +226,11 @@ absl::StatusOr<StepOutput> FakeModelRunner::Run(const Batch& batch) {
       }
     }
     if (batch.on_layer_done) batch.on_layer_done(layer);
+    if (!step.layer_ready.empty()) step.layer_ready[static_cast<size_t>(layer)]->Set();
   }
+}
+
+StepOutput FakeModelRunner::Sample(const Batch& batch) const {
   StepOutput out;
   for (const BatchItem& item : batch.items) {
     const int length = item.start + item.num_tokens;

@@ -12,12 +12,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "common/base/kv_layout.h"
+#include "engine/runtime/batch_copy.h"
 #include "engine/runtime/model_runner.h"
 
 namespace tandem {
@@ -41,28 +43,48 @@ struct FakeModelOptions {
   std::function<absl::Status(const Batch&)> before_run;
   // The status of an item that draws a token; empty: all are OK.
   std::function<absl::Status(const BatchItem&)> item_status;
+  int max_in_flight = 1;
 };
 
-// Not thread-safe, as every ModelRunner.
+// Not thread-safe, as every ModelRunner. Computes inside Collect.
 class FakeModelRunner : public ModelRunner {
  public:
   // A row needs 8 bytes: head_dim * element size >= 8. `region` outlives the runner.
   FakeModelRunner(const KvRegion& region, FakeModelOptions options);
 
+  ~FakeModelRunner() override;
+
   // INVALID_ARGUMENT for a malformed batch: over max_num_batched_tokens, block table too short,
-  // block out of range, the same block written by two items, token out of range.
-  absl::StatusOr<StepOutput> Run(const Batch& batch) override;
+  // block out of range, the same block written by two items, token out of range, a
+  // pending token that the step before does not draw.
+  absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override;
+  absl::StatusOr<StepOutput> Collect(StepId step) override;
+  int max_in_flight() const override { return options_.max_in_flight; }
 
   int num_runs() const { return num_runs_; }
   int64_t num_tokens() const { return num_tokens_; }  // computed over all runs
 
  private:
+  struct Step {
+    StepId id;
+    BatchCopy inputs;
+    std::vector<std::shared_ptr<HostEvent>> layer_ready;
+  };
+
+  absl::StatusOr<StepOutput> Compute(Step* step);
+  void ComputeKv(const Step& step);
+  StepOutput Sample(const Batch& batch) const;
+  absl::Status CheckItem(const BatchItem& item) const;
   absl::Status Check(const Batch& batch) const;
   uint64_t Row(const BatchItem& item, int layer, int position) const;
   uint64_t HistoryHash(const BatchItem& item, int length) const;
 
   const KvRegion region_;
   const FakeModelOptions options_;
+  std::deque<Step> in_flight_;  // oldest first
+  StepId last_launched_ = 0;
+  std::vector<bool> last_draws_;                           // [items] of that step
+  absl::StatusOr<StepOutput> last_output_ = StepOutput{};  // of the step collected last
   int num_runs_ = 0;
   int64_t num_tokens_ = 0;
 };

@@ -74,15 +74,22 @@ TEST(PrefillLoop, EachLayerIsShippedAsSoonAsItIsDone) {
   // here: that it does not wait for the layers after it.
   class LayerSpy : public ModelRunner {
    public:
-    absl::StatusOr<StepOutput> Run(const Batch& batch) override {
+    absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override {
+      on_layer_done_ = batch.on_layer_done;
+      return LaunchedStep{.id = 1};
+    }
+    absl::StatusOr<StepOutput> Collect(StepId) override {
       for (int layer = 0; layer < 2; ++layer) {
-        batch.on_layer_done(layer);
+        on_layer_done_(layer);
         pushed.push_back(num_pushed());
       }
       return absl::InternalError("done");
     }
     std::function<size_t()> num_pushed;
     std::vector<size_t> pushed;
+
+   private:
+    std::function<void(int)> on_layer_done_;
   };
   LayerSpy spy;
   PrefillHarness h({.model = &spy});
