@@ -92,14 +92,14 @@ int NumCores() {
 }
 
 absl::StatusOr<FlagNames> AskForFlags(const std::string& program) {
-  TANDEM_ASSIGN_OR_RETURN(auto child, ChildProcess::Start({ProgramPath(program), "--help"}, {}));
+  TANDEM_ASSIGN_OR_RETURN(auto child,
+                          ChildProcess::Start({ProgramPath(program), "--list-flags"}, {}));
   const int status = child->Wait();
-  std::string help;
-  for (const std::string& line : child->out().ReadLines()) help += line + "\n";
-  FlagNames names = FlagsInHelp(help);
-  if (status != 0 || names.empty()) {
-    return Internal("{} --help: {}", program, DescribeWaitStatus(status));
-  }
+  std::string list;
+  for (const std::string& line : child->out().ReadLines()) list += line;
+  if (status != 0) return Internal("{} --list-flags: {}", program, DescribeWaitStatus(status));
+  absl::StatusOr<FlagNames> names = ParseFlagList(list);
+  if (!names.ok()) return Internal("{} --list-flags: {}", program, MessageOf(names.status()));
   return names;
 }
 
@@ -111,7 +111,7 @@ class LocalCluster {
 
   int Run(const std::vector<std::string>& own_flags) {
     if (const absl::Status status = PlanArguments(own_flags); !status.ok()) {
-      fmt::print(stderr, "tandem up: {}\n", std::string(status.message()));
+      fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
       return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailed;
     }
     deadline_ = absl::Now() + absl::Seconds(flags_.start_timeout_s);
@@ -126,7 +126,7 @@ class LocalCluster {
       return StopAll() ? kExitOk : kExitFailed;
     }
     if (absl::IsCancelled(started)) return StopAll() ? kExitOk : kExitFailed;
-    fmt::print(stderr, "tandem up: {}\n", std::string(started.message()));
+    fmt::print(stderr, "tandem up: {}\n", MessageOf(started));
     const bool bad_flags = absl::IsInvalidArgument(started);
     StopAll();
     return bad_flags ? kExitUsage : kExitFailed;
@@ -272,7 +272,7 @@ int RunUp(const Arguments& arguments) {
   AddFlags(&parser, &flags);
   if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
   if (const absl::Status status = Complete(&flags); !status.ok()) {
-    fmt::print(stderr, "tandem up: {}\n", std::string(status.message()));
+    fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
     return kExitUsage;
   }
   Supervisor supervisor(ChildEnvironment());  // before any thread: it blocks signals

@@ -1,24 +1,23 @@
 #include "cli/worker_flags.h"
 
-#include <sstream>
+#include "nlohmann/json.hpp"
 
 #include "common/base/nearest_name.h"
 #include "common/base/status.h"
 
 namespace tandem {
 
-FlagNames FlagsInHelp(const std::string& help) {
+absl::StatusOr<FlagNames> ParseFlagList(const std::string& json) {
+  const nlohmann::json list = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
+  if (!list.is_object() || !list.contains("flags") || !list["flags"].is_array()) {
+    return InvalidArgument("not a list of flags: '{}'", json.substr(0, 80));
+  }
   FlagNames names;
-  std::istringstream lines(help);
-  for (std::string line; std::getline(lines, line);) {
-    if (!line.starts_with("  --")) continue;
-    std::istringstream words(line);
-    for (std::string word; words >> word && word.starts_with("--");) {
-      const bool more = word.ends_with(',');
-      if (more) word.pop_back();
-      names.insert(word);
-      if (!more) break;
-    }
+  for (const nlohmann::json& flag : list["flags"]) {
+    const std::string name = flag.is_object() ? flag.value("name", "") : "";
+    if (!name.starts_with("--")) return InvalidArgument("not a flag: {}", flag.dump());
+    names.insert(name);
+    if (flag.value("boolean", false)) names.insert("--no-" + name.substr(2));
   }
   return names;
 }

@@ -13,8 +13,9 @@ namespace tandem {
 
 using FlagNames = std::set<std::string>;
 
-// The flags that a program lists in its --help ("  --name, --no-name   what it is").
-FlagNames FlagsInHelp(const std::string& help);
+// The flags in a program's answer to --list-flags (see FlagSet::Help), each boolean one also with
+// its "--no-" form. Error: what came is no such answer.
+absl::StatusOr<FlagNames> ParseFlagList(const std::string& json);
 
 // Gives every flag of `arguments` (--name value, --name=value, --name, --no-name) to all programs
 // of `known` that have it. InvalidArgument for one that no program has (with the nearest name) or

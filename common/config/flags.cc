@@ -10,6 +10,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/container/flat_hash_set.h"
 #include "fmt/ranges.h"
+#include "nlohmann/json.hpp"
 #include "yaml-cpp/yaml.h"
 
 #include "common/base/nearest_name.h"
@@ -61,6 +62,7 @@ struct Flag {
   bool positional = false;
   bool repeated = false;
   bool required = false;
+  bool hidden = false;  // in no list and no suggestion
   std::function<absl::Status(const std::string&)> set;
   CLI::Option* option = nullptr;
 };
@@ -92,6 +94,7 @@ struct FlagSet::Impl {
   std::vector<std::string>* unknown = nullptr;
   std::string config_path;
   bool help = false;
+  bool list = false;
 
   Flag* Find(const std::string& name) const {
     for (const auto& flag : flags) {
@@ -102,10 +105,12 @@ struct FlagSet::Impl {
   std::vector<std::string> Names() const {
     std::vector<std::string> names;
     for (const auto& flag : flags) {
-      if (!flag->positional) names.push_back(flag->name);
+      if (!flag->positional && !flag->hidden) names.push_back(flag->name);
     }
     return names;
   }
+  std::string HelpText() const;
+  std::string ListText() const;
   void AddFlag(Flag flag) { flags.push_back(std::make_unique<Flag>(std::move(flag))); }
 
   absl::Status Unknown(const std::string& what, const std::string& name) const {
@@ -118,7 +123,7 @@ struct FlagSet::Impl {
   absl::Status Apply(const Flag& flag, const std::string& value, const std::string& origin) const {
     const absl::Status status = flag.set(value);
     if (status.ok()) return status;
-    return InvalidArgument("{}{}: {}", origin, flag.name, std::string(status.message()));
+    return InvalidArgument("{}{}: {}", origin, flag.name, MessageOf(status));
   }
 
   absl::Status ParseCommandLine(std::vector<std::string> args, CLI::App* app);
@@ -134,6 +139,8 @@ FlagSet::FlagSet(std::string program, std::string description) : impl_(std::make
   Add("--help", &impl_->help, "print this and exit");
   Add("--config", &impl_->config_path,
       "YAML file of flags (keys as here, without dashes in front); flags win", "path");
+  Add("--list-flags", &impl_->list, "print the flags as JSON and exit");
+  impl_->flags.back()->hidden = true;
 }
 
 FlagSet::~FlagSet() = default;
@@ -326,13 +333,13 @@ absl::Status FlagSet::Impl::ApplyYamlEntry(const std::string& path, const std::s
     return InvalidArgument("{}{} must be one value, not a list or a map", origin, key);
   }
   const Flag* flag = Find(name);
-  if (flag == nullptr || name == "--help" || name == "--config") {
+  if (flag == nullptr || flag->hidden || name == "--help" || name == "--config") {
     if (flag == nullptr && unknown != nullptr) {
       unknown->push_back(fmt::format("{}={}", name, value.Scalar()));
       return absl::OkStatus();
     }
     const absl::Status status = Unknown("key", name);
-    return InvalidArgument("{}{}", origin, std::string(status.message()));
+    return InvalidArgument("{}{}", origin, MessageOf(status));
   }
   if (flag->option->count() > 0) return absl::OkStatus();
   return Apply(*flag, value.Scalar(), origin);
@@ -373,7 +380,7 @@ absl::Status FlagSet::Parse(const std::vector<std::string>& args) {
     for (size_t i = flag->repeated ? 0 : results.size() - 1; i < results.size(); ++i) {
       if (status.ok()) status = impl_->Apply(*flag, results[i], "");
     }
-    missing_allowed |= flag->name == "--help" && impl_->help;
+    missing_allowed |= HelpRequested();
   }
   if (status.ok() && !missing_allowed && !impl_->config_path.empty()) {
     status = impl_->ApplyYaml(impl_->config_path);
@@ -393,14 +400,15 @@ absl::Status FlagSet::Parse(int argc, const char* const* argv) {
 
 const std::string& FlagSet::program() const { return impl_->program; }
 
-bool FlagSet::HelpRequested() const { return impl_->help; }
+bool FlagSet::HelpRequested() const { return impl_->help || impl_->list; }
 
 std::vector<std::string> FlagSet::Names() const { return impl_->Names(); }
 
-std::string FlagSet::Help() const {
-  std::string usage = fmt::format("Usage: {} [flags]", impl_->program);
+std::string FlagSet::Impl::HelpText() const {
+  std::string usage = fmt::format("Usage: {} [flags]", program);
   std::string lines;
-  for (const auto& flag : impl_->flags) {
+  for (const auto& flag : flags) {
+    if (flag->hidden) continue;
     if (flag->positional) {
       usage += flag->required ? " " + flag->name : " [" + flag->name + "]";
     }
@@ -419,8 +427,24 @@ std::string FlagSet::Help() const {
     if (!notes.empty()) lines += fmt::format(" ({})", fmt::join(notes, "; "));
     lines += "\n";
   }
-  if (impl_->unknown != nullptr) usage += " [worker flags]";
-  return fmt::format("{}\n{}\n\n{}", impl_->description, usage, lines);
+  if (unknown != nullptr) usage += " [worker flags]";
+  return fmt::format("{}\n{}\n\n{}", description, usage, lines);
 }
+
+std::string FlagSet::Impl::ListText() const {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const auto& flag : flags) {
+    if (flag->hidden || flag->positional) continue;
+    list.push_back({{"name", flag->name},
+                    {"boolean", flag->is_bool && flag->name != "--help"},
+                    {"unit", flag->unit},
+                    {"default", flag->default_text},
+                    {"help", flag->help}});
+  }
+  const nlohmann::ordered_json out = {{"program", program}, {"flags", std::move(list)}};
+  return out.dump() + "\n";
+}
+
+std::string FlagSet::Help() const { return impl_->list ? impl_->ListText() : impl_->HelpText(); }
 
 }  // namespace tandem

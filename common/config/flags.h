@@ -4,11 +4,15 @@
 // Usage:
 //   FlagSet flags("tandem_prefill_worker", "Computes prompts and ships their KV blocks.");
 //   flags.Add("--block-size", &options.block_size, "KV block size", "tokens");
-//   absl::Status status = flags.Parse(argc, argv);   // HelpRequested() afterwards: print Help()
-//   and exit 0
+//   absl::Status status = flags.Parse(argc, argv);
+//   if (status.ok() && flags.HelpRequested()) { print flags.Help(), exit 0 }
 //
 // An unknown flag or YAML key is an error that suggests the nearest name; a bad value names the
-// flag, the value and what is accepted. Not thread-safe; used at start only.
+// flag, the value and what is accepted.
+//
+// Every program also answers --list-flags (in no help text) with its table of flags as JSON, from
+// which `tandem up` learns who takes which flag: the program that will be started is the only one
+// that knows its own flags for certain. Not thread-safe; used at start only.
 #pragma once
 
 #include <cstdint>
@@ -58,11 +62,14 @@ class FlagSet {
   // What is not ours is collected here instead of refused (`tandem up ... [worker flags]`).
   void CollectUnknown(std::vector<std::string>* target);
 
-  // Also adds --help and --config.
+  // Understands --help, --config and --list-flags besides what was added.
   absl::Status Parse(int argc, const char* const* argv);
   absl::Status Parse(const std::vector<std::string>& args);
   const std::string& program() const;
+  // --help or --list-flags was given.
   bool HelpRequested() const;
+  // After --list-flags {"program": ..., "flags": [{"name", "boolean", "unit", "default", "help"},
+  // ...]}; otherwise text for people.
   std::string Help() const;
   // Names of all flags, for suggestions across programs.
   std::vector<std::string> Names() const;

@@ -18,16 +18,26 @@ const std::map<std::string, FlagNames> kKnown = {
 };
 const std::map<std::string, std::string> kManaged = {{"--role", "use --unified N"}};
 
-TEST(FlagsInHelpTest, FindsWhatFlagSetPrints) {
+TEST(ParseFlagListTest, FindsWhatAFlagSetLists) {
   FlagSet flags("worker", "Works.");
   bool caching = true;
   int size = 16;
   flags.Add("--enable-prefix-caching", &caching, "keeps blocks of --block-size tokens");
   flags.Add("--block-size", &size, "tokens");
-  EXPECT_THAT(FlagsInHelp(flags.Help()),
-              UnorderedElementsAre("--help", "--config", "--enable-prefix-caching",
-                                   "--no-enable-prefix-caching", "--block-size"));
-  EXPECT_TRUE(FlagsInHelp("").empty());
+  ASSERT_TRUE(flags.Parse({"--list-flags"}).ok());
+  ASSERT_TRUE(flags.HelpRequested());
+  const auto names = ParseFlagList(flags.Help());
+  ASSERT_TRUE(names.ok()) << names.status();
+  EXPECT_THAT(*names,
+              UnorderedElementsAre("--help", "--config", "--block-size", "--enable-prefix-caching",
+                                   "--no-enable-prefix-caching"));
+}
+
+TEST(ParseFlagListTest, AnythingElseIsRefused) {
+  for (const char* text : {"", "Usage: worker [flags]", "[]", R"({"flags": 1})",
+                           R"({"flags": [1]})", R"({"flags": [{"name": "size"}]})"}) {
+    EXPECT_FALSE(ParseFlagList(text).ok()) << text;
+  }
 }
 
 TEST(DistributeFlagsTest, EachProgramGetsWhatItKnows) {

@@ -5,6 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 
 namespace tandem {
 namespace {
@@ -192,6 +193,22 @@ TEST(FlagsPositionalTest, RequiredAndOptional) {
   EXPECT_FALSE(flags.Parse(std::vector<std::string>{"/model", "x", "y"}).ok());
   EXPECT_TRUE(flags.Parse(std::vector<std::string>{"--help"}).ok());
   EXPECT_THAT(flags.Names(), ElementsAre("--help", "--config"));
+}
+
+TEST_F(FlagsTest, ListFlagsAnswersInJsonAndStaysOutOfTheHelp) {
+  flags_.AddPositional("PATH", &options_.model, "where", true);
+  EXPECT_EQ(flags_.Help().find("--list-flags"), std::string::npos);
+  EXPECT_THAT(Error({"--list-flagz"}), testing::Not(HasSubstr("--list-flags?")));
+  ASSERT_EQ(Error({"--list-flags"}), "");  // the positional may be missing, as with --help
+  ASSERT_TRUE(flags_.HelpRequested());
+  const auto list = nlohmann::json::parse(flags_.Help());
+  EXPECT_EQ(list["program"], "tandem_test");
+  const nlohmann::json block_size = {{"name", "--block-size"},
+                                     {"boolean", false},
+                                     {"unit", "tokens"},
+                                     {"default", "16"},
+                                     {"help", "KV block size"}};
+  EXPECT_THAT(list["flags"], testing::Contains(block_size));
 }
 
 }  // namespace
