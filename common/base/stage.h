@@ -1,7 +1,10 @@
-// The stages of a request: one table from which timing, metrics and docs are made.
+// The stages of a request: the one table from which timing messages, metrics, the command line's
+// answers and the README's list are made. Adding a stage means one line here and one field in
+// tandem.v1.Timing; tests compare the two.
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <string_view>
 
 namespace tandem {
@@ -20,13 +23,15 @@ enum class Stage {
 
 struct StageInfo {
   Stage stage;
-  std::string_view
-      name;  // label of tandem_request_stage_seconds{stage} and field of tandem.v1.Timing
+  // Label of tandem_request_stage_seconds{stage} and field of tandem.v1.Timing.
+  std::string_view name;
   std::string_view help;
+  // Known even for a request that ended before its first token.
+  bool without_token = false;
 };
 
 inline constexpr std::array<StageInfo, 9> kStages = {{
-    {Stage::kTokenize, "tokenize", "chat template and tokenizer, in the router"},
+    {Stage::kTokenize, "tokenize", "chat template and tokenizer, in the router", true},
     {Stage::kQueue, "queue", "in the router and at the decode worker, before blocks were reserved"},
     {Stage::kPrefillQueue, "prefill_queue", "at the worker that prefilled, before its first chunk"},
     {Stage::kPrefill, "prefill", "first chunk started to first token sampled"},
@@ -34,7 +39,26 @@ inline constexpr std::array<StageInfo, 9> kStages = {{
     {Stage::kKvTransferExposed, "kv_transfer_exposed", "first token sampled to last block sealed"},
     {Stage::kFirstDecodeStep, "first_decode_step", "sequence runnable on decode to second token"},
     {Stage::kTtft, "ttft", "request received to first message written"},
-    {Stage::kTotal, "total", "request received to last message written"},
+    {Stage::kTotal, "total", "request received to last message written", true},
 }};
+
+// Milliseconds of one request by stage; 0 where a stage did not happen or is not known yet.
+class StageTimes {
+ public:
+  double& operator[](Stage stage) { return ms_[static_cast<size_t>(stage)]; }
+  double operator[](Stage stage) const { return ms_[static_cast<size_t>(stage)]; }
+
+ private:
+  std::array<double, kStages.size()> ms_ = {};
+};
+
+// StageTimes and metrics index by the enumerator's value.
+constexpr bool StagesAreInOrder() {
+  for (size_t i = 0; i < kStages.size(); ++i) {
+    if (static_cast<size_t>(kStages[i].stage) != i) return false;
+  }
+  return true;
+}
+static_assert(StagesAreInOrder());
 
 }  // namespace tandem

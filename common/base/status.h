@@ -2,6 +2,7 @@
 // fix.
 #pragma once
 
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -29,6 +30,11 @@ TANDEM_DEFINE_STATUS_BUILDER(Internal)
 TANDEM_DEFINE_STATUS_BUILDER(AlreadyExists)
 
 #undef TANDEM_DEFINE_STATUS_BUILDER
+
+// The status's message as std::string: fmt cannot print the string_view of the installed abseil.
+inline std::string MessageOf(const absl::Status& status) {
+  return std::string(status.message().data(), status.message().size());
+}
 
 }  // namespace tandem
 

@@ -3,10 +3,12 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "fmt/format.h"
 #include "grpcpp/support/status.h"
 
 namespace tandem {
@@ -15,6 +17,14 @@ namespace tandem {
 // proto path, e.g. "sampling.temperature" or "messages[2].role". Kept as a payload of the status
 // until ToGrpcStatus.
 absl::Status WithField(absl::Status status, const std::string& field);
+// INVALID_ARGUMENT "<field> <rest>" with that field violation:
+// BadField("top_k", "must be >= 1, got {}", k).
+template <typename... Args>
+absl::Status BadField(const std::string& field, fmt::format_string<Args...> rest, Args&&... args) {
+  return WithField(absl::InvalidArgumentError(
+                       fmt::format("{} {}", field, fmt::format(rest, std::forward<Args>(args)...))),
+                   field);
+}
 // Attaches a google.rpc.RetryInfo.
 absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);
 

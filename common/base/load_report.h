@@ -1,0 +1,25 @@
+// What a worker tells the router of its load and speed: a plain value, shared by workers and
+// router; common/rpc/load_wire.h turns it into the message of the same name.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace tandem {
+
+struct LoadReport {
+  int running = 0;
+  int waiting = 0;             // for blocks, for a prefill elsewhere, or preempted
+  int64_t waiting_tokens = 0;  // prompt tokens queued and not yet computed
+  int blocks_free = 0;
+  int blocks_cached = 0;
+  int blocks_used = 0;
+  int blocks_quarantined = 0;
+  double prefill_tokens_per_second = 0;  // fitted over recent steps; 0: not known yet
+  double decode_step_milliseconds = 0;   // recent median; 0: not known yet
+  // Of a prefill worker: measured rates to the decode workers it shipped to, by their ids.
+  std::map<std::string, double> link_bytes_per_second;
+};
+
+}  // namespace tandem

@@ -1,0 +1,41 @@
+#include "common/rpc/load_wire.h"
+
+namespace tandem {
+
+internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
+  internal::v1::LoadReport proto;
+  proto.set_running(static_cast<uint32_t>(report.running));
+  proto.set_waiting(static_cast<uint32_t>(report.waiting));
+  proto.set_waiting_tokens(static_cast<uint64_t>(report.waiting_tokens));
+  proto.set_blocks_free(static_cast<uint32_t>(report.blocks_free));
+  proto.set_blocks_cached(static_cast<uint32_t>(report.blocks_cached));
+  proto.set_blocks_used(static_cast<uint32_t>(report.blocks_used));
+  proto.set_blocks_quarantined(static_cast<uint32_t>(report.blocks_quarantined));
+  proto.set_prefill_tokens_per_second(report.prefill_tokens_per_second);
+  proto.set_decode_step_milliseconds(report.decode_step_milliseconds);
+  for (const auto& [peer, rate] : report.link_bytes_per_second) {
+    internal::v1::LinkRate* link = proto.add_links();
+    link->set_peer_worker_id(peer);
+    link->set_bytes_per_second(rate);
+  }
+  return proto;
+}
+
+LoadReport LoadReportFromProto(const internal::v1::LoadReport& proto) {
+  LoadReport report;
+  report.running = static_cast<int>(proto.running());
+  report.waiting = static_cast<int>(proto.waiting());
+  report.waiting_tokens = static_cast<int64_t>(proto.waiting_tokens());
+  report.blocks_free = static_cast<int>(proto.blocks_free());
+  report.blocks_cached = static_cast<int>(proto.blocks_cached());
+  report.blocks_used = static_cast<int>(proto.blocks_used());
+  report.blocks_quarantined = static_cast<int>(proto.blocks_quarantined());
+  report.prefill_tokens_per_second = proto.prefill_tokens_per_second();
+  report.decode_step_milliseconds = proto.decode_step_milliseconds();
+  for (const internal::v1::LinkRate& link : proto.links()) {
+    report.link_bytes_per_second[link.peer_worker_id()] = link.bytes_per_second();
+  }
+  return report;
+}
+
+}  // namespace tandem
