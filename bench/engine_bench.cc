@@ -1,8 +1,10 @@
 // How fast the CPU engine is, beside what the machine could do at the same moment: read bandwidth
 // is the floor of a decode step, multiply-add throughput that of prefill.
 //
-// engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N]: dummy weights in the shape of
-// Qwen2.5-0.5B; with fewer layers the figures scale to the whole model only roughly.
+// engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512,2048]
+//              [--decode 1,4,16,64] [--repeats N]
+// Dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to the whole model
+// only roughly. --prefill: lengths, --decode: batch sizes, --repeats: the best of so many counts.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -10,6 +12,8 @@
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "fmt/format.h"
@@ -122,15 +126,28 @@ double RunSeconds(Engine* engine, int sequences, int start, int count, int times
   });
 }
 
+// "1,16" -> {1, 16}; "" -> {}.
+std::vector<int> ParseInts(const std::string& list) {
+  std::vector<int> out;
+  std::istringstream in(list);
+  for (std::string item; std::getline(in, item, ',');) out.push_back(std::atoi(item.c_str()));
+  return out;
+}
+
 int Main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   EngineOptions options;
   options.dtype = CpuHasBF16() ? "bfloat16" : "float32";
   int layers = 24;
+  std::vector<int> prefills = {128, 512, 2048}, decodes = {1, 4, 16, 64};
+  int repeats = 3;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--dtype") options.dtype = argv[i + 1];
     if (flag == "--threads") options.num_threads = std::atoi(argv[i + 1]);
+    if (flag == "--prefill") prefills = ParseInts(argv[i + 1]);
+    if (flag == "--decode") decodes = ParseInts(argv[i + 1]);
+    if (flag == "--repeats") repeats = std::atoi(argv[i + 1]);
     if (flag == "--layers") layers = std::atoi(argv[i + 1]);
   }
   options.model_dir = WriteConfig(layers);
@@ -152,17 +169,17 @@ int Main(int argc, char** argv) {
   const ModelConfig& config = (*engine)->config();
   const double head = static_cast<double>(config.vocab_size) * config.hidden_size;
   const double matrices = static_cast<double>(config.NumParameters()) - head;
-  for (const int tokens : {128, 512, 2048}) {
-    const double seconds = RunSeconds(engine->get(), 1, 0, tokens, 2);
+  for (const int tokens : prefills) {
+    const double seconds = RunSeconds(engine->get(), 1, 0, tokens, std::max(1, repeats - 1));
     const double attention = 2.0 * config.num_layers * config.num_heads * config.head_dim *
                              static_cast<double>(tokens) * tokens;
     const double work = 2.0 * matrices * tokens + attention + 2.0 * head;
     fmt::print("prefill {:5} tokens: {:8.1f} tok/s, {:6.1f} ms, {:4.0f} % of the peak\n", tokens,
                tokens / seconds, seconds * 1e3, 100 * work / seconds / flops);
   }
-  for (const int sequences : {1, 4, 16, 64}) {
+  for (const int sequences : decodes) {
     const int context = 256;
-    const double seconds = RunSeconds(engine->get(), sequences, context, 1, 3);
+    const double seconds = RunSeconds(engine->get(), sequences, context, 1, repeats);
     const double kv = static_cast<double>((*engine)->region().layout.BytesPerToken()) * context;
     const double bytes =
         (matrices + head) * static_cast<double>(ElementSize(element)) + kv * sequences;

@@ -35,11 +35,6 @@ pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
-# Debian's dnnl package config also asks for an OpenCL that the CPU engine does not use.
-find_library(DNNL_LIBRARY dnnl REQUIRED)
-add_library(dnnl INTERFACE IMPORTED)
-target_link_libraries(dnnl INTERFACE ${DNNL_LIBRARY})
-find_package(OpenMP REQUIRED COMPONENTS CXX)
 
 add_library(tandem_options INTERFACE)
 target_include_directories(tandem_options INTERFACE ${CMAKE_SOURCE_DIR})

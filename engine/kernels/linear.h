@@ -3,13 +3,12 @@
 // Packed layout, both types: panels of kPanel output columns; within a panel, all K input elements
 // in order, each with its kPanel columns side by side. Columns beyond N and inputs beyond K are
 // zero. bfloat16 keeps pairs of inputs together, [panel][K / 2][kPanel][2], which is what
-// VDPBF16PS and AMX tiles read (oneDNN's BA16a32b2a).
+// VDPBF16PS and AMX tiles read.
 //
-// Order of summation: each output element is one accumulator that runs over K in order. It
-// does not depend on the number of rows, their place in the batch, or the number of threads, so a
-// row's result is bit-identical in every batch. The one exception: bfloat16 on a CPU with AMX,
-// where oneDNN computes batches of 16 rows and more, in tiles of 256, 64 and 16 rows whose order of
-// summation is its own; there a row's last bits depend on the tile it falls into.
+// Order of summation: the same for every output element of a matrix. It does not depend on the
+// number of rows, their place in the batch, or the number of threads, so a row's result is
+// bit-identical in every batch. float32, and bfloat16 without AMX: one accumulator that runs over K
+// in order. bfloat16 with AMX: see cpu/linear_amx.cc.
 #pragma once
 
 #include <cstddef>
@@ -45,11 +44,5 @@ size_t LinearScratchBytes(Element element, size_t rows, size_t k);
 // null. bfloat16 weights (where CpuHasBF16()): x is rounded to bfloat16, sums are float32.
 void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride, size_t rows,
             float* y, size_t y_stride, void* scratch, Threads* threads);
-
-// Whether bfloat16 products of 16 rows and more are oneDNN's.
-bool OneDnnComputesLargeBatches();
-
-// Lets tests send bfloat16 products through oneDNN on CPUs without AMX. Not thread-safe.
-void ForceOneDnn(bool force);
 
 }  // namespace tandem

@@ -16,8 +16,7 @@ namespace tandem {
 // Not thread-safe, as every ModelRunner. A step is computed inside Collect, on the caller's and the
 // compute threads; its events come true meanwhile.
 //
-// float32: bit-identical in every batch. bfloat16: the same where this project's own kernels
-// compute the products; see engine/kernels/linear.h for when oneDNN does.
+// A sequence's results are bit-identical in every batch, in float32 and in bfloat16.
 class CpuModelRunner final : public ModelRunner {
  public:
   struct Options {

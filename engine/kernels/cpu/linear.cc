@@ -3,12 +3,9 @@
 #include <algorithm>
 
 #include "engine/kernels/cpu/linear_internal.h"
-#include "engine/kernels/cpu/linear_onednn.h"
 
 namespace tandem {
 namespace {
-
-bool g_force_one_dnn = false;
 
 size_t RoundUp(size_t value, size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -17,6 +14,16 @@ size_t RoundUp(size_t value, size_t multiple) {
 // Inputs handled per pass over a panel's columns: the piece of the panel they fill stays in the
 // first-level cache.
 constexpr size_t kPackInputs = 64;
+
+// Kernels may keep rounded inputs in whole tiles of so many rows.
+constexpr size_t kRowTile = 16;
+
+size_t Panels(const PackedMatrix& w) { return RoundUp(w.n, kPanel) / kPanel; }
+
+// Below some 100k multiply-adds per member, waking it costs more than it saves.
+size_t PanelGrain(const LinearArgs& args) {
+  return 1 + 100000 / (args.rows * args.w->k * kPanel + 1);
+}
 
 void PackPanel(const void* source, Element source_element, size_t rows, size_t k,
                size_t first_column, Element packed_element, void* packed, size_t panel) {
@@ -33,7 +40,7 @@ void PackPanel(const void* source, Element source_element, size_t rows, size_t k
         }
       } else {
         uint16_t* out =
-            static_cast<uint16_t*>(packed) + panel * kPanel * RoundUp(k, kKPadding) + lane * 2;
+            static_cast<uint16_t*>(packed) + panel * kPanel * PaddedInputs(k) + lane * 2;
         for (size_t i = i0; i < i1; ++i) {
           out[(i / 2) * (2 * kPanel) + i % 2] =
               FloatToBF16(LoadElement(source, source_element, row * k + i));
@@ -46,7 +53,7 @@ void PackPanel(const void* source, Element source_element, size_t rows, size_t k
 }  // namespace
 
 size_t PackedBytes(Element element, size_t n, size_t k) {
-  const size_t inputs = element == Element::kFloat32 ? k : RoundUp(k, kKPadding);
+  const size_t inputs = element == Element::kFloat32 ? k : PaddedInputs(k);
   return RoundUp(n, kPanel) * inputs * ElementSize(element);
 }
 
@@ -62,38 +69,29 @@ void PackRows(const void* source, Element source_element, size_t rows, size_t k,
 }
 
 size_t LinearScratchBytes(Element element, size_t rows, size_t k) {
-  return element == Element::kFloat32 ? 0 : rows * RoundUp(k, kKPadding) * sizeof(uint16_t);
+  if (element == Element::kFloat32) return 0;
+  return RoundUp(rows, kRowTile) * PaddedInputs(k) * sizeof(uint16_t);
+}
+
+void LinearBF16(const BF16Kernel& kernel, const LinearArgs& args, void* scratch, Threads* threads) {
+  uint16_t* inputs = static_cast<uint16_t*>(scratch);
+  threads->ForRanges(args.rows, 1 + 32768 / args.w->k, [&](size_t begin, size_t end) {
+    kernel.round_rows(args, begin, end, inputs);
+  });
+  threads->ForRanges(Panels(*args.w), PanelGrain(args),
+                     [&](size_t begin, size_t end) { kernel.panels(args, inputs, begin, end); });
 }
 
 void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride, size_t rows,
             float* y, size_t y_stride, void* scratch, Threads* threads) {
   const LinearArgs args{&w, bias, x, x_stride, rows, y, y_stride};
-  const size_t panels = RoundUp(w.n, kPanel) / kPanel;
-  // Below some 100k multiply-adds per member, waking it costs more than it saves.
-  const size_t grain = 1 + 100000 / (rows * w.k * kPanel + 1);
-  if (w.element == Element::kFloat32) {
-    threads->ForRanges(panels, grain,
-                       [&](size_t begin, size_t end) { LinearFloat32Panels(args, begin, end); });
+  if (w.element == Element::kBFloat16) {
+    const BF16Kernel* amx = AmxBF16Kernel();
+    LinearBF16(amx != nullptr ? *amx : *Avx512BF16Kernel(), args, scratch, threads);
     return;
   }
-  const size_t padded = RoundUp(w.k, kKPadding);
-  uint16_t* rounded = static_cast<uint16_t*>(scratch);
-  threads->ForRanges(rows, 1 + 32768 / padded, [&](size_t begin, size_t end) {
-    RoundToBF16(x + begin * x_stride, x_stride, end - begin, w.k, padded, rounded + begin * padded);
-  });
-  const bool one_dnn = OneDnnComputesLargeBatches();
-  threads->ForRanges(panels, grain, [&](size_t begin, size_t end) {
-    LinearArgs rest = args;
-    const size_t done = one_dnn ? OneDnnPanels(args, rounded, padded, begin, end) : 0;
-    rest.x += done * x_stride;
-    rest.y += done * y_stride;
-    rest.rows -= done;
-    LinearBF16Panels(rest, rounded + done * padded, padded, begin, end);
-  });
+  threads->ForRanges(Panels(w), PanelGrain(args),
+                     [&](size_t begin, size_t end) { LinearFloat32Panels(args, begin, end); });
 }
-
-bool OneDnnComputesLargeBatches() { return g_force_one_dnn || OneDnnHasAmx(); }
-
-void ForceOneDnn(bool force) { g_force_one_dnn = force; }
 
 }  // namespace tandem

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "engine/kernels/cpu/linear_internal.h"
+#include "engine/kernels/cpu_features.h"
 
 #if defined(__x86_64__)
 
@@ -32,7 +33,7 @@ TANDEM_BF16 void PanelRows(const uint16_t* x, size_t x_stride, const uint16_t* p
   for (size_t i = 0; i < pairs; ++i) {
     const __m512bh w0 = LoadPairs(panel + i * 2 * kPanel);
     const __m512bh w1 = LoadPairs(panel + i * 2 * kPanel + 2 * kLanes);
-    if constexpr (kRows < 8) {
+    if constexpr (kRows <= 8) {
       _mm_prefetch(panel + (i + kPrefetchPairs) * 2 * kPanel, _MM_HINT_T0);
       _mm_prefetch(panel + (i + kPrefetchPairs) * 2 * kPanel + 2 * kLanes, _MM_HINT_T0);
     }
@@ -71,17 +72,17 @@ TANDEM_BF16 void RoundRow(const float* x, size_t k, size_t padded, uint16_t* out
   }
 }
 
-}  // namespace
-
-void RoundToBF16(const float* x, size_t x_stride, size_t rows, size_t k, size_t padded,
-                 uint16_t* out) {
-  for (size_t r = 0; r < rows; ++r) RoundRow(x + r * x_stride, k, padded, out + r * padded);
+// inputs: [row][padded].
+void RoundRows(const LinearArgs& args, size_t begin, size_t end, uint16_t* inputs) {
+  const size_t k = args.w->k, padded = PaddedInputs(k);
+  for (size_t r = begin; r < end; ++r) {
+    RoundRow(args.x + r * args.x_stride, k, padded, inputs + r * padded);
+  }
 }
 
-void LinearBF16Panels(const LinearArgs& args, const uint16_t* x, size_t padded, size_t panel_begin,
-                      size_t panel_end) {
+void Panels(const LinearArgs& args, const uint16_t* inputs, size_t panel_begin, size_t panel_end) {
   const uint16_t* weights = static_cast<const uint16_t*>(args.w->data);
-  const size_t n = args.w->n;
+  const size_t n = args.w->n, padded = PaddedInputs(args.w->k);
   // Rows whose inputs stay in the second-level cache while all panels pass by.
   const size_t cached = std::max<size_t>(1, (size_t{768} << 10) / (padded * sizeof(uint16_t)));
   const size_t row_block = (cached + kMaxRows - 1) / kMaxRows * kMaxRows;
@@ -97,10 +98,10 @@ void LinearBF16Panels(const LinearArgs& args, const uint16_t* x, size_t padded, 
         std::memcpy(edge_bias, bias, columns * sizeof(float));
         bias = edge_bias;
       }
-      for (size_t r = r0; r < r1; r += kMaxRows) {
-        const size_t rows = std::min(kMaxRows, r1 - r);
+      for (size_t r = r0, rows = 0; r < r1; r += rows) {
+        rows = NextTileRows(r1 - r, kMaxRows);
         float* y = args.y + r * args.y_stride + column;
-        kPanelRows[rows - 1](x + r * padded, padded, weights + p * kPanel * padded, padded / 2,
+        kPanelRows[rows - 1](inputs + r * padded, padded, weights + p * kPanel * padded, padded / 2,
                              bias, whole ? y : edge, whole ? args.y_stride : kPanel);
         for (size_t i = 0; !whole && i < rows; ++i) {
           std::memcpy(y + i * args.y_stride, edge + i * kPanel, columns * sizeof(float));
@@ -110,14 +111,21 @@ void LinearBF16Panels(const LinearArgs& args, const uint16_t* x, size_t padded, 
   }
 }
 
+}  // namespace
+
+const BF16Kernel* Avx512BF16Kernel() {
+  static constexpr BF16Kernel kKernel = {RoundRows, Panels};
+  static const bool has = CpuHasBF16();
+  return has ? &kKernel : nullptr;
+}
+
 }  // namespace tandem
 
-#else  // never called: CpuHasBF16() is false
+#else
 
 namespace tandem {
 
-void RoundToBF16(const float*, size_t, size_t, size_t, size_t, uint16_t*) {}
-void LinearBF16Panels(const LinearArgs&, const uint16_t*, size_t, size_t, size_t) {}
+const BF16Kernel* Avx512BF16Kernel() { return nullptr; }
 
 }  // namespace tandem
 

@@ -111,8 +111,8 @@ void LinearPanels(const LinearArgs& args, size_t panel_begin, size_t panel_end) 
         std::memcpy(edge_bias, bias, columns * sizeof(float));
         bias = edge_bias;
       }
-      for (size_t r = r0; r < r1; r += kMaxRows) {
-        const size_t rows = std::min(kMaxRows, r1 - r);
+      for (size_t r = r0, rows = 0; r < r1; r += rows) {
+        rows = NextTileRows(r1 - r, kMaxRows);
         float* y = args.y + r * args.y_stride + column;
         const bool whole = columns == kPanel;
         PanelRowsFor(rows)(args.x + r * args.x_stride, args.x_stride, weights + p * kPanel * k, k,

@@ -1,4 +1,4 @@
-// What the matrix products share: arguments, and one function per instruction set.
+// What the matrix products share: arguments, and one function or table per instruction set.
 #pragma once
 
 #include <cstddef>
@@ -21,12 +21,30 @@ struct LinearArgs {
 // Computes the output columns of panels [panel_begin, panel_end).
 void LinearFloat32Panels(const LinearArgs& args, size_t panel_begin, size_t panel_end);
 
-// The next two need CpuHasBF16().
-// out: [rows][padded], zero beyond k.
-void RoundToBF16(const float* x, size_t x_stride, size_t rows, size_t k, size_t padded,
-                 uint16_t* out);
-// `x`: args.x as written by RoundToBF16.
-void LinearBF16Panels(const LinearArgs& args, const uint16_t* x, size_t padded, size_t panel_begin,
-                      size_t panel_end);
+// The bfloat16 product of one instruction set. `inputs` are args.x rounded to bfloat16, in
+// LinearScratchBytes() bytes, in an order that is the kernel's own. Thread-safe: several threads
+// may round different rows, and later compute different panels.
+struct BF16Kernel {
+  void (*round_rows)(const LinearArgs& args, size_t begin, size_t end, uint16_t* inputs);
+  void (*panels)(const LinearArgs& args, const uint16_t* inputs, size_t panel_begin,
+                 size_t panel_end);
+};
+
+// Null where the CPU, or the operating system, does not have what the kernel needs.
+const BF16Kernel* Avx512BF16Kernel();
+const BF16Kernel* AmxBF16Kernel();
+
+// `scratch` as in Linear.
+void LinearBF16(const BF16Kernel& kernel, const LinearArgs& args, void* scratch, Threads* threads);
+
+// Length of a row of inputs in bfloat16 weights.
+inline size_t PaddedInputs(size_t k) { return (k + kKPadding - 1) / kKPadding * kKPadding; }
+
+// Rows of the next tile when `left` rows remain and a tile takes at most `most`. The rows are
+// shared evenly: two tiles of 8 keep the arithmetic units busier than one of 12 and one of 4.
+inline size_t NextTileRows(size_t left, size_t most) {
+  const size_t tiles = (left + most - 1) / most;
+  return (left + tiles - 1) / tiles;
+}
 
 }  // namespace tandem

@@ -113,10 +113,8 @@ TEST(InvarianceTest, SharedModels) {
   }
 }
 
-// Holds in bfloat16 too as long as this project's own kernel computes the products.
-TEST(InvarianceTest, BFloat16WithoutAmx) {
+TEST(InvarianceTest, BFloat16) {
   if (!CpuHasBF16()) GTEST_SKIP() << "this CPU has no bfloat16 arithmetic";
-  if (OneDnnComputesLargeBatches()) GTEST_SKIP() << "oneDNN computes large batches on this CPU";
   CheckModel(SourcePath("tests/data/engine/qwen2-gqa"), Element::kBFloat16);
 }
 
