@@ -85,8 +85,9 @@ void PrintText(const Findings& f) {
              c.tie_word_embeddings ? ", tied embeddings" : "");
   fmt::print("attention         {} query heads, {} KV heads of {}\n", c.num_heads, c.num_kv_heads,
              c.head_dim);
+  const bool scaled = !std::holds_alternative<std::monostate>(c.rope_scaling);
   fmt::print("longest sequence  {} tokens{}\n", Grouped(c.MaxModelLen()),
-             c.yarn ? fmt::format(" (YaRN, factor {})", c.yarn->factor) : "");
+             scaled ? fmt::format(" ({})", DescribeRopeScaling(c.rope_scaling)) : "");
   fmt::print("checkpoint        {}, {}\n", DTypeName(c.checkpoint_dtype),
              f.checkpoint_bytes > 0 ? fmt::format("{} B ({})", Grouped(f.checkpoint_bytes),
                                                   FormatBytes(f.checkpoint_bytes))

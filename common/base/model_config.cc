@@ -1,12 +1,14 @@
 #include "common/base/model_config.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "nlohmann/json.hpp"
 
+#include "common/base/config_reader.h"
 #include "common/base/file.h"
+#include "common/base/model_family.h"
+#include "common/base/rope_reader.h"
 #include "common/base/status.h"
 
 namespace tandem {
@@ -14,107 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-// Reads typed keys of one JSON object; the first error sticks.
-class Reader {
- public:
-  Reader(const json& object, std::string origin) : object_(object), origin_(std::move(origin)) {}
-
-  bool Has(const char* key) const {
-    const auto it = object_.find(key);
-    return it != object_.end() && !it->is_null();
-  }
-
-  int Int(const char* key, std::optional<int> fallback, int low, int high) {
-    if (!Has(key)) return Missing(key, fallback, 0);
-    const json& value = object_[key];
-    if (!value.is_number_integer() || value.get<double>() < low || value.get<double>() > high) {
-      Fail(key, fmt::format("must be an integer in [{}, {}], got {}", low, high, Show(value)));
-      return 0;
-    }
-    return value.get<int>();
-  }
-
-  double Number(const char* key, std::optional<double> fallback, double low, double high) {
-    if (!Has(key)) return Missing(key, fallback, 0.0);
-    const json& value = object_[key];
-    const double number = value.is_number() ? value.get<double>() : std::nan("");
-    if (!(number >= low && number <= high)) {
-      Fail(key, fmt::format("must be a number in [{}, {}], got {}", low, high, Show(value)));
-      return 0;
-    }
-    return number;
-  }
-
-  bool Bool(const char* key, bool fallback) {
-    if (!Has(key)) return fallback;
-    const json& value = object_[key];
-    if (!value.is_boolean()) {
-      Fail(key, fmt::format("must be true or false, got {}", Show(value)));
-      return false;
-    }
-    return value.get<bool>();
-  }
-
-  std::string String(const char* key, std::string fallback) {
-    if (!Has(key)) return fallback;
-    const json& value = object_[key];
-    if (!value.is_string()) {
-      Fail(key, fmt::format("must be a string, got {}", Show(value)));
-      return "";
-    }
-    return value.get<std::string>();
-  }
-
-  void Fail(std::string_view key, std::string_view what) {
-    if (status_.ok()) status_ = InvalidArgument("{}: {} {}", origin_, key, what);
-  }
-
-  const json& operator[](const char* key) const { return object_[key]; }
-  const absl::Status& status() const { return status_; }
-
- private:
-  template <typename T>
-  T Missing(const char* key, std::optional<T> fallback, T zero) {
-    if (!fallback.has_value()) Fail(key, "is missing");
-    return fallback.value_or(zero);
-  }
-
-  static std::string Show(const json& value) {
-    std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
-    return text.size() > 60 ? text.substr(0, 60) + "..." : text;
-  }
-
-  const json& object_;
-  const std::string origin_;
-  absl::Status status_;
-};
-
-void ReadYarn(const json& scaling, const std::string& origin, Reader* outer, ModelConfig* config) {
-  if (!scaling.is_object()) return outer->Fail("rope_scaling", "must be an object or null");
-  Reader reader(scaling, origin + ": rope_scaling");
-  const std::string type = reader.String("rope_type", reader.String("type", ""));
-  if (type == "default") return;
-  if (type != "yarn") {
-    return outer->Fail("rope_scaling",
-                       fmt::format("has type \"{}\"; supported are yarn and default", type));
-  }
-  YarnScaling yarn;
-  yarn.factor = static_cast<float>(reader.Number("factor", std::nullopt, 1.0, 1024.0));
-  yarn.original_max_position_embeddings =
-      reader.Int("original_max_position_embeddings", config->max_position_embeddings, 1, 1 << 26);
-  yarn.beta_fast = static_cast<float>(reader.Number("beta_fast", 32.0, 1e-3, 1e6));
-  yarn.beta_slow = static_cast<float>(reader.Number("beta_slow", 1.0, 1e-3, 1e6));
-  if (reader.Has("attention_factor")) {
-    yarn.attention_factor = static_cast<float>(reader.Number("attention_factor", 1.0, 1e-3, 1e3));
-  }
-  for (const char* key : {"mscale", "mscale_all_dim"}) {
-    if (reader.Has(key)) reader.Fail(key, "is not part of Qwen2's YaRN; remove it");
-  }
-  if (!reader.status().ok()) return outer->Fail("rope_scaling", reader.status().ToString());
-  config->yarn = yarn;
-}
-
-void ReadEos(const json& value, int vocab_size, Reader* reader, std::vector<int32_t>* ids) {
+void ReadEos(const json& value, int vocab_size, ConfigReader* reader, std::vector<int32_t>* ids) {
   const json list = value.is_array() ? value : json::array({value});
   for (const json& id : list) {
     if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab_size) {
@@ -125,41 +27,113 @@ void ReadEos(const json& value, int vocab_size, Reader* reader, std::vector<int3
   }
 }
 
-void ReadDType(Reader* reader, ModelConfig* config) {
-  const std::string dtype = reader->String("torch_dtype", reader->String("dtype", "bfloat16"));
+// transformers 5 writes `dtype`, older versions `torch_dtype`.
+void ReadDType(ConfigReader* reader, ModelConfig* config) {
+  const char* key = reader->Has("dtype") ? "dtype" : "torch_dtype";
+  const std::string dtype = reader->String(key, "bfloat16");
   for (DType known : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     if (dtype == DTypeName(known)) {
       config->checkpoint_dtype = known;
       return;
     }
   }
-  reader->Fail("torch_dtype",
-               fmt::format("\"{}\": supported are bfloat16, float16, float32", dtype));
+  reader->Fail(key, fmt::format("\"{}\": supported are bfloat16, float16, float32", dtype));
 }
 
-void CheckArchitecture(const json& root, Reader* reader, ModelConfig* config) {
+// The family that the file names; null after an error.
+const ModelFamily* ReadFamily(ConfigReader* reader) {
   const std::string model_type = reader->String("model_type", "");
-  if (reader->Has("architectures") && root["architectures"].is_array() &&
-      !root["architectures"].empty() && root["architectures"][0].is_string()) {
-    config->architecture = root["architectures"][0].get<std::string>();
+  std::string architecture;
+  if (reader->Has("architectures")) {
+    const json& list = (*reader)["architectures"];
+    if (!list.is_array() || list.empty() || !list[0].is_string()) {
+      reader->Fail("architectures",
+                   fmt::format("must be a list with one name, got {}", ConfigReader::Show(list)));
+      return nullptr;
+    }
+    architecture = list[0].get<std::string>();
   }
-  if (config->architecture.empty() && model_type == "qwen2")
-    config->architecture = "Qwen2ForCausalLM";
-  if (config->architecture != "Qwen2ForCausalLM" ||
-      (!model_type.empty() && model_type != "qwen2")) {
+  const ModelFamily* family = FindModelFamily(architecture, model_type);
+  if (family == nullptr) {
     reader->Fail("architectures",
-                 fmt::format("\"{}\" (model_type \"{}\") is not supported; Tandem serves "
-                             "Qwen2ForCausalLM checkpoints (Qwen1.5, Qwen2, Qwen2.5)",
-                             config->architecture, model_type));
+                 fmt::format("\"{}\" (model_type \"{}\") is not supported; Tandem serves {}",
+                             architecture, model_type, KnownModelFamilies()));
+  } else if (!model_type.empty() && model_type != family->model_type) {
+    reader->Fail("model_type", fmt::format("\"{}\" does not go with architecture {}, whose "
+                                           "model_type is \"{}\"",
+                                           model_type, family->architecture, family->model_type));
+    return nullptr;
   }
-  const std::string act = reader->String("hidden_act", "silu");
-  if (act != "silu") reader->Fail("hidden_act", fmt::format("\"{}\": only silu is supported", act));
-  if (reader->Bool("use_sliding_window", false)) {
+  return family;
+}
+
+void ReadSizes(const ModelFamily& family, ConfigReader* reader, ModelConfig* config) {
+  config->vocab_size = reader->Int("vocab_size", std::nullopt, 1, 1 << 22);
+  config->hidden_size = reader->Int("hidden_size", std::nullopt, 1, 1 << 17);
+  config->intermediate_size = reader->Int("intermediate_size", std::nullopt, 1, 1 << 20);
+  config->num_layers = reader->Int("num_hidden_layers", std::nullopt, 1, 1024);
+  config->num_heads = reader->Int("num_attention_heads", std::nullopt, 1, 1024);
+  config->num_kv_heads = reader->Int("num_key_value_heads", config->num_heads, 1, 1024);
+  config->max_position_embeddings =
+      reader->Int("max_position_embeddings", family.max_position_embeddings, 1, 1 << 26);
+  if (!reader->status().ok()) return;
+  if (config->num_heads % config->num_kv_heads != 0) {
+    reader->Fail("num_key_value_heads", fmt::format("{} must divide num_attention_heads {}",
+                                                    config->num_kv_heads, config->num_heads));
+  }
+  const bool derived = !reader->Has("head_dim") && family.head_dim == 0;
+  if (derived && config->hidden_size % config->num_heads != 0) {
+    reader->Fail("hidden_size", fmt::format("{} is not a multiple of num_attention_heads {}; give "
+                                            "head_dim if heads have another size",
+                                            config->hidden_size, config->num_heads));
+  }
+  config->head_dim = reader->Int(
+      "head_dim", derived ? config->hidden_size / config->num_heads : family.head_dim, 2, 1024);
+  if (config->head_dim % 2 != 0) {
+    reader->Fail("head_dim", fmt::format("{} must be even for rotary embedding", config->head_dim));
+  }
+}
+
+// Attention here is over the whole context; a window that the longest sequence fits in is none.
+void CheckNoWindow(const ModelFamily& family, const ModelConfig& config, ConfigReader* reader) {
+  if (family.has_use_sliding_window && reader->Bool("use_sliding_window", false)) {
     reader->Fail("use_sliding_window", "true is not supported; full attention only");
   }
+  if (family.sliding_window > 0 && !reader->IsNull("sliding_window")) {
+    const int window = reader->Int("sliding_window", family.sliding_window, 1, 1 << 26);
+    if (window < config.max_position_embeddings) {
+      reader->Fail(
+          "sliding_window",
+          fmt::format("{} is not supported (full attention only); null switches it off", window));
+    }
+  }
+  if (!reader->Has("layer_types")) return;
+  const json& types = (*reader)["layer_types"];
+  for (const json& type : types) {
+    if (type == "full_attention") continue;
+    reader->Fail("layer_types", fmt::format("has {}; only \"full_attention\" is supported",
+                                            ConfigReader::Show(type)));
+  }
+}
+
+void ReadParts(const ModelFamily& family, ConfigReader* reader, ModelConfig* config) {
+  const bool attention_bias = family.reads_attention_bias && reader->Bool("attention_bias", false);
+  config->qkv_bias = family.qkv_bias || attention_bias;
+  config->output_bias = attention_bias;
+  config->mlp_bias = family.reads_mlp_bias && reader->Bool("mlp_bias", false);
+  config->qk_norm = family.qk_norm;
+  config->tie_word_embeddings = reader->Bool("tie_word_embeddings", false);
+  config->rms_norm_eps = static_cast<float>(reader->Number("rms_norm_eps", 1e-6, 0.0, 1.0));
+  const std::string act = reader->String("hidden_act", "silu");
+  if (act != "silu") reader->Fail("hidden_act", fmt::format("\"{}\": only silu is supported", act));
   if (reader->Has("quantization_config")) {
+    const json& quantization = (*reader)["quantization_config"];
+    const json method =
+        quantization.is_object() ? quantization.value("quant_method", json()) : json();
     reader->Fail("quantization_config",
-                 "is not supported yet; give a bf16, fp16 or fp32 checkpoint");
+                 fmt::format("(quant_method {}) is not supported yet; give a bf16, fp16 or fp32 "
+                             "checkpoint",
+                             ConfigReader::Show(method)));
   }
 }
 
@@ -176,43 +150,16 @@ absl::StatusOr<ModelConfig> ModelConfig::Parse(const std::string& text, const st
   const json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (root.is_discarded()) return InvalidArgument("{}: not valid JSON", origin);
   if (!root.is_object()) return InvalidArgument("{}: must be a JSON object", origin);
-  Reader reader(root, origin);
-  ModelConfig config;
-  CheckArchitecture(root, &reader, &config);
-  config.vocab_size = reader.Int("vocab_size", std::nullopt, 1, 1 << 22);
-  config.hidden_size = reader.Int("hidden_size", std::nullopt, 1, 1 << 17);
-  config.intermediate_size = reader.Int("intermediate_size", std::nullopt, 1, 1 << 20);
-  config.num_layers = reader.Int("num_hidden_layers", std::nullopt, 1, 1024);
-  config.num_heads = reader.Int("num_attention_heads", std::nullopt, 1, 1024);
-  config.num_kv_heads = reader.Int("num_key_value_heads", config.num_heads, 1, 1024);
-  config.max_position_embeddings = reader.Int("max_position_embeddings", 32768, 1, 1 << 26);
-  config.rms_norm_eps = static_cast<float>(reader.Number("rms_norm_eps", 1e-6, 0.0, 1.0));
-  config.rope_theta = reader.Number("rope_theta", 10000.0, 1.0, 1e12);
-  config.tie_word_embeddings = reader.Bool("tie_word_embeddings", false);
-  ReadDType(&reader, &config);
+  ConfigReader reader(root, origin);
+  const ModelFamily* family = ReadFamily(&reader);
   if (!reader.status().ok()) return reader.status();
-  if (config.num_heads % config.num_kv_heads != 0) {
-    reader.Fail("num_key_value_heads", fmt::format("{} must divide num_attention_heads {}",
-                                                   config.num_kv_heads, config.num_heads));
-  }
-  if (!reader.Has("head_dim") && config.hidden_size % config.num_heads != 0) {
-    reader.Fail("hidden_size", fmt::format("{} is not a multiple of num_attention_heads {}",
-                                           config.hidden_size, config.num_heads));
-  }
-  config.head_dim = reader.Int("head_dim", config.hidden_size / config.num_heads, 2, 1024);
-  if (config.head_dim % 2 != 0) {
-    reader.Fail("head_dim", fmt::format("{} must be even for rotary embedding", config.head_dim));
-  }
-  // transformers 5 moves rope_theta and the scaling into rope_parameters.
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    if (!reader.Has(key)) continue;
-    if (root[key].is_object() && root[key].contains("rope_theta")) {
-      Reader rope(root[key], origin + ": " + key);
-      config.rope_theta = rope.Number("rope_theta", config.rope_theta, 1.0, 1e12);
-      if (!rope.status().ok()) return rope.status();
-    }
-    ReadYarn(root[key], origin, &reader, &config);
-  }
+  ModelConfig config;
+  config.architecture = std::string(family->architecture);
+  ReadSizes(*family, &reader, &config);
+  ReadParts(*family, &reader, &config);
+  CheckNoWindow(*family, config, &reader);
+  ReadDType(&reader, &config);
+  ReadRope(&reader, &config);
   if (reader.Has("eos_token_id")) {
     ReadEos(root["eos_token_id"], config.vocab_size, &reader, &config.eos_token_ids);
   }
@@ -221,19 +168,31 @@ absl::StatusOr<ModelConfig> ModelConfig::Parse(const std::string& text, const st
 }
 
 int64_t ModelConfig::NumParameters() const {
-  const int64_t h = hidden_size, q = int64_t{num_heads} * head_dim,
+  const int64_t h = hidden_size, inner = intermediate_size, q = int64_t{num_heads} * head_dim,
                 kv = int64_t{num_kv_heads} * head_dim;
-  const int64_t attention = h * q + q + 2 * (h * kv + kv) + q * h;
-  const int64_t mlp = int64_t{3} * h * intermediate_size;
+  const int64_t attention = h * q + 2 * h * kv + q * h + (qkv_bias ? q + 2 * kv : 0) +
+                            (output_bias ? h : 0) + (qk_norm ? 2 * head_dim : 0);
+  const int64_t mlp = 3 * h * inner + (mlp_bias ? 2 * inner + h : 0);
   const int64_t embedding = int64_t{vocab_size} * h * (tie_word_embeddings ? 1 : 2);
   return num_layers * (attention + mlp + 2 * h) + h + embedding;
 }
 
 int ModelConfig::MaxModelLen() const {
-  if (!yarn.has_value()) return max_position_embeddings;
+  const YarnScaling* yarn = std::get_if<YarnScaling>(&rope_scaling);
+  if (yarn == nullptr) return max_position_embeddings;
   const double stretched = double{yarn->factor} * yarn->original_max_position_embeddings;
   return std::max(max_position_embeddings,
                   static_cast<int>(std::min(stretched, double{std::numeric_limits<int>::max()})));
+}
+
+std::string DescribeRopeScaling(const RopeScaling& scaling) {
+  if (const auto* yarn = std::get_if<YarnScaling>(&scaling)) {
+    return fmt::format("YaRN, factor {}", yarn->factor);
+  }
+  if (const auto* llama3 = std::get_if<Llama3Scaling>(&scaling)) {
+    return fmt::format("llama3, factor {}", llama3->factor);
+  }
+  return "none";
 }
 
 }  // namespace tandem

@@ -1,10 +1,13 @@
-// A Hugging Face config.json of the Qwen2 family as validated values. Here, not in engine/, because
-// the router and the command line need it too and may not see the engine.
+// A Hugging Face config.json as a validated description of a decoder: all that the forward pass,
+// the loader and the KV layout need to know of a model. Which family has which parts is
+// model_family.h's. Here, not in engine/, because the router and the command line need it too and
+// may not see the engine.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -23,22 +26,39 @@ struct YarnScaling {
   std::optional<float> attention_factor;  // unset: 0.1 ln(factor) + 1
 };
 
+// Llama 3.1's scaling ("llama3" in transformers): slow rotations are divided by `factor`, fast ones
+// stay, and those between `low_freq_factor` and `high_freq_factor` turns over the original length
+// are mixed.
+struct Llama3Scaling {
+  float factor = 1;
+  float low_freq_factor = 1;
+  float high_freq_factor = 4;
+  int original_max_position_embeddings = 0;
+};
+
+// monostate: plain rotary positions.
+using RopeScaling = std::variant<std::monostate, YarnScaling, Llama3Scaling>;
+
 struct ModelConfig {
-  std::string architecture;  // Qwen2ForCausalLM
+  std::string architecture;  // one of ModelFamilies()
   int vocab_size = 0;        // rows of the embedding, padding included
   int hidden_size = 0;
   int intermediate_size = 0;
   int num_layers = 0;
   int num_heads = 0;
   int num_kv_heads = 0;
-  int head_dim = 0;
+  int head_dim = 0;  // independent of hidden_size / num_heads
   int max_position_embeddings = 0;
-  float rms_norm_eps = 1e-6f;
-  double rope_theta = 10000.0;
+  bool qkv_bias = false;     // q, k and v projections
+  bool output_bias = false;  // attention's output projection
+  bool mlp_bias = false;     // gate, up and down projections
+  bool qk_norm = false;      // RMSNorm over each head of q and k, before rotation
   bool tie_word_embeddings = false;
-  DType checkpoint_dtype = DType::kBFloat16;  // torch_dtype
-  std::optional<YarnScaling> yarn;
-  std::vector<int32_t> eos_token_ids;  // of config.json; generation_config.json overrides
+  float rms_norm_eps = 1e-6f;  // of every norm
+  double rope_theta = 10000.0;
+  RopeScaling rope_scaling;
+  DType checkpoint_dtype = DType::kBFloat16;  // dtype or torch_dtype
+  std::vector<int32_t> eos_token_ids;         // generation_config.json overrides
 
   // Reads and validates MODEL_DIR/config.json. Errors name the key, what it holds and what is
   // supported.
@@ -54,5 +74,8 @@ struct ModelConfig {
   // at least factor * original_max_position_embeddings.
   int MaxModelLen() const;
 };
+
+// "YaRN, factor 4", "llama3, factor 8" or "none", for people.
+std::string DescribeRopeScaling(const RopeScaling& scaling);
 
 }  // namespace tandem

@@ -1,4 +1,4 @@
-// The gate of Qwen2's feed-forward block.
+// The gate of a SwiGLU feed-forward block (Shazeer, 2020, arXiv:2002.05202).
 #pragma once
 
 #include <cstddef>

@@ -11,6 +11,7 @@
 #include "engine/kernels/rms_norm.h"
 #include "engine/kernels/rope.h"
 #include "engine/kernels/silu_mul.h"
+#include "engine/model/rope_of.h"
 
 namespace tandem {
 namespace {
@@ -25,17 +26,11 @@ Element ElementOf(DType dtype) {
 
 }  // namespace
 
-Qwen2::Qwen2(ModelConfig config, Qwen2Weights weights, int max_rows, Threads* threads)
+Qwen2::Qwen2(ModelConfig config, ModelWeights weights, int max_rows, Threads* threads)
     : config_(std::move(config)), weights_(std::move(weights)), threads_(threads) {
-  if (config_.yarn.has_value()) {
-    const YarnScaling& yarn = *config_.yarn;
-    frequencies_ = RopeFrequenciesYarn(
-        config_.head_dim, config_.rope_theta,
-        {yarn.factor, yarn.original_max_position_embeddings, yarn.beta_fast, yarn.beta_slow});
-    rope_scale_ = yarn.attention_factor.value_or(YarnAttentionFactor(yarn.factor));
-  } else {
-    frequencies_ = RopeFrequencies(config_.head_dim, config_.rope_theta);
-  }
+  ModelRope rope = RopeOf(config_);
+  frequencies_ = std::move(rope.frequencies);
+  rope_scale_ = rope.scale;
   const size_t rows = static_cast<size_t>(max_rows);
   const size_t hidden = static_cast<size_t>(config_.hidden_size);
   const size_t head_dim = static_cast<size_t>(config_.head_dim);
@@ -72,12 +67,19 @@ void Qwen2::Linear(const LinearWeights& w, const float* x, size_t x_stride, size
                  w.matrix.n, linear_scratch_.data(), threads_);
 }
 
-void Qwen2::Attention(const Qwen2Layer& layer, const ForwardInput& input, const KvPages& pages,
+void Qwen2::Attention(const LayerWeights& layer, const ForwardInput& input, const KvPages& pages,
                       bool output_needed, const std::function<void()>& kv_written) {
   const size_t rows = input.tokens.size(), hidden = static_cast<size_t>(config_.hidden_size);
   const size_t stride = q_width_ + 2 * kv_width_;
   RmsNorm(hidden_, layer.input_norm.data(), config_.rms_norm_eps, rows, hidden, normed_, threads_);
   Linear(layer.qkv, normed_, hidden, rows, qkv_);
+  if (config_.qk_norm) {
+    const size_t head_dim = static_cast<size_t>(config_.head_dim);
+    RmsNormHeads(qkv_, rows, stride, static_cast<size_t>(config_.num_heads), head_dim,
+                 layer.q_norm.data(), config_.rms_norm_eps, threads_);
+    RmsNormHeads(qkv_ + q_width_, rows, stride, static_cast<size_t>(config_.num_kv_heads), head_dim,
+                 layer.k_norm.data(), config_.rms_norm_eps, threads_);
+  }
   // Queries and keys lie side by side: one rotation for both.
   ApplyRope(qkv_, rows, stride, config_.num_heads + config_.num_kv_heads, config_.head_dim, cos_,
             sin_, threads_);
@@ -92,7 +94,7 @@ void Qwen2::Attention(const Qwen2Layer& layer, const ForwardInput& input, const 
   AddInPlace(hidden_, normed_, rows * hidden, threads_);
 }
 
-void Qwen2::FeedForward(const Qwen2Layer& layer, size_t rows) {
+void Qwen2::FeedForward(const LayerWeights& layer, size_t rows) {
   const size_t hidden = static_cast<size_t>(config_.hidden_size);
   const size_t inner = static_cast<size_t>(config_.intermediate_size);
   RmsNorm(hidden_, layer.post_attention_norm.data(), config_.rms_norm_eps, rows, hidden, normed_,
@@ -116,7 +118,7 @@ void Qwen2::Forward(const ForwardInput& input, const KvRegion& kv,
   RopeTables(frequencies_.data(), config_.head_dim, rope_scale_, input.positions.data(), rows, cos_,
              sin_, threads_);
   for (int i = 0; i < config_.num_layers; ++i) {
-    const Qwen2Layer& layer = weights_.layers[static_cast<size_t>(i)];
+    const LayerWeights& layer = weights_.layers[static_cast<size_t>(i)];
     const KvPages pages{kv.Block(i, 0), ElementOf(kv.layout.dtype), kv.layout.num_kv_heads,
                         kv.layout.head_dim, kv.layout.block_size};
     // Nothing reads the last layer's output if nobody wants logits.

@@ -1,4 +1,4 @@
-// The Qwen2 forward pass over a ragged batch and paged KV.
+// The forward pass of a decoder (ModelConfig) over a ragged batch and paged KV.
 //
 // Not thread-safe: one loop owns it. Residual stream, norms, softmax and logits are float32 in both
 // modes; bfloat16 rounds weights, the inputs of matrix products, and KV.
@@ -15,7 +15,7 @@
 #include "engine/kernels/attention.h"
 #include "engine/kernels/threads.h"
 #include "engine/model/mapped_file.h"
-#include "engine/model/qwen2_weights.h"
+#include "engine/model/model_weights.h"
 
 namespace tandem {
 
@@ -30,7 +30,7 @@ struct ForwardInput {
 class Qwen2 {
  public:
   // `max_rows`: the largest batch; the workspace is allocated here, once. `threads` outlives this.
-  Qwen2(ModelConfig config, Qwen2Weights weights, int max_rows, Threads* threads);
+  Qwen2(ModelConfig config, ModelWeights weights, int max_rows, Threads* threads);
 
   // Computes all rows and writes their KV into `kv`. `on_layer_done(layer)`, where set, is called
   // as soon as a layer's KV of the whole batch is written.
@@ -41,16 +41,16 @@ class Qwen2 {
   void Logits(std::span<const int> rows, float* out);
 
   const ModelConfig& config() const { return config_; }
-  const Qwen2Weights& weights() const { return weights_; }
+  const ModelWeights& weights() const { return weights_; }
 
  private:
   void Linear(const LinearWeights& w, const float* x, size_t x_stride, size_t rows, float* y);
-  void Attention(const Qwen2Layer& layer, const ForwardInput& input, const KvPages& pages,
+  void Attention(const LayerWeights& layer, const ForwardInput& input, const KvPages& pages,
                  bool output_needed, const std::function<void()>& kv_written);
-  void FeedForward(const Qwen2Layer& layer, size_t rows);
+  void FeedForward(const LayerWeights& layer, size_t rows);
 
   const ModelConfig config_;
-  const Qwen2Weights weights_;
+  const ModelWeights weights_;
   Threads* threads_;
   std::vector<float> frequencies_;  // [head_dim / 2]
   float rope_scale_ = 1;

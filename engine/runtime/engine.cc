@@ -203,8 +203,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& given)
                           KvMemory::Create(layout.BlockBytes() * static_cast<size_t>(num_blocks)));
   auto threads = std::make_unique<Threads>(options.num_threads);
   TANDEM_ASSIGN_OR_RETURN(
-      Qwen2Weights weights,
-      LoadQwen2Weights(config,
+      ModelWeights weights,
+      LoadModelWeights(config,
                        {options.model_dir, options.load_format == "dummy", options.seed,
                         float32 ? Element::kFloat32 : Element::kBFloat16},
                        threads.get()));

@@ -140,6 +140,16 @@ void RmsNorm(const float* x, const float* weight, float epsilon, size_t rows, si
   });
 }
 
+void RmsNormHeads(float* x, size_t rows, size_t stride, size_t heads, size_t head_dim,
+                  const float* weight, float epsilon, Threads* threads) {
+  threads->ForRanges(rows, RowGrain(heads * head_dim), [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) {
+      float* row = x + r * stride;
+      HWY_DYNAMIC_DISPATCH(RmsNormRows)(row, weight, epsilon, heads, head_dim, row);
+    }
+  });
+}
+
 void SiluMul(float* gate_up, size_t rows, size_t width, Threads* threads) {
   threads->ForRanges(rows, RowGrain(4 * width), [&](size_t begin, size_t end) {
     HWY_DYNAMIC_DISPATCH(SiluMulRows)(gate_up + begin * 2 * width, end - begin, width);

@@ -50,6 +50,27 @@ std::vector<float> RopeFrequenciesYarn(int head_dim, double theta, const RopeYar
   return frequencies;
 }
 
+std::vector<float> RopeFrequenciesLlama3(int head_dim, double theta, const RopeLlama3& scaling) {
+  const float factor = static_cast<float>(scaling.factor);
+  const float low = static_cast<float>(scaling.low_freq_factor);
+  const float high = static_cast<float>(scaling.high_freq_factor);
+  const float original = static_cast<float>(scaling.original_max_position);
+  const auto shortest = static_cast<float>(original / scaling.high_freq_factor);
+  const auto longest = static_cast<float>(original / scaling.low_freq_factor);
+  std::vector<float> frequencies = RopeFrequencies(head_dim, theta);
+  for (float& frequency : frequencies) {
+    const float wavelength = static_cast<float>(2 * std::numbers::pi) / frequency;  // positions
+    if (wavelength < shortest) continue;
+    if (wavelength > longest) {
+      frequency /= factor;
+    } else {
+      const float smooth = (original / wavelength - low) / (high - low);
+      frequency = (1 - smooth) * frequency / factor + smooth * frequency;
+    }
+  }
+  return frequencies;
+}
+
 float YarnAttentionFactor(double factor) {
   return factor <= 1 ? 1.0f : static_cast<float>(0.1 * std::log(factor) + 1.0);
 }

@@ -2,7 +2,9 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 
+#include "common/base/model_family.h"
 #include "tests/support/paths.h"
 
 namespace tandem {
@@ -37,7 +39,7 @@ TEST(ModelConfig, YarnStretchesTheLongestLength) {
                   "original_max_position_embeddings": 32768})"),
                          "config.json");
   ASSERT_OK(config);
-  ASSERT_TRUE(config->yarn.has_value());
+  ASSERT_TRUE(std::holds_alternative<YarnScaling>(config->rope_scaling));
   EXPECT_EQ(config->MaxModelLen(), 131072);
 }
 
@@ -77,11 +79,147 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"\"hidden_size\": 3584", "\"hidden_size\": 1e99", "hidden_size must be"},
         Bad{"\"num_key_value_heads\": 4", "\"num_key_value_heads\": 5", "must divide"},
         Bad{"\"num_hidden_layers\": 28", "\"num_hidden_layers\": -1", "num_hidden_layers"},
-        Bad{"Qwen2ForCausalLM", "LlamaForCausalLM", "LlamaForCausalLM"},
+        Bad{"Qwen2ForCausalLM", "GPT2LMHeadModel", "architectures \"GPT2LMHeadModel\""},
+        Bad{"Qwen2ForCausalLM", "LlamaForCausalLM", "model_type \"qwen2\" does not go with"},
+        Bad{"[\"Qwen2ForCausalLM\"]", "[]", "architectures must be a list"},
         Bad{"\"silu\"", "\"gelu\"", "hidden_act"},
         Bad{"\"use_sliding_window\": false", "\"use_sliding_window\": true", "use_sliding_window"},
         Bad{"\"bfloat16\"", "\"int3\"", "torch_dtype"}, Bad{"151645", "99999999", "eos_token_id"},
         Bad{"{\"arch", "{{\"arch", "not valid JSON"}));
+
+using nlohmann::json;
+
+// A small config.json of a family with what every family needs.
+json Small(const std::string& architecture, const std::string& model_type) {
+  return {{"architectures", {architecture}},
+          {"model_type", model_type},
+          {"vocab_size", 100},
+          {"hidden_size", 64},
+          {"intermediate_size", 96},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2}};
+}
+json Llama() { return Small("LlamaForCausalLM", "llama"); }
+json Qwen3() { return Small("Qwen3ForCausalLM", "qwen3"); }
+json Mistral() { return Small("MistralForCausalLM", "mistral"); }
+
+absl::StatusOr<ModelConfig> Parse(const json& root) {
+  return ModelConfig::Parse(root.dump(), "config.json");
+}
+std::string ErrorOf(const json& root) { return Parse(root).status().ToString(); }
+json With(json root, const std::string& key, const json& value) {
+  root[key] = value;
+  return root;
+}
+
+TEST(ModelFamilyTest, AnUnknownArchitectureIsToldWhichAreKnown) {
+  const std::string error = ErrorOf(Small("GemmaForCausalLM", "gemma"));
+  for (const ModelFamily& family : ModelFamilies()) {
+    EXPECT_THAT(error, HasSubstr(std::string(family.architecture)));
+  }
+}
+
+TEST(ModelFamilyTest, TheModelTypeNamesTheFamilyWhereArchitecturesIsMissing) {
+  for (const ModelFamily& family : ModelFamilies()) {
+    json root = Small("", std::string(family.model_type));
+    root.erase("architectures");
+    root["sliding_window"] = nullptr;
+    const auto config = Parse(root);
+    ASSERT_OK(config);
+    EXPECT_EQ(config->architecture, family.architecture);
+  }
+}
+
+TEST(ModelFamilyTest, Qwen3HasNormsOfQueriesAndKeysAndNoBias) {
+  const auto config = Parse(Qwen3());
+  ASSERT_OK(config);
+  EXPECT_TRUE(config->qk_norm);
+  EXPECT_FALSE(config->qkv_bias || config->output_bias || config->mlp_bias);
+  EXPECT_EQ(config->head_dim, 128);  // not hidden_size / num_attention_heads
+  EXPECT_EQ(Parse(With(Qwen3(), "head_dim", 32))->head_dim, 32);
+}
+
+TEST(ModelFamilyTest, LlamaHasBiasesOnlyWhereItSaysSo) {
+  EXPECT_FALSE(Parse(Llama())->qkv_bias || Parse(Llama())->mlp_bias || Parse(Llama())->qk_norm);
+  EXPECT_EQ(Parse(Llama())->head_dim, 16);
+  EXPECT_EQ(Parse(With(Llama(), "head_dim", nullptr))->head_dim, 16);
+  EXPECT_EQ(Parse(Llama())->max_position_embeddings, 2048);
+  const auto attention = Parse(With(Llama(), "attention_bias", true));
+  ASSERT_OK(attention);
+  EXPECT_TRUE(attention->qkv_bias && attention->output_bias && !attention->mlp_bias);
+  EXPECT_EQ(attention->NumParameters() - Parse(Llama())->NumParameters(), 2 * (64 + 2 * 32 + 64));
+  const auto mlp = Parse(With(Llama(), "mlp_bias", true));
+  ASSERT_OK(mlp);
+  EXPECT_TRUE(mlp->mlp_bias && !mlp->qkv_bias);
+}
+
+TEST(ModelFamilyTest, AWindowIsRefusedUnlessEverySequenceFitsIn) {
+  EXPECT_THAT(ErrorOf(Mistral()), HasSubstr("sliding_window 4096"));
+  EXPECT_OK(Parse(With(Mistral(), "sliding_window", nullptr)));
+  EXPECT_OK(Parse(With(With(Mistral(), "sliding_window", 512), "max_position_embeddings", 512)));
+  EXPECT_OK(Parse(With(Qwen3(), "sliding_window", 16)));  // use_sliding_window is false
+  EXPECT_THAT(ErrorOf(With(Qwen3(), "layer_types", {"full_attention", "sliding_attention"})),
+              HasSubstr("layer_types has \"sliding_attention\""));
+}
+
+TEST(ModelFamilyTest, QuantisedCheckpointsAreRefusedByTheirMethod) {
+  EXPECT_THAT(ErrorOf(With(Llama(), "quantization_config", {{"quant_method", "awq"}})),
+              HasSubstr("quantization_config (quant_method \"awq\")"));
+}
+
+TEST(RopeConfigTest, EveryFormOfEveryAgeIsRead) {
+  const json llama3 = {{"factor", 8.0},
+                       {"low_freq_factor", 1.0},
+                       {"high_freq_factor", 4.0},
+                       {"original_max_position_embeddings", 64}};
+  json by_rope_type = llama3, by_type = llama3, parameters = llama3;
+  by_rope_type["rope_type"] = "llama3";
+  by_type["type"] = "llama3";
+  parameters["rope_type"] = "llama3";
+  parameters["rope_theta"] = 500000.0;
+  const json old = With(Llama(), "rope_theta", 500000.0);
+  for (const json& root :
+       {With(old, "rope_scaling", by_rope_type), With(old, "rope_scaling", by_type),
+        With(Llama(), "rope_parameters", parameters)}) {
+    const auto config = Parse(root);
+    ASSERT_OK(config);
+    EXPECT_EQ(config->rope_theta, 500000.0);
+    const auto* scaling = std::get_if<Llama3Scaling>(&config->rope_scaling);
+    ASSERT_NE(scaling, nullptr);
+    EXPECT_EQ(scaling->factor, 8.0f);
+    EXPECT_EQ(scaling->original_max_position_embeddings, 64);
+    EXPECT_EQ(config->MaxModelLen(), 2048);
+  }
+  const auto plain =
+      Parse(With(Llama(), "rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}}));
+  ASSERT_OK(plain);
+  EXPECT_EQ(plain->rope_theta, 1e6);
+  EXPECT_TRUE(std::holds_alternative<std::monostate>(plain->rope_scaling));
+}
+
+TEST(RopeConfigTest, ErrorsNameTheFieldWithinTheObject) {
+  const auto error = [](const json& scaling) {
+    return ErrorOf(With(Llama(), "rope_scaling", scaling));
+  };
+  for (const char* kind : {"linear", "dynamic", "longrope", "su"}) {
+    EXPECT_THAT(
+        error({{"rope_type", kind}, {"factor", 2.0}}),
+        HasSubstr(std::string("rope_scaling: rope_type \"") + kind + "\" is not supported"));
+  }
+  EXPECT_THAT(error({{"type", "linear"}, {"factor", 2.0}}), HasSubstr("rope_scaling: type"));
+  EXPECT_THAT(error({{"type", "yarn"}}), HasSubstr("rope_scaling: factor is missing"));
+  EXPECT_THAT(error({{"type", "llama3"}, {"factor", 2}}),
+              HasSubstr("rope_scaling: low_freq_factor is missing"));
+  EXPECT_THAT(
+      error({{"type", "llama3"}, {"factor", 2}, {"low_freq_factor", 4}, {"high_freq_factor", 1}}),
+      HasSubstr("high_freq_factor 1 must be greater than low_freq_factor 4"));
+  EXPECT_THAT(error({{"type", "yarn"}, {"factor", 2}, {"truncate", false}}), HasSubstr("truncate"));
+  EXPECT_THAT(error({{"type", "default"}, {"partial_rotary_factor", 0.5}}),
+              HasSubstr("partial_rotary_factor"));
+  EXPECT_THAT(error({{"full_attention", {{"rope_type", "default"}}}}), HasSubstr("layer to layer"));
+  EXPECT_THAT(error("yarn"), HasSubstr("rope_scaling must be an object"));
+}
 
 }  // namespace
 }  // namespace tandem

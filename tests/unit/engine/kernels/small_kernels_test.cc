@@ -55,6 +55,24 @@ TEST(SiluMulTest, MatchesFormulaAndStaysFiniteAtTheEnds) {
   EXPECT_NEAR(x[4], 400, 1e-4);
 }
 
+TEST(RmsNormTest, HeadsAreNormalisedOneByOneWithinAStride) {
+  Threads threads(1);
+  const std::vector<float> weight = {2, 3};
+  std::vector<float> x = {3, 4, 0, 5, 99, 1, 1, -2, 0, 99};  // 2 rows of 2 heads, stride 5
+  RmsNormHeads(x.data(), 2, 5, 2, 2, weight.data(), 0.0f, &threads);
+  const std::vector<float> want = {6 / std::sqrt(12.5f),
+                                   12 / std::sqrt(12.5f),
+                                   0,
+                                   15 / std::sqrt(12.5f),
+                                   99,
+                                   2,
+                                   3,
+                                   -4 / std::sqrt(2.0f),
+                                   0,
+                                   99};
+  for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x[i], want[i], 1e-6) << i;
+}
+
 TEST(RopeTest, RotatesPairsByPositionTimesFrequency) {
   Threads threads(1);
   const int head_dim = 6;
@@ -86,6 +104,24 @@ TEST(RopeTest, YarnKeepsFastFrequenciesAndStretchesSlowOnes) {
   }
   EXPECT_EQ(YarnAttentionFactor(1.0), 1.0f);
   EXPECT_NEAR(YarnAttentionFactor(4.0), 0.1 * std::log(4.0) + 1, 1e-7);
+}
+
+TEST(RopeTest, Llama3KeepsFastFrequenciesAndDividesSlowOnes) {
+  const RopeLlama3 scaling{8.0, 1.0, 4.0, 8192};
+  const std::vector<float> plain = RopeFrequencies(128, 5e5);
+  const std::vector<float> scaled = RopeFrequenciesLlama3(128, 5e5, scaling);
+  for (size_t i = 0; i < plain.size(); ++i) {
+    const double turns = 8192 * plain[i] / (2 * 3.14159265358979);
+    if (turns > 4.001) {
+      EXPECT_EQ(scaled[i], plain[i]) << i;
+    } else if (turns < 0.999) {
+      EXPECT_EQ(scaled[i], plain[i] / 8) << i;
+    } else {
+      const double smooth = (turns - 1) / 3;
+      EXPECT_NEAR(scaled[i] / plain[i], (1 - smooth) / 8 + smooth, 1e-3) << i;
+    }
+  }
+  EXPECT_LT(scaled.back(), plain.back());
 }
 
 TEST(EmbeddingTest, GathersEveryElementType) {

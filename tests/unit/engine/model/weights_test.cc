@@ -8,7 +8,7 @@
 
 #include "engine/model/dummy_weights.h"
 #include "engine/model/model_digest.h"
-#include "engine/model/qwen2_weights.h"
+#include "engine/model/model_weights.h"
 #include "engine/model/tokenizer_size.h"
 #include "tests/support/paths.h"
 
@@ -44,11 +44,11 @@ class WeightsTest : public ::testing::Test {
     ASSERT_NE(at, std::string::npos);
     WriteWeights(bytes.replace(at, from.size(), to));
   }
-  absl::StatusOr<Qwen2Weights> Load(bool dummy = false, uint64_t seed = 0) {
+  absl::StatusOr<ModelWeights> Load(bool dummy = false, uint64_t seed = 0) {
     const auto config = ModelConfig::Load(dir_);
     if (!config.ok()) return config.status();
     Threads threads(2);
-    return LoadQwen2Weights(*config, {dir_, dummy, seed, Element::kFloat32}, &threads);
+    return LoadModelWeights(*config, {dir_, dummy, seed, Element::kFloat32}, &threads);
   }
 
   std::string dir_;
@@ -75,6 +75,32 @@ TEST_F(WeightsTest, RefusesATensorThatTheModelDoesNotHave) {
   EXPECT_THAT(Load().status().ToString(), HasSubstr("not part of"));
 }
 
+TEST_F(WeightsTest, BiasesAndNormsAreWhereTheDescriptionSays) {
+  const auto load = [](const std::string& name) {
+    const std::string dir = SourcePath("tests/data/engine/" + name);
+    Threads threads(1);
+    return LoadModelWeights(ModelConfig::Load(dir).value(), {dir, false, 0, Element::kFloat32},
+                            &threads);
+  };
+  const auto llama = load("llama-biases");  // names without "model."
+  ASSERT_OK(llama);
+  EXPECT_EQ(llama->layers[1].qkv.bias.size(), 144u);
+  EXPECT_EQ(llama->layers[1].output.bias.size(), 48u);
+  EXPECT_EQ(llama->layers[1].gate_up.bias.size(), 104u);
+  EXPECT_EQ(llama->layers[1].down.bias.size(), 48u);
+  EXPECT_TRUE(llama->layers[1].q_norm.empty());
+  const auto qwen3 = load("qwen3-gqa");
+  ASSERT_OK(qwen3);
+  EXPECT_TRUE(qwen3->layers[2].qkv.bias.empty());
+  EXPECT_EQ(qwen3->layers[2].q_norm.size(), 32u);
+  EXPECT_EQ(qwen3->layers[2].k_norm.size(), 32u);
+}
+
+TEST_F(WeightsTest, AMissingHeadIsToldHowToTieIt) {
+  Replace("lm_head.weight", "lm_haed.weight");
+  EXPECT_THAT(Load().status().ToString(), HasSubstr("\"tie_word_embeddings\": true"));
+}
+
 TEST_F(WeightsTest, TruncatedFileIsAnError) {
   const std::string bytes = ReadWeights();
   WriteWeights(bytes.substr(0, bytes.size() - 2));
@@ -89,7 +115,7 @@ TEST_F(WeightsTest, DummyNeedsNoCheckpointAndDependsOnTheSeedAlone) {
   ASSERT_OK(a);
   ASSERT_OK(b);
   ASSERT_OK(c);
-  const auto same = [](const Qwen2Weights& x, const Qwen2Weights& y) {
+  const auto same = [](const ModelWeights& x, const ModelWeights& y) {
     return std::memcmp(x.head.memory.data(), y.head.memory.data(), x.head.memory.size()) == 0;
   };
   EXPECT_TRUE(same(*a, *b));

@@ -99,7 +99,7 @@ void CheckModel(const std::string& dir, Element element) {
 }
 
 TEST(InvarianceTest, Fixtures) {
-  for (const char* name : {"qwen2-gqa", "qwen2-yarn-tied"}) {
+  for (const char* name : {"qwen2-gqa", "qwen2-yarn-tied", "qwen3-gqa", "llama-rope3"}) {
     SCOPED_TRACE(name);
     CheckModel(SourcePath(std::string("tests/data/engine/") + name), Element::kFloat32);
   }

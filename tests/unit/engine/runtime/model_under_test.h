@@ -26,8 +26,8 @@ struct ModelUnderTest {
     test.threads = std::make_unique<Threads>(num_threads);
     absl::StatusOr<ModelConfig> config = ModelConfig::Load(dir);
     if (!config.ok()) return config.status();
-    absl::StatusOr<Qwen2Weights> weights =
-        LoadQwen2Weights(*config, {dir, dummy, 0, element}, test.threads.get());
+    absl::StatusOr<ModelWeights> weights =
+        LoadModelWeights(*config, {dir, dummy, 0, element}, test.threads.get());
     if (!weights.ok()) return weights.status();
     test.kv.layout = config->LayoutFor(
         block_size, element == Element::kFloat32 ? DType::kFloat32 : DType::kBFloat16);

@@ -148,11 +148,11 @@ void CheckAll(const std::string& folder, const Limits& limits, size_t at_least) 
   }
 }
 
-TEST(ReferenceTest, FixturesFloat32) { CheckAll(SourcePath("tests/data/engine"), kFloat32, 2); }
+TEST(ReferenceTest, FixturesFloat32) { CheckAll(SourcePath("tests/data/engine"), kFloat32, 7); }
 
 TEST(ReferenceTest, FixturesBFloat16) {
   if (!CpuHasBF16()) GTEST_SKIP() << "this CPU has no bfloat16 arithmetic";
-  CheckAll(SourcePath("tests/data/engine"), kBFloat16, 2);
+  CheckAll(SourcePath("tests/data/engine"), kBFloat16, 7);
 }
 
 TEST(ReferenceTest, SharedModelsFloat32) {

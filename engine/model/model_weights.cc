@@ -1,4 +1,4 @@
-#include "engine/model/qwen2_weights.h"
+#include "engine/model/model_weights.h"
 
 #include <set>
 #include <string_view>
@@ -20,7 +20,12 @@ constexpr size_t kLargeModelBytes = size_t{1} << 30;
 class TensorSource {
  public:
   TensorSource(const Checkpoint* checkpoint, uint64_t seed, Threads* threads)
-      : checkpoint_(checkpoint), seed_(seed), threads_(threads) {}
+      : checkpoint_(checkpoint), seed_(seed), threads_(threads) {
+    if (!Has(prefix_ + "embed_tokens.weight") && Has("embed_tokens.weight")) prefix_.clear();
+  }
+
+  // What begins the names of all tensors but the head's.
+  const std::string& prefix() const { return prefix_; }
 
   // Valid until the next Get.
   absl::StatusOr<TensorView> Get(const std::string& name, const std::vector<int64_t>& shape) {
@@ -51,12 +56,12 @@ class TensorSource {
   void Ignore(const std::string& name) { used_.insert(name); }
 
   // An error that names a tensor nobody asked for.
-  absl::Status CheckAllUsed() const {
+  absl::Status CheckAllUsed(const std::string& architecture) const {
     if (checkpoint_ == nullptr) return absl::OkStatus();
     for (const std::string& name : checkpoint_->Names()) {
       if (used_.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
-      return InvalidArgument(
-          "tensor \"{}\" is not part of the Qwen2 model that config.json describes", name);
+      return InvalidArgument("tensor \"{}\" is not part of the {} that config.json describes", name,
+                             architecture);
     }
     return absl::OkStatus();
   }
@@ -66,10 +71,11 @@ class TensorSource {
   const uint64_t seed_;
   Threads* threads_;
   MemoryBlock scratch_;
+  std::string prefix_ = "model.";
   std::set<std::string> used_;
 };
 
-// Loads tensors into a Qwen2Weights.
+// Loads tensors into a ModelWeights.
 class Loader {
  public:
   Loader(const ModelConfig& config, Element element, TensorSource* source, Threads* threads)
@@ -117,22 +123,28 @@ class Loader {
              first_column, element_, out->memory.data(), threads_);
   }
 
-  absl::Status Layer(int index, Qwen2Layer* layer) {
+  absl::Status Layer(int index, LayerWeights* layer) {
     const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
     const int64_t q = int64_t{config_.num_heads} * config_.head_dim;
     const int64_t kv = int64_t{config_.num_kv_heads} * config_.head_dim;
-    const std::string prefix = fmt::format("model.layers.{}.", index);
+    const std::string prefix = fmt::format("{}layers.{}.", source_->prefix(), index);
     const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
     TANDEM_RETURN_IF_ERROR(Vector(prefix + "input_layernorm.weight", hidden, &layer->input_norm));
     TANDEM_RETURN_IF_ERROR(
         Matrix({{attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}},
-               hidden, true, &layer->qkv));
-    TANDEM_RETURN_IF_ERROR(Matrix({{attention + "o_proj", hidden}}, q, false, &layer->output));
+               hidden, config_.qkv_bias, &layer->qkv));
+    if (config_.qk_norm) {
+      const int64_t head_dim = config_.head_dim;
+      TANDEM_RETURN_IF_ERROR(Vector(attention + "q_norm.weight", head_dim, &layer->q_norm));
+      TANDEM_RETURN_IF_ERROR(Vector(attention + "k_norm.weight", head_dim, &layer->k_norm));
+    }
+    TANDEM_RETURN_IF_ERROR(
+        Matrix({{attention + "o_proj", hidden}}, q, config_.output_bias, &layer->output));
     TANDEM_RETURN_IF_ERROR(
         Vector(prefix + "post_attention_layernorm.weight", hidden, &layer->post_attention_norm));
     TANDEM_RETURN_IF_ERROR(Matrix({{mlp + "gate_proj", inner}, {mlp + "up_proj", inner}}, hidden,
-                                  false, &layer->gate_up));
-    return Matrix({{mlp + "down_proj", hidden}}, inner, false, &layer->down);
+                                  config_.mlp_bias, &layer->gate_up));
+    return Matrix({{mlp + "down_proj", hidden}}, inner, config_.mlp_bias, &layer->down);
   }
 
  private:
@@ -143,8 +155,8 @@ class Loader {
 };
 
 absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, TensorSource* source,
-                                  Loader* loader, Qwen2Weights* weights) {
-  const std::string table = "model.embed_tokens.weight", head = "lm_head";
+                                  Loader* loader, ModelWeights* weights) {
+  const std::string table = source->prefix() + "embed_tokens.weight", head = "lm_head";
   const std::vector<int64_t> shape = {config.vocab_size, config.hidden_size};
   if (dummy) {
     weights->embedding = source->Dummy(table, shape, &weights->dummy_embedding);
@@ -152,6 +164,13 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, TensorS
     TANDEM_ASSIGN_OR_RETURN(weights->embedding, source->Get(table, shape));
   }
   if (!config.tie_word_embeddings) {
+    if (!source->Has(head + ".weight")) {
+      return InvalidArgument(
+          "tensor \"{}.weight\" is missing; if the embedding serves as the head, config.json must "
+          "say "
+          "\"tie_word_embeddings\": true",
+          head);
+    }
     return loader->Matrix({{head, config.vocab_size}}, config.hidden_size, false, &weights->head);
   }
   source->Ignore(head + ".weight");  // some tied checkpoints store the copy
@@ -160,8 +179,8 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, TensorS
   return absl::OkStatus();
 }
 
-absl::Status LoadAll(const ModelConfig& config, const Qwen2LoadOptions& options,
-                     TensorSource* source, Threads* threads, Qwen2Weights* weights) {
+absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, TensorSource* source,
+                     Threads* threads, ModelWeights* weights) {
   Loader loader(config, options.element, source, threads);
   const size_t total_bytes =
       static_cast<size_t>(config.NumParameters()) * ElementSize(options.element);
@@ -174,25 +193,25 @@ absl::Status LoadAll(const ModelConfig& config, const Qwen2LoadOptions& options,
     }
   }
   TANDEM_RETURN_IF_ERROR(
-      loader.Vector("model.norm.weight", config.hidden_size, &weights->final_norm));
+      loader.Vector(source->prefix() + "norm.weight", config.hidden_size, &weights->final_norm));
   TANDEM_RETURN_IF_ERROR(LoadEmbeddingAndHead(config, options.dummy, source, &loader, weights));
-  return source->CheckAllUsed();
+  return source->CheckAllUsed(config.architecture);
 }
 
 }  // namespace
 
-size_t Qwen2Weights::PackedBytes() const {
+size_t ModelWeights::PackedBytes() const {
   size_t total = head.memory.size() + dummy_embedding.size();
-  for (const Qwen2Layer& layer : layers) {
+  for (const LayerWeights& layer : layers) {
     total += layer.qkv.memory.size() + layer.output.memory.size() + layer.gate_up.memory.size() +
              layer.down.memory.size();
   }
   return total;
 }
 
-absl::StatusOr<Qwen2Weights> LoadQwen2Weights(const ModelConfig& config,
-                                              const Qwen2LoadOptions& options, Threads* threads) {
-  Qwen2Weights weights;
+absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const LoadOptions& options,
+                                              Threads* threads) {
+  ModelWeights weights;
   if (options.dummy) {
     TANDEM_ASSIGN_OR_RETURN(weights.digest, DummyDigest(options.model_dir, options.seed));
   } else {

@@ -1,4 +1,8 @@
-// A Qwen2 checkpoint's weights in the form the forward pass reads.
+// A checkpoint's weights in the form the forward pass reads.
+//
+// All families of common/base/model_family.h name their tensors alike; which of them a layer has is
+// the description's to say (ModelConfig). Names may lack the leading "model.", as in checkpoints
+// saved without the language model's head.
 //
 // Memory: every matrix is copied once into packed form (4 bytes per parameter in float32, 2 in
 // bfloat16); vectors become float32. The embedding table is read in place from the mapped
@@ -28,18 +32,19 @@ struct LinearWeights {
   MemoryBlock memory;
 };
 
-struct Qwen2Layer {
+struct LayerWeights {
   std::vector<float> input_norm;           // [hidden]
   LinearWeights qkv;                       // [heads | kv_heads | kv_heads] * head_dim columns
+  std::vector<float> q_norm, k_norm;       // [head_dim] with qk_norm, else empty
   LinearWeights output;                    // [hidden] columns
   std::vector<float> post_attention_norm;  // [hidden]
   LinearWeights gate_up;                   // [intermediate | intermediate] columns
   LinearWeights down;                      // [hidden] columns
 };
 
-struct Qwen2Weights {
+struct ModelWeights {
   TensorView embedding;  // [vocab, hidden]; data in `checkpoint` or `dummy_embedding`
-  std::vector<Qwen2Layer> layers;
+  std::vector<LayerWeights> layers;
   std::vector<float> final_norm;  // [hidden]
   LinearWeights head;             // [vocab] columns
   std::string digest;             // see model_digest.h
@@ -49,7 +54,7 @@ struct Qwen2Weights {
   size_t PackedBytes() const;
 };
 
-struct Qwen2LoadOptions {
+struct LoadOptions {
   std::string model_dir;
   bool dummy = false;  // random weights from the config alone, the same for equal seeds
   uint64_t seed = 0;
@@ -58,7 +63,7 @@ struct Qwen2LoadOptions {
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config
 // implies. Logs progress for large models.
-absl::StatusOr<Qwen2Weights> LoadQwen2Weights(const ModelConfig& config,
-                                              const Qwen2LoadOptions& options, Threads* threads);
+absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const LoadOptions& options,
+                                              Threads* threads);
 
 }  // namespace tandem
