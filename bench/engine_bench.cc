@@ -3,8 +3,9 @@
 //
 // engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512,2048]
 //              [--decode 1,4,16,64] [--repeats N]
-// Dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to the whole model
-// only roughly. --prefill: lengths, --decode: batch sizes, --repeats: the best of so many counts.
+// Dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to the whole
+// model only roughly. --prefill: lengths, --decode: batch sizes, --repeats: the best of so many
+// counts.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

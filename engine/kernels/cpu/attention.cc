@@ -145,11 +145,73 @@ void GroupOfRows(const AttentionUnit& unit, const AttentionTile& tile, size_t ro
   }
 }
 
+// GroupOfRows<count> for count in [1, kRows].
+template <size_t kRows>
+void UpToRows(size_t count, const AttentionUnit& unit, const AttentionTile& tile, size_t row) {
+  if constexpr (kRows > 1) {
+    if (count < kRows) return UpToRows<kRows - 1>(count, unit, tile, row);
+  }
+  GroupOfRows<kRows>(unit, tile, row);
+}
+
 // One tile of keys and values for the rows [first_row, rows) of a unit.
 void AttendTile(const AttentionUnit& unit, const AttentionTile& tile, size_t first_row) {
-  size_t row = first_row;
-  for (; row + kRowGroup <= unit.rows; row += kRowGroup) GroupOfRows<kRowGroup>(unit, tile, row);
-  for (; row < unit.rows; ++row) GroupOfRows<1>(unit, tile, row);
+  for (size_t row = first_row; row < unit.rows; row += kRowGroup) {
+    UpToRows<kRowGroup>(std::min(kRowGroup, unit.rows - row), unit, tile, row);
+  }
+}
+
+// keys[d][j] of the tile's positions; `source`: its first position, at head_dim elements each.
+// Places beyond the last position repeat it: no query sees them.
+void LoadFloatKeys(const float* source, size_t positions, size_t head_dim, float* keys) {
+  const D d;
+  const hn::RebindToSigned<D> di;
+  const size_t lanes = hn::Lanes(d);
+  for (size_t t = 0; t < kTileVectors; ++t) {
+    const auto place = hn::Min(hn::Iota(di, static_cast<int32_t>(t * lanes)),
+                               hn::Set(di, static_cast<int32_t>(positions) - 1));
+    const auto index = hn::Mul(place, hn::Set(di, static_cast<int32_t>(head_dim)));
+    for (size_t i = 0; i < head_dim; ++i) {
+      hn::Store(hn::GatherIndex(d, source + i, index), d, keys + i * kTile + t * lanes);
+    }
+  }
+}
+
+// The same from bfloat16, two elements of each key at a time; head_dim is even.
+void LoadBF16Keys(const uint16_t* source, size_t positions, size_t head_dim, float* keys) {
+  const D d;
+  const hn::RebindToSigned<D> di;
+  const hn::RebindToUnsigned<D> du;
+  const size_t lanes = hn::Lanes(d);
+  const int32_t* pairs = reinterpret_cast<const int32_t*>(source);
+  for (size_t t = 0; t < kTileVectors; ++t) {
+    const auto place = hn::Min(hn::Iota(di, static_cast<int32_t>(t * lanes)),
+                               hn::Set(di, static_cast<int32_t>(positions) - 1));
+    const auto index = hn::Mul(place, hn::Set(di, static_cast<int32_t>(head_dim / 2)));
+    float* out = keys + t * lanes;
+    for (size_t i = 0; i < head_dim; i += 2) {
+      const auto pair = hn::BitCast(du, hn::GatherIndex(di, pairs + i / 2, index));
+      hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(pair)), d, out + i * kTile);
+      hn::Store(hn::BitCast(d, hn::And(pair, hn::Set(du, 0xffff0000u))), d, out + (i + 1) * kTile);
+    }
+  }
+}
+
+// Rows of padded_dim float32 from rows of head_dim bfloat16, zero beyond head_dim.
+void LoadBF16Values(const uint16_t* source, size_t positions, size_t head_dim, size_t padded_dim,
+                    float* values) {
+  const D d;
+  const hn::RebindToUnsigned<D> du;
+  const hn::Rebind<uint16_t, D> dh;
+  const size_t lanes = hn::Lanes(d);
+  for (size_t j = 0; j < positions; ++j, source += head_dim, values += padded_dim) {
+    size_t i = 0;
+    for (; i + lanes <= head_dim; i += lanes) {
+      const auto wide = hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(dh, source + i)));
+      hn::Store(hn::BitCast(d, wide), d, values + i);
+    }
+    for (; i < padded_dim; ++i) values[i] = i < head_dim ? BF16ToFloat(source[i]) : 0.0f;
+  }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -161,6 +223,9 @@ namespace tandem {
 namespace {
 
 HWY_EXPORT(AttendTile);
+HWY_EXPORT(LoadFloatKeys);
+HWY_EXPORT(LoadBF16Keys);
+HWY_EXPORT(LoadBF16Values);
 
 // Rows (query, head) of one unit of work: they share a pass over the keys and values.
 constexpr size_t kUnitRows = 64;
@@ -178,19 +243,18 @@ float* ThreadScratch(size_t floats) {
   return memory.get();
 }
 
-// keys[d][j] of positions [first, first + positions) of one head.
-void TransposeKeys(const std::byte* page, Element element, size_t first, size_t positions,
-                   size_t head_dim, float* keys) {
-  if (positions < kTile) std::memset(keys, 0, head_dim * kTile * sizeof(float));
-  for (size_t j = 0; j < positions; ++j) {
-    const size_t row = (first + j) * head_dim;
-    if (element == Element::kFloat32) {
-      const float* source = reinterpret_cast<const float*>(page) + row;
-      for (size_t i = 0; i < head_dim; ++i) keys[i * kTile + j] = source[i];
-    } else {
-      const uint16_t* source = reinterpret_cast<const uint16_t*>(page) + row;
-      for (size_t i = 0; i < head_dim; ++i) keys[i * kTile + j] = BF16ToFloat(source[i]);
-    }
+// Points tile->keys at a transposed copy of positions [first, first + tile->positions) of the page.
+void LoadKeys(const std::byte* page, Element element, size_t first, const AttentionUnit& unit,
+              AttentionTile* tile) {
+  const size_t dim = unit.head_dim;
+  float* keys = unit.scratch.keys;
+  tile->keys = keys;
+  if (element == Element::kFloat32) {
+    const float* source = reinterpret_cast<const float*>(page) + first * dim;
+    HWY_DYNAMIC_DISPATCH(LoadFloatKeys)(source, tile->positions, dim, keys);
+  } else {
+    const uint16_t* source = reinterpret_cast<const uint16_t*>(page) + first * dim;
+    HWY_DYNAMIC_DISPATCH(LoadBF16Keys)(source, tile->positions, dim, keys);
   }
 }
 
@@ -204,14 +268,18 @@ void LoadValues(const std::byte* page, Element element, size_t first, const Atte
     return;
   }
   float* copy = unit.scratch.values;
-  for (size_t j = 0; j < tile->positions; ++j) {
-    for (size_t i = 0; i < unit.padded_dim; ++i) {
-      copy[j * unit.padded_dim + i] =
-          i < dim ? LoadElement(page, element, (first + j) * dim + i) : 0.0f;
-    }
-  }
   tile->values = copy;
   tile->value_stride = unit.padded_dim;
+  if (element == Element::kBFloat16) {
+    const uint16_t* source = reinterpret_cast<const uint16_t*>(page) + first * dim;
+    HWY_DYNAMIC_DISPATCH(LoadBF16Values)(source, tile->positions, dim, unit.padded_dim, copy);
+    return;
+  }
+  const float* source = reinterpret_cast<const float*>(page) + first * dim;
+  for (size_t j = 0; j < tile->positions; ++j) {
+    std::memcpy(copy + j * unit.padded_dim, source + j * dim, dim * sizeof(float));
+    std::fill(copy + j * unit.padded_dim + dim, copy + (j + 1) * unit.padded_dim, 0.0f);
+  }
 }
 
 AttentionScratch CarveScratch(size_t rows, size_t head_dim, size_t padded_dim) {
@@ -232,19 +300,33 @@ AttentionScratch CarveScratch(size_t rows, size_t head_dim, size_t padded_dim) {
   return s;
 }
 
+// Keys or values of the tile at position `first`: a decode step reads them once, from memory, in
+// pieces too short for the processor to foresee the next. Inlined by force: GCC takes a function
+// that only prefetches for one without effect, and drops its calls.
+HWY_INLINE void PrefetchTile(const KvPages& pages, const int32_t* block_table, size_t first,
+                             bool value, int kv_head) {
+  const size_t block_size = static_cast<size_t>(pages.block_size);
+  const size_t row_bytes = static_cast<size_t>(pages.head_dim) * ElementSize(pages.element);
+  const size_t offset = first % block_size, positions = std::min(kTile, block_size - offset);
+  const std::byte* page = pages.Page(block_table[first / block_size], value, kv_head);
+  const std::byte* end = page + (offset + positions) * row_bytes;
+  for (const std::byte* at = page + offset * row_bytes; at < end; at += 64) __builtin_prefetch(at);
+}
+
 void RunUnit(const KvPages& pages, const AttentionItem& item, int kv_head, AttentionUnit* unit) {
   const size_t end = unit->start + unit->rows / unit->group;  // positions seen by the last query
   const size_t block_size = static_cast<size_t>(pages.block_size);
   for (size_t first = 0; first < end; first += kTile) {
     const int32_t block = item.block_table[first / block_size];
     const size_t offset = first % block_size;
+    const size_t next = first + kTile;
+    if (next < end) PrefetchTile(pages, item.block_table, next, false, kv_head);
     AttentionTile tile;
     tile.first_position = first;
     tile.positions = std::min(kTile, end - first);
-    TransposeKeys(pages.Page(block, false, kv_head), pages.element, offset, tile.positions,
-                  unit->head_dim, unit->scratch.keys);
-    tile.keys = unit->scratch.keys;
+    LoadKeys(pages.Page(block, false, kv_head), pages.element, offset, *unit, &tile);
     LoadValues(pages.Page(block, true, kv_head), pages.element, offset, *unit, &tile);
+    if (next < end) PrefetchTile(pages, item.block_table, next, true, kv_head);
     const size_t first_query = first > unit->start ? first - unit->start : 0;
     HWY_DYNAMIC_DISPATCH(AttendTile)(*unit, tile, first_query * unit->group);
   }
