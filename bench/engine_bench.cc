@@ -24,7 +24,7 @@
 #include "engine/model/mapped_file.h"
 #include "engine/runtime/engine.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 double Seconds() {
@@ -192,6 +192,6 @@ int Main(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine
 
-int main(int argc, char** argv) { return tandem::Main(argc, argv); }
+int main(int argc, char** argv) { return tandem::engine::Main(argc, argv); }

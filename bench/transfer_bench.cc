@@ -18,7 +18,7 @@
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 double Seconds(const std::function<void()>& work) {
@@ -121,10 +121,11 @@ void Run(const char* name, const KvLayout& layout, int num_blocks, int repeats) 
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer
 
 int main(int argc, char** argv) {
   using namespace tandem;
+  using namespace tandem::kvtransfer;
   spdlog::set_level(spdlog::level::warn);
   const int repeats = argc > 1 ? std::max(1, std::atoi(argv[1])) : 9;
   std::printf("%-28s %11s %8s %8s %8s   %5s %5s\n", "layout", "bytes", "memcpy", "socket", "kv",

@@ -4,7 +4,7 @@
 #include "cli/inference_client.h"
 #include "cli/table.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 using nlohmann::ordered_json;
@@ -106,4 +106,4 @@ std::string RenderTurnTable(const std::vector<Answer>& answers) {
   return RenderTable(rows);
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <unistd.h>
 
-namespace tandem {
+namespace tandem::cli {
 
 CancelOnInterrupt::CancelOnInterrupt(SignalWaiter* signals, InferenceClient* client)
     : signals_(signals), client_(client), thread_([this] { Run(); }) {}
@@ -23,4 +23,4 @@ void CancelOnInterrupt::Run() {
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

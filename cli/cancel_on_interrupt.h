@@ -6,7 +6,7 @@
 #include "cli/inference_client.h"
 #include "common/rpc/server.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 // `signals` (made before any thread started) and `client` outlive this. SIGTERM always ends the
 // program.
@@ -23,4 +23,4 @@ class CancelOnInterrupt {
   std::thread thread_;  // last: uses the above
 };
 
-}  // namespace tandem
+}  // namespace tandem::cli

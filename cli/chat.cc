@@ -10,7 +10,7 @@
 #include "cli/sampling_flags.h"
 #include "common/text/utf8.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 struct ChatFlags {
@@ -165,4 +165,4 @@ int RunChat(const Arguments& arguments) {
   return Converse(flags, &client, isatty(STDIN_FILENO) == 1 && !flags.json);
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -13,7 +13,7 @@
 
 extern char** environ;
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 std::vector<char*> Pointers(std::vector<std::string>* strings) {
@@ -146,4 +146,4 @@ std::string DescribeWaitStatus(int status) {
   return fmt::format("signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)));
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 // Splits what is read from a descriptor into lines.
 class LineReader {
@@ -62,4 +62,4 @@ class ChildProcess {
 // "exit code 1", "signal 9 (Killed)".
 std::string DescribeWaitStatus(int status);
 
-}  // namespace tandem
+}  // namespace tandem::cli

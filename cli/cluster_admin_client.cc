@@ -3,7 +3,7 @@
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 ClusterAdminClient::ClusterAdminClient(const std::string& server)
     : stub_(v1::Admin::NewStub(MakeChannel(server, Patience::kPatient))) {}
@@ -28,4 +28,4 @@ absl::Status ClusterAdminClient::DrainWorker(const std::string& worker_id,
   return FromGrpcStatus(stub_->DrainWorker(&context, request, &response));
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -9,7 +9,7 @@
 
 #include "tandem/v1/admin.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 // Thread-safe.
 class ClusterAdminClient {
@@ -23,4 +23,4 @@ class ClusterAdminClient {
   const std::unique_ptr<v1::Admin::Stub> stub_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -6,7 +6,7 @@
 
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments) {
   const absl::Status status = flags->Parse(arguments);
@@ -52,4 +52,4 @@ int Fail(const std::string& command, const absl::Status& status, const std::stri
   return kExitFailed;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -11,7 +11,7 @@
 
 #include "common/config/flags.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailed = 1;
@@ -41,4 +41,4 @@ std::string DescribeError(const absl::Status& status);
 // where it could not be reached.
 int Fail(const std::string& command, const absl::Status& status, const std::string& server = "");
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -4,7 +4,7 @@
 #include "cli/cluster_admin_client.h"
 #include "cli/command.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 int RunDrain(const Arguments& arguments) {
   FlagSet flags("tandem drain",
@@ -21,4 +21,4 @@ int RunDrain(const Arguments& arguments) {
   return kExitOk;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

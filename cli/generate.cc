@@ -13,7 +13,7 @@
 #include "common/base/status.h"
 #include "common/text/utf8.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 struct GenerateFlags {
@@ -124,4 +124,4 @@ int RunGenerate(const Arguments& arguments) {
   return kExitOk;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

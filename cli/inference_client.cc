@@ -3,7 +3,7 @@
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 InferenceClient::InferenceClient(const std::string& server)
     : stub_(v1::Inference::NewStub(MakeChannel(server, Patience::kPatient))) {}
@@ -58,4 +58,4 @@ bool InferenceClient::Cancel() {
   return true;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

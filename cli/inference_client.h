@@ -14,7 +14,7 @@
 
 #include "tandem/v1/inference.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 // All that one request gave, also where it failed half-way.
 struct Answer {
@@ -65,4 +65,4 @@ std::string DescribeCost(const Answer& answer);
 // shipped, transport.
 std::string RenderTurnTable(const std::vector<Answer>& answers);
 
-}  // namespace tandem
+}  // namespace tandem::cli

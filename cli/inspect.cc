@@ -11,7 +11,7 @@
 #include "common/base/status.h"
 #include "common/config/bytes.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 struct Findings {
@@ -156,4 +156,4 @@ int RunInspect(const Arguments& arguments) {
   return kExitOk;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

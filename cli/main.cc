@@ -13,7 +13,7 @@
 #include "cli/command.h"
 #include "common/base/nearest_name.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 struct Command {
@@ -86,14 +86,14 @@ int CheckOutput(int exit_code) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::cli
 
 int main(int argc, char** argv) {
-  tandem::FillStandardStreams();
+  tandem::cli::FillStandardStreams();
   try {
-    return tandem::CheckOutput(tandem::Main(argc, argv));
+    return tandem::cli::CheckOutput(tandem::cli::Main(argc, argv));
   } catch (const std::system_error& error) {  // fmt's, where a stream is full or its reader gone
     std::fprintf(stderr, "tandem: %s\n", error.what());
-    return tandem::kExitFailed;
+    return tandem::cli::kExitFailed;
   }
 }

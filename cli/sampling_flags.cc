@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 // The nearest value that the field can hold: what lies beyond is out of the server's range too, and
@@ -53,4 +53,4 @@ v1::SamplingParams SamplingFlags::ToProto() const {
   return out;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

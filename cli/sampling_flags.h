@@ -9,7 +9,7 @@
 #include "common/config/flags.h"
 #include "tandem/v1/inference.pb.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 // What is not given is left to the server. Ranges are the server's to check.
 struct SamplingFlags {
@@ -24,4 +24,4 @@ struct SamplingFlags {
   v1::SamplingParams ToProto() const;
 };
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -6,7 +6,7 @@
 #include "cli/command.h"
 #include "cli/table.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 constexpr absl::Duration kTimeout = absl::Seconds(10);
@@ -87,4 +87,4 @@ int RunStatus(const Arguments& arguments) {
   return kExitOk;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

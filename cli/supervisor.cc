@@ -16,7 +16,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(200);
@@ -206,4 +206,4 @@ bool Supervisor::Stop(const std::vector<std::string>& names, absl::Duration boun
   return clean;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

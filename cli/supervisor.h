@@ -14,7 +14,7 @@
 
 #include "cli/child_process.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 struct ChildSpec {
   std::string name;  // prefix of its lines on stderr
@@ -81,4 +81,4 @@ class Supervisor {
   int signal_fd_ = -1;
 };
 
-}  // namespace tandem
+}  // namespace tandem::cli

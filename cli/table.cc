@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 size_t Width(const std::string& text) {
@@ -44,4 +44,4 @@ std::string RenderTable(const std::vector<std::vector<std::string>>& rows) {
   return out;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

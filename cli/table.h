@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-namespace tandem {
+namespace tandem::cli {
 
 // Rows may be ragged; missing cells are empty. Ends with a newline. Widths count code points.
 std::string RenderTable(const std::vector<std::vector<std::string>>& rows);
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -18,7 +18,7 @@
 #include "common/base/host_port.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 constexpr char kRouter[] = "tandem_router";
@@ -279,4 +279,4 @@ int RunUp(const Arguments& arguments) {
   return LocalCluster(std::move(flags), &supervisor).Run(parser.Names());
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

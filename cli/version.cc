@@ -3,7 +3,7 @@
 
 #include "cli/command.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 int RunVersion(const Arguments& arguments) {
   FlagSet flags("tandem version", "Prints the version of this program.");
@@ -12,4 +12,4 @@ int RunVersion(const Arguments& arguments) {
   return kExitOk;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

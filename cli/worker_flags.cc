@@ -5,7 +5,7 @@
 #include "common/base/nearest_name.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 absl::StatusOr<FlagNames> ParseFlagList(const std::string& json) {
   const nlohmann::json list = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
@@ -59,4 +59,4 @@ absl::StatusOr<std::map<std::string, std::vector<std::string>>> DistributeFlags(
   return out;
 }
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -9,7 +9,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace tandem {
+namespace tandem::cli {
 
 using FlagNames = std::set<std::string>;
 
@@ -25,4 +25,4 @@ absl::StatusOr<std::map<std::string, std::vector<std::string>>> DistributeFlags(
     const std::vector<std::string>& arguments, const std::map<std::string, FlagNames>& known,
     const std::map<std::string, std::string>& managed, const std::vector<std::string>& own);
 
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -1,6 +1,6 @@
 #include "decode_worker/decode_metrics.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 DecodeMetrics::DecodeMetrics(Metrics* metrics)
     : worker(metrics),
@@ -17,4 +17,4 @@ DecodeMetrics::DecodeMetrics(Metrics* metrics)
       slow_readers(metrics->Counter("tandem_slow_reader_pauses_total",
                                     "Times a request was paused because its reader was behind")) {}
 
-}  // namespace tandem
+}  // namespace tandem::decode

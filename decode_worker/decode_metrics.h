@@ -4,7 +4,7 @@
 #include "common/metrics/metrics.h"
 #include "common/metrics/worker_metrics.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 // Thread-safe; children are resolved once, here.
 struct DecodeMetrics {
@@ -18,4 +18,4 @@ struct DecodeMetrics {
   prometheus::Counter& slow_readers;             // tandem_slow_reader_pauses_total
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -9,7 +9,7 @@
 #include "common/rpc/status.h"
 #include "engine/wire/wire.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 // More candidates than any router names; a longer list is cut.
@@ -43,12 +43,12 @@ void TimesToProto(const WorkerTimes& times, internal::v1::WorkerTiming* out) {
 
 void DeltaToProto(const TokenDelta& delta, bool logprobs, internal::v1::TokenEvent* out) {
   out->Clear();
-  for (const TokenLogprob& token : delta.tokens) {
+  for (const engine::TokenLogprob& token : delta.tokens) {
     out->add_token_ids(static_cast<uint32_t>(token.token));
-    if (logprobs) *out->add_logprobs() = LogprobToProto(token);
+    if (logprobs) *out->add_logprobs() = engine::LogprobToProto(token);
   }
-  for (const TokenLogprob& token : delta.prompt_logprobs) {
-    *out->add_prompt_logprobs() = LogprobToProto(token);
+  for (const engine::TokenLogprob& token : delta.prompt_logprobs) {
+    *out->add_prompt_logprobs() = engine::LogprobToProto(token);
   }
   out->set_finish_reason(ToProto(delta.finish));
   out->set_cached_tokens(static_cast<uint32_t>(delta.cached_tokens));
@@ -59,9 +59,10 @@ absl::StatusOr<DecodeWork> WorkFromProto(const internal::v1::DecodeRequest& requ
                                          int vocab_size) {
   DecodeWork work;
   TANDEM_ASSIGN_OR_RETURN(work.tokens,
-                          TokensFromProto(request.token_ids(), vocab_size, "token_ids"));
+                          engine::TokensFromProto(request.token_ids(), vocab_size, "token_ids"));
   TANDEM_ASSIGN_OR_RETURN(
-      work.sampling, SamplingFromProto(request.sampling(), request.eos_token_ids(), vocab_size));
+      work.sampling,
+      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), vocab_size));
   work.request_id = request.request_id();
   work.cache_salt = request.cache_salt();
   work.priority = request.priority();
@@ -154,4 +155,4 @@ grpc::ServerWriteReactor<internal::v1::TokenEvent>* DecodeService::Generate(
   return reactor;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

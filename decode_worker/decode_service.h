@@ -8,7 +8,7 @@
 #include "decode_worker/loop_event.h"
 #include "tandem/internal/v1/decode.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 // Thread-safe. Reactions never block: they validate, push to the loop's inbox and write what its
 // stream holds.
@@ -27,4 +27,4 @@ class DecodeService final : public internal::v1::Decode::CallbackService {
   std::atomic<uint64_t> last_id_ = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

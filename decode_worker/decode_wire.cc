@@ -1,6 +1,6 @@
 #include "decode_worker/decode_wire.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 internal::v1::LoadReport LoadToProto(const LoadSnapshot& load) {
   internal::v1::LoadReport out;
@@ -16,4 +16,4 @@ internal::v1::LoadReport LoadToProto(const LoadSnapshot& load) {
   return out;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -4,8 +4,8 @@
 #include "decode_worker/load_meter.h"
 #include "tandem/internal/v1/cluster.pb.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 internal::v1::LoadReport LoadToProto(const LoadSnapshot& load);
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-namespace tandem {
+namespace tandem::decode {
 
 void LoadMeter::AddStep(int decode_steps, int chunk_tokens, absl::Duration took) {
   if (decode_steps > 0) {
@@ -21,4 +21,4 @@ double LoadMeter::DecodeStepMilliseconds() const {
   return *middle;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -10,13 +10,13 @@
 #include "common/base/rate_meter.h"
 #include "engine/kv/block_pool.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 struct LoadSnapshot {
   int running = 0;
   int waiting = 0;             // for a prefill elsewhere, or preempted
   int64_t waiting_tokens = 0;  // to prefill here
-  BlockPoolCounts blocks;
+  engine::BlockPoolCounts blocks;
   double prefill_tokens_per_second = 0;  // 0: not known yet
   double decode_step_milliseconds = 0;   // recent median; 0: not known yet
 };
@@ -35,4 +35,4 @@ class LoadMeter {
   RateMeter prefill_rate_;  // of batches that are mostly prefill
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -8,7 +8,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 DecodeLoop::DecodeLoop(LoopOptions options, LoopParts parts, LoopHooks hooks)
     : options_(std::move(options)),
@@ -41,10 +41,10 @@ void DecodeLoop::Run() {
 bool DecodeLoop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
   const Plan plan = NextBatch(View(), options_.limits);
-  const Batch batch = Prepare(plan);
+  const engine::Batch batch = Prepare(plan);
   if (!batch.items.empty()) {
     const absl::Time started = parts_.clock->Now();
-    absl::StatusOr<StepOutput> out = parts_.runner->Run(batch);
+    absl::StatusOr<engine::StepOutput> out = parts_.runner->Run(batch);
     if (out.ok()) {
       Publish(batch, *out, started);
     } else {
@@ -75,20 +75,20 @@ SchedulerView DecodeLoop::View() const {
 }
 
 // Gives the plan's sequences their blocks and makes the batch of it.
-Batch DecodeLoop::Prepare(const Plan& plan) {
+engine::Batch DecodeLoop::Prepare(const Plan& plan) {
   for (int i : plan.preempt) Preempt(sequences_[static_cast<size_t>(i)].get());
-  Batch batch;
+  engine::Batch batch;
   batch_sequences_.clear();
   const absl::Time now = parts_.clock->Now();
   for (const ScheduledRun& run : plan.runs) {
     Sequence* s = sequences_[static_cast<size_t>(run.sequence)].get();
     if (run.new_blocks > 0) {
-      absl::StatusOr<BlockLease> more = parts_.pool->Reserve(run.new_blocks);
+      absl::StatusOr<engine::BlockLease> more = parts_.pool->Reserve(run.new_blocks);
       if (!more.ok()) continue;  // blocks were shared: the next plan preempts one more
       s->lease.Append(*std::move(more));
     }
     const int end = s->computed + run.num_tokens;
-    BatchItem& item = batch.items.emplace_back();
+    engine::BatchItem& item = batch.items.emplace_back();
     item.tokens = s->tokens;
     item.start = s->computed;
     item.num_tokens = run.num_tokens;
@@ -105,14 +105,15 @@ Batch DecodeLoop::Prepare(const Plan& plan) {
   return batch;
 }
 
-void DecodeLoop::Publish(const Batch& batch, const StepOutput& out, absl::Time started) {
+void DecodeLoop::Publish(const engine::Batch& batch, const engine::StepOutput& out,
+                         absl::Time started) {
   TANDEM_CHECK(out.items.size() == batch.items.size());
   const absl::Time now = parts_.clock->Now();
   int chunk_tokens = 0;
   int decode_steps = 0;
   for (size_t i = 0; i < batch.items.size(); ++i) {
-    const BatchItem& item = batch.items[i];
-    const ItemOutput& result = out.items[i];
+    const engine::BatchItem& item = batch.items[i];
+    const engine::ItemOutput& result = out.items[i];
     Sequence* s = batch_sequences_[i];
     (item.num_tokens == 1 ? decode_steps : chunk_tokens) += item.num_tokens;
     if (!result.status.ok()) {
@@ -168,10 +169,10 @@ bool DecodeLoop::Resume(Sequence* s) {
   const int block_size = options_.limits.block_size;
   // At least the last token is computed: its output is the next draw.
   const bool all = s->generated() == 0 && s->work.sampling.prompt_logprobs >= 0;
-  BlockLease lease =
+  engine::BlockLease lease =
       parts_.cache->Match(s->hash_seed, s->tokens, all ? 0 : (s->length() - 1) / block_size);
   const int cached = lease.size();
-  absl::StatusOr<BlockLease> fresh =
+  absl::StatusOr<engine::BlockLease> fresh =
       parts_.pool->Reserve(BlocksFor(s->length() + 1, block_size) - cached);
   if (!fresh.ok()) return false;
   lease.Append(*std::move(fresh));
@@ -215,7 +216,7 @@ void DecodeLoop::Sweep() {
 }
 
 void DecodeLoop::Report() {
-  BlockEvents events = parts_.cache->TakeEvents();
+  engine::BlockEvents events = parts_.cache->TakeEvents();
   if (hooks_.blocks && !(events.stored.empty() && events.removed.empty())) {
     hooks_.blocks(events, /*cleared=*/false);
   }
@@ -246,4 +247,4 @@ void DecodeLoop::Report() {
   if (hooks_.report) hooks_.report(load);
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

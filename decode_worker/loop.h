@@ -24,7 +24,7 @@
 #include "engine/kv/prefix_cache.h"
 #include "engine/runtime/model_runner.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 struct LoopOptions {
   SchedulerLimits limits;
@@ -46,15 +46,15 @@ struct LoopOptions {
 // empty.
 struct LoopHooks {
   std::function<void(const LoadSnapshot&)> report;  // every report_interval and on changes
-  std::function<void(const BlockEvents&, bool cleared)> blocks;
+  std::function<void(const engine::BlockEvents&, bool cleared)> blocks;
 };
 
 // All outlive the loop. `receiver` and `caller` may be null where `unified`.
 struct LoopParts {
-  ModelRunner* runner = nullptr;
-  BlockPool* pool = nullptr;
-  PrefixCache* cache = nullptr;
-  KvReceiver* receiver = nullptr;
+  engine::ModelRunner* runner = nullptr;
+  engine::BlockPool* pool = nullptr;
+  engine::PrefixCache* cache = nullptr;
+  kvtransfer::KvReceiver* receiver = nullptr;
   PrefillCaller* caller = nullptr;
   Clock* clock = nullptr;
   DecodeMetrics* metrics = nullptr;
@@ -80,8 +80,8 @@ class DecodeLoop {
  private:
   // loop.cc: the turn
   void AdmitArrivals(absl::Duration wait);
-  Batch Prepare(const Plan& plan);
-  void Publish(const Batch& batch, const StepOutput& out, absl::Time started);
+  engine::Batch Prepare(const Plan& plan);
+  void Publish(const engine::Batch& batch, const engine::StepOutput& out, absl::Time started);
   void FailBatch(const absl::Status& status);
   void FailSequence(Sequence* sequence, const absl::Status& status);  // of the batch just run
   void Preempt(Sequence* sequence);
@@ -95,7 +95,7 @@ class DecodeLoop {
   void Handle(WorkArrived event);
   absl::Status Validate(const DecodeWork& work) const;
   absl::Status Admit(WorkArrived* event);
-  absl::Status StartPrefill(Sequence* sequence, BlockLease fresh);
+  absl::Status StartPrefill(Sequence* sequence, engine::BlockLease fresh);
   void Handle(WorkCancelled event);
   void Handle(PrefillReply event);
   void Handle(KvSealed event);
@@ -110,7 +110,7 @@ class DecodeLoop {
   void MakeRunnable(Sequence* sequence);
 
   // loop_publish.cc: tokens go out, sequences end
-  void Emit(Sequence* sequence, TokenLogprob token, absl::Time now);
+  void Emit(Sequence* sequence, engine::TokenLogprob token, absl::Time now);
   FinishReason EndAfter(const Sequence& sequence, int32_t token) const;
   void Close(Sequence* sequence, const absl::Status& status);
   void CacheComputed(Sequence* sequence);
@@ -130,4 +130,4 @@ class DecodeLoop {
   bool stop_ = false;
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

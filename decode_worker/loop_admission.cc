@@ -9,7 +9,7 @@
 #include "common/base/status.h"
 #include "decode_worker/loop.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 void DecodeLoop::Handle(WorkArrived event) {
   const absl::Status status = Admit(&event);
@@ -49,7 +49,8 @@ absl::Status DecodeLoop::Admit(WorkArrived* event) {
   // The last token is always computed, for its output is the first draw. Prompt logprobs need all
   // positions computed; a prefill worker sees to that itself.
   const bool match = may_ask || work.sampling.prompt_logprobs < 0;
-  BlockLease held = parts_.cache->Match(seed, work.tokens, match ? (length - 1) / block_size : 0);
+  engine::BlockLease held =
+      parts_.cache->Match(seed, work.tokens, match ? (length - 1) / block_size : 0);
   const int needed = BlocksFor(length + 1, block_size) - held.size();
   const int total = parts_.pool->counts().total;
   switch (CanAdmit(View(), needed, total, options_.limits)) {
@@ -62,7 +63,7 @@ absl::Status DecodeLoop::Admit(WorkArrived* event) {
     case Admission::kYes:
       break;
   }
-  TANDEM_ASSIGN_OR_RETURN(BlockLease fresh, parts_.pool->Reserve(needed));
+  TANDEM_ASSIGN_OR_RETURN(engine::BlockLease fresh, parts_.pool->Reserve(needed));
 
   auto sequence = std::make_unique<Sequence>();
   Sequence* s = sequence.get();
@@ -103,7 +104,7 @@ absl::Status DecodeLoop::Admit(WorkArrived* event) {
 }
 
 // `fresh`: the prompt's blocks that the sequence does not hold, and room to grow.
-absl::Status DecodeLoop::StartPrefill(Sequence* s, BlockLease fresh) {
+absl::Status DecodeLoop::StartPrefill(Sequence* s, engine::BlockLease fresh) {
   const int prompt_blocks = BlocksFor(s->prompt_length, options_.limits.block_size);
   return prefills_.Begin(s, std::move(fresh), prompt_blocks - s->lease.size());
 }
@@ -155,7 +156,7 @@ void DecodeLoop::Handle(KvQuiet event) {
 
 void DecodeLoop::Handle(SnapshotWanted) {
   if (!hooks_.blocks) return;
-  hooks_.blocks(BlockEvents{parts_.cache->Snapshot(), {}}, /*cleared=*/true);
+  hooks_.blocks(engine::BlockEvents{parts_.cache->Snapshot(), {}}, /*cleared=*/true);
   changed_ = true;
 }
 
@@ -177,7 +178,7 @@ void DecodeLoop::RetryPrefill(Sequence* s, const absl::Status& why) {
                                                    : absl::UnavailableError(message));
   }
   parts_.metrics->prefill_retries.Increment();
-  absl::StatusOr<BlockLease> fresh = parts_.pool->Reserve(num_blocks);
+  absl::StatusOr<engine::BlockLease> fresh = parts_.pool->Reserve(num_blocks);
   if (!fresh.ok()) {
     return Close(s, Unavailable("prefill at {} failed and no {} KV blocks are free for another try",
                                 peer.worker_id, num_blocks));
@@ -209,7 +210,7 @@ void DecodeLoop::LoseKv(Sequence* s, const absl::Status& why) {
 
 void DecodeLoop::MakeRunnable(Sequence* s) {
   const PrefillAttempt& attempt = *s->attempt;
-  const TransferStats& stats = attempt.stats;
+  const kvtransfer::TransferStats& stats = attempt.stats;
   const absl::Duration took = std::max(stats.last_byte - stats.first_byte, absl::ZeroDuration());
   // Sealed is when this loop saw it, which may be a step later than the last byte.
   const absl::Duration exposed =
@@ -230,4 +231,4 @@ void DecodeLoop::MakeRunnable(Sequence* s) {
   changed_ = true;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -11,7 +11,7 @@
 #include "decode_worker/token_stream.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 struct WorkArrived {
   DecodeWork work;
@@ -23,7 +23,7 @@ struct WorkCancelled {  // by the client, its deadline, or a broken connection
 struct KvSealed {
   TransferId id;
   uint64_t epoch = 0;
-  TransferStats stats;
+  kvtransfer::TransferStats stats;
 };
 struct KvFailed {
   TransferId id;
@@ -44,4 +44,4 @@ using DecodeEvent = std::variant<WorkArrived, WorkCancelled, PrefillReply, KvSea
 // Work is refused when it is full; all other events get in.
 using DecodeInbox = Inbox<DecodeEvent>;
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -5,7 +5,7 @@
 #include "common/base/check.h"
 #include "decode_worker/loop.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 bool Contains(const std::vector<int32_t>& values, int32_t value) {
@@ -16,7 +16,7 @@ bool Contains(const std::vector<int32_t>& values, int32_t value) {
 
 // The newest token's effect. kNone: the sequence goes on.
 FinishReason DecodeLoop::EndAfter(const Sequence& s, int32_t token) const {
-  const SamplingParams& sampling = s.work.sampling;
+  const engine::SamplingParams& sampling = s.work.sampling;
   if (s.generated() > sampling.min_tokens) {
     if (!sampling.ignore_eos && Contains(sampling.eos_token_ids, token)) return FinishReason::kStop;
     if (Contains(sampling.stop_token_ids, token)) return FinishReason::kStop;
@@ -25,7 +25,7 @@ FinishReason DecodeLoop::EndAfter(const Sequence& s, int32_t token) const {
   return full ? FinishReason::kLength : FinishReason::kNone;
 }
 
-void DecodeLoop::Emit(Sequence* s, TokenLogprob token, absl::Time now) {
+void DecodeLoop::Emit(Sequence* s, engine::TokenLogprob token, absl::Time now) {
   const int32_t id = token.token;
   s->tokens.push_back(id);
   parts_.metrics->worker.generation_tokens.Increment();
@@ -106,4 +106,4 @@ void DecodeLoop::Observe(const Sequence& s, absl::Time now) {
                                                 (s.generated() - 1));
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -6,7 +6,7 @@
 #include "decode_worker/worker.h"
 #include "engine/runtime/engine_flags.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 void AddDecodeFlags(FlagSet* flags, DecodeWorkerOptions* o) {
@@ -42,7 +42,7 @@ int Main(int argc, char** argv) {
   FlagSet flags("tandem_decode_worker",
                 "Streams tokens under continuous batching, from KV blocks that prefill workers "
                 "ship or that it computes itself.");
-  AddEngineFlags(&flags, &options.engine);
+  engine::AddEngineFlags(&flags, &options.engine);
   AddWorkerProcessFlags(&flags, &options.process);
   AddDecodeFlags(&flags, &options);
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "decode"};
@@ -52,6 +52,6 @@ int Main(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::decode
 
-int main(int argc, char** argv) { return tandem::Main(argc, argv); }
+int main(int argc, char** argv) { return tandem::decode::Main(argc, argv); }

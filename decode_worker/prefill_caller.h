@@ -12,14 +12,14 @@
 #include "engine/runtime/batch.h"
 #include "engine/runtime/sampling_params.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 struct PrefillCall {
   uint64_t call_id = 0;  // of this attempt
   std::string address;   // HOST:PORT of the prefill worker
   std::string request_id;
   std::vector<int32_t> tokens;
-  SamplingParams sampling;
+  engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;
   TransferId transfer;
@@ -31,8 +31,8 @@ struct PrefillCall {
 };
 
 struct PrefillResult {
-  TokenLogprob first_token;
-  std::vector<TokenLogprob> prompt_logprobs;
+  engine::TokenLogprob first_token;
+  std::vector<engine::TokenLogprob> prompt_logprobs;
   int cached_tokens = 0;
   double queue_ms = 0;
   double prefill_ms = 0;
@@ -56,4 +56,4 @@ class PrefillCaller {
   virtual void Cancel(uint64_t call_id) = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

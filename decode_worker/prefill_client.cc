@@ -9,7 +9,7 @@
 #include "common/rpc/status.h"
 #include "engine/wire/wire.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 // Addresses come and go with restarted workers; over this many, all idle channels are closed.
@@ -18,11 +18,11 @@ constexpr size_t kMaxChannels = 256;
 absl::StatusOr<PrefillResult> ResultFromProto(const internal::v1::PrefillResponse& response,
                                               int vocab_size) {
   PrefillResult result;
-  TANDEM_ASSIGN_OR_RETURN(result.first_token,
-                          LogprobFromProto(response.first_token(), vocab_size, "first_token"));
+  TANDEM_ASSIGN_OR_RETURN(result.first_token, engine::LogprobFromProto(response.first_token(),
+                                                                       vocab_size, "first_token"));
   for (const v1::TokenLogprob& logprob : response.prompt_logprobs()) {
-    TANDEM_ASSIGN_OR_RETURN(TokenLogprob value,
-                            LogprobFromProto(logprob, vocab_size, "prompt_logprobs"));
+    TANDEM_ASSIGN_OR_RETURN(engine::TokenLogprob value,
+                            engine::LogprobFromProto(logprob, vocab_size, "prompt_logprobs"));
     result.prompt_logprobs.push_back(std::move(value));
   }
   result.cached_tokens = static_cast<int>(response.cached_tokens());
@@ -71,9 +71,9 @@ void PrefillClient::Call(PrefillCall call) {
   }
   internal::v1::PrefillRequest& request = active->request;
   request.set_request_id(std::move(call.request_id));
-  TokensToProto(call.tokens, request.mutable_token_ids());
-  *request.mutable_sampling() = SamplingToProto(call.sampling);
-  TokensToProto(call.sampling.eos_token_ids, request.mutable_eos_token_ids());
+  engine::TokensToProto(call.tokens, request.mutable_token_ids());
+  *request.mutable_sampling() = engine::SamplingToProto(call.sampling);
+  engine::TokensToProto(call.sampling.eos_token_ids, request.mutable_eos_token_ids());
   request.set_cache_salt(std::move(call.cache_salt));
   request.set_priority(call.priority);
   request.set_capability_digest(options_.capability_digest);
@@ -84,7 +84,7 @@ void PrefillClient::Call(PrefillCall call) {
   target.set_address(options_.kv_address);
   target.set_token(std::move(call.token));
   target.set_first_block(static_cast<uint32_t>(call.first_block));
-  TokensToProto(call.block_ids, target.mutable_block_ids());
+  engine::TokensToProto(call.block_ids, target.mutable_block_ids());
   target.set_worker_id(options_.worker_id);
   target.set_num_blocks(static_cast<uint32_t>(options_.num_blocks));
   {
@@ -118,4 +118,4 @@ void PrefillClient::Cancel(uint64_t call_id) {
   if (it != active_.end()) it->second->context.TryCancel();
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -13,7 +13,7 @@
 #include "decode_worker/prefill_caller.h"
 #include "tandem/internal/v1/prefill.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 struct PrefillClientOptions {
   std::string kv_transport = "tcp";
@@ -50,4 +50,4 @@ class PrefillClient final : public PrefillCaller {
   absl::flat_hash_map<uint64_t, std::shared_ptr<Active>> active_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

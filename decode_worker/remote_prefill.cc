@@ -6,17 +6,17 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::decode {
 
-RemotePrefills::RemotePrefills(KvReceiver* receiver, PrefillCaller* caller, BlockPool* pool,
-                               Clock* clock, absl::Duration call_timeout)
+RemotePrefills::RemotePrefills(kvtransfer::KvReceiver* receiver, PrefillCaller* caller,
+                               engine::BlockPool* pool, Clock* clock, absl::Duration call_timeout)
     : receiver_(receiver),
       caller_(caller),
       pool_(pool),
       clock_(clock),
       call_timeout_(call_timeout) {}
 
-absl::Status RemotePrefills::Begin(Sequence* sequence, BlockLease target, int num_shipped) {
+absl::Status RemotePrefills::Begin(Sequence* sequence, engine::BlockLease target, int num_shipped) {
   TANDEM_CHECK(sequence->attempt == nullptr, "a second attempt beside a running one");
   const DecodeWork& work = sequence->work;
   auto attempt = std::make_unique<PrefillAttempt>();
@@ -66,8 +66,8 @@ Sequence* RemotePrefills::OnReply(uint64_t call_id, absl::Time now) {
   return sequence;
 }
 
-Sequence* RemotePrefills::OnSealed(const TransferId& id, uint64_t epoch, const TransferStats& stats,
-                                   absl::Time now) {
+Sequence* RemotePrefills::OnSealed(const TransferId& id, uint64_t epoch,
+                                   const kvtransfer::TransferStats& stats, absl::Time now) {
   Transfer* transfer = Find(id, epoch);
   if (transfer == nullptr || transfer->sequence == nullptr) return nullptr;
   PrefillAttempt& attempt = *transfer->sequence->attempt;
@@ -117,4 +117,4 @@ void RemotePrefills::Abandon(Sequence* sequence) {
   sequence->attempt.reset();
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

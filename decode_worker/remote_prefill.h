@@ -17,22 +17,22 @@
 #include "engine/kv/block_pool.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 class RemotePrefills {
  public:
   // All outlive this. `call_timeout` bounds a call whose request has no deadline.
-  RemotePrefills(KvReceiver* receiver, PrefillCaller* caller, BlockPool* pool, Clock* clock,
-                 absl::Duration call_timeout);
+  RemotePrefills(kvtransfer::KvReceiver* receiver, PrefillCaller* caller, engine::BlockPool* pool,
+                 Clock* clock, absl::Duration call_timeout);
 
   // Asks `sequence.work.prefill[sequence.next_candidate++]` under a new transfer id and the next
   // epoch. `target` takes the prompt's blocks after those that the sequence holds; `num_shipped` of
   // them are shipped, the rest is room to grow. On error the blocks are free again.
-  absl::Status Begin(Sequence* sequence, BlockLease target, int num_shipped);
+  absl::Status Begin(Sequence* sequence, engine::BlockLease target, int num_shipped);
 
   // The sequence that waits for this event, with its attempt updated; null: nobody does.
   Sequence* OnReply(uint64_t call_id, absl::Time now);
-  Sequence* OnSealed(const TransferId& id, uint64_t epoch, const TransferStats& stats,
+  Sequence* OnSealed(const TransferId& id, uint64_t epoch, const kvtransfer::TransferStats& stats,
                      absl::Time now);
   Sequence* OnFailed(const TransferId& id, uint64_t epoch);
   void OnQuiet(const TransferId& id, uint64_t epoch);
@@ -56,9 +56,9 @@ class RemotePrefills {
   // Null for unknown ones and for another epoch.
   Transfer* Find(const TransferId& id, uint64_t epoch);
 
-  KvReceiver* const receiver_;
+  kvtransfer::KvReceiver* const receiver_;
   PrefillCaller* const caller_;
-  BlockPool* const pool_;
+  engine::BlockPool* const pool_;
   Clock* const clock_;
   const absl::Duration call_timeout_;
   uint64_t last_call_id_ = 0;
@@ -66,4 +66,4 @@ class RemotePrefills {
   absl::flat_hash_map<TransferId, Transfer> transfers_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

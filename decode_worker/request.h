@@ -11,7 +11,7 @@
 #include "engine/runtime/batch.h"
 #include "engine/runtime/sampling_params.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 struct PrefillPeer {
   std::string worker_id;
@@ -22,7 +22,7 @@ struct DecodeWork {
   uint64_t id = 0;  // unique in the process, growing
   std::string request_id;
   std::vector<int32_t> tokens;  // the prompt
-  SamplingParams sampling;
+  engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;                  // higher is scheduled earlier
   std::vector<PrefillPeer> prefill;  // best first; empty: prefill here
@@ -49,11 +49,11 @@ struct WorkerTimes {
 
 // Consecutive tokens of one request and what is known beside them.
 struct TokenDelta {
-  std::vector<TokenLogprob> tokens;
-  std::vector<TokenLogprob> prompt_logprobs;  // with the first token only
+  std::vector<engine::TokenLogprob> tokens;
+  std::vector<engine::TokenLogprob> prompt_logprobs;  // with the first token only
   FinishReason finish = FinishReason::kNone;
   int cached_tokens = 0;
   std::optional<WorkerTimes> times;  // with the first and the last token
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

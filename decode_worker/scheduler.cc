@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 // The plan under construction.
@@ -124,4 +124,4 @@ Admission CanAdmit(const SchedulerView& view, int needed_blocks, int total_block
   return needed_blocks + kept <= view.free_blocks ? Admission::kYes : Admission::kNoBlocks;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

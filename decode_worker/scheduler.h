@@ -24,7 +24,7 @@
 
 #include <vector>
 
-namespace tandem {
+namespace tandem::decode {
 
 struct SchedulerLimits {
   int block_size = 16;                // tokens
@@ -81,4 +81,4 @@ enum class Admission { kYes, kTooManySequences, kNoBlocks };
 Admission CanAdmit(const SchedulerView& view, int needed_blocks, int total_blocks,
                    const SchedulerLimits& limits);
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -20,7 +20,7 @@
 #include "engine/kv/block_pool.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 // One prompt asked of one prefill worker.
 struct PrefillAttempt {
@@ -28,12 +28,12 @@ struct PrefillAttempt {
   TransferId transfer;
   uint64_t epoch = 0;
   PrefillPeer peer;
-  BlockLease target;  // being written by the peer, and the room to grow behind
+  engine::BlockLease target;  // being written by the peer, and the room to grow behind
   bool replied = false;
   bool sealed = false;
   absl::Time replied_at;
   absl::Time sealed_at;
-  TransferStats stats;  // once sealed
+  kvtransfer::TransferStats stats;  // once sealed
 };
 
 struct Sequence {
@@ -48,12 +48,12 @@ struct Sequence {
   bool closed = false;    // its stream has ended; it is swept out at the end of the step
   int computed = 0;       // tokens whose KV lies in `lease`
   int cached_blocks = 0;  // of `lease`, known to the prefix cache
-  BlockLease lease;
+  engine::BlockLease lease;
   std::unique_ptr<PrefillAttempt> attempt;  // kAwaitingPrefill only
   size_t next_candidate = 0;                // of work.prefill
 
   int cached_tokens = 0;
-  std::vector<TokenLogprob> prompt_logprobs;  // until the first token is out
+  std::vector<engine::TokenLogprob> prompt_logprobs;  // until the first token is out
   WorkerTimes times;
   absl::Time reserved_at;
   absl::Time prefill_started_at = absl::InfiniteFuture();  // of a local prefill
@@ -67,4 +67,4 @@ struct Sequence {
   bool paused() const { return paused_at != absl::InfiniteFuture(); }
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -5,7 +5,7 @@
 
 #include "common/base/check.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 template <typename T>
@@ -79,4 +79,4 @@ TokenStream::Item TokenStream::Take() {
   return item;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -17,7 +17,7 @@
 
 #include "decode_worker/request.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 class TokenStream {
  public:
@@ -54,4 +54,4 @@ class TokenStream {
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace tandem
+}  // namespace tandem::decode

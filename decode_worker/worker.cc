@@ -20,7 +20,7 @@
 #include "decode_worker/prefill_client.h"
 #include "engine/wire/cluster_wire.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 // Events that wait for the loop's next turn, up to which work is accepted.
@@ -58,8 +58,8 @@ class Worker final : public WorkerProcess {
   Metrics metrics_;
   DecodeInbox inbox_;
   DecodeMetrics metrics_of_loop_;
-  std::unique_ptr<Engine> engine_;
-  std::unique_ptr<KvReceiver> receiver_;
+  std::unique_ptr<engine::Engine> engine_;
+  std::unique_ptr<kvtransfer::KvReceiver> receiver_;
   std::unique_ptr<PrefillClient> prefill_client_;
   std::unique_ptr<DecodeLoop> loop_;
   std::unique_ptr<DecodeService> service_;
@@ -74,8 +74,8 @@ class Worker final : public WorkerProcess {
 
 absl::Status Worker::Init() {
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(options_.process.metrics_listen));
-  TANDEM_ASSIGN_OR_RETURN(engine_, Engine::Load(options_.engine));
-  const EngineOptions& engine = engine_->options();
+  TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options_.engine));
+  const engine::EngineOptions& engine = engine_->options();
   if (engine.max_num_batched_tokens < engine.max_num_seqs) {
     return InvalidArgument(
         "--max-num-batched-tokens {} is less than --max-num-seqs {}: a batch could not hold one "
@@ -83,9 +83,9 @@ absl::Status Worker::Init() {
         engine.max_num_batched_tokens, engine.max_num_seqs);
   }
   const std::string name = options_.process.served_model_name.empty()
-                               ? DefaultModelName(engine.model_dir)
+                               ? engine::DefaultModelName(engine.model_dir)
                                : options_.process.served_model_name;
-  capability_ = CapabilityOf(*engine_, name, options_.process.cluster_secret);
+  capability_ = engine::CapabilityOf(*engine_, name, options_.process.cluster_secret);
   spdlog::info("{}", engine_->Banner());
   TANDEM_RETURN_IF_ERROR(StartTransfers());
   StartLoop();
@@ -102,21 +102,22 @@ absl::Status Worker::Init() {
 absl::Status Worker::StartTransfers() {
   if (unified()) return absl::OkStatus();
   TANDEM_ASSIGN_OR_RETURN(HostPort listen, ParseHostPort(options_.kv_listen));
-  KvReceiverOptions kv;
+  kvtransfer::KvReceiverOptions kv;
   kv.listen_host = listen.host;
   kv.port = listen.port;
   kv.advertise_host = AdvertisedHost(options_.process, listen.host);
   kv.region = engine_->region();
   kv.worker_id = options_.process.worker_id;
   kv.capability_digest = CapabilityDigest(capability_);
-  kv.on_sealed = [this](const TransferId& id, uint64_t epoch, const TransferStats& stats) {
+  kv.on_sealed = [this](const TransferId& id, uint64_t epoch,
+                        const kvtransfer::TransferStats& stats) {
     inbox_.Push(KvSealed{id, epoch, stats});
   };
   kv.on_failed = [this](const TransferId& id, uint64_t epoch, const absl::Status& status) {
     inbox_.Push(KvFailed{id, epoch, status});
   };
   kv.on_quiet = [this](const TransferId& id, uint64_t epoch) { inbox_.Push(KvQuiet{id, epoch}); };
-  TANDEM_ASSIGN_OR_RETURN(receiver_, KvReceiver::Start(std::move(kv)));
+  TANDEM_ASSIGN_OR_RETURN(receiver_, kvtransfer::KvReceiver::Start(std::move(kv)));
 
   PrefillClientOptions prefill;
   prefill.kv_address = receiver_->address();
@@ -129,7 +130,7 @@ absl::Status Worker::StartTransfers() {
 }
 
 void Worker::StartLoop() {
-  const EngineOptions& engine = engine_->options();
+  const engine::EngineOptions& engine = engine_->options();
   LoopOptions loop;
   loop.limits = {engine.block_size, engine.max_num_seqs, engine.max_num_batched_tokens};
   loop.max_model_len = engine.max_model_len;
@@ -153,8 +154,8 @@ void Worker::StartLoop() {
   hooks.report = [this](const LoadSnapshot& load) {
     if (cluster_ != nullptr) cluster_->PostLoad(LoadToProto(load));
   };
-  hooks.blocks = [this](const BlockEvents& events, bool cleared) {
-    if (cluster_ != nullptr) cluster_->PostBlocks(BlockEventsToProto(events, cleared));
+  hooks.blocks = [this](const engine::BlockEvents& events, bool cleared) {
+    if (cluster_ != nullptr) cluster_->PostBlocks(engine::BlockEventsToProto(events, cleared));
   };
   loop_ = std::make_unique<DecodeLoop>(std::move(loop), parts, std::move(hooks));
 }
@@ -169,7 +170,7 @@ absl::Status Worker::StartServer() {
 
 internal::v1::Hello Worker::MakeHello(const std::string& address,
                                       const std::string& metrics) const {
-  const EngineOptions& engine = engine_->options();
+  const engine::EngineOptions& engine = engine_->options();
   internal::v1::Hello hello;
   hello.set_worker_id(options_.process.worker_id);
   hello.set_incarnation(RandomUint64());
@@ -236,4 +237,4 @@ absl::StatusOr<std::unique_ptr<WorkerProcess>> StartDecodeWorker(const DecodeWor
   return worker;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

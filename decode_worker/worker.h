@@ -9,11 +9,11 @@
 #include "common/rpc/worker_process.h"
 #include "engine/runtime/engine.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 // Mirrors the flags of the same names.
 struct DecodeWorkerOptions {
-  EngineOptions engine;
+  engine::EngineOptions engine;
   WorkerProcessOptions process;
   std::string kv_listen = "127.0.0.1:0";
   std::string role = "decode";  // decode, unified
@@ -27,4 +27,4 @@ struct DecodeWorkerOptions {
 absl::StatusOr<std::unique_ptr<WorkerProcess>> StartDecodeWorker(const DecodeWorkerOptions& options,
                                                                  SignalWaiter* signals);
 
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -8,7 +8,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::prefill {
 
 PrefillLoop::PrefillLoop(PrefillLoopOptions options, PrefillLoopParts parts, PrefillLoopHooks hooks)
     : options_(std::move(options)), parts_(parts), hooks_(std::move(hooks)) {}
@@ -33,9 +33,9 @@ bool PrefillLoop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
   const std::vector<PromptChunk> chunks = NextBatch();
   if (!chunks.empty()) {
-    const Batch batch = Prepare(chunks);
+    const engine::Batch batch = Prepare(chunks);
     const absl::Time started = parts_.clock->Now();
-    absl::StatusOr<StepOutput> out = parts_.runner->Run(batch);
+    absl::StatusOr<engine::StepOutput> out = parts_.runner->Run(batch);
     const absl::Duration took = parts_.clock->Now() - started;
     parts_.metrics->step_seconds.Observe(absl::ToDoubleSeconds(took));
     parts_.metrics->batch_tokens.Observe(batch.NumTokens());
@@ -73,16 +73,16 @@ std::vector<PromptChunk> PrefillLoop::NextBatch() {
   return stop_ ? std::vector<PromptChunk>() : NextPrefillBatch(view, options_.limits);
 }
 
-Batch PrefillLoop::Prepare(const std::vector<PromptChunk>& chunks) {
+engine::Batch PrefillLoop::Prepare(const std::vector<PromptChunk>& chunks) {
   const absl::Time now = parts_.clock->Now();
-  Batch batch;
+  engine::Batch batch;
   shipments_.clear();
   for (const PromptChunk& chunk : chunks) {
     Sequence& s = *running_[static_cast<size_t>(chunk.prompt)];
     if (s.started == absl::InfinitePast()) s.started = now;
     const int end = s.computed + chunk.num_tokens;
     const bool last = end == s.length();
-    BatchItem& item = batch.items.emplace_back();
+    engine::BatchItem& item = batch.items.emplace_back();
     item.tokens = s.work.tokens;
     item.start = s.computed;
     item.num_tokens = chunk.num_tokens;
@@ -103,21 +103,21 @@ Batch PrefillLoop::Prepare(const std::vector<PromptChunk>& chunks) {
   }
   batch.on_layer_done = [this](int layer) {
     for (const Shipment& shipment : shipments_) {
-      const KvSendTarget& target = shipment.sequence->work.target;
+      const kvtransfer::KvSendTarget& target = shipment.sequence->work.target;
       parts_.sender->Push(target.id, target.epoch, layer, shipment.blocks, shipment.ordinals);
     }
   };
   return batch;
 }
 
-void PrefillLoop::Publish(const std::vector<PromptChunk>& chunks, StepOutput out) {
+void PrefillLoop::Publish(const std::vector<PromptChunk>& chunks, engine::StepOutput out) {
   TANDEM_CHECK(out.items.size() == chunks.size(), "{} outputs for {} chunks", out.items.size(),
                chunks.size());
-  std::vector<std::pair<Sequence*, TokenLogprob>> finished;
+  std::vector<std::pair<Sequence*, engine::TokenLogprob>> finished;
   std::vector<std::pair<Sequence*, absl::Status>> failed;
   for (size_t i = 0; i < chunks.size(); ++i) {
     Sequence& s = *running_[static_cast<size_t>(chunks[i].prompt)];
-    ItemOutput& item = out.items[i];
+    engine::ItemOutput& item = out.items[i];
     if (!item.status.ok()) {
       failed.emplace_back(&s, item.status);
       continue;
@@ -137,7 +137,7 @@ void PrefillLoop::Publish(const std::vector<PromptChunk>& chunks, StepOutput out
   for (auto& [sequence, status] : failed) FailComputed(sequence, status);
 }
 
-void PrefillLoop::Finish(Sequence* sequence, TokenLogprob first_token) {
+void PrefillLoop::Finish(Sequence* sequence, engine::TokenLogprob first_token) {
   Sequence& s = *sequence;
   const absl::Time now = parts_.clock->Now();
   parts_.sender->Finish(s.work.target.id, s.work.target.epoch);
@@ -210,16 +210,16 @@ void PrefillLoop::Report() {
   metrics.waiting_tokens.Set(static_cast<double>(load.waiting_tokens));
   metrics.kv_blocks.Set(load.blocks.free, load.blocks.cached, load.blocks.used,
                         load.blocks.quarantined);
-  const PrefixCache& cache = *parts_.cache;
+  const engine::PrefixCache& cache = *parts_.cache;
   metrics.prefix_query_tokens.Increment(static_cast<double>(
       cache.query_tokens() - std::exchange(query_tokens_seen_, cache.query_tokens())));
   metrics.prefix_hit_tokens.Increment(static_cast<double>(
       cache.hit_tokens() - std::exchange(hit_tokens_seen_, cache.hit_tokens())));
   if (hooks_.blocks) {
-    const BlockEvents events = parts_.cache->TakeEvents();
+    const engine::BlockEvents events = parts_.cache->TakeEvents();
     if (!events.stored.empty() || !events.removed.empty()) hooks_.blocks(events, false);
   }
   if (hooks_.report) hooks_.report(load);
 }
 
-}  // namespace tandem
+}  // namespace tandem::prefill

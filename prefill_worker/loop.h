@@ -34,7 +34,7 @@
 #include "prefill_worker/prefill_work.h"
 #include "prefill_worker/scheduler.h"
 
-namespace tandem {
+namespace tandem::prefill {
 
 struct PrefillLoopOptions {
   PrefillLimits limits;
@@ -51,7 +51,7 @@ struct PrefillLoad {
   int running = 0;             // hold blocks: being computed or shipped
   int waiting = 0;             // for blocks
   int64_t waiting_tokens = 0;  // queued or running, not yet computed
-  BlockPoolCounts blocks;
+  engine::BlockPoolCounts blocks;
   double tokens_per_second = 0;  // 0: not known yet
 };
 
@@ -59,15 +59,15 @@ struct PrefillLoad {
 // empty.
 struct PrefillLoopHooks {
   std::function<void(const PrefillLoad&)> report;
-  std::function<void(const BlockEvents&, bool cleared)> blocks;
+  std::function<void(const engine::BlockEvents&, bool cleared)> blocks;
 };
 
 // All outlive the loop.
 struct PrefillLoopParts {
-  ModelRunner* runner = nullptr;
-  BlockPool* pool = nullptr;
-  PrefixCache* cache = nullptr;
-  KvSender* sender = nullptr;
+  engine::ModelRunner* runner = nullptr;
+  engine::BlockPool* pool = nullptr;
+  engine::PrefixCache* cache = nullptr;
+  kvtransfer::KvSender* sender = nullptr;
   Clock* clock = nullptr;
   WorkerMetrics* metrics = nullptr;
   PrefillInbox* inbox = nullptr;
@@ -103,13 +103,13 @@ class PrefillLoop {
     Hash128 seed;
     Phase phase = Phase::kWaiting;
     int times_passed = 0;
-    BlockLease lease;
+    engine::BlockLease lease;
     int cached = 0;                             // tokens
     int computed = 0;                           // tokens, cached ones included
     int pushed_blocks = 0;                      // all layers are with the sender
     int inserted_blocks = 0;                    // known to the prefix cache
     absl::Time started = absl::InfinitePast();  // first chunk
-    std::vector<TokenLogprob> prompt_logprobs;
+    std::vector<engine::TokenLogprob> prompt_logprobs;
 
     int length() const { return static_cast<int>(work.tokens.size()); }
     TransferKey key() const { return {work.target.id, work.target.epoch}; }
@@ -126,9 +126,9 @@ class PrefillLoop {
   void Close();
   void AdmitArrivals(absl::Duration wait);
   std::vector<PromptChunk> NextBatch();
-  Batch Prepare(const std::vector<PromptChunk>& chunks);
-  void Publish(const std::vector<PromptChunk>& chunks, StepOutput out);
-  void Finish(Sequence* sequence, TokenLogprob first_token);
+  engine::Batch Prepare(const std::vector<PromptChunk>& chunks);
+  void Publish(const std::vector<PromptChunk>& chunks, engine::StepOutput out);
+  void Finish(Sequence* sequence, engine::TokenLogprob first_token);
   void Fail(Sequence* sequence, const absl::Status& status);
   void FailBatch(const std::vector<PromptChunk>& chunks, const absl::Status& status);
   void FailComputed(Sequence* sequence, const absl::Status& status);  // in the batch just run
@@ -176,4 +176,4 @@ class PrefillLoop {
   bool stop_ = false;
 };
 
-}  // namespace tandem
+}  // namespace tandem::prefill

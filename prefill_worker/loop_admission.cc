@@ -6,7 +6,7 @@
 #include "common/base/status.h"
 #include "prefill_worker/loop.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 // Repeated requests are recognised among so many past transfers.
@@ -91,7 +91,7 @@ void PrefillLoop::Handle(PrefillShipped event) {
 }
 
 void PrefillLoop::Handle(PrefillSnapshotWanted) {
-  if (hooks_.blocks) hooks_.blocks(BlockEvents{.stored = parts_.cache->Snapshot()}, true);
+  if (hooks_.blocks) hooks_.blocks(engine::BlockEvents{.stored = parts_.cache->Snapshot()}, true);
 }
 
 void PrefillLoop::Handle(PrefillDrainWanted) { draining_ = true; }
@@ -138,9 +138,9 @@ void PrefillLoop::AdmitWaiting() {
 
 absl::Status PrefillLoop::Admit(Sequence* sequence) {
   Sequence& s = *sequence;
-  BlockLease lease = parts_.cache->Match(s.seed, s.work.tokens, MaxCachedBlocks(s));
+  engine::BlockLease lease = parts_.cache->Match(s.seed, s.work.tokens, MaxCachedBlocks(s));
   const int cached_blocks = lease.size();
-  TANDEM_ASSIGN_OR_RETURN(BlockLease rest,
+  TANDEM_ASSIGN_OR_RETURN(engine::BlockLease rest,
                           parts_.pool->Reserve(BlocksFor(s.length()) - cached_blocks));
   if (const absl::Status status = parts_.sender->Open(s.work.target); !status.ok()) {
     // RESOURCE_EXHAUSTED would say that blocks are short, and that waiting helps.
@@ -162,10 +162,11 @@ absl::Status PrefillLoop::Admit(Sequence* sequence) {
 void PrefillLoop::ShareNewlyCached(Sequence* sequence) {
   Sequence& s = *sequence;
   const int held = s.computed / options_.layout.block_size;
-  BlockLease more = parts_.cache->MatchMore(s.seed, s.work.tokens, held, MaxCachedBlocks(s));
+  engine::BlockLease more =
+      parts_.cache->MatchMore(s.seed, s.work.tokens, held, MaxCachedBlocks(s));
   if (more.empty()) return;
   const int cached_blocks = held + more.size();
-  BlockLease rest = s.lease.SplitTail(held).SplitTail(more.size());
+  engine::BlockLease rest = s.lease.SplitTail(held).SplitTail(more.size());
   s.lease.Append(std::move(more));
   s.lease.Append(std::move(rest));
   s.cached = s.computed = cached_blocks * options_.layout.block_size;
@@ -194,4 +195,4 @@ void PrefillLoop::Forget(const Sequence& sequence) {
   past_order_.pop_front();
 }
 
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -5,7 +5,7 @@
 #include "engine/runtime/engine_flags.h"
 #include "prefill_worker/worker.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 absl::Status Validate(const PrefillWorkerOptions& o) {
@@ -20,7 +20,7 @@ int Main(int argc, char** argv) {
   PrefillWorkerOptions options;
   FlagSet flags("tandem_prefill_worker",
                 "Computes prompts in chunks and ships their KV blocks to decode workers.");
-  AddEngineFlags(&flags, &options.engine);
+  engine::AddEngineFlags(&flags, &options.engine);
   AddWorkerProcessFlags(&flags, &options.process);
   flags.Add("--max-waiting", &options.max_waiting,
             "prompts that may wait for KV blocks; more are refused");
@@ -31,6 +31,6 @@ int Main(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::prefill
 
-int main(int argc, char** argv) { return tandem::Main(argc, argv); }
+int main(int argc, char** argv) { return tandem::prefill::Main(argc, argv); }

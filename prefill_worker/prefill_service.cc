@@ -8,7 +8,7 @@
 #include "common/rpc/status.h"
 #include "engine/wire/wire.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 // How long a caller should wait before it asks a full worker again.
@@ -62,8 +62,8 @@ absl::Status CheckTarget(const internal::v1::KvTarget& target, int prompt_blocks
   return absl::OkStatus();
 }
 
-KvSendTarget TargetFromProto(const internal::v1::KvTarget& target) {
-  KvSendTarget out;
+kvtransfer::KvSendTarget TargetFromProto(const internal::v1::KvTarget& target) {
+  kvtransfer::KvSendTarget out;
   TransferId::FromBytes(target.transfer_id(), &out.id);
   out.epoch = target.epoch();
   out.transport = target.transport();
@@ -94,11 +94,11 @@ absl::StatusOr<PrefillWork> WorkFromProto(const internal::v1::PrefillRequest& re
   }
   PrefillWork work;
   absl::StatusOr<std::vector<int32_t>> tokens =
-      TokensFromProto(request.token_ids(), options.vocab_size, "token_ids");
+      engine::TokensFromProto(request.token_ids(), options.vocab_size, "token_ids");
   if (!tokens.ok()) return BadField(tokens.status(), "token_ids");
   work.tokens = *std::move(tokens);
-  absl::StatusOr<SamplingParams> sampling =
-      SamplingFromProto(request.sampling(), request.eos_token_ids(), options.vocab_size);
+  absl::StatusOr<engine::SamplingParams> sampling =
+      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), options.vocab_size);
   if (!sampling.ok()) return BadField(sampling.status(), "sampling");
   work.sampling = *std::move(sampling);
   const int prompt_blocks =
@@ -114,9 +114,9 @@ absl::StatusOr<PrefillWork> WorkFromProto(const internal::v1::PrefillRequest& re
 
 void OutcomeToProto(const PrefillOutcome& outcome, const std::string& worker_id,
                     internal::v1::PrefillResponse* response) {
-  *response->mutable_first_token() = LogprobToProto(outcome.first_token);
-  for (const TokenLogprob& logprob : outcome.prompt_logprobs) {
-    *response->add_prompt_logprobs() = LogprobToProto(logprob);
+  *response->mutable_first_token() = engine::LogprobToProto(outcome.first_token);
+  for (const engine::TokenLogprob& logprob : outcome.prompt_logprobs) {
+    *response->add_prompt_logprobs() = engine::LogprobToProto(logprob);
   }
   response->set_cached_tokens(static_cast<uint32_t>(outcome.cached_tokens));
   response->set_queue_ms(absl::ToDoubleMilliseconds(outcome.queue));
@@ -155,4 +155,4 @@ grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext*,
   return reactor;
 }
 
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -11,7 +11,7 @@
 #include "prefill_worker/prefill_work.h"
 #include "tandem/internal/v1/prefill.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::prefill {
 
 struct PrefillServiceOptions {
   std::string worker_id;
@@ -45,4 +45,4 @@ class PrefillService final : public internal::v1::Prefill::CallbackService {
   std::atomic<uint64_t> last_id_ = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::prefill

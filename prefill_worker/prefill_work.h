@@ -16,11 +16,11 @@
 #include "engine/runtime/sampling_params.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 
-namespace tandem {
+namespace tandem::prefill {
 
 struct PrefillOutcome {
-  TokenLogprob first_token;
-  std::vector<TokenLogprob> prompt_logprobs;
+  engine::TokenLogprob first_token;
+  std::vector<engine::TokenLogprob> prompt_logprobs;
   int cached_tokens = 0;
   absl::Duration queue;    // arrived to first chunk started
   absl::Duration prefill;  // first chunk started to first token sampled
@@ -32,11 +32,11 @@ struct PrefillWork {
   uint64_t id = 0;  // unique in the process, growing
   std::string request_id;
   std::vector<int32_t> tokens;  // the prompt, not empty
-  SamplingParams sampling;
+  engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;  // higher is scheduled earlier
   // target_blocks[i] receives prompt block first_block + i; together they cover the prompt.
-  KvSendTarget target;
+  kvtransfer::KvSendTarget target;
   int first_block = 0;
   absl::Time arrived;  // Clock
   // Called exactly once, on the loop's thread; must not block.
@@ -53,7 +53,7 @@ struct PrefillShipped {  // KvSender::on_done
   TransferId id;
   uint64_t epoch = 0;
   absl::Status status;
-  TransferStats stats;
+  kvtransfer::TransferStats stats;
 };
 struct PrefillSnapshotWanted {};  // a router joined: it needs all block hashes
 struct PrefillDrainWanted {};     // refuse new work, finish what runs, then stop
@@ -65,4 +65,4 @@ using PrefillEvent = std::variant<PrefillArrived, PrefillCancelled, PrefillShipp
 // Work is refused when it is full; all other events get in.
 using PrefillInbox = Inbox<PrefillEvent>;
 
-}  // namespace tandem
+}  // namespace tandem::prefill

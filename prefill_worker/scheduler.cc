@@ -4,7 +4,7 @@
 #include <numeric>
 #include <tuple>
 
-namespace tandem {
+namespace tandem::prefill {
 
 std::vector<PromptChunk> NextPrefillBatch(std::span<const PromptView> prompts,
                                           const PrefillLimits& limits) {
@@ -52,4 +52,4 @@ std::vector<int> NextAdmissions(std::span<const WaitingView> waiting, int availa
   return admitted;
 }
 
-}  // namespace tandem
+}  // namespace tandem::prefill

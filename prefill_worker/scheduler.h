@@ -16,7 +16,7 @@
 #include <span>
 #include <vector>
 
-namespace tandem {
+namespace tandem::prefill {
 
 struct PrefillLimits {
   int max_num_batched_tokens = 2048;  // >= 1
@@ -51,4 +51,4 @@ inline constexpr int kMaxTimesPassed = 64;
 // order.
 std::vector<int> NextAdmissions(std::span<const WaitingView> waiting, int available_blocks);
 
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -19,13 +19,13 @@
 #include "prefill_worker/loop.h"
 #include "prefill_worker/prefill_service.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 // Events that wait for the loop's next turn, up to which prompts are accepted.
 constexpr size_t kInboxCapacity = 1024;
 
-internal::v1::LoadReport LoadToProto(const PrefillLoad& load, const KvSender& sender) {
+internal::v1::LoadReport LoadToProto(const PrefillLoad& load, const kvtransfer::KvSender& sender) {
   internal::v1::LoadReport report;
   report.set_running(static_cast<uint32_t>(load.running));
   report.set_waiting(static_cast<uint32_t>(load.waiting));
@@ -74,8 +74,8 @@ class Worker final : public WorkerProcess {
   Metrics metrics_;
   PrefillInbox inbox_;
   WorkerMetrics worker_metrics_;
-  std::unique_ptr<Engine> engine_;
-  std::unique_ptr<KvSender> sender_;
+  std::unique_ptr<engine::Engine> engine_;
+  std::unique_ptr<kvtransfer::KvSender> sender_;
   std::unique_ptr<PrefillLoop> loop_;
   std::unique_ptr<PrefillService> service_;
   std::unique_ptr<RpcServer> server_;
@@ -89,11 +89,11 @@ class Worker final : public WorkerProcess {
 
 absl::Status Worker::Init() {
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(options_.process.metrics_listen));
-  TANDEM_ASSIGN_OR_RETURN(engine_, Engine::Load(options_.engine));
+  TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options_.engine));
   const std::string name = options_.process.served_model_name.empty()
-                               ? DefaultModelName(engine_->options().model_dir)
+                               ? engine::DefaultModelName(engine_->options().model_dir)
                                : options_.process.served_model_name;
-  capability_ = CapabilityOf(*engine_, name, options_.process.cluster_secret);
+  capability_ = engine::CapabilityOf(*engine_, name, options_.process.cluster_secret);
   spdlog::info("{}", engine_->Banner());
   TANDEM_RETURN_IF_ERROR(StartSender());
   StartLoop();
@@ -108,15 +108,15 @@ absl::Status Worker::Init() {
 }
 
 absl::Status Worker::StartSender() {
-  KvSenderOptions sender;
+  kvtransfer::KvSenderOptions sender;
   sender.region = engine_->region();
   sender.worker_id = options_.process.worker_id;
   sender.capability_digest = CapabilityDigest(capability_);
   sender.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
-                          const TransferStats& stats) {
+                          const kvtransfer::TransferStats& stats) {
     inbox_.Push(PrefillShipped{id, epoch, status, stats});
   };
-  TANDEM_ASSIGN_OR_RETURN(sender_, KvSender::Start(std::move(sender)));
+  TANDEM_ASSIGN_OR_RETURN(sender_, kvtransfer::KvSender::Start(std::move(sender)));
   return absl::OkStatus();
 }
 
@@ -140,8 +140,8 @@ void Worker::StartLoop() {
   hooks.report = [this](const PrefillLoad& load) {
     if (cluster_ != nullptr) cluster_->PostLoad(LoadToProto(load, *sender_));
   };
-  hooks.blocks = [this](const BlockEvents& events, bool cleared) {
-    if (cluster_ != nullptr) cluster_->PostBlocks(BlockEventsToProto(events, cleared));
+  hooks.blocks = [this](const engine::BlockEvents& events, bool cleared) {
+    if (cluster_ != nullptr) cluster_->PostBlocks(engine::BlockEventsToProto(events, cleared));
   };
   loop_ = std::make_unique<PrefillLoop>(std::move(loop), parts, std::move(hooks));
 }
@@ -162,7 +162,7 @@ absl::Status Worker::StartServer() {
 
 internal::v1::Hello Worker::MakeHello(const std::string& address,
                                       const std::string& metrics) const {
-  const EngineOptions& engine = engine_->options();
+  const engine::EngineOptions& engine = engine_->options();
   internal::v1::Hello hello;
   hello.set_worker_id(options_.process.worker_id);
   hello.set_incarnation(RandomUint64());
@@ -225,4 +225,4 @@ absl::StatusOr<std::unique_ptr<WorkerProcess>> StartPrefillWorker(
   return worker;
 }
 
-}  // namespace tandem
+}  // namespace tandem::prefill

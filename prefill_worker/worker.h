@@ -9,11 +9,11 @@
 #include "common/rpc/worker_process.h"
 #include "engine/runtime/engine.h"
 
-namespace tandem {
+namespace tandem::prefill {
 
 // Mirrors the flags of the same names.
 struct PrefillWorkerOptions {
-  EngineOptions engine;
+  engine::EngineOptions engine;
   WorkerProcessOptions process;
   int max_waiting = 1024;  // prompts waiting for KV blocks
 };
@@ -23,4 +23,4 @@ struct PrefillWorkerOptions {
 absl::StatusOr<std::unique_ptr<WorkerProcess>> StartPrefillWorker(
     const PrefillWorkerOptions& options, SignalWaiter* signals);
 
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -6,7 +6,7 @@
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 void FillWorker(const WorkerView& view, absl::Time now, v1::Worker* out) {
@@ -66,4 +66,4 @@ grpc::ServerUnaryReactor* AdminService::DrainWorker(grpc::CallbackServerContext*
   return reactor;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -11,7 +11,7 @@
 #include "router/stream/dispatcher.h"
 #include "tandem/v1/admin.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::router {
 
 class AdminService : public v1::Admin::CallbackService {
  public:
@@ -39,4 +39,4 @@ class AdminService : public v1::Admin::CallbackService {
   Clock* const clock_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -11,7 +11,7 @@
 #include "router/message_wire.h"
 #include "router/stream/stream_wire.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // After the deadline, how long a client that is not reading has to take its last message.
@@ -266,4 +266,4 @@ int InferenceService::running() const {
   return running_;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

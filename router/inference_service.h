@@ -17,7 +17,7 @@
 #include "router/stream/request_stream.h"
 #include "tandem/v1/inference.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::router {
 
 struct InferenceServiceOptions {
   size_t max_prompt_bytes = 4u << 20;
@@ -79,4 +79,4 @@ class InferenceService
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -14,7 +14,7 @@
 #include "common/rpc/server.h"
 #include "router/router.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 struct Flags {
@@ -142,6 +142,6 @@ int Main(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router
 
-int main(int argc, char** argv) { return tandem::Main(argc, argv); }
+int main(int argc, char** argv) { return tandem::router::Main(argc, argv); }

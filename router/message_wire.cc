@@ -13,7 +13,7 @@
 #include "common/rpc/status.h"
 #include "common/text/utf8.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using google::protobuf::Descriptor;
@@ -90,4 +90,4 @@ grpc::ByteBuffer WriteMessage(const google::protobuf::Message& message) {
   return grpc::ByteBuffer(&slice, 1);
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

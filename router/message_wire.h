@@ -11,7 +11,7 @@
 #include "google/protobuf/message.h"
 #include "grpcpp/support/byte_buffer.h"
 
-namespace tandem {
+namespace tandem::router {
 
 // INVALID_ARGUMENT: "text is not valid UTF-8 at byte 17", with the field, or that the bytes are no
 // such message.
@@ -22,4 +22,4 @@ absl::Status ReadMessageBytes(const std::string& bytes, google::protobuf::Messag
 
 grpc::ByteBuffer WriteMessage(const google::protobuf::Message& message);
 
-}  // namespace tandem
+}  // namespace tandem::router

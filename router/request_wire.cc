@@ -15,7 +15,7 @@
 #include "router/sampling_wire.h"
 #include "tandem/internal/v1/decode.pb.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 constexpr size_t kMaxRequestIdBytes = 128;
@@ -313,4 +313,4 @@ absl::StatusOr<Request> ReadChatRequest(const ServedModel& model, const RequestL
   return request;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -17,7 +17,7 @@
 #include "router/stream/request.h"
 #include "tandem/v1/inference.pb.h"
 
-namespace tandem {
+namespace tandem::router {
 
 struct RequestLimits {
   int max_model_len = 0;  // tokens, prompt and output together
@@ -48,4 +48,4 @@ absl::StatusOr<Request> ReadChatRequest(const ServedModel& model, const RequestL
                                         const v1::ChatRequest& message, absl::Time received,
                                         absl::Time deadline, Clock* clock);
 
-}  // namespace tandem
+}  // namespace tandem::router

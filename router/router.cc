@@ -8,7 +8,7 @@
 #include "common/base/transfer_id.h"
 #include "common/rpc/cluster_client.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 RegistryOptions MakeRegistryOptions(const ServedModel& model, const std::string& cluster_secret) {
@@ -86,4 +86,4 @@ int Router::Drain(absl::Duration timeout) {
   return cut;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -24,7 +24,7 @@
 #include "router/stream/decode_client.h"
 #include "router/stream/dispatcher.h"
 
-namespace tandem {
+namespace tandem::router {
 
 struct RouterOptions {
   std::string listen_address = "127.0.0.1:0";
@@ -68,4 +68,4 @@ class Router {
   std::unique_ptr<RpcServer> server_;  // constant after Start; last, so that it stops first
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -2,7 +2,7 @@
 
 #include <string>
 
-namespace tandem {
+namespace tandem::router {
 
 RouterMetrics::RouterMetrics(Metrics* metrics)
     : ttft(metrics->Histogram("tandem_ttft_seconds", "Request received to first message written.",
@@ -59,4 +59,4 @@ prometheus::Counter& RouterMetrics::requests(absl::StatusCode code) {
                                              : static_cast<size_t>(absl::StatusCode::kUnknown)];
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

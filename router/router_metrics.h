@@ -11,7 +11,7 @@
 #include "common/base/stage.h"
 #include "common/metrics/metrics.h"
 
-namespace tandem {
+namespace tandem::router {
 
 class RouterMetrics {
  public:
@@ -51,4 +51,4 @@ class RouterMetrics {
   std::vector<prometheus::Counter*> requests_;  // by absl::StatusCode
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

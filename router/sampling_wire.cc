@@ -9,7 +9,7 @@
 #include "common/base/transfer_id.h"
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // Accepts low <= value <= high, with `low` itself only if `low_included`. NaN fails every
@@ -153,4 +153,4 @@ void FillSamplingDefaults(const ServedModel& model, int room, v1::SamplingParams
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -6,7 +6,7 @@
 #include "router/served_model.h"
 #include "tandem/v1/inference.pb.h"
 
-namespace tandem {
+namespace tandem::router {
 
 inline constexpr int kMaxStopStrings = 16;
 inline constexpr size_t kMaxStopBytes = 1024;
@@ -21,4 +21,4 @@ absl::Status CheckSampling(const ServedModel& model, int room, const v1::Samplin
 // else the API's default; a random seed; max_tokens is `room` unless set.
 void FillSamplingDefaults(const ServedModel& model, int room, v1::SamplingParams* sampling);
 
-}  // namespace tandem
+}  // namespace tandem::router

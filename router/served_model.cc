@@ -7,7 +7,7 @@
 #include "common/base/status.h"
 #include "common/rpc/cluster_client.h"
 
-namespace tandem {
+namespace tandem::router {
 
 absl::StatusOr<ServedModel> ServedModel::Load(const std::string& model_dir,
                                               const std::string& name) {
@@ -37,4 +37,4 @@ absl::StatusOr<ServedModel> ServedModel::Load(const std::string& model_dir,
   return model;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

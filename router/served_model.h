@@ -13,7 +13,7 @@
 #include "common/text/generation_config.h"
 #include "common/text/tokenizer.h"
 
-namespace tandem {
+namespace tandem::router {
 
 // Immutable after Load, thread-safe.
 struct ServedModel {
@@ -29,4 +29,4 @@ struct ServedModel {
   static absl::StatusOr<ServedModel> Load(const std::string& model_dir, const std::string& name);
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -5,9 +5,9 @@
 
 #include "engine/kernels/threads.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // x[i] += y[i] for i < count.
 void AddInPlace(float* x, const float* y, size_t count, Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -12,7 +12,7 @@
 #include "engine/kernels/element.h"
 #include "engine/kernels/threads.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // One layer of a pool: [block][K|V][kv_head][block_size][head_dim], see common/base/kv_layout.h.
 struct KvPages {
@@ -52,4 +52,4 @@ void PagedAttention(const KvPages& pages, const AttentionItem* items, size_t num
                     const float* q, size_t q_stride, int heads, float scale, float* out,
                     size_t out_stride, Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace tandem {
+namespace tandem::engine {
 
 // Both directions exact where representable; FloatToBF16 rounds to nearest even and keeps NaN.
 inline float BF16ToFloat(uint16_t bits) {
@@ -47,4 +47,4 @@ inline float LoadElement(const void* data, Element element, size_t index) {
   return element == Element::kBFloat16 ? BF16ToFloat(bits) : F16ToFloat(bits);
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -7,10 +7,10 @@
 #include "engine/kernels/element.h"
 #include "engine/kernels/threads.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // out: [count][width]. Every id must be in range.
 void GatherEmbedding(const void* table, Element element, size_t width, const int32_t* ids,
                      size_t count, float* out, Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

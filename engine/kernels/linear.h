@@ -17,7 +17,7 @@
 #include "engine/kernels/element.h"
 #include "engine/kernels/threads.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 inline constexpr size_t kPanel = 32;     // output columns
 inline constexpr size_t kKPadding = 32;  // bfloat16 packs K padded to a multiple of this
@@ -45,4 +45,4 @@ size_t LinearScratchBytes(Element element, size_t rows, size_t k);
 void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride, size_t rows,
             float* y, size_t y_stride, void* scratch, Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace tandem {
+namespace tandem::engine {
 
 struct RowMaximum {
   float value = 0;
@@ -23,4 +23,4 @@ double LogSumExp(const float* row, size_t count, float maximum);
 // Indices of the `n` largest, largest first, ties lowest index first; fewer if count < n.
 std::vector<int32_t> TopIndices(const float* row, size_t count, size_t n);
 
-}  // namespace tandem
+}  // namespace tandem::engine

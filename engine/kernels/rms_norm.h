@@ -5,7 +5,7 @@
 
 #include "engine/kernels/threads.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // out[r][c] = x[r][c] / sqrt(mean_c(x[r]^2) + epsilon) * weight[c]. x, out: [rows][width]; may be
 // the same.
@@ -17,4 +17,4 @@ void RmsNorm(const float* x, const float* weight, float epsilon, size_t rows, si
 void RmsNormHeads(float* x, size_t rows, size_t stride, size_t heads, size_t head_dim,
                   const float* weight, float epsilon, Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -9,7 +9,7 @@
 
 #include "engine/kernels/threads.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 struct RopeYarn {
   double factor = 1;
@@ -44,4 +44,4 @@ void RopeTables(const float* frequencies, int head_dim, float scale, const int32
 void ApplyRope(float* x, size_t rows, size_t stride, int heads, int head_dim, const float* cos,
                const float* sin, Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-namespace tandem {
+namespace tandem::engine {
 
 class Threads {
  public:
@@ -47,4 +47,4 @@ class Threads {
 // One per physical core that this process may use; hyper-threads are not counted.
 int PhysicalCores();
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -7,7 +7,7 @@
 #include "common/base/status.h"
 #include "engine/kv/prefix_cache.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 BlockLease::BlockLease(BlockLease&& other) noexcept
     : pool_(std::exchange(other.pool_, nullptr)), blocks_(std::move(other.blocks_)) {
@@ -180,4 +180,4 @@ void BlockPool::OnUncached(int32_t id) {
   if (blocks_[Index(id)].state == Block::State::kCachedIdle) PushFree(id);
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -20,7 +20,7 @@
 #include "common/base/kv_layout.h"
 #include "engine/kv/cached_block_tree.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 class BlockPool;
 class PrefixCache;
@@ -124,4 +124,4 @@ class BlockPool {
   absl::flat_hash_map<uint64_t, std::vector<int32_t>> quarantine_;  // by ticket
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -2,7 +2,7 @@
 
 #include "common/base/check.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 CachedBlockTree::CachedBlockTree(int num_blocks) : nodes_(static_cast<size_t>(num_blocks)) {}
 
@@ -106,4 +106,4 @@ void CachedBlockTree::Unlink(int32_t block) {
   n.previous = n.next = -1;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace tandem {
+namespace tandem::engine {
 
 // A cached block in one stay in the cache: stays distinguishable after the block was reused.
 struct CachedBlockId {
@@ -81,4 +81,4 @@ class CachedBlockTree {
   int num_idle_ = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 
 #include "common/base/check.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 PrefixCache::PrefixCache(BlockPool* pool, int block_size, bool enabled, ChainHash hash)
     : pool_(pool), block_size_(block_size), enabled_(enabled), hash_(std::move(hash)) {
@@ -193,4 +193,4 @@ std::vector<Hash128> PrefixCache::Snapshot() {
   return hashes;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

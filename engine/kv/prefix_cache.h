@@ -15,7 +15,7 @@
 #include "common/base/block_hash.h"
 #include "engine/kv/block_pool.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Net changes since the last TakeEvents(), for the router's index: a hash stands in one list at
 // most.
@@ -110,4 +110,4 @@ class PrefixCache {
   uint64_t hit_tokens_ = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 #include "common/base/block_hash.h"
 #include "engine/kernels/element.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a counter-based stream.
@@ -34,4 +34,4 @@ void FillDummyTensor(std::string_view name, uint64_t seed, std::span<uint16_t> o
   });
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -7,11 +7,11 @@
 
 #include "engine/kernels/threads.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Fills `out` (bfloat16 bits) with values that depend only on (seed, name, index): 1 for norms,
 // otherwise uniform with mean 0 and standard deviation 0.02.
 void FillDummyTensor(std::string_view name, uint64_t seed, std::span<uint16_t> out,
                      Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -11,7 +11,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -66,4 +66,4 @@ MemoryBlock::~MemoryBlock() {
   if (data_ != nullptr) munmap(data_, size_);
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

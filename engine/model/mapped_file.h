@@ -7,7 +7,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Movable; the mapping ends with the object. Thread-safe once opened. A file that shrinks while it
 // is mapped ends the process with SIGBUS, as every mapped reader: do not edit a model in place.
@@ -47,4 +47,4 @@ class MemoryBlock {
   size_t size_ = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -9,7 +9,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 constexpr size_t kSamples = 64;
@@ -46,4 +46,4 @@ absl::StatusOr<std::string> DummyDigest(const std::string& model_dir, uint64_t s
   return HashBytes(fmt::format("dummy:{}:{}", seed, config)).ToHex();
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

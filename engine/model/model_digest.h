@@ -9,7 +9,7 @@
 
 #include "engine/model/safetensors.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // 32 hex digits over config.json, each file's name, size and safetensors header, and 64 samples of
 // 4 KiB spread evenly over each file: cheap for any size, and different for any retrained
@@ -19,4 +19,4 @@ absl::StatusOr<std::string> CheckpointDigest(const std::string& model_dir,
 // Over config.json and the seed of dummy weights.
 absl::StatusOr<std::string> DummyDigest(const std::string& model_dir, uint64_t seed);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -10,7 +10,7 @@
 #include "engine/model/dummy_weights.h"
 #include "engine/model/model_digest.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // Models whose loading is worth a line of log now and then.
@@ -115,7 +115,7 @@ class Loader {
 
   void Allocate(size_t columns, int64_t inputs, LinearWeights* out) {
     const size_t k = static_cast<size_t>(inputs);
-    out->memory = MemoryBlock(tandem::PackedBytes(element_, columns, k));
+    out->memory = MemoryBlock(engine::PackedBytes(element_, columns, k));
     out->matrix = {element_, columns, k, out->memory.data()};
   }
   void Pack(const TensorView& view, size_t first_column, LinearWeights* out) {
@@ -228,4 +228,4 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
   return weights;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

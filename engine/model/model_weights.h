@@ -23,7 +23,7 @@
 #include "engine/model/mapped_file.h"
 #include "engine/model/safetensors.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // A packed matrix and the memory it lies in.
 struct LinearWeights {
@@ -66,4 +66,4 @@ struct LoadOptions {
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const LoadOptions& options,
                                               Threads* threads);
 
-}  // namespace tandem
+}  // namespace tandem::engine

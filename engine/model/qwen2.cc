@@ -13,7 +13,7 @@
 #include "engine/kernels/silu_mul.h"
 #include "engine/model/rope_of.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // Enough rows that reading the weights again for the next tile costs nothing beside the arithmetic.
@@ -63,7 +63,7 @@ Qwen2::Qwen2(ModelConfig config, ModelWeights weights, int max_rows, Threads* th
 }
 
 void Qwen2::Linear(const LinearWeights& w, const float* x, size_t x_stride, size_t rows, float* y) {
-  tandem::Linear(w.matrix, w.bias.empty() ? nullptr : w.bias.data(), x, x_stride, rows, y,
+  engine::Linear(w.matrix, w.bias.empty() ? nullptr : w.bias.data(), x, x_stride, rows, y,
                  w.matrix.n, linear_scratch_.data(), threads_);
 }
 
@@ -145,4 +145,4 @@ void Qwen2::Logits(std::span<const int> rows, float* out) {
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

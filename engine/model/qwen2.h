@@ -17,7 +17,7 @@
 #include "engine/model/mapped_file.h"
 #include "engine/model/model_weights.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Rows are tokens; the rows of an item are consecutive positions of one sequence.
 struct ForwardInput {
@@ -68,4 +68,4 @@ class Qwen2 {
   float* sin_ = nullptr;       // [max_rows][head_dim / 2]
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

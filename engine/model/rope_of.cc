@@ -2,7 +2,7 @@
 
 #include "engine/kernels/rope.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 ModelRope RopeOf(const ModelConfig& config) {
   if (const auto* yarn = std::get_if<YarnScaling>(&config.rope_scaling)) {
@@ -19,4 +19,4 @@ ModelRope RopeOf(const ModelConfig& config) {
   return {RopeFrequencies(config.head_dim, config.rope_theta), 1.0f};
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

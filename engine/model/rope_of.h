@@ -5,7 +5,7 @@
 
 #include "common/base/model_config.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 struct ModelRope {
   std::vector<float> frequencies;  // [head_dim / 2], radians per position
@@ -14,4 +14,4 @@ struct ModelRope {
 
 ModelRope RopeOf(const ModelConfig& config);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -12,7 +12,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using nlohmann::json;
@@ -273,4 +273,4 @@ size_t Checkpoint::TotalBytes() const {
   return total;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -16,7 +16,7 @@
 #include "engine/kernels/element.h"
 #include "engine/model/mapped_file.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Not owning: valid as long as what holds the data.
 struct TensorView {
@@ -66,4 +66,4 @@ class Checkpoint {
   std::map<std::string, size_t, std::less<>> file_of_;  // tensor name -> index in files_
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

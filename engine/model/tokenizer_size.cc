@@ -7,7 +7,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using nlohmann::json;
@@ -50,4 +50,4 @@ absl::StatusOr<int> TokenizerVocabSize(const std::string& model_dir) {
   return static_cast<int>(largest + 1);
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -11,7 +11,7 @@
 
 #include "engine/runtime/sampling_params.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 struct TokenLogprob {
   struct Alternative {
@@ -90,4 +90,4 @@ struct StepOutput {
   std::vector<ItemOutput> items;
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -1,6 +1,6 @@
 #include "engine/runtime/batch_copy.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 BatchCopy::BatchCopy(const Batch& batch) : batch_(batch), memory_(batch.items.size()) {
   for (size_t i = 0; i < memory_.size(); ++i) {
@@ -23,4 +23,4 @@ void BatchCopy::SetPending(size_t item, int32_t token) {
   batch_.items[item].pending = {};
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 
 #include "engine/runtime/batch.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Movable; the spans of batch() stay valid.
 class BatchCopy {
@@ -27,4 +27,4 @@ class BatchCopy {
   std::vector<Memory> memory_;  // [items]
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // Rows of logits that exist at one time: 39 MB at a vocabulary of 152k. The output head is read
@@ -211,4 +211,4 @@ StepOutput CpuModelRunner::Compute(Step* step) {
   return output;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

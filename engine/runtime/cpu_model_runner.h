@@ -11,7 +11,7 @@
 #include "engine/runtime/model_runner.h"
 #include "engine/runtime/sampler.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Not thread-safe, as every ModelRunner. A step is computed inside Collect, on the caller's and the
 // compute threads; its events come true meanwhile.
@@ -72,4 +72,4 @@ class CpuModelRunner final : public ModelRunner {
   std::vector<SamplerScratch> scratch_;  // one per thread
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -14,7 +14,7 @@
 #include "engine/runtime/cpu_model_runner.h"
 #include "engine/runtime/kv_memory.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // Of the memory available, for a KV pool whose size nobody gave: several workers may start at once.
@@ -214,4 +214,4 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& given)
                                      std::move(threads), std::move(model));
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

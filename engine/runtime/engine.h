@@ -12,7 +12,7 @@
 #include "engine/kv/prefix_cache.h"
 #include "engine/runtime/model_runner.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Mirrors the flags of the same names; units in comments.
 struct EngineOptions {
@@ -53,4 +53,4 @@ class Engine {
   virtual std::string Banner() const = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -1,6 +1,6 @@
 #include "engine/runtime/engine_flags.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--model", &options->model_dir, "Model directory (Hugging Face layout)");
@@ -24,4 +24,4 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

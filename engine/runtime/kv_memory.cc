@@ -15,7 +15,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // The number in a file that holds just one; false where there is none ("max").
@@ -118,4 +118,4 @@ KvMemory::~KvMemory() {
   if (fd_ >= 0) close(fd_);
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -6,7 +6,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Movable. Pages cost memory only once they are touched.
 class KvMemory {
@@ -34,4 +34,4 @@ size_t AvailableMemory();
 // The same for a KV pool, which must also fit into /dev/shm.
 size_t AvailableKvMemory();
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -17,7 +17,7 @@
 #include "common/base/ready_event.h"
 #include "engine/runtime/batch.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 struct LaunchedStep {
   StepId id = 0;
@@ -59,4 +59,4 @@ class ModelRunner {
   }
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 
-namespace tandem {
+namespace tandem::engine {
 
 inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
                                           std::array<uint32_t, 2> key) {
@@ -28,4 +28,4 @@ inline double UniformAt(uint64_t seed, uint64_t position) {
   return static_cast<double>((uint64_t{bits[0]} << 32 | bits[1]) >> 11) * 0x1p-53;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

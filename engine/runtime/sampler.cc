@@ -8,7 +8,7 @@
 #include "engine/kernels/log_softmax.h"
 #include "engine/runtime/philox.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
@@ -192,4 +192,4 @@ absl::StatusOr<TokenLogprob> ScoreToken(std::span<const float> logits, int32_t t
   return out;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

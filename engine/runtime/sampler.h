@@ -15,7 +15,7 @@
 #include "engine/runtime/batch.h"
 #include "engine/runtime/sampling_params.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Temperatures below this are greedy.
 inline constexpr float kGreedyTemperature = 1e-5f;
@@ -52,4 +52,4 @@ absl::StatusOr<TokenLogprob> SampleToken(std::span<const float> logits,
 absl::StatusOr<TokenLogprob> ScoreToken(std::span<const float> logits, int32_t token,
                                         int alternatives);
 
-}  // namespace tandem
+}  // namespace tandem::engine

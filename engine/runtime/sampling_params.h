@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace tandem {
+namespace tandem::engine {
 
 inline constexpr int kMaxLogprobs = 20;
 
@@ -28,4 +28,4 @@ struct SamplingParams {
   int prompt_logprobs = -1;  // the same for prompt tokens
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

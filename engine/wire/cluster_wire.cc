@@ -6,7 +6,7 @@
 #include "common/base/dtype.h"
 #include "common/rpc/cluster_client.h"
 
-namespace tandem {
+namespace tandem::engine {
 internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name,
                                       const std::string& cluster_secret) {
   const KvLayout layout = engine.region().layout;
@@ -43,4 +43,4 @@ std::string DefaultModelName(const std::string& model_dir) {
   return name.empty() || name == "." || name == ".." ? "model" : name;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

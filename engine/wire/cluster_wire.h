@@ -10,7 +10,7 @@
 #include "engine/runtime/engine.h"
 #include "tandem/internal/v1/cluster.pb.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Grows with every change after which old and new workers must not exchange KV.
 inline constexpr uint32_t kProtocolVersion = 1;
@@ -25,4 +25,4 @@ internal::v1::BlockEvents BlockEventsToProto(const BlockEvents& events, bool cle
 // The directory's own name, for --served-model-name; "model" where there is none.
 std::string DefaultModelName(const std::string& model_dir);
 
-}  // namespace tandem
+}  // namespace tandem::engine

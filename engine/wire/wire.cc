@@ -6,7 +6,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 absl::Status CheckToken(uint32_t id, int vocab_size, std::string_view field) {
@@ -166,4 +166,4 @@ absl::StatusOr<TokenLogprob> LogprobFromProto(const v1::TokenLogprob& proto, int
   return logprob;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -17,7 +17,7 @@
 #include "engine/runtime/sampling_params.h"
 #include "tandem/v1/inference.pb.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Most stop or end-of-sequence ids per request.
 inline constexpr int kMaxStopTokenIds = 1024;
@@ -41,4 +41,4 @@ v1::TokenLogprob LogprobToProto(const TokenLogprob& logprob);
 absl::StatusOr<TokenLogprob> LogprobFromProto(const v1::TokenLogprob& proto, int vocab_size,
                                               std::string_view field);
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -2,7 +2,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 absl::Status SendControl(KvConnection* connection, FrameHeader header, std::string_view payload,
                          absl::Duration timeout) {
@@ -41,4 +41,4 @@ absl::Status StatusOfFrame(const FrameHeader& header, std::string_view message) 
   return absl::Status(static_cast<absl::StatusCode>(header.code), std::string(message));
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

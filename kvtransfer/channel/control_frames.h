@@ -11,7 +11,7 @@
 #include "kvtransfer/channel/transfer_key.h"
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // Sends `header` with `payload`, whose length and digest it fills in.
 absl::Status SendControl(KvConnection* connection, FrameHeader header, std::string_view payload,
@@ -30,4 +30,4 @@ absl::StatusOr<std::string> ReceiveControl(KvConnection* connection, const Frame
 // The status that a frame carries; OK for code 0.
 absl::Status StatusOfFrame(const FrameHeader& header, std::string_view message);
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

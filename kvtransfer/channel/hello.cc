@@ -6,7 +6,7 @@
 #include "kvtransfer/plan/copy_plan.h"
 #include "kvtransfer/transport/frame.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 template <typename T>
@@ -136,4 +136,4 @@ absl::Status CheckCompatible(const Hello& here, const Hello& peer) {
   return absl::OkStatus();
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -9,7 +9,7 @@
 
 #include "common/base/kv_layout.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 struct Hello {
   std::string worker_id;
@@ -37,4 +37,4 @@ absl::Status CheckCompatible(const Hello& here, const Hello& peer);
 // OK if `hello` can be encoded and decoded: text lengths and layout.
 absl::Status ValidateHello(const Hello& hello);
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -11,7 +11,7 @@
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/transfer_table.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 // What one read under the lock takes at most: bounds how long Cancel() waits.
@@ -383,4 +383,4 @@ absl::Time IncomingTransfer::Tick(absl::Time now) {
   return absl::InfiniteFuture();
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

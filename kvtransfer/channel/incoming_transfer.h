@@ -29,7 +29,7 @@
 #include "kvtransfer/channel/transfer_key.h"
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 class TransferTable;
 
@@ -129,4 +129,4 @@ class IncomingTransfer {
   std::thread::id notifying_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string_view>
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // Why a transfer did not end sealed.
 enum class KvFailure {
@@ -65,4 +65,4 @@ struct KvCounterBlock {
   }
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

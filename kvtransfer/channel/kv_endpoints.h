@@ -42,7 +42,7 @@
 #include "common/base/transfer_id.h"
 #include "kvtransfer/channel/kv_counters.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 class KvTransport;
 
@@ -157,4 +157,4 @@ class KvSender {
   virtual KvTransferCounters Counters() const { return {}; }
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -14,7 +14,7 @@
 #include "kvtransfer/channel/transfer_table.h"
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 class KvReceiverImpl : public KvReceiver {
@@ -180,4 +180,4 @@ absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions 
                                           std::move(address));
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

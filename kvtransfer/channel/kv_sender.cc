@@ -11,7 +11,7 @@
 #include "kvtransfer/channel/sender_peer.h"
 #include "kvtransfer/plan/copy_plan.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 class KvSenderImpl : public KvSender {
@@ -164,4 +164,4 @@ absl::StatusOr<std::unique_ptr<KvSender>> KvSender::Start(KvSenderOptions option
   return std::make_unique<KvSenderImpl>(std::move(options), transport);
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -7,7 +7,7 @@
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 absl::StatusOr<double> ProbeLink(KvConnection* connection, absl::Duration timeout) {
   constexpr size_t kFrameBytes = 256 << 10;
@@ -34,4 +34,4 @@ absl::StatusOr<double> ProbeLink(KvConnection* connection, absl::Duration timeou
   return static_cast<double>(sent) / absl::ToDoubleSeconds(elapsed);
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

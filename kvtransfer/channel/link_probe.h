@@ -8,7 +8,7 @@
 
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 inline constexpr size_t kProbeBurstBytes = size_t{8} << 20;
 
@@ -16,4 +16,4 @@ inline constexpr size_t kProbeBurstBytes = size_t{8} << 20;
 // them. Returns bytes per second.
 absl::StatusOr<double> ProbeLink(KvConnection* connection, absl::Duration timeout);
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -4,7 +4,7 @@
 #include "kvtransfer/plan/copy_plan.h"
 #include "kvtransfer/transport/frame.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 OutgoingTransfer::OutgoingTransfer(KvSendTarget wanted, int num_layers, std::string transport)
     : target(std::move(wanted)) {
@@ -52,4 +52,4 @@ std::string OutgoingTransfer::DigestPayload() const {
                      digests.size() * sizeof(uint64_t));
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

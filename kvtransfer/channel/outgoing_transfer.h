@@ -11,7 +11,7 @@
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "kvtransfer/channel/transfer_key.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // Consecutive ordinals of one layer: becomes one DATA frame.
 struct PushedRun {
@@ -48,4 +48,4 @@ struct OutgoingTransfer {
   TransferStats stats;
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -10,7 +10,7 @@
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/link_probe.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 constexpr size_t kScratchBytes = 256 << 10;
@@ -227,4 +227,4 @@ absl::Status ReceiverConnection::HandleQuiet(const FrameHeader& header) {
   return absl::OkStatus();
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

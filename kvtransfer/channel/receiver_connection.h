@@ -16,7 +16,7 @@
 #include "kvtransfer/channel/transfer_table.h"
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // Run() belongs to one thread; the other methods may be called from any.
 class ReceiverConnection {
@@ -64,4 +64,4 @@ class ReceiverConnection {
   size_t forget_at_ = 64;
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -10,7 +10,7 @@
 #include "kvtransfer/channel/link_probe.h"
 #include "kvtransfer/channel/sender_peer.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 absl::Status SenderPeer::EnsureConnected() {
   if (wire_ != nullptr) return absl::OkStatus();
@@ -138,4 +138,4 @@ void SenderPeer::CloseConnection() {
   wire_ = nullptr;
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -11,7 +11,7 @@
 #include "kvtransfer/channel/link_probe.h"
 #include "kvtransfer/plan/copy_plan.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 // Payload of one DATA frame, unless a single piece is larger: enough to amortise the system calls,
@@ -354,4 +354,4 @@ void SenderPeer::UpdateRate(const OutgoingTransfer& transfer) {
   rate_ = rate_ <= 0 ? rate : (1 - kRateWeight) * rate_ + kRateWeight * rate;
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -24,7 +24,7 @@
 #include "kvtransfer/channel/transfer_key.h"
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // What all peers of one sender share. Outlives them.
 struct SenderContext {
@@ -133,4 +133,4 @@ class SenderPeer {
   std::thread writer_;  // last: starts when everything else is there
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -8,7 +8,7 @@
 
 #include "common/base/transfer_id.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 struct TransferKey {
   TransferId id;
@@ -23,4 +23,4 @@ struct TransferKey {
   }
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -2,7 +2,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 TransferTable::TransferTable(int num_blocks) : owner_(static_cast<size_t>(num_blocks), nullptr) {}
 
@@ -76,4 +76,4 @@ void TransferTable::Release(const IncomingTransfer& transfer) {
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

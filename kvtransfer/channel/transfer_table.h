@@ -13,7 +13,7 @@
 
 #include "kvtransfer/channel/incoming_transfer.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // Thread-safe. Calls no transfer while it holds its lock.
 class TransferTable {
@@ -44,4 +44,4 @@ class TransferTable {
   std::vector<const IncomingTransfer*> owner_ ABSL_GUARDED_BY(mutex_);  // [block]
 };
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

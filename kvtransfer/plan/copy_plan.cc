@@ -2,7 +2,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 absl::Status ValidateLayout(const KvLayout& layout) {
   // Bounds keep every product below well inside 64 bits, whatever a peer announces.
@@ -89,4 +89,4 @@ std::vector<OrdinalRun> SplitIntoRuns(std::span<const int32_t> ordinals, size_t 
   return runs;
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

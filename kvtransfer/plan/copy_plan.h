@@ -12,7 +12,7 @@
 
 #include "common/base/kv_layout.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // What a plan needs to know of a pool; its memory is not touched.
 struct KvPoolShape {
@@ -64,4 +64,4 @@ struct OrdinalRun {
 };
 std::vector<OrdinalRun> SplitIntoRuns(std::span<const int32_t> ordinals, size_t max_count);
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -9,7 +9,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 constexpr absl::Duration kDelay = absl::Milliseconds(30);
@@ -170,4 +170,4 @@ std::unique_ptr<KvTransport> MakeFaultyTransport(KvTransport* inner, FaultScript
   return std::make_unique<FaultyKvTransport>(inner, std::move(script));
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

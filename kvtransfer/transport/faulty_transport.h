@@ -8,7 +8,7 @@
 
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 enum class Fault {
   kNone,
@@ -29,4 +29,4 @@ using FaultScript = std::function<Fault(const FrameHeader& header, uint64_t inde
 // `inner` must outlive what this returns, which must outlive its connections.
 std::unique_ptr<KvTransport> MakeFaultyTransport(KvTransport* inner, FaultScript script);
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

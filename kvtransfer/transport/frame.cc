@@ -7,7 +7,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "the wire is little-endian, unswapped");
@@ -157,4 +157,4 @@ uint64_t BlockLayerDigest(std::span<const std::byte> bytes, uint32_t layer) {
   return XXH3_64bits_withSeed(bytes.data(), bytes.size(), uint64_t{layer} + 1);
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -16,7 +16,7 @@
 
 #include "common/base/transfer_id.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 inline constexpr uint32_t kKvProtocolVersion = 1;
 inline constexpr size_t kFrameHeaderBytes = 72;
@@ -79,4 +79,4 @@ uint64_t PayloadDigest(std::span<const std::byte> payload);
 // layers, so layers may come in any order, but not swapped: the layer seeds the hash.
 uint64_t BlockLayerDigest(std::span<const std::byte> bytes, uint32_t layer);
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

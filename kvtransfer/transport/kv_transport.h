@@ -28,7 +28,7 @@
 
 #include "kvtransfer/transport/frame.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // A contiguous part of a frame's payload at the sending end.
 struct KvPiece {
@@ -103,4 +103,4 @@ absl::Status ReceiveAll(KvConnection* connection, MutableBytes into, absl::Durat
 // Plain TCP over POSIX sockets. Lives as long as the process.
 KvTransport* TcpTransport();
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

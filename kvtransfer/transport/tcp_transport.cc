@@ -20,7 +20,7 @@
 #include "common/base/status.h"
 #include "kvtransfer/transport/kv_transport.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 constexpr int kSocketBufferBytes = 4 << 20;  // the kernel caps it at net.core.{r,w}mem_max
@@ -345,4 +345,4 @@ KvTransport* TcpTransport() {
   return transport;
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

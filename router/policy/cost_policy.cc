@@ -7,7 +7,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // Costs closer than this count as equal, so that noise in the rates does not decide.
@@ -214,4 +214,4 @@ absl::StatusOr<RouteChoice> CostPolicy::Choose(const ClusterView& view,
   return Unavailable("no prefill worker is ready");
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -26,7 +26,7 @@
 
 #include "router/policy/routing_policy.h"
 
-namespace tandem {
+namespace tandem::router {
 
 struct CostPolicyOptions {
   double prior_prefill_tokens_per_second = 2000;
@@ -48,4 +48,4 @@ class CostPolicy : public RoutingPolicy {
   const CostPolicyOptions options_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -1,6 +1,6 @@
 #include "router/policy/routed_ledger.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // An ended request that no report has confirmed by then never will be: the worker is gone.
@@ -52,4 +52,4 @@ AssignedWork RoutedLedger::Since(const std::string& worker, absl::Time reported)
   return sum;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -14,7 +14,7 @@
 
 #include "router/policy/routing_policy.h"
 
-namespace tandem {
+namespace tandem::router {
 
 class RoutedLedger {
  public:
@@ -46,4 +46,4 @@ class RoutedLedger {
   absl::flat_hash_map<std::string, Worker> workers_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -13,7 +13,7 @@
 
 #include "router/registry/cluster_view.h"
 
-namespace tandem {
+namespace tandem::router {
 
 // What a worker's last load report cannot contain yet: requests routed there since, less those that
 // have ended since (so a sum may be negative).
@@ -56,4 +56,4 @@ class RoutingPolicy {
                                              const RouteQuery& query) const = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

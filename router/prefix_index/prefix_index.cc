@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace tandem {
+namespace tandem::router {
 
 PrefixIndex::Slot PrefixIndex::AddWorker(size_t max_blocks) {
   absl::MutexLock lock(&mutex_);
@@ -88,4 +88,4 @@ size_t PrefixIndex::WorkerBlocks(Slot worker) const {
   return it == workers_.end() ? 0 : it->second.blocks.size();
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

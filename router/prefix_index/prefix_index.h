@@ -17,7 +17,7 @@
 
 #include "common/base/block_hash.h"
 
-namespace tandem {
+namespace tandem::router {
 
 class PrefixIndex {
  public:
@@ -60,4 +60,4 @@ class PrefixIndex {
   absl::flat_hash_map<Slot, Worker> workers_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -10,7 +10,7 @@
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using internal::v1::RouterMessage;
@@ -206,4 +206,4 @@ grpc::ServerBidiReactor<WorkerMessage, RouterMessage>* ClusterService::Join(
   return stream.get();
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -9,7 +9,7 @@
 #include "router/registry/registry.h"
 #include "tandem/internal/v1/cluster.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::router {
 
 class ClusterService : public internal::v1::Cluster::CallbackService {
  public:
@@ -28,4 +28,4 @@ class ClusterService : public internal::v1::Cluster::CallbackService {
   PrefixIndex* const index_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

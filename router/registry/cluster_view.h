@@ -10,7 +10,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 
-namespace tandem {
+namespace tandem::router {
 
 enum class WorkerRole { kPrefill, kDecode, kUnified };
 
@@ -96,4 +96,4 @@ struct ClusterView {
   }
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -8,7 +8,7 @@
 #include "common/base/status.h"
 #include "common/rpc/cluster_client.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using internal::v1::Capability;
@@ -183,4 +183,4 @@ std::shared_ptr<const ClusterView> Registry::view() const {
   return view_;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -20,11 +20,11 @@
 #include "router/prefix_index/prefix_index.h"
 #include "router/registry/cluster_view.h"
 
-namespace tandem {
-
-namespace internal::v1 {
+namespace tandem::internal::v1 {
 class Capability;
-}  // namespace internal::v1
+}  // namespace tandem::internal::v1
+
+namespace tandem::router {
 
 struct RegistryOptions {
   // What the router itself knows of the model; workers must agree.
@@ -88,4 +88,4 @@ class Registry {
   std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -9,7 +9,7 @@
 #include "router/stream/stream_wire.h"
 #include "tandem/internal/v1/decode.grpc.pb.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // Owns itself from Launch() to OnDone(). One hold stands for reads that may be started outside
@@ -128,4 +128,4 @@ void DecodeClient::Keep(const ClusterView& view) {
   });
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

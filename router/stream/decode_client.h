@@ -16,7 +16,7 @@ namespace grpc {
 class Channel;
 }  // namespace grpc
 
-namespace tandem {
+namespace tandem::router {
 
 // Receives one call's events, on gRPC's threads, one at a time.
 class DecodeHandler {
@@ -61,4 +61,4 @@ class DecodeClient {
   std::map<std::string, Peer> peers_ ABSL_GUARDED_BY(mutex_);  // by worker id
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

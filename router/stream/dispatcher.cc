@@ -8,7 +8,7 @@
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // How long a request avoids a worker that failed it but is still in the cluster.
@@ -305,4 +305,4 @@ absl::Time Dispatcher::NextTimeLimit() const {
   return next;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -27,7 +27,7 @@
 #include "router/router_metrics.h"
 #include "router/stream/request.h"
 
-namespace tandem {
+namespace tandem::router {
 
 // What the dispatcher dispatches. Start and Fail are called on the dispatch thread and must not
 // block; exactly one of them per Submit or Requeue, unless Ended came first.
@@ -126,4 +126,4 @@ class Dispatcher {
   std::thread thread_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

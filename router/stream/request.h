@@ -9,11 +9,11 @@
 
 #include "absl/time/time.h"
 
-namespace tandem {
-
-namespace internal::v1 {
+namespace tandem::internal::v1 {
 class DecodeRequest;
-}  // namespace internal::v1
+}  // namespace tandem::internal::v1
+
+namespace tandem::router {
 
 // Immutable once built (see request_wire.h).
 struct Request {
@@ -115,4 +115,4 @@ struct Refusal {
   absl::Time at;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

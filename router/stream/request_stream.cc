@@ -9,7 +9,7 @@
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // Whether a status may mean that the worker, not the request, is at fault.
@@ -308,4 +308,4 @@ void RequestStream::RecordEnd() {
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

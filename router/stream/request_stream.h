@@ -29,7 +29,7 @@
 #include "router/stream/request.h"
 #include "router/stream/text_emitter.h"
 
-namespace tandem {
+namespace tandem::router {
 
 // The client's side. Called under the stream's lock: must not call back, must not block.
 class StreamSink {
@@ -125,4 +125,4 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   absl::Time first_write_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -1,6 +1,6 @@
 #include "router/stream/stream_wire.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using LogprobMessages = google::protobuf::RepeatedPtrField<v1::TokenLogprob>;
@@ -122,4 +122,4 @@ void FillResponse(const std::string& request_id, const StreamUpdate& update,
   if (update.timing.has_value()) FillTiming(*update.timing, out->mutable_timing());
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

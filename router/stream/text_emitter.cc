@@ -5,7 +5,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::router {
 
 absl::StatusOr<TextEmitter> TextEmitter::Create(std::shared_ptr<const Tokenizer> tokenizer,
                                                 std::vector<std::string> stops, int min_tokens) {
@@ -38,4 +38,4 @@ std::string TextEmitter::Flush() {
   return result.stopped ? std::move(result.text) : std::move(result.text) + matcher_->Flush();
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -15,7 +15,7 @@
 #include "common/text/detokenizer.h"
 #include "common/text/tokenizer.h"
 
-namespace tandem {
+namespace tandem::router {
 
 class TextEmitter {
  public:
@@ -44,4 +44,4 @@ class TextEmitter {
   int tokens_ = 0;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

@@ -8,7 +8,8 @@
 
 namespace tandem {
 
-DelayedModelRunner::DelayedModelRunner(ModelRunner* inner, std::function<absl::Duration()> delay)
+DelayedModelRunner::DelayedModelRunner(engine::ModelRunner* inner,
+                                       std::function<absl::Duration()> delay)
     : inner_(inner),
       max_in_flight_(inner->max_in_flight()),
       delay_(std::move(delay)),
@@ -22,16 +23,16 @@ DelayedModelRunner::~DelayedModelRunner() {
   thread_.join();
 }
 
-absl::StatusOr<LaunchedStep> DelayedModelRunner::Launch(const Batch& batch) {
+absl::StatusOr<engine::LaunchedStep> DelayedModelRunner::Launch(const engine::Batch& batch) {
   absl::MutexLock lock(&mutex_);
   TANDEM_CHECK(in_flight_.size() < static_cast<size_t>(max_in_flight_),
                "{} steps are in flight already", in_flight_.size());
-  absl::StatusOr<LaunchedStep> launched = inner_->Launch(batch);
+  absl::StatusOr<engine::LaunchedStep> launched = inner_->Launch(batch);
   if (launched.ok()) in_flight_.push_back({launched->id, std::nullopt});
   return launched;
 }
 
-absl::StatusOr<StepOutput> DelayedModelRunner::Collect(StepId id) {
+absl::StatusOr<engine::StepOutput> DelayedModelRunner::Collect(engine::StepId id) {
   absl::MutexLock lock(&mutex_);
   TANDEM_CHECK(!in_flight_.empty() && in_flight_.front().id == id,
                "step {} is not the oldest in flight", id);
@@ -39,7 +40,7 @@ absl::StatusOr<StepOutput> DelayedModelRunner::Collect(StepId id) {
     return in_flight_.front().output.has_value();
   };
   mutex_.Await(absl::Condition(&computed));
-  absl::StatusOr<StepOutput> output = *std::move(in_flight_.front().output);
+  absl::StatusOr<engine::StepOutput> output = *std::move(in_flight_.front().output);
   in_flight_.pop_front();
   return output;
 }

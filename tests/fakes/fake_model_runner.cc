@@ -8,7 +8,7 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 constexpr uint64_t kFirstRow = 0x243f6a8885a308d3;
@@ -282,4 +282,4 @@ std::vector<int32_t> FakeReferenceTokens(std::span<const int32_t> prompt,
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -22,7 +22,7 @@
 #include "engine/runtime/batch_copy.h"
 #include "engine/runtime/model_runner.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Owns the memory of a pool, filled with garbage at first.
 class FakeKvMemory {
@@ -95,4 +95,4 @@ std::vector<int32_t> FakeReferenceTokens(std::span<const int32_t> prompt,
                                          const SamplingParams& sampling, int max_model_len,
                                          int vocab_size = 1000, int num_layers = 2);
 
-}  // namespace tandem
+}  // namespace tandem::engine

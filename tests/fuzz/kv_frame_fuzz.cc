@@ -14,7 +14,7 @@
 #include "kvtransfer/channel/receiver_connection.h"
 #include "kvtransfer/channel/transfer_table.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 constexpr int kNumBlocks = 6;
@@ -119,10 +119,11 @@ std::string Conversation(Input* input, const TransferId& id, const std::string& 
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace tandem;
+  using namespace tandem::kvtransfer;
   spdlog::set_level(spdlog::level::off);
   Input input(data, size);
   // Raw decoders first: any bytes, any length.

@@ -7,7 +7,7 @@
 #include "engine/model/safetensors.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const auto index = tandem::ParseSafetensors(std::as_bytes(std::span(data, size)), "fuzz");
+  const auto index = tandem::engine::ParseSafetensors(std::as_bytes(std::span(data, size)), "fuzz");
   if (!index.ok()) return 0;
   size_t total = 0;
   for (const auto& [name, entry] : *index) {

@@ -16,7 +16,7 @@
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace tandem {
+namespace tandem::engine {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -215,11 +215,11 @@ void LoadBF16Values(const uint16_t* source, size_t positions, size_t head_dim, s
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace tandem
+}  // namespace tandem::engine
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 HWY_EXPORT(AttendTile);
@@ -432,5 +432,5 @@ void WriteKv(const KvPages& pages, const AttentionItem* items, size_t num_items,
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 #endif

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-namespace tandem {
+namespace tandem::engine {
 
 inline constexpr size_t kTile = 16;          // positions
 inline constexpr float kNoScore = -1.0e30f;  // below every score; exp of it is zero
@@ -38,4 +38,4 @@ struct AttentionTile {
   size_t positions = 0;  // valid in this tile
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

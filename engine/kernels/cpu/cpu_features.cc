@@ -1,6 +1,6 @@
 #include "engine/kernels/cpu_features.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 bool CpuHasBF16() {
 #if defined(__x86_64__)
@@ -13,4 +13,4 @@ bool CpuHasBF16() {
 #endif
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

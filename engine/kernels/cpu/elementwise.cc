@@ -18,7 +18,7 @@
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace tandem {
+namespace tandem::engine {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -101,11 +101,11 @@ void RopeRows(float* x, size_t rows, size_t stride, size_t heads, size_t half, c
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace tandem
+}  // namespace tandem::engine
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // Elements per member below which one thread is faster.
@@ -172,5 +172,5 @@ void ApplyRope(float* x, size_t rows, size_t stride, int heads, int head_dim, co
   });
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 #endif

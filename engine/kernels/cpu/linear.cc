@@ -4,7 +4,7 @@
 
 #include "engine/kernels/cpu/linear_internal.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 size_t RoundUp(size_t value, size_t multiple) {
@@ -94,4 +94,4 @@ void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_s
                      [&](size_t begin, size_t end) { LinearFloat32Panels(args, begin, end); });
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

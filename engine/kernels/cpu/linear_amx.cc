@@ -22,7 +22,7 @@
 #define TANDEM_AMX \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 constexpr size_t kTileRows = 16;
@@ -246,14 +246,14 @@ const BF16Kernel* AmxBF16Kernel() {
   return has ? &kKernel : nullptr;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 
 #else
 
-namespace tandem {
+namespace tandem::engine {
 
 const BF16Kernel* AmxBF16Kernel() { return nullptr; }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 
 #endif

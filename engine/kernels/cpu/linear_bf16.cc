@@ -12,7 +12,7 @@
 
 #define TANDEM_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 constexpr size_t kLanes = 16;    // float32 per vector
@@ -119,14 +119,14 @@ const BF16Kernel* Avx512BF16Kernel() {
   return has ? &kKernel : nullptr;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 
 #else
 
-namespace tandem {
+namespace tandem::engine {
 
 const BF16Kernel* Avx512BF16Kernel() { return nullptr; }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 
 #endif

@@ -12,7 +12,7 @@
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace tandem {
+namespace tandem::engine {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -126,11 +126,11 @@ void LinearPanels(const LinearArgs& args, size_t panel_begin, size_t panel_end) 
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace tandem
+}  // namespace tandem::engine
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace tandem {
+namespace tandem::engine {
 
 HWY_EXPORT(LinearPanels);
 
@@ -138,5 +138,5 @@ void LinearFloat32Panels(const LinearArgs& args, size_t panel_begin, size_t pane
   HWY_DYNAMIC_DISPATCH(LinearPanels)(args, panel_begin, panel_end);
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 #endif

@@ -6,7 +6,7 @@
 
 #include "engine/kernels/linear.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 struct LinearArgs {
   const PackedMatrix* w;
@@ -47,4 +47,4 @@ inline size_t NextTileRows(size_t left, size_t most) {
   return (left + tiles - 1) / tiles;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

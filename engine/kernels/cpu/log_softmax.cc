@@ -13,7 +13,7 @@
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace tandem {
+namespace tandem::engine {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -76,11 +76,11 @@ double SumExp(const float* row, size_t count, float maximum) {
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace tandem
+}  // namespace tandem::engine
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace tandem {
+namespace tandem::engine {
 
 HWY_EXPORT(MaximumOf);
 HWY_EXPORT(ExpInto);
@@ -125,5 +125,5 @@ std::vector<int32_t> TopIndices(const float* row, size_t count, size_t n) {
   return best;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine
 #endif

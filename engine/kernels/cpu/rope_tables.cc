@@ -4,7 +4,7 @@
 
 #include "engine/kernels/rope.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // theta^(2i / head_dim) as a float32 tensor operation.
@@ -89,4 +89,4 @@ void RopeTables(const float* frequencies, int head_dim, float scale, const int32
   });
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // About 10 microseconds: longer than the gap between two kernels of a layer, far shorter than a
@@ -113,4 +113,4 @@ int PhysicalCores() {
   return std::max<int>(1, static_cast<int>(cores.size()));
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -17,7 +17,7 @@
 #include "tandem/v1/inference.grpc.pb.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 using nlohmann::json;
@@ -336,4 +336,4 @@ TEST(VersionTest, SaysSo) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -7,7 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 using testing::HasSubstr;
@@ -120,4 +120,4 @@ TEST(SupervisorTest, StepReturnsSignals) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -2,7 +2,7 @@
 
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 TEST(RenderTableTest, AlignsNumbersRightAndTextLeft) {
@@ -22,4 +22,4 @@ TEST(RenderTableTest, CountsCodePointsAndTakesRaggedRows) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -5,7 +5,7 @@
 
 #include "common/config/flags.h"
 
-namespace tandem {
+namespace tandem::cli {
 namespace {
 
 using testing::ElementsAre;
@@ -65,4 +65,4 @@ TEST(DistributeFlagsTest, Mistakes) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::cli

@@ -17,13 +17,13 @@
 #include "tests/fakes/fake_clock.h"
 #include "tests/fakes/fake_model_runner.h"
 
-namespace tandem {
+namespace tandem::decode {
 
 inline constexpr int kVocab = 1000;
 inline constexpr int kLayers = 2;
 
 // Notes what is expected and cancelled; nothing is moved here.
-class FakeReceiver : public KvReceiver {
+class FakeReceiver : public kvtransfer::KvReceiver {
  public:
   const std::string& address() const override { return address_; }
   absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
@@ -70,7 +70,7 @@ class FakeCaller : public PrefillCaller {
 struct Client {
   uint64_t id = 0;
   std::vector<int32_t> prompt;
-  SamplingParams sampling;
+  engine::SamplingParams sampling;
   std::shared_ptr<TokenStream> stream;
   bool reading = true;
   std::vector<TokenDelta> deltas;
@@ -79,7 +79,7 @@ struct Client {
   std::vector<int32_t> Tokens() const {
     std::vector<int32_t> out;
     for (const TokenDelta& delta : deltas) {
-      for (const TokenLogprob& token : delta.tokens) out.push_back(token.token);
+      for (const engine::TokenLogprob& token : delta.tokens) out.push_back(token.token);
     }
     return out;
   }
@@ -105,8 +105,8 @@ struct HarnessOptions {
   int block_size = 4;
   bool caching = true;
   LoopOptions loop;
-  std::function<absl::Status(const Batch&)> before_run;
-  std::function<absl::Status(const BatchItem&)> item_status;
+  std::function<absl::Status(const engine::Batch&)> before_run;
+  std::function<absl::Status(const engine::BatchItem&)> item_status;
 };
 
 class LoopHarness {
@@ -119,14 +119,14 @@ class LoopHarness {
         pool(options_.num_blocks),
         cache(&pool, options_.block_size, options_.caching),
         runner(memory_.region(),
-               FakeModelOptions{kVocab, options_.loop.limits.max_num_batched_tokens,
-                                options_.before_run, options_.item_status}),
+               engine::FakeModelOptions{kVocab, options_.loop.limits.max_num_batched_tokens,
+                                        options_.before_run, options_.item_status}),
         decode_metrics(&metrics),
         inbox(1024) {
     LoopParts parts{&runner, &pool, &cache, &receiver, &caller, &clock, &decode_metrics, &inbox};
     LoopHooks hooks;
     hooks.report = [this](const LoadSnapshot& load) { last_load = load; };
-    hooks.blocks = [this](const BlockEvents& events, bool cleared) {
+    hooks.blocks = [this](const engine::BlockEvents& events, bool cleared) {
       if (cleared) stored.clear();
       for (const Hash128& hash : events.stored) stored.insert(hash.ToHex());
       for (const Hash128& hash : events.removed) stored.erase(hash.ToHex());
@@ -135,7 +135,7 @@ class LoopHarness {
   }
 
   // `peers`: how many prefill candidates the route names.
-  Client& Submit(std::vector<int32_t> prompt, SamplingParams sampling, int peers = 0,
+  Client& Submit(std::vector<int32_t> prompt, engine::SamplingParams sampling, int peers = 0,
                  int priority = 0, absl::Duration timeout = absl::InfiniteDuration()) {
     clients.push_back(std::make_unique<Client>());
     Client& client = *clients.back();
@@ -174,18 +174,18 @@ class LoopHarness {
 
   // ---- the far side ----
   std::vector<int32_t> Reference(const Client& client) const {
-    return FakeReferenceTokens(client.prompt, client.sampling, options_.loop.max_model_len, kVocab,
-                               kLayers);
+    return engine::FakeReferenceTokens(client.prompt, client.sampling, options_.loop.max_model_len,
+                                       kVocab, kLayers);
   }
   // Writes the true KV into the target blocks.
   void Write(const FakeCall& c) {
-    FakeModelRunner far(far_memory_.region(), FakeModelOptions{kVocab});
+    engine::FakeModelRunner far(far_memory_.region(), engine::FakeModelOptions{kVocab});
     const PrefillCall& call = c.call;
     std::vector<int32_t> table;
     const int blocks = BlocksFor(static_cast<int>(call.tokens.size()), options_.block_size);
     for (int i = 0; i < blocks; ++i) table.push_back(i);
-    Batch batch;
-    BatchItem& item = batch.items.emplace_back();
+    engine::Batch batch;
+    engine::BatchItem& item = batch.items.emplace_back();
     item.tokens = call.tokens;
     item.num_tokens = static_cast<int>(call.tokens.size());
     item.prompt_length = item.num_tokens;
@@ -213,9 +213,10 @@ class LoopHarness {
   void Reply(FakeCall& c) {
     c.replied = true;
     PrefillResult result;
-    SamplingParams one = c.call.sampling;
+    engine::SamplingParams one = c.call.sampling;
     one.max_tokens = 1;
-    result.first_token.token = FakeReferenceTokens(c.call.tokens, one, 1 << 20, kVocab, kLayers)[0];
+    result.first_token.token =
+        engine::FakeReferenceTokens(c.call.tokens, one, 1 << 20, kVocab, kLayers)[0];
     result.cached_tokens = 3;
     result.queue_ms = 1;
     result.prefill_ms = 2;
@@ -228,7 +229,7 @@ class LoopHarness {
   }
   void Seal(FakeCall& c) {
     c.sealed = true;
-    TransferStats stats;
+    kvtransfer::TransferStats stats;
     stats.bytes = c.call.block_ids.size() * memory_.region().layout.BlockBytes();
     stats.transport = "tcp";
     stats.first_byte = clock.Now();
@@ -275,14 +276,14 @@ class LoopHarness {
   }
 
   const HarnessOptions options_;
-  FakeKvMemory memory_;
-  FakeKvMemory far_memory_;
+  engine::FakeKvMemory memory_;
+  engine::FakeKvMemory far_memory_;
 
  public:
   FakeClock clock;
-  BlockPool pool;
-  PrefixCache cache;
-  FakeModelRunner runner;
+  engine::BlockPool pool;
+  engine::PrefixCache cache;
+  engine::FakeModelRunner runner;
   Metrics metrics;
   DecodeMetrics decode_metrics;
   DecodeInbox inbox;
@@ -301,11 +302,11 @@ inline std::vector<int32_t> MakePrompt(int length, int seed = 1) {
   return out;
 }
 
-inline SamplingParams Greedy(int max_tokens) {
-  SamplingParams out;
+inline engine::SamplingParams Greedy(int max_tokens) {
+  engine::SamplingParams out;
   out.temperature = 0;
   out.max_tokens = max_tokens;
   return out;
 }
 
-}  // namespace tandem
+}  // namespace tandem::decode

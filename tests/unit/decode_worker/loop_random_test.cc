@@ -7,7 +7,7 @@
 
 #include "tests/unit/decode_worker/loop_harness.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 constexpr int kMaxModelLen = 80;
@@ -47,7 +47,7 @@ class Storm {
     // Few beginnings, so that prompts share prefixes.
     std::vector<int32_t> prompt = MakePrompt(1 + Below(40), 1 + Below(3));
     if (Chance(50)) prompt.push_back(Below(kVocab));
-    SamplingParams sampling = Greedy(1 + Below(40));
+    engine::SamplingParams sampling = Greedy(1 + Below(40));
     if (Chance(50)) {
       sampling.temperature = 1;
       sampling.seed = random_();
@@ -232,4 +232,4 @@ INSTANTIATE_TEST_SUITE_P(All, LoopStorm,
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::decode

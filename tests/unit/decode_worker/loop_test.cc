@@ -7,7 +7,7 @@
 
 #include "tests/unit/decode_worker/loop_harness.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 using testing::HasSubstr;
@@ -83,8 +83,8 @@ TEST(LoopTest, KvBeforeTheReplyIsFine) {
 TEST(LoopTest, AnEndAtTheFirstTokenNeedsNoKv) {
   LoopHarness h(Options());
   Client& one = h.Submit(MakePrompt(20), Greedy(1), 1);
-  SamplingParams eos = Greedy(9);
-  eos.eos_token_ids = {FakeReferenceTokens(MakePrompt(21), Greedy(1), 100)[0]};
+  engine::SamplingParams eos = Greedy(9);
+  eos.eos_token_ids = {engine::FakeReferenceTokens(MakePrompt(21), Greedy(1), 100)[0]};
   Client& end = h.Submit(MakePrompt(21), eos, 1);
   h.Step();
   for (auto& call : h.caller.calls) h.Reply(*call);
@@ -170,7 +170,7 @@ TEST(LoopTest, AFullWorkerRefusesAtOnce) {
 
 TEST(LoopTest, BadWorkIsRefusedByName) {
   LoopHarness h(Unified(8));
-  const auto refused = [&](std::vector<int32_t> prompt, SamplingParams sampling) {
+  const auto refused = [&](std::vector<int32_t> prompt, engine::SamplingParams sampling) {
     Client& client = h.Submit(std::move(prompt), sampling);
     h.Step();
     EXPECT_TRUE(client.end.has_value() && absl::IsInvalidArgument(*client.end));
@@ -217,7 +217,7 @@ TEST(LoopTest, HigherPriorityKeepsItsBlocks) {
 
 TEST(LoopTest, PromptLogprobsAreWholeWhateverHappens) {
   const auto run = [](LoopHarness& h, bool crowd) {
-    SamplingParams sampling = Greedy(4);
+    engine::SamplingParams sampling = Greedy(4);
     sampling.prompt_logprobs = 1;
     sampling.logprobs = 2;
     Client& warm = h.Submit(MakePrompt(25, 2), Greedy(2), 0);  // its prefix is cached then
@@ -230,7 +230,7 @@ TEST(LoopTest, PromptLogprobsAreWholeWhateverHappens) {
     h.StepAll();
     h.ExpectFinished(client);
     std::vector<float> out;
-    for (const TokenLogprob& logprob : client.deltas[0].prompt_logprobs) {
+    for (const engine::TokenLogprob& logprob : client.deltas[0].prompt_logprobs) {
       EXPECT_EQ(logprob.top.size(), 1u);
       out.push_back(logprob.logprob);
     }
@@ -384,7 +384,7 @@ TEST(LoopTest, BadPromptsAreNotTriedElsewhere) {
 TEST(LoopTest, AFailedForwardPassEndsItsBatchAndTaintsNothing) {
   bool fail = false;
   HarnessOptions options = Unified();
-  options.before_run = [&fail](const Batch&) {
+  options.before_run = [&fail](const engine::Batch&) {
     return fail ? absl::InternalError("broken") : absl::OkStatus();
   };
   LoopHarness h(options);
@@ -403,7 +403,7 @@ TEST(LoopTest, AFailedForwardPassEndsItsBatchAndTaintsNothing) {
 
 TEST(LoopTest, ASequenceWithBrokenNumbersEndsAlone) {
   HarnessOptions options = Unified();
-  options.item_status = [](const BatchItem& item) {
+  options.item_status = [](const engine::BatchItem& item) {
     const bool broken = item.prompt_length == 21 && item.tokens.size() == 24;
     return broken ? absl::InternalError("NaN") : absl::OkStatus();
   };
@@ -513,4 +513,4 @@ TEST(LoadMeterTest, MedianAndRate) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -6,7 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 using testing::ElementsAre;
@@ -228,4 +228,4 @@ TEST(SchedulerTest, LimitsHoldAndEverybodyFinishes) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::decode

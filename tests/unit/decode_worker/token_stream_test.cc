@@ -5,7 +5,7 @@
 
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 TokenDelta Token(int id, FinishReason finish = FinishReason::kNone) {
@@ -76,7 +76,7 @@ TEST(TokenStreamTest, KeepsOrderBetweenThreads) {
       TokenStream::Item item = self->Take();
       if (std::holds_alternative<std::monostate>(item)) return;
       if (auto* delta = std::get_if<TokenDelta>(&item)) {
-        for (const TokenLogprob& token : delta->tokens) got.push_back(token.token);
+        for (const engine::TokenLogprob& token : delta->tokens) got.push_back(token.token);
       } else {
         ended = true;
         more = false;
@@ -108,4 +108,4 @@ TEST(TokenStreamTest, KeepsOrderBetweenThreads) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -23,7 +23,7 @@
 #include "tandem/internal/v1/prefill.grpc.pb.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::decode {
 namespace {
 
 using internal::v1::DecodeRequest;
@@ -34,8 +34,8 @@ SignalWaiter* Signals() {
   return signals;
 }
 
-EngineOptions TestEngine(const std::string& model_dir, const std::string& load_format) {
-  EngineOptions options;
+engine::EngineOptions TestEngine(const std::string& model_dir, const std::string& load_format) {
+  engine::EngineOptions options;
   options.model_dir = model_dir;
   options.load_format = load_format;
   options.dtype = "float32";
@@ -66,21 +66,21 @@ std::string TinyModelDir() {
 // Computes prompts and ships their KV: what a prefill worker does, one prompt at a time.
 class StandInPrefill final : public internal::v1::Prefill::Service {
  public:
-  explicit StandInPrefill(const EngineOptions& options) {
-    auto engine = Engine::Load(options);
+  explicit StandInPrefill(const engine::EngineOptions& options) {
+    auto engine = engine::Engine::Load(options);
     EXPECT_OK(engine);
     engine_ = *std::move(engine);
-    capability_ = CapabilityDigest(CapabilityOf(*engine_, "model", ""));
-    KvSenderOptions sender;
+    capability_ = CapabilityDigest(engine::CapabilityOf(*engine_, "model", ""));
+    kvtransfer::KvSenderOptions sender;
     sender.region = engine_->region();
     sender.worker_id = "stand-in";
     sender.capability_digest = capability_;
     sender.on_done = [this](const TransferId& id, uint64_t, const absl::Status&,
-                            const TransferStats&) {
+                            const kvtransfer::TransferStats&) {
       absl::MutexLock lock(&mutex_);
       done_.insert(id.ToHex());
     };
-    auto started = KvSender::Start(std::move(sender));
+    auto started = kvtransfer::KvSender::Start(std::move(sender));
     EXPECT_OK(started);
     sender_ = *std::move(started);
     RpcServerOptions server;
@@ -109,14 +109,15 @@ class StandInPrefill final : public internal::v1::Prefill::Service {
     }
     EXPECT_EQ(request->capability_digest(), capability_);
     const int vocab = engine_->config().vocab_size;
-    const std::vector<int32_t> tokens = *TokensFromProto(request->token_ids(), vocab, "tokens");
-    const SamplingParams sampling =
-        *SamplingFromProto(request->sampling(), request->eos_token_ids(), vocab);
+    const std::vector<int32_t> tokens =
+        *engine::TokensFromProto(request->token_ids(), vocab, "tokens");
+    const engine::SamplingParams sampling =
+        *engine::SamplingFromProto(request->sampling(), request->eos_token_ids(), vocab);
     const int block_size = engine_->options().block_size;
     const int blocks = (static_cast<int>(tokens.size()) + block_size - 1) / block_size;
-    BlockLease lease = *engine_->pool().Reserve(blocks);
+    engine::BlockLease lease = *engine_->pool().Reserve(blocks);
 
-    KvSendTarget target;
+    kvtransfer::KvSendTarget target;
     EXPECT_TRUE(TransferId::FromBytes(request->target().transfer_id(), &target.id));
     target.epoch = request->target().epoch();
     target.transport = request->target().transport();
@@ -134,10 +135,10 @@ class StandInPrefill final : public internal::v1::Prefill::Service {
     const uint64_t epoch = target.epoch;
     EXPECT_OK(sender_->Open(std::move(target)));
 
-    TokenLogprob token;
+    engine::TokenLogprob token;
     for (int start = 0; start < static_cast<int>(tokens.size());) {
-      Batch batch;
-      BatchItem& item = batch.items.emplace_back();
+      engine::Batch batch;
+      engine::BatchItem& item = batch.items.emplace_back();
       item.tokens = tokens;
       item.start = start;
       item.num_tokens = std::min(100, static_cast<int>(tokens.size()) - start);
@@ -145,7 +146,7 @@ class StandInPrefill final : public internal::v1::Prefill::Service {
       item.prompt_length = static_cast<int>(tokens.size());
       item.block_table = lease.blocks();
       if (start == item.prompt_length) item.sampling = &sampling;
-      absl::StatusOr<StepOutput> out = engine_->runner().Run(batch);
+      absl::StatusOr<engine::StepOutput> out = engine_->runner().Run(batch);
       EXPECT_OK(out);
       if (out->items[0].has_token) token = out->items[0].token;
     }
@@ -153,7 +154,7 @@ class StandInPrefill final : public internal::v1::Prefill::Service {
       sender_->Push(id, epoch, layer, lease.blocks().subspan(static_cast<size_t>(first)), ordinals);
     }
     sender_->Finish(id, epoch);
-    *response->mutable_first_token() = LogprobToProto(token);
+    *response->mutable_first_token() = engine::LogprobToProto(token);
     response->set_worker_id("stand-in");
     // The source blocks stay until the peer has them.
     auto done = [this, &id]()
@@ -167,9 +168,9 @@ class StandInPrefill final : public internal::v1::Prefill::Service {
   int calls_ ABSL_GUARDED_BY(mutex_) = 0;
   int fail_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<std::string> done_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<engine::Engine> engine_;
   std::string capability_;
-  std::unique_ptr<KvSender> sender_;
+  std::unique_ptr<kvtransfer::KvSender> sender_;
   std::unique_ptr<RpcServer> server_;
 };
 
@@ -182,7 +183,7 @@ struct Answer {
 
 class WorkerTest : public testing::Test {
  protected:
-  static std::unique_ptr<WorkerProcess> StartWorker(const EngineOptions& engine,
+  static std::unique_ptr<WorkerProcess> StartWorker(const engine::EngineOptions& engine,
                                                     const std::string& role) {
     DecodeWorkerOptions options;
     options.engine = engine;
@@ -198,7 +199,7 @@ class WorkerTest : public testing::Test {
   static DecodeRequest MakeRequest(const std::vector<int32_t>& prompt, uint32_t max_tokens) {
     DecodeRequest request;
     request.set_request_id("r");
-    TokensToProto(prompt, request.mutable_token_ids());
+    engine::TokensToProto(prompt, request.mutable_token_ids());
     request.mutable_sampling()->set_temperature(0);
     request.mutable_sampling()->set_max_tokens(max_tokens);
     request.mutable_sampling()->set_logprobs(0);
@@ -230,7 +231,7 @@ class WorkerTest : public testing::Test {
 };
 
 TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
-  const EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
+  const engine::EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
   StandInPrefill prefill(engine);
   auto unified = StartWorker(engine, "unified");
   auto decode = StartWorker(engine, "decode");
@@ -270,7 +271,7 @@ TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
 }
 
 TEST_F(WorkerTest, TheNextCandidateServesWhereTheFirstFails) {
-  const EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
+  const engine::EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
   StandInPrefill prefill(engine);
   auto decode = StartWorker(engine, "decode");
   ASSERT_TRUE(decode != nullptr);
@@ -339,7 +340,7 @@ TEST_F(WorkerTest, AgreesWithTheReferenceModel) {
   std::ifstream file(dir + "/reference.json");
   const nlohmann::json reference = nlohmann::json::parse(file, nullptr, false);
   ASSERT_FALSE(reference.is_discarded());
-  const EngineOptions engine = TestEngine(dir, "auto");
+  const engine::EngineOptions engine = TestEngine(dir, "auto");
   StandInPrefill prefill(engine);
   auto decode = StartWorker(engine, "decode");
   ASSERT_TRUE(decode != nullptr);
@@ -361,4 +362,4 @@ TEST_F(WorkerTest, AgreesWithTheReferenceModel) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::decode

@@ -15,7 +15,7 @@
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "kvtransfer/channel/transfer_key.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 
 // Far above what anything here takes: it only turns a hang into a failure.
 inline constexpr absl::Duration kPatience = absl::Seconds(60);
@@ -211,4 +211,4 @@ inline std::vector<int32_t> RandomBlocks(std::mt19937_64* random, int num_blocks
   return all;
 }
 
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

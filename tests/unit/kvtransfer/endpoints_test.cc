@@ -7,7 +7,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 using ::testing::HasSubstr;
@@ -258,4 +258,4 @@ TEST(KvEndpoints, CallbacksMayCallBack) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

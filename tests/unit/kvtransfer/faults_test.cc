@@ -11,7 +11,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 // Ends whose timeouts are short, so that a fault that only a timeout can notice is noticed soon.
@@ -140,4 +140,4 @@ TEST(KvFaultsRandom, ManyTransfersOverABadLink) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -8,7 +8,7 @@
 
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 using ::testing::HasSubstr;
@@ -92,4 +92,4 @@ TEST(Frame, LayerSeedsTheDigest) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -5,7 +5,7 @@
 #include "kvtransfer/plan/copy_plan.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 using ::testing::ElementsAre;
@@ -125,4 +125,4 @@ TEST(Hello, SaysWhatDiffers) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

@@ -16,7 +16,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 using ::testing::HasSubstr;
@@ -577,4 +577,4 @@ TEST_F(KvReceiverTest, BadOptions) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

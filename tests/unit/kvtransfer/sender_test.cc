@@ -8,7 +8,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 
-namespace tandem {
+namespace tandem::kvtransfer {
 namespace {
 
 using ::testing::HasSubstr;
@@ -321,4 +321,4 @@ TEST_F(KvSenderTest, PeersAreBounded) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::kvtransfer

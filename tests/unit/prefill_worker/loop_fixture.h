@@ -17,17 +17,17 @@
 #include "tests/fakes/fake_model_runner.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::prefill {
 
 // Copies what is pushed into the receiver's pool at once, and reports a transfer done when the test
 // says so. Watches the contract: nothing is pushed twice or after the end, all is pushed before
 // Finish, and sources stay unchanged until done.
-class FakeKvSender : public KvSender {
+class FakeKvSender : public kvtransfer::KvSender {
  public:
   FakeKvSender(KvRegion source, KvRegion target, PrefillInbox* inbox)
       : source_(source), target_(target), inbox_(inbox) {}
 
-  absl::Status Open(KvSendTarget target) override {
+  absl::Status Open(kvtransfer::KvSendTarget target) override {
     TANDEM_RETURN_IF_ERROR(open_error);
     const auto key = std::pair(target.id.value.low, target.epoch);
     EXPECT_TRUE(transfers_.emplace(key, Transfer{.target = std::move(target)}).second);
@@ -78,7 +78,7 @@ class FakeKvSender : public KvSender {
                 0)
           << "block " << piece.block << " changed before its transfer was done";
     }
-    inbox_->Push(PrefillShipped{id, epoch, status, TransferStats{.transport = "tcp"}});
+    inbox_->Push(PrefillShipped{id, epoch, status, kvtransfer::TransferStats{.transport = "tcp"}});
     transfers_.erase(it);
   }
 
@@ -103,7 +103,7 @@ class FakeKvSender : public KvSender {
     std::string bytes;  // as they were when it was pushed
   };
   struct Transfer {
-    KvSendTarget target;
+    kvtransfer::KvSendTarget target;
     std::map<std::pair<int, int32_t>, Piece> pushed;  // by (layer, ordinal)
     bool finished = false;
     bool aborted = false;
@@ -123,7 +123,7 @@ struct LoopSetup {
   int max_num_seqs = 8;
   int max_waiting = 1024;
   bool prefix_caching = true;
-  ModelRunner* model = nullptr;  // instead of the harness's own
+  engine::ModelRunner* model = nullptr;  // instead of the harness's own
 };
 
 class PrefillHarness {
@@ -134,9 +134,9 @@ class PrefillHarness {
         remote(kRemoteBlocks, setup.block_size),
         runner(memory.region(),
                {.max_num_batched_tokens = setup.max_num_batched_tokens,
-                .before_run = [this](const Batch& batch) { return BeforeRun(batch); },
+                .before_run = [this](const engine::Batch& batch) { return BeforeRun(batch); },
                 .item_status =
-                    [this](const BatchItem& item) {
+                    [this](const engine::BatchItem& item) {
                       return item_status ? item_status(item) : absl::OkStatus();
                     }}),
         remote_runner(remote.region(), {}),
@@ -157,9 +157,9 @@ class PrefillHarness {
                            &clock,
                            &worker_metrics,
                            &inbox};
-    PrefillLoopHooks hooks{
-        .report = [this](const PrefillLoad& load) { reports.push_back(load); },
-        .blocks = [this](const BlockEvents& events, bool) { block_events.push_back(events); }};
+    PrefillLoopHooks hooks{.report = [this](const PrefillLoad& load) { reports.push_back(load); },
+                           .blocks = [this](const engine::BlockEvents& events,
+                                            bool) { block_events.push_back(events); }};
     loop = std::make_unique<PrefillLoop>(options, parts, hooks);
   }
 
@@ -213,7 +213,7 @@ class PrefillHarness {
     table.push_back(kRemoteBlocks - 1);  // room for one token more
     std::vector<int32_t> tokens = work.tokens;
     tokens.push_back(replies.at(work.id)->first_token.token);
-    Batch batch;
+    engine::Batch batch;
     batch.items.push_back({.tokens = tokens,
                            .start = static_cast<int>(work.tokens.size()),
                            .num_tokens = 1,
@@ -225,9 +225,9 @@ class PrefillHarness {
 
   // Both of them, as one engine without a cluster draws them.
   static std::vector<int32_t> Expected(const PrefillWork& work) {
-    SamplingParams sampling = work.sampling;
+    engine::SamplingParams sampling = work.sampling;
     sampling.max_tokens = 2;
-    return FakeReferenceTokens(work.tokens, sampling, 1 << 20);
+    return engine::FakeReferenceTokens(work.tokens, sampling, 1 << 20);
   }
 
   void ExpectRight(const PrefillWork& work, std::vector<int32_t> blocks_before = {}) {
@@ -252,7 +252,7 @@ class PrefillHarness {
 
  private:
   static constexpr int kRemoteBlocks = 1024;
-  absl::Status BeforeRun(const Batch& batch) {
+  absl::Status BeforeRun(const engine::Batch& batch) {
     return before_run ? before_run(batch) : absl::OkStatus();
   }
   const LoopSetup setup_;
@@ -260,14 +260,14 @@ class PrefillHarness {
   int32_t next_remote_ = 0;
 
  public:
-  std::function<absl::Status(const Batch&)> before_run;
-  std::function<absl::Status(const BatchItem&)> item_status;
-  FakeKvMemory memory;
-  FakeKvMemory remote;
-  FakeModelRunner runner;
-  FakeModelRunner remote_runner;
-  BlockPool pool;
-  PrefixCache cache;
+  std::function<absl::Status(const engine::Batch&)> before_run;
+  std::function<absl::Status(const engine::BatchItem&)> item_status;
+  engine::FakeKvMemory memory;
+  engine::FakeKvMemory remote;
+  engine::FakeModelRunner runner;
+  engine::FakeModelRunner remote_runner;
+  engine::BlockPool pool;
+  engine::PrefixCache cache;
   PrefillInbox inbox;
   FakeKvSender sender;
   FakeClock clock;
@@ -275,8 +275,8 @@ class PrefillHarness {
   WorkerMetrics worker_metrics;
   std::map<uint64_t, absl::StatusOr<PrefillOutcome>> replies;
   std::vector<PrefillLoad> reports;
-  std::vector<BlockEvents> block_events;
+  std::vector<engine::BlockEvents> block_events;
   std::unique_ptr<PrefillLoop> loop;
 };
 
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -6,7 +6,7 @@
 
 #include "tests/unit/prefill_worker/loop_fixture.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 class PrefillStress : public testing::TestWithParam<uint64_t> {
@@ -57,7 +57,7 @@ TEST_P(PrefillStress, EveryAnswerIsRightAndNothingLeaks) {
     }
     if (Pick(12) == 0) h.inbox.Push(PrefillCancelled{static_cast<uint64_t>(Pick(150))});
     if (Pick(50) == 0) {
-      h.before_run = [](const Batch&) { return absl::InternalError("injected"); };
+      h.before_run = [](const engine::Batch&) { return absl::InternalError("injected"); };
     } else {
       h.before_run = nullptr;
     }
@@ -83,4 +83,4 @@ TEST_P(PrefillStress, EveryAnswerIsRightAndNothingLeaks) {
 INSTANTIATE_TEST_SUITE_P(Seeds, PrefillStress, testing::Range<uint64_t>(1, 31));
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::prefill

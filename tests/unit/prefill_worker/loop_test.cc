@@ -7,7 +7,7 @@
 
 #include "tests/unit/prefill_worker/loop_fixture.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 std::vector<int32_t> Tokens(int n, int first = 0) {
@@ -48,7 +48,7 @@ TEST(PrefillLoop, SeveralPromptsShareForwardPasses) {
   std::vector<PrefillWork> works;
   for (int i = 0; i < 6; ++i) works.push_back(h.Work(Tokens(10 + 25 * i, 100 * i)));
   int most_items = 0;
-  h.before_run = [&](const Batch& batch) {
+  h.before_run = [&](const engine::Batch& batch) {
     most_items = std::max(most_items, static_cast<int>(batch.items.size()));
     return absl::OkStatus();
   };
@@ -72,13 +72,13 @@ TEST(PrefillLoop, BlocksAreShippedWhileThePromptIsComputed) {
 TEST(PrefillLoop, EachLayerIsShippedAsSoonAsItIsDone) {
   // Right tokens at the receiver in the other tests prove that a layer is complete when pushed;
   // here: that it does not wait for the layers after it.
-  class LayerSpy : public ModelRunner {
+  class LayerSpy : public engine::ModelRunner {
    public:
-    absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override {
+    absl::StatusOr<engine::LaunchedStep> Launch(const engine::Batch& batch) override {
       on_layer_done_ = batch.on_layer_done;
-      return LaunchedStep{.id = 1};
+      return engine::LaunchedStep{.id = 1};
     }
-    absl::StatusOr<StepOutput> Collect(StepId) override {
+    absl::StatusOr<engine::StepOutput> Collect(engine::StepId) override {
       for (int layer = 0; layer < 2; ++layer) {
         on_layer_done_(layer);
         pushed.push_back(num_pushed());
@@ -356,7 +356,7 @@ TEST(PrefillLoop, UnusableTargetIsReported) {
 TEST(PrefillLoop, FailedForwardPassFailsItsPromptsOnly) {
   PrefillHarness h;
   const uint64_t lost = h.Submit(h.Work(Tokens(40)));
-  h.before_run = [](const Batch&) { return absl::InternalError("out of luck"); };
+  h.before_run = [](const engine::Batch&) { return absl::InternalError("out of luck"); };
   h.Step();
   h.before_run = nullptr;
   EXPECT_EQ(h.Code(lost), absl::StatusCode::kInternal);
@@ -370,7 +370,7 @@ TEST(PrefillLoop, FailedForwardPassFailsItsPromptsOnly) {
 
 TEST(PrefillLoop, PromptWithBrokenNumbersFailsAlone) {
   PrefillHarness h;
-  h.item_status = [](const BatchItem& item) {
+  h.item_status = [](const engine::BatchItem& item) {
     return item.prompt_length == 20 ? absl::InternalError("NaN") : absl::OkStatus();
   };
   const uint64_t lost = h.Submit(h.Work(Tokens(20)));
@@ -419,7 +419,7 @@ TEST(PrefillLoop, ReportsLoadAndBlocks) {
   EXPECT_EQ(h.reports.back().running, 0);
   EXPECT_EQ(h.reports.back().blocks.cached, 4);
   size_t stored = 0;
-  for (const BlockEvents& events : h.block_events) stored += events.stored.size();
+  for (const engine::BlockEvents& events : h.block_events) stored += events.stored.size();
   EXPECT_EQ(stored, 4u);
   h.inbox.Push(PrefillSnapshotWanted{});
   h.Step();
@@ -429,4 +429,4 @@ TEST(PrefillLoop, ReportsLoadAndBlocks) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -10,7 +10,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/prefill_worker/loop_fixture.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 using testing::HasSubstr;
@@ -151,12 +151,12 @@ TEST_F(PrefillServiceRpc, Answers) {
   EXPECT_EQ(call.response.worker_id(), "p0");
   EXPECT_EQ(call.response.first_token().top_size(), 2);
   EXPECT_EQ(call.response.kv_bytes(), 2 * h_.memory.region().layout.BlockBytes());
-  SamplingParams greedy;
+  engine::SamplingParams greedy;
   greedy.temperature = 0;
   const std::vector<int32_t> prompt(call.request.token_ids().begin(),
                                     call.request.token_ids().end());
   EXPECT_EQ(call.response.first_token().token_id(),
-            static_cast<uint32_t>(FakeReferenceTokens(prompt, greedy, 1 << 20)[0]));
+            static_cast<uint32_t>(engine::FakeReferenceTokens(prompt, greedy, 1 << 20)[0]));
 }
 
 TEST_F(PrefillServiceRpc, BadRequestIsAnsweredWithoutTheLoop) {
@@ -172,7 +172,7 @@ TEST_F(PrefillServiceRpc, CancelledCallIsForgotten) {
   bool arrived = false;
   Call call;
   call.request = ValidRequest();
-  h_.before_run = [&](const Batch&) {
+  h_.before_run = [&](const engine::Batch&) {
     arrived = true;
     call.context.TryCancel();
     return absl::InternalError("never mind");
@@ -187,7 +187,7 @@ TEST_F(PrefillServiceRpc, CancelledCallIsForgotten) {
 
 TEST_F(PrefillServiceRpc, DeadlineEndsAWaitingPrompt) {
   h_.sender.complete_at_once = false;
-  absl::StatusOr<BlockLease> all = h_.pool.Reserve(64);  // nothing can be admitted
+  absl::StatusOr<engine::BlockLease> all = h_.pool.Reserve(64);  // nothing can be admitted
   ASSERT_OK(all);
   Call call;
   call.request = ValidRequest();
@@ -200,4 +200,4 @@ TEST_F(PrefillServiceRpc, DeadlineEndsAWaitingPrompt) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -7,7 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::prefill {
 namespace {
 
 using testing::ElementsAre;
@@ -144,4 +144,4 @@ TEST(PrefillAdmission, ButNotForever) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::prefill

@@ -9,7 +9,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/router/view_builder.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using ::testing::ElementsAre;
@@ -205,4 +205,4 @@ TEST(RoutedLedger, IsTheDifferenceToTheLastReport) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

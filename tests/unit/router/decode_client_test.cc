@@ -11,7 +11,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/router/fake_worker.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // Reads on until told to stop; then, like RequestStream, takes no notice of events.
@@ -108,4 +108,4 @@ TEST_F(DecodeClientTest, AWorkerThatGoesOnAfterItsLastEventIsCutOff) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

@@ -13,7 +13,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/router/fake_worker.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // Gives out as many places as a test allows, and counts how often it was asked.
@@ -119,4 +119,4 @@ TEST(Dispatcher, WhoStandsBehindAFullClusterWaitsForRoomNotForWorkers) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

@@ -19,7 +19,7 @@
 #include "tandem/internal/v1/decode.grpc.pb.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::router {
 
 // One Decode/Generate call, from the worker's side. Thread-safe; gRPC owns it until its end.
 class FakeCall : public grpc::ServerWriteReactor<internal::v1::TokenEvent>,
@@ -172,4 +172,4 @@ class FakeWorker {
   std::unique_ptr<ClusterClient> client_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::router

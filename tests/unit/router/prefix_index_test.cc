@@ -8,7 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using ::testing::IsEmpty;
@@ -113,4 +113,4 @@ TEST(PrefixIndex, AgreesWithPlainSets) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

@@ -7,7 +7,7 @@
 #include "tests/fakes/fake_clock.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using ::testing::HasSubstr;
@@ -132,4 +132,4 @@ TEST_F(RegistryTest, DrainTellsTheWorkerAndTakesItOut) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

@@ -12,7 +12,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/router/fake_worker.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 // Keeps every message and lets no write end by itself.
@@ -117,4 +117,4 @@ TEST(RequestStream, AStalledClientPausesTheWorkerAndLosesNothing) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

@@ -14,7 +14,7 @@
 #include "tests/fakes/fake_clock.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using ::testing::ElementsAre;
@@ -247,4 +247,4 @@ TEST(MessageWire, InvalidUtf8NamesFieldAndByte) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

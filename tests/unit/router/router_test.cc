@@ -18,7 +18,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/router/fake_worker.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 using ::testing::ElementsAre;
@@ -445,4 +445,4 @@ TEST_F(RouterTest, DrainLetsStreamsEndAndRefusesNewOnes) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

@@ -20,7 +20,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/router/view_builder.h"
 
-namespace tandem {
+namespace tandem::router {
 namespace {
 
 constexpr int kBlock = 512;  // tokens; the trace names prefixes at this grain
@@ -235,4 +235,4 @@ TEST(RoutingSimulation, MooncakeConversationTrace) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::router

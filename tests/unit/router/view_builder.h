@@ -8,7 +8,7 @@
 
 #include "router/registry/cluster_view.h"
 
-namespace tandem {
+namespace tandem::router {
 
 inline WorkerView MakeWorker(const std::string& id, WorkerRole role, WorkerLoad load = {}) {
   WorkerIdentity identity;
@@ -47,4 +47,4 @@ inline WorkerLoad PrefillLoad(double tokens_per_second, int64_t waiting_tokens =
   return load;
 }
 
-}  // namespace tandem
+}  // namespace tandem::router

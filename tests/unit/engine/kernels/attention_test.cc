@@ -8,7 +8,7 @@
 
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 // One sequence's queries, keys and values: [position][heads or kv_heads][head_dim].
@@ -109,4 +109,4 @@ TEST(AttentionTest, MatchesExactArithmetic) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -9,7 +9,7 @@
 
 #include "engine/kernels/cpu/linear_internal.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 std::vector<float> RandomFloats(size_t count, unsigned seed) {
@@ -189,4 +189,4 @@ TEST(ElementTest, ConversionsAreExactAndRoundToNearestEven) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

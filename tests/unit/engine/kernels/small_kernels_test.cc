@@ -12,7 +12,7 @@
 #include "engine/kernels/rope.h"
 #include "engine/kernels/silu_mul.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using ::testing::ElementsAre;
@@ -181,4 +181,4 @@ TEST(ThreadsTest, EveryIndexOnce) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -8,7 +8,7 @@
 
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 BlockLease MustReserve(BlockPool& pool, int n) {
@@ -95,4 +95,4 @@ TEST(BlockPoolDeathTest, LeakedLeaseIsFatal) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -5,7 +5,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using testing::ElementsAre;
@@ -88,4 +88,4 @@ TEST(CachedBlockTree, StaysTellReusesApart) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -11,7 +11,7 @@
 #include "engine/kv/prefix_cache.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 struct Case {
@@ -211,4 +211,4 @@ INSTANTIATE_TEST_SUITE_P(Random, PrefixCacheProperty,
                                          Case{9, 16, 12, false}, Case{10, 16, 12, true}));
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -7,7 +7,7 @@
 
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 constexpr int kBlock = 16;
@@ -218,4 +218,4 @@ TEST(PrefixCache, BlockAfterAForgedOneIsNotServedToTheOther) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -11,7 +11,7 @@
 
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using ::testing::HasSubstr;
@@ -166,4 +166,4 @@ TEST_F(CheckpointTest, RefusesBrokenShardIndexes) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

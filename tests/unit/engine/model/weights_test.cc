@@ -12,7 +12,7 @@
 #include "engine/model/tokenizer_size.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using ::testing::HasSubstr;
@@ -159,4 +159,4 @@ TEST(MappedFileTest, RefusesWhatIsNoFile) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -8,7 +8,7 @@
 #include "engine/runtime/engine_flags.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using ::testing::HasSubstr;
@@ -167,4 +167,4 @@ TEST_F(RunnerTest, BadItemsAreErrorsThatComputeNothing) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

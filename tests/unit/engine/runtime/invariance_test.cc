@@ -10,7 +10,7 @@
 #include "tests/support/paths.h"
 #include "tests/unit/engine/runtime/model_under_test.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 constexpr int kSequences = 3;
@@ -119,4 +119,4 @@ TEST(InvarianceTest, BFloat16) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -3,16 +3,15 @@
 #include <memory>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-
-#include "absl/time/time.h"
 
 #include "tests/fakes/delayed_model_runner.h"
 #include "tests/fakes/fake_model_runner.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using ::testing::HasSubstr;
@@ -26,15 +25,12 @@ struct TestSequence {
   std::vector<int32_t> blocks;
   SamplingParams sampling;
 
-  std::vector<int32_t> generated() const {
-    return {tokens.begin() + prompt_length, tokens.end()};
-  }
+  std::vector<int32_t> generated() const { return {tokens.begin() + prompt_length, tokens.end()}; }
 };
 
 class LaunchCollectTest : public ::testing::Test {
  protected:
-  LaunchCollectTest()
-      : memory_(64), inner_(memory_.region(), {.max_in_flight = 2}) {}
+  LaunchCollectTest() : memory_(64), inner_(memory_.region(), {.max_in_flight = 2}) {}
 
   void UseDelays() {
     delayed_ = std::make_unique<DelayedModelRunner>(&inner_, [this] {
@@ -96,8 +92,8 @@ TEST_F(LaunchCollectTest, AStepTakesItsTokensFromTheStepInFlight) {
     Batch next;
     for (size_t i = 0; i < sequences.size(); ++i) {
       const TestSequence& s = sequences[i];
-      next.items.push_back(Following(s, {step->id, static_cast<int>(i)},
-                                     static_cast<int>(s.tokens.size())));
+      next.items.push_back(
+          Following(s, {step->id, static_cast<int>(i)}, static_cast<int>(s.tokens.size())));
     }
     const auto following = runner().Launch(next);
     ASSERT_OK(following);
@@ -210,4 +206,4 @@ TEST_F(LaunchCollectTest, APendingTokenMustBeDrawnByTheStepBefore) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

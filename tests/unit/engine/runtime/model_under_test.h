@@ -11,7 +11,7 @@
 #include "engine/model/qwen2.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 struct ModelUnderTest {
   std::unique_ptr<Threads> threads;
@@ -76,4 +76,4 @@ struct ModelUnderTest {
   }
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

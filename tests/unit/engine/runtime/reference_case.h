@@ -9,7 +9,7 @@
 
 #include "nlohmann/json.hpp"
 
-namespace tandem {
+namespace tandem::engine {
 
 struct ReferenceCase {
   std::vector<int32_t> prompt;
@@ -40,4 +40,4 @@ inline std::vector<std::string> ReferenceModels(const std::string& dir) {
   return models;
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

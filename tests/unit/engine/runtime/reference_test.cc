@@ -10,7 +10,7 @@
 #include "tests/unit/engine/runtime/model_under_test.h"
 #include "tests/unit/engine/runtime/reference_case.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 double RelativeL2(std::span<const float> got, std::span<const float> want) {
@@ -167,4 +167,4 @@ TEST(ReferenceTest, SharedModelsBFloat16) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -13,7 +13,7 @@
 #include "engine/runtime/philox.h"
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using ::testing::ElementsAre;
@@ -265,4 +265,4 @@ TEST(SamplerTest, BrokenLogitsAreAnErrorNotAToken) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine

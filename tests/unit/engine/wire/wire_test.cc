@@ -10,7 +10,7 @@
 
 #include "tests/support/paths.h"
 
-namespace tandem {
+namespace tandem::engine {
 namespace {
 
 using testing::ElementsAre;
@@ -151,4 +151,4 @@ TEST(Wire, LogprobsRoundTripAndAreChecked) {
 }
 
 }  // namespace
-}  // namespace tandem
+}  // namespace tandem::engine
