@@ -3,6 +3,7 @@
 
 #include "cli/inference_client.h"
 #include "cli/table.h"
+#include "common/rpc/token_wire.h"
 
 namespace tandem::cli {
 namespace {
@@ -22,20 +23,17 @@ ordered_json LogprobsJson(const Logprobs& logprobs) {
   return out;
 }
 
-ordered_json TimingJson(const v1::Timing& timing) {
-  return {{"queue", timing.queue()},
-          {"tokenize", timing.tokenize()},
-          {"prefill_queue", timing.prefill_queue()},
-          {"prefill", timing.prefill()},
-          {"kv_transfer_total", timing.kv_transfer_total()},
-          {"kv_transfer_exposed", timing.kv_transfer_exposed()},
-          {"first_decode_step", timing.first_decode_step()},
-          {"ttft", timing.ttft()},
-          {"total", timing.total()},
-          {"kv_bytes", timing.kv_bytes()},
-          {"prefill_worker", timing.prefill_worker()},
-          {"decode_worker", timing.decode_worker()},
-          {"transport", timing.transport()}};
+ordered_json TimingJson(const v1::Timing& proto) {
+  const Timing timing = TimingFromProto(proto);
+  ordered_json out;
+  for (const StageInfo& info : kStages) out[std::string(info.name)] = timing.stages[info.stage];
+  out["kv_bytes"] = timing.kv_bytes;
+  out["prefill_worker"] = timing.prefill_worker;
+  out["decode_worker"] = timing.decode_worker;
+  out["transport"] = timing.transport;
+  out["prefill_attempts"] = timing.prefill_attempts;
+  out["preemptions"] = timing.preemptions;
+  return out;
 }
 
 std::string OrDash(const std::string& text) { return text.empty() ? "-" : text; }

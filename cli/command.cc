@@ -4,6 +4,7 @@
 
 #include "fmt/format.h"
 
+#include "common/base/status.h"
 #include "common/rpc/status.h"
 
 namespace tandem::cli {
@@ -11,7 +12,7 @@ namespace tandem::cli {
 std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments) {
   const absl::Status status = flags->Parse(arguments);
   if (!status.ok()) {
-    fmt::print(stderr, "{}: {}\n", flags->program(), std::string(status.message()));
+    fmt::print(stderr, "{}: {}\n", flags->program(), MessageOf(status));
     return kExitUsage;
   }
   if (flags->HelpRequested()) {
@@ -30,7 +31,7 @@ void AddServerFlag(FlagSet* flags, std::string* server) {
 
 std::string DescribeError(const absl::Status& status) {
   std::string out =
-      fmt::format("{}: {}", absl::StatusCodeToString(status.code()), std::string(status.message()));
+      fmt::format("{}: {}", absl::StatusCodeToString(status.code()), MessageOf(status));
   for (const FieldViolation& violation : FieldViolations(status)) {
     out += fmt::format(" (field {}", violation.field);
     if (status.message() != violation.description) out += ": " + violation.description;

@@ -104,7 +104,7 @@ int RunGenerate(const Arguments& arguments) {
 
   const absl::StatusOr<v1::GenerateRequest> request = MakeRequest(flags);
   if (!request.ok()) {
-    fmt::print(stderr, "tandem generate: {}\n", std::string(request.status().message()));
+    fmt::print(stderr, "tandem generate: {}\n", MessageOf(request.status()));
     return kExitUsage;
   }
   SignalWaiter signals;

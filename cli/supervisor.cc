@@ -157,7 +157,7 @@ int Supervisor::Step(absl::Duration timeout) {
       Reap(child.get());
     } else if (!child->stopping && child->restart_at <= absl::Now()) {
       if (const absl::Status status = Launch(child.get()); !status.ok()) {
-        fmt::print(stderr, "tandem up: {}\n", std::string(status.message()));
+        fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
         child->restart_at = absl::Now() + kMaxBackoff;
       }
     }

@@ -27,8 +27,8 @@ v1::FinishReason ToProto(FinishReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
-void TimesToProto(const WorkerTimes& times, internal::v1::WorkerTiming* out) {
-  out->set_decode_queue(times.decode_queue);
+void TimesToProto(const WorkerTimes& times, v1::Timing* out) {
+  out->set_queue(times.decode_queue);
   out->set_prefill_queue(times.prefill_queue);
   out->set_prefill(times.prefill);
   out->set_kv_transfer_total(times.kv_transfer_total);

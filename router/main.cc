@@ -12,7 +12,7 @@
 #include "common/config/flags.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/server.h"
-#include "router/router.h"
+#include "router/router_server.h"
 
 namespace tandem::router {
 namespace {
@@ -77,13 +77,13 @@ absl::Status CheckFlags(const Flags& flags) {
   return absl::OkStatus();
 }
 
-RouterOptions MakeOptions(const Flags& flags) {
-  RouterOptions options;
+RouterServerOptions MakeOptions(const Flags& flags) {
+  RouterServerOptions options;
   options.listen_address = flags.listen;
-  options.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
-  options.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
-  options.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
-  options.dispatcher.cluster_secret = flags.cluster_secret;
+  options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
+  options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
+  options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
+  options.core.dispatcher.cluster_secret = flags.cluster_secret;
   options.inference.max_prompt_bytes = static_cast<size_t>(flags.max_prompt_bytes);
   options.inference.normalize_prompts = flags.normalize_prompts;
   options.inference.request_timeout = absl::Seconds(flags.request_timeout);
@@ -96,8 +96,8 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
   Metrics metrics;
   TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen));
   TANDEM_ASSIGN_OR_RETURN(
-      std::unique_ptr<Router> router,
-      Router::Start(MakeOptions(flags), std::move(model), &metrics, Clock::Real()));
+      std::unique_ptr<RouterServer> router,
+      RouterServer::Start(MakeOptions(flags), std::move(model), &metrics, Clock::Real()));
   const ServedModel& served = router->model();
   spdlog::info(
       "tandem_router: model {} ({}), max_model_len {}, vocabulary {}, tokenizer {}, chat "
@@ -127,7 +127,7 @@ int Main(int argc, char** argv) {
   }
   if (status.ok()) status = CheckFlags(flags);
   if (!status.ok()) {
-    fmt::print(stderr, "tandem_router: {}\n", std::string(status.message()));
+    fmt::print(stderr, "tandem_router: {}\n", MessageOf(status));
     return 2;
   }
   spdlog::set_default_logger(spdlog::stderr_logger_mt("router"));
@@ -135,7 +135,7 @@ int Main(int argc, char** argv) {
   spdlog::set_level(spdlog::level::from_str(flags.log_level));
   status = Run(flags, &signals);
   if (!status.ok()) {
-    fmt::print(stderr, "tandem_router: {}\n", std::string(status.message()));
+    fmt::print(stderr, "tandem_router: {}\n", MessageOf(status));
     return 1;
   }
   return 0;

@@ -41,7 +41,7 @@ absl::StatusOr<HostPort> ParseHostPort(std::string_view address) {
 
 std::string WhyCannotListen(const std::string& address) {
   const absl::StatusOr<HostPort> parsed = ParseHostPort(address);
-  if (!parsed.ok()) return std::string(parsed.status().message());
+  if (!parsed.ok()) return MessageOf(parsed.status());
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;

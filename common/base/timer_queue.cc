@@ -9,7 +9,8 @@ TimerQueue::Id TimerQueue::Set(absl::Time when, std::function<void()> fire) {
     absl::MutexLock lock(&mutex_);
     id = ++last_id_;
     times_[id] = when;
-    first = timers_.emplace(Key{when, id}, std::move(fire)).first == timers_.begin();
+    const auto timer = timers_.emplace(Key{when, id}, std::move(fire)).first;
+    first = timer == timers_.begin();
   }
   if (first && on_earlier_) on_earlier_();
   return id;

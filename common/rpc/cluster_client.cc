@@ -48,9 +48,9 @@ struct Mailbox {
 
 // One Join call. Reactions only note what happened; the client's thread acts. A hold is kept as
 // long as reads succeed, because Post* starts writes from outside of reactions.
-class JoinStream : public grpc::ClientBidiReactor<WorkerMessage, RouterMessage> {
+class JoinCall : public grpc::ClientBidiReactor<WorkerMessage, RouterMessage> {
  public:
-  explicit JoinStream(Mailbox* mailbox) : mailbox_(mailbox) {}
+  explicit JoinCall(Mailbox* mailbox) : mailbox_(mailbox) {}
 
   void Start(internal::v1::Cluster::Stub* stub, const internal::v1::Hello& hello)
       ABSL_LOCKS_EXCLUDED(mailbox_->mutex) {
@@ -206,7 +206,7 @@ class GrpcClusterClient : public ClusterClient {
       if (was_joined || absl::Now() - last_warning > absl::Seconds(10)) {
         last_warning = absl::Now();
         spdlog::warn("{} router {}: {}; dialling again", was_joined ? "lost" : "cannot join",
-                     options_.router_address, std::string(status.message()));
+                     options_.router_address, MessageOf(status));
       }
       absl::MutexLock lock(&mailbox_.mutex);
       if (mailbox_.mutex.AwaitWithTimeout(absl::Condition(&mailbox_.stopping), backoff)) return;
@@ -216,7 +216,7 @@ class GrpcClusterClient : public ClusterClient {
 
   // One stream from Hello to its end; calls back meanwhile.
   absl::Status RunStream(bool* was_joined) {
-    JoinStream stream(&mailbox_);
+    JoinCall stream(&mailbox_);
     {
       absl::MutexLock lock(&mailbox_.mutex);
       if (mailbox_.stopping) return absl::CancelledError("stopping");
@@ -261,7 +261,7 @@ class GrpcClusterClient : public ClusterClient {
   const size_t max_pending_hashes_;
   const std::unique_ptr<internal::v1::Cluster::Stub> stub_;
   mutable Mailbox mailbox_;
-  JoinStream* stream_ ABSL_GUARDED_BY(mailbox_.mutex) = nullptr;
+  JoinCall* stream_ ABSL_GUARDED_BY(mailbox_.mutex) = nullptr;
   std::thread thread_;  // last: runs over all of the above
 };
 

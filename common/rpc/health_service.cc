@@ -8,9 +8,10 @@ using grpc::health::v1::HealthCheckResponse;
 // One Watch stream. Writes the newest state whenever it differs from the one written last; states
 // that come while a write is under way are coalesced. Its members are guarded by the service's
 // mutex.
-class HealthService::Watcher : public grpc::ServerWriteReactor<HealthCheckResponse> {
+class HealthService::WatchReactor : public grpc::ServerWriteReactor<HealthCheckResponse> {
  public:
-  Watcher(HealthService* service, std::string name) : service_(service), name_(std::move(name)) {}
+  WatchReactor(HealthService* service, std::string name)
+      : service_(service), name_(std::move(name)) {}
 
   // Under the service's mutex.
   void Advance() {
@@ -70,7 +71,7 @@ HealthService::ServingStatus HealthService::StatusOf(const std::string& service)
 }
 
 void HealthService::NotifyAll() {
-  for (Watcher* watcher : watchers_) watcher->Advance();
+  for (WatchReactor* watcher : watchers_) watcher->Advance();
 }
 
 void HealthService::SetServices(const std::vector<std::string>& names) {
@@ -109,7 +110,7 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
 
 grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
     grpc::CallbackServerContext* /*context*/, const HealthCheckRequest* request) {
-  auto* watcher = new Watcher(this, request->service());  // deletes itself in OnDone
+  auto* watcher = new WatchReactor(this, request->service());  // deletes itself in OnDone
   absl::MutexLock lock(&mutex_);
   watchers_.insert(watcher);
   watcher->Advance();

@@ -34,14 +34,14 @@ class HealthService : public grpc::health::v1::Health::CallbackService {
 
  private:
   using ServingStatus = grpc::health::v1::HealthCheckResponse::ServingStatus;
-  class Watcher;
+  class WatchReactor;
 
   ServingStatus StatusOf(const std::string& service) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NotifyAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   absl::Mutex mutex_;
   std::set<std::string> services_ ABSL_GUARDED_BY(mutex_) = {""};
-  std::set<Watcher*> watchers_ ABSL_GUARDED_BY(mutex_);
+  std::set<WatchReactor*> watchers_ ABSL_GUARDED_BY(mutex_);
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;
   bool shutdown_ ABSL_GUARDED_BY(mutex_) = false;
 };

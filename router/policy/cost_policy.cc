@@ -39,8 +39,7 @@ class Costs {
   int Uncached(int w) const { return std::max(1, query_.prompt_tokens - query_.cached_tokens[w]); }
 
   double QueueMs(int w) const {
-    const int64_t tokens =
-        view_.workers[w].load->waiting_tokens + query_.assigned[w].prefill_tokens;
+    const int64_t tokens = view_.workers[w].load->waiting_tokens + query_.routed[w].prefill_tokens;
     return static_cast<double>(tokens) / PrefillRate(w) * 1e3;
   }
 
@@ -63,9 +62,8 @@ class Costs {
     const WorkerView& worker = view_.workers[d];
     const double sequences =
         static_cast<double>(Sequences(d)) / std::max(1, worker.identity->max_num_seqs);
-    const double blocks =
-        static_cast<double>(worker.load->blocks_used + query_.assigned[d].blocks) /
-        std::max(1, worker.identity->num_blocks);
+    const double blocks = static_cast<double>(worker.load->blocks_used + query_.routed[d].blocks) /
+                          std::max(1, worker.identity->num_blocks);
     return std::clamp(std::max(sequences, blocks), 0.0, 1.0);
   }
 
@@ -75,8 +73,8 @@ class Costs {
   }
 
   int Sequences(int d) const {
-    const WorkerLoad& load = *view_.workers[d].load;
-    return std::max(0, load.running + load.waiting + query_.assigned[d].sequences);
+    const LoadReport& load = *view_.workers[d].load;
+    return std::max(0, load.running + load.waiting + query_.routed[d].sequences);
   }
 
   bool Usable(int w) const {
@@ -93,7 +91,7 @@ class Costs {
     const int64_t available =
         known ? worker.load->blocks_free + worker.load->blocks_cached : worker.identity->num_blocks;
     const int64_t needed = query_.prompt_tokens / std::max(1, view_.block_size) + 1;
-    return needed + query_.assigned[d].blocks <= available;
+    return needed + query_.routed[d].blocks <= available;
   }
 
   bool MayPrefillLocally(int d) const {
@@ -127,7 +125,7 @@ struct Candidate {
 
 Candidate MakeCandidate(const RouteQuery& query, int decode, int prefill, double cost_ms) {
   const uint64_t total =
-      query.assigned[decode].total + (prefill >= 0 ? query.assigned[prefill].total : 0);
+      query.routed[decode].total + (prefill >= 0 ? query.routed[prefill].total : 0);
   const int shipped =
       prefill >= 0 ? std::max(0, query.prompt_tokens - query.cached_tokens[decode]) : 0;
   return {decode,
@@ -159,41 +157,46 @@ std::vector<Candidate> PriceAll(const CostPolicyOptions& options, const ClusterV
   return out;
 }
 
-RouteChoice ToChoice(const CostPolicyOptions& options, const ClusterView& view,
-                     const RouteQuery& query, const Costs& costs,
-                     std::vector<Candidate> candidates) {
+Route::Worker ToRouteWorker(const WorkerView& worker) {
+  return {worker.identity->id, worker.identity->address};
+}
+
+Route ToRoute(const CostPolicyOptions& options, const ClusterView& view, const RouteQuery& query,
+              const Costs& costs, std::vector<Candidate> candidates) {
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.key < b.key; });
   const Candidate& best = candidates.front();
-  RouteChoice choice;
-  choice.decode = best.decode;
-  choice.cost_ms = best.cost_ms;
+  const WorkerView& decode = view.workers[best.decode];
+  Route route;
+  route.decode = ToRouteWorker(decode);
+  route.incarnation = decode.identity->incarnation;
+  route.reported = decode.reported;
+  route.cost_ms = best.cost_ms;
   const int computes_at = best.prefill >= 0 ? best.prefill : best.decode;
-  choice.predicted_cached_tokens =
+  route.predicted_cached_tokens =
       std::min(query.cached_tokens[computes_at], std::max(0, query.prompt_tokens - 1));
-  choice.uncached_tokens = costs.Uncached(computes_at);
+  route.uncached_tokens = costs.Uncached(computes_at);
   if (best.prefill >= 0) {
     for (const Candidate& candidate : candidates) {
       if (candidate.decode != best.decode || candidate.prefill < 0) continue;
-      choice.prefill.push_back(candidate.prefill);
-      if (std::ssize(choice.prefill) >= options.max_prefill_candidates) break;
+      route.prefill.push_back(ToRouteWorker(view.workers[candidate.prefill]));
+      if (std::ssize(route.prefill) >= options.max_prefill_candidates) break;
     }
   }
-  choice.reason =
+  route.reason =
       fmt::format("{} on {}: {:.1f} ms, {} of {} tokens cached there",
                   best.prefill >= 0 ? "prefill" : "local", view.workers[computes_at].identity->id,
-                  best.cost_ms, choice.predicted_cached_tokens, query.prompt_tokens);
-  return choice;
+                  best.cost_ms, route.predicted_cached_tokens, query.prompt_tokens);
+  return route;
 }
 
 }  // namespace
 
-absl::StatusOr<RouteChoice> CostPolicy::Choose(const ClusterView& view,
-                                               const RouteQuery& query) const {
+absl::StatusOr<Route> CostPolicy::Choose(const ClusterView& view, const RouteQuery& query) const {
   const size_t n = view.workers.size();
   TANDEM_CHECK(
-      query.cached_tokens.size() == n && query.assigned.size() == n && query.excluded.size() == n,
-      "a query for {} workers, a view of {}", query.assigned.size(), n);
+      query.cached_tokens.size() == n && query.routed.size() == n && query.excluded.size() == n,
+      "a query for {} workers, a view of {}", query.routed.size(), n);
   const Costs costs(options_, view, query);
   std::vector<int> decode, prefill;
   bool any_full = false;
@@ -208,7 +211,7 @@ absl::StatusOr<RouteChoice> CostPolicy::Choose(const ClusterView& view,
     }
   }
   std::vector<Candidate> candidates = PriceAll(options_, view, query, costs, decode, prefill);
-  if (!candidates.empty()) return ToChoice(options_, view, query, costs, std::move(candidates));
+  if (!candidates.empty()) return ToRoute(options_, view, query, costs, std::move(candidates));
   if (any_full) return ResourceExhausted("every decode worker is full");
   if (decode.empty()) return Unavailable("no decode worker is ready");
   return Unavailable("no prefill worker is ready");

@@ -41,8 +41,7 @@ struct CostPolicyOptions {
 class CostPolicy : public RoutingPolicy {
  public:
   explicit CostPolicy(const CostPolicyOptions& options = {}) : options_(options) {}
-  absl::StatusOr<RouteChoice> Choose(const ClusterView& view,
-                                     const RouteQuery& query) const override;
+  absl::StatusOr<Route> Choose(const ClusterView& view, const RouteQuery& query) const override;
 
  private:
   const CostPolicyOptions options_;

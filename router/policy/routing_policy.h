@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 #include "router/registry/cluster_view.h"
 
@@ -17,7 +18,7 @@ namespace tandem::router {
 
 // What a worker's last load report cannot contain yet: requests routed there since, less those that
 // have ended since (so a sum may be negative).
-struct AssignedWork {
+struct RoutedWork {
   int sequences = 0;           // decode: sequences routed
   int64_t blocks = 0;          // decode: KV blocks they take
   int64_t prefill_tokens = 0;  // uncached prompt tokens routed for prefill
@@ -35,13 +36,20 @@ enum class Exclusion : uint8_t {
 struct RouteQuery {
   int prompt_tokens = 0;
   std::span<const int> cached_tokens;  // leading prompt tokens that the worker's cache may hold
-  std::span<const AssignedWork> assigned;
+  std::span<const RoutedWork> routed;
   std::span<const Exclusion> excluded;
 };
 
-struct RouteChoice {
-  int decode = -1;           // index into ClusterView::workers
-  std::vector<int> prefill;  // best first; empty: the decode worker prefills itself
+// Where one request goes, and why.
+struct Route {
+  struct Worker {
+    std::string id;
+    std::string address;  // HOST:PORT
+  };
+  Worker decode;
+  uint64_t incarnation = 0;     // of the decode worker's process
+  absl::Time reported;          // when the decode worker had last reported
+  std::vector<Worker> prefill;  // best first; empty: the decode worker prefills itself
   double cost_ms = 0;
   int predicted_cached_tokens = 0;  // on the worker that will prefill
   int uncached_tokens = 0;          // what that worker will compute
@@ -52,8 +60,7 @@ class RoutingPolicy {
  public:
   virtual ~RoutingPolicy() = default;
   // UNAVAILABLE: no worker that could take it has joined. RESOURCE_EXHAUSTED: those there are full.
-  virtual absl::StatusOr<RouteChoice> Choose(const ClusterView& view,
-                                             const RouteQuery& query) const = 0;
+  virtual absl::StatusOr<Route> Choose(const ClusterView& view, const RouteQuery& query) const = 0;
 };
 
 }  // namespace tandem::router

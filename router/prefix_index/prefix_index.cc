@@ -1,3 +1,6 @@
+// Two maps say the same thing in two directions: holders_ answers a lookup, Worker::blocks answers
+// a worker's leaving and keeps each worker within its bound. Every change is made to both under the
+// lock, so that a block has a worker in holders_ exactly when the worker has the block.
 #include "router/prefix_index/prefix_index.h"
 
 #include <algorithm>
@@ -34,8 +37,9 @@ void PrefixIndex::Apply(Slot worker, bool cleared, std::span<const Hash128> stor
       if (entry.blocks.erase(hash) > 0) Erase(worker, hash);
     }
   };
-  // Twice, with the same result as once at the end: a full cache evicts what it stores instead of,
-  // and the new blocks must find room.
+  // The removals are applied twice. The first time makes room: a worker whose cache is full evicts
+  // old blocks for new ones, and the bound would drop the new ones. The second time takes out what
+  // was stored and removed within the same message.
   remove();
   for (const Hash128& hash : stored) {
     if (entry.blocks.size() >= entry.max_blocks) break;
@@ -55,6 +59,9 @@ void PrefixIndex::Erase(Slot worker, const Hash128& hash) {
 std::vector<PrefixIndex::Match> PrefixIndex::Lookup(std::span<const Hash128> chain) const {
   std::vector<Match> done, following;
   absl::ReaderMutexLock lock(&mutex_);
+  // A worker that lacks block i may be known to hold block i + 1, because what is known is a hint.
+  // That block is of no use to it without the one before, so such a worker leaves `following` for
+  // good.
   for (size_t i = 0; i < chain.size(); ++i) {
     const auto it = holders_.find(chain[i]);
     if (it == holders_.end()) break;

@@ -7,8 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
+
+#include "common/base/load_report.h"
 
 namespace tandem::router {
 
@@ -41,27 +42,12 @@ struct WorkerIdentity {
   uint32_t slot = 0;  // its number in the PrefixIndex
 };
 
-// The last load report.
-struct WorkerLoad {
-  int running = 0;
-  int waiting = 0;
-  int64_t waiting_tokens = 0;  // prompt tokens queued and not yet computed
-  int blocks_free = 0;
-  int blocks_cached = 0;
-  int blocks_used = 0;
-  int blocks_quarantined = 0;
-  double prefill_tokens_per_second = 0;                            // 0: not known yet
-  double decode_step_milliseconds = 0;                             // 0: not known yet
-  absl::flat_hash_map<std::string, double> link_bytes_per_second;  // by decode worker id
-};
-
 struct WorkerView {
   std::shared_ptr<const WorkerIdentity> identity;
-  std::shared_ptr<const WorkerLoad> load;  // never null
+  std::shared_ptr<const LoadReport> load;  // the last one; never null
   absl::Time reported;                     // when `load` came; InfinitePast: not yet
   bool draining = false;
 
-  bool decodes() const { return identity->role != WorkerRole::kPrefill; }
   bool prefills() const { return identity->role == WorkerRole::kPrefill; }
 };
 

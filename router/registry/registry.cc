@@ -1,3 +1,7 @@
+// Every change makes a new ClusterView and swaps the pointer under the lock. Readers that took the
+// old one keep a consistent picture for as long as they need it, and never wait for a writer. The
+// listener runs after the lock is given back, because it calls into the dispatcher and the server,
+// whose locks come before this one elsewhere.
 #include "router/registry/registry.h"
 
 #include <algorithm>
@@ -35,7 +39,8 @@ Registry::Registry(RegistryOptions options, PrefixIndex* index, Clock* clock)
 Registry::~Registry() = default;
 
 absl::Status Registry::CheckCapability(const Capability& got) {
-  // What the router knows from its own model directory.
+  // The router compares only what it knows from its own model directory: it starts from what came
+  // and overwrites that, so that everything else counts as equal.
   Capability own = got;
   own.set_model(options_.model);
   if (options_.vocab_size != 0) own.set_vocab_size(options_.vocab_size);
@@ -74,6 +79,8 @@ absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
             "worker id '{}' is taken by a live worker at {}; give each worker its own --worker-id",
             identity.id, present.address);
       }
+      // The same process has dialled again before its old stream was seen to end. Its cache may
+      // have changed meanwhile: it will send a snapshot, so what was known goes.
       index_->RemoveWorker(present.slot);
     }
     if (capability_ == nullptr) capability_ = std::make_unique<Capability>(capability);
@@ -85,7 +92,7 @@ absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
                  identity.max_num_seqs);
     const std::string id = identity.id;
     WorkerView view{std::make_shared<const WorkerIdentity>(std::move(identity)),
-                    std::make_shared<const WorkerLoad>(), absl::InfinitePast(), false};
+                    std::make_shared<const LoadReport>(), absl::InfinitePast(), false};
     workers_.insert_or_assign(id, Entry{std::move(view), std::move(on_drain)});
     Publish();
   }
@@ -114,12 +121,12 @@ void Registry::Leave(Member member) {
   Notify();
 }
 
-void Registry::Report(Member member, WorkerLoad load) {
+void Registry::Report(Member member, LoadReport load) {
   {
     absl::MutexLock lock(&mutex_);
     Entry* entry = FindMember(member);
     if (entry == nullptr) return;
-    entry->view.load = std::make_shared<const WorkerLoad>(std::move(load));
+    entry->view.load = std::make_shared<const LoadReport>(std::move(load));
     entry->view.reported = clock_->Now();
     Publish();
   }

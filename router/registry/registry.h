@@ -54,7 +54,7 @@ class Registry {
                               std::function<void()> on_drain);
   // Also after being replaced: then it does nothing.
   void Leave(Member member);
-  void Report(Member member, WorkerLoad load);
+  void Report(Member member, LoadReport load);
   // The worker said that it takes no more.
   void MarkDraining(Member member);
   // An operator's wish: no new requests for the worker from now on, and the worker is told, once.

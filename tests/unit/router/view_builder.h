@@ -10,7 +10,7 @@
 
 namespace tandem::router {
 
-inline WorkerView MakeWorker(const std::string& id, WorkerRole role, WorkerLoad load = {}) {
+inline WorkerView MakeWorker(const std::string& id, WorkerRole role, LoadReport load = {}) {
   WorkerIdentity identity;
   identity.id = id;
   identity.role = role;
@@ -24,7 +24,7 @@ inline WorkerView MakeWorker(const std::string& id, WorkerRole role, WorkerLoad 
   WorkerView view;
   view.identity = std::make_shared<const WorkerIdentity>(std::move(identity));
   if (load.blocks_free == 0 && load.blocks_used == 0) load.blocks_free = 1000;
-  view.load = std::make_shared<const WorkerLoad>(std::move(load));
+  view.load = std::make_shared<const LoadReport>(std::move(load));
   view.reported = absl::UnixEpoch() + absl::Hours(24);
   return view;
 }
@@ -40,8 +40,8 @@ inline ClusterView MakeView(std::vector<WorkerView> workers) {
   return view;
 }
 
-inline WorkerLoad PrefillLoad(double tokens_per_second, int64_t waiting_tokens = 0) {
-  WorkerLoad load;
+inline LoadReport PrefillLoad(double tokens_per_second, int64_t waiting_tokens = 0) {
+  LoadReport load;
   load.prefill_tokens_per_second = tokens_per_second;
   load.waiting_tokens = waiting_tokens;
   return load;

@@ -1,0 +1,56 @@
+// What is known of a request's tokens and times on their way from the engine to the client. Plain
+// values, shared by the engine, the workers and the router; common/rpc/token_wire.h turns them into
+// messages of the same names.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/base/stage.h"
+
+namespace tandem {
+
+// A token and its natural logarithm of probability in the model's own distribution, before
+// temperature, penalties and truncation.
+struct TokenLogprob {
+  struct Alternative {
+    int32_t token = 0;
+    float logprob = 0;
+  };
+  int32_t token = 0;
+  float logprob = 0;
+  std::vector<Alternative> top;  // most likely first
+};
+
+enum class FinishReason {
+  kNone,    // not finished
+  kStop,    // end of sequence, a stop token or a stop string
+  kLength,  // max_tokens or max_model_len reached
+  kAbort,   // the cluster gave the request up; the status says why
+};
+
+// Where a request's time went and who worked on it. Workers fill in the stages that they see, the
+// router the rest.
+struct Timing {
+  StageTimes stages;
+  uint64_t kv_bytes = 0;  // shipped for this request
+  std::string prefill_worker;
+  std::string decode_worker;
+  std::string transport;  // "local" where nothing was shipped
+  int prefill_attempts = 0;
+  int preemptions = 0;
+};
+
+// Consecutive tokens of one request and what is known beside them.
+struct TokenEvent {
+  std::vector<int32_t> token_ids;
+  std::vector<TokenLogprob> logprobs;         // empty, or one per token
+  std::vector<TokenLogprob> prompt_logprobs;  // first event only; entry i is prompt token i + 1
+  FinishReason finish_reason = FinishReason::kNone;
+  int cached_tokens = 0;         // prompt tokens whose KV was not computed for this request
+  std::optional<Timing> timing;  // first and last event
+};
+
+}  // namespace tandem

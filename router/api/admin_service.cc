@@ -1,0 +1,69 @@
+#include "router/api/admin_service.h"
+
+#include <algorithm>
+#include <string>
+
+#include "common/base/status.h"
+#include "common/rpc/status.h"
+
+namespace tandem::router {
+namespace {
+
+void WorkerToProto(const WorkerView& view, absl::Time now, v1::Worker* out) {
+  const WorkerIdentity& identity = *view.identity;
+  const LoadReport& load = *view.load;
+  out->set_worker_id(identity.id);
+  out->set_role(std::string(WorkerRoleName(identity.role)));
+  out->set_state(view.draining ? "draining" : "ready");
+  out->set_address(identity.address);
+  out->set_metrics_address(identity.metrics_address);
+  out->set_running(static_cast<uint32_t>(load.running));
+  out->set_waiting(static_cast<uint32_t>(load.waiting));
+  out->set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));
+  out->set_blocks_total(static_cast<uint32_t>(identity.num_blocks));
+  out->set_blocks_free(static_cast<uint32_t>(load.blocks_free));
+  out->set_blocks_cached(static_cast<uint32_t>(load.blocks_cached));
+  out->set_blocks_used(static_cast<uint32_t>(load.blocks_used));
+  out->set_blocks_quarantined(static_cast<uint32_t>(load.blocks_quarantined));
+  const absl::Time since = std::max(view.reported, identity.joined);
+  out->set_seconds_since_report(absl::ToDoubleSeconds(now - since));
+  out->set_prefill_tokens_per_second(load.prefill_tokens_per_second);
+  out->set_uptime_seconds(absl::ToDoubleSeconds(now - identity.joined));
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* AdminService::GetCluster(grpc::CallbackServerContext* context,
+                                                   const v1::GetClusterRequest*,
+                                                   v1::GetClusterResponse* response) {
+  const std::shared_ptr<const ClusterView> view = core_->view();
+  const int queued = core_->queued_requests();
+  response->set_model(core_->model().name);
+  response->set_capability(view->capability);
+  response->set_max_model_len(static_cast<uint32_t>(core_->max_model_len()));
+  response->set_queued_requests(static_cast<uint32_t>(queued));
+  response->set_running_requests(
+      static_cast<uint32_t>(std::max(0, core_->open_streams().open() - queued)));
+  const absl::Time now = core_->clock()->Now();
+  for (const WorkerView& worker : view->workers)
+    WorkerToProto(worker, now, response->add_workers());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* AdminService::DrainWorker(grpc::CallbackServerContext* context,
+                                                    const v1::DrainWorkerRequest* request,
+                                                    v1::DrainWorkerResponse*) {
+  absl::Status status;
+  if (request->worker_id().empty()) {
+    status = BadField("worker_id", "must not be empty");
+  } else {
+    status = WithField(core_->DrainWorker(request->worker_id()), "worker_id");
+  }
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+}  // namespace tandem::router

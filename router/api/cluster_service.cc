@@ -1,0 +1,102 @@
+#include "router/api/cluster_service.h"
+
+#include <deque>
+#include <memory>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "common/rpc/status.h"
+
+namespace tandem::router {
+namespace {
+
+using internal::v1::RouterMessage;
+using internal::v1::WorkerMessage;
+
+// One worker's stream. Reads follow one another in gRPC's reactions; writes are queued, because a
+// drain may be asked for from any thread.
+class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>,
+                    public std::enable_shared_from_this<JoinReactor> {
+ public:
+  // Keeps itself alive until OnDone.
+  void Start(RouterCore* core) {
+    self_ = shared_from_this();
+    membership_ = core->Join([weak = weak_from_this()](RouterMessage message) {
+      if (const auto reactor = weak.lock()) reactor->Send(std::move(message));
+    });
+    StartRead(&incoming_);
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return End(absl::OkStatus());
+    const absl::Status status = membership_->Handle(incoming_);
+    if (!status.ok()) {
+      spdlog::warn("worker refused: {}", MessageOf(status));
+      return End(status);
+    }
+    incoming_.Clear();
+    StartRead(&incoming_);
+  }
+
+  void OnWriteDone(bool ok) override {
+    absl::MutexLock lock(&mutex_);
+    writing_ = false;
+    outgoing_.pop_front();
+    if (!ok) outgoing_.clear();
+    WriteNext();
+  }
+
+  void OnCancel() override { End(absl::CancelledError("the stream was cancelled")); }
+
+  void OnDone() override {
+    // Here and not when the last reference goes: a drain that is being asked for may hold one, and
+    // the core may be gone before it lets go.
+    membership_.reset();
+    self_.reset();
+  }
+
+ private:
+  void Send(RouterMessage message) {
+    absl::MutexLock lock(&mutex_);
+    outgoing_.push_back(std::move(message));
+    WriteNext();
+  }
+
+  void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (writing_ || ended_ || outgoing_.empty()) return;
+    writing_ = true;
+    StartWrite(&outgoing_.front());
+  }
+
+  void End(const absl::Status& status) {
+    // Losing the stream is leaving: at once, not when gRPC is done with it.
+    membership_->Leave();
+    absl::MutexLock lock(&mutex_);
+    if (ended_) return;
+    ended_ = true;
+    Finish(ToGrpcStatus(status));
+  }
+
+  std::shared_ptr<JoinReactor> self_;       // set before the first reaction, reset in the last
+  std::unique_ptr<Membership> membership_;  // the same
+  WorkerMessage incoming_;                  // only gRPC's read reactions
+  absl::Mutex mutex_;
+  std::deque<RouterMessage> outgoing_ ABSL_GUARDED_BY(mutex_);  // the front one is being written
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace
+
+grpc::ServerBidiReactor<WorkerMessage, RouterMessage>* ClusterService::Join(
+    grpc::CallbackServerContext*) {
+  auto reactor = std::make_shared<JoinReactor>();
+  reactor->Start(core_);
+  return reactor.get();
+}
+
+}  // namespace tandem::router

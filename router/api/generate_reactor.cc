@@ -1,0 +1,64 @@
+#include "router/api/generate_reactor.h"
+
+#include <utility>
+
+#include "common/rpc/status.h"
+#include "router/api/message_wire.h"
+#include "router/api/response_wire.h"
+
+namespace tandem::router {
+
+void GenerateReactor::Begin(Request request) {
+  request_id_ = request.id;
+  absl::StatusOr<std::shared_ptr<RequestStream>> stream =
+      core_->NewStream(std::move(request), this);
+  if (!stream.ok()) return Refuse(stream.status());
+  bool cancelled;
+  {
+    absl::MutexLock lock(&mutex_);
+    stream_ = *stream;
+    cancelled = cancelled_;
+  }
+  // Both ways are needed: OnCancel saw no stream if it came before the lock above, and sees one if
+  // it comes later. The local pointer keeps the stream alive, but `this` may be gone after either
+  // call.
+  if (cancelled) (*stream)->OnClientGone();
+  (*stream)->Begin();
+}
+
+void GenerateReactor::Refuse(const absl::Status& status) {
+  core_->metrics().requests(status.code()).Increment();
+  grpc::ServerWriteReactor<grpc::ByteBuffer>::Finish(ToGrpcStatus(status));
+}
+
+void GenerateReactor::Write(const GenerateResponse& response) {
+  v1::GenerateResponse message;
+  ResponseToProto(request_id_, response, &message);
+  buffer_ = SerializeMessage(message);
+  StartWrite(&buffer_);
+}
+
+void GenerateReactor::Finish(const absl::Status& status) {
+  grpc::ServerWriteReactor<grpc::ByteBuffer>::Finish(ToGrpcStatus(status));
+}
+
+void GenerateReactor::OnWriteDone(bool ok) {
+  std::shared_ptr<RequestStream> stream;
+  {
+    absl::MutexLock lock(&mutex_);
+    stream = stream_;
+  }
+  stream->OnWritten(ok);
+}
+
+void GenerateReactor::OnCancel() {
+  std::shared_ptr<RequestStream> stream;
+  {
+    absl::MutexLock lock(&mutex_);
+    cancelled_ = true;
+    stream = stream_;
+  }
+  if (stream != nullptr) stream->OnClientGone();
+}
+
+}  // namespace tandem::router

@@ -1,0 +1,52 @@
+// gRPC's side of one Generate or Chat call: a StreamSink that writes responses as messages. The
+// stream behind it does everything else (see router/request/stream_sink.h).
+//
+// Owned by gRPC until OnDone. gRPC serialises OnWriteDone and OnDone; OnCancel may come at any time
+// from the call's arrival on, also before there is a stream.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "grpcpp/grpcpp.h"
+
+#include "router/core/router_core.h"
+#include "router/request/open_streams.h"
+#include "router/request/request_stream.h"
+#include "router/request/stream_sink.h"
+
+namespace tandem::router {
+
+class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public StreamSink {
+ public:
+  GenerateReactor(RouterCore* core, grpc::CallbackServerContext* context)
+      : slot_(core->open_streams().Open()), core_(core), context_(context) {}
+
+  // One of the two, once.
+  void Begin(Request request);
+  void Refuse(const absl::Status& status);
+
+  // StreamSink.
+  void Write(const GenerateResponse& response) override;
+  void Finish(const absl::Status& status) override;
+  void Abort() override { context_->TryCancel(); }
+
+  // gRPC's reactions.
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override { delete this; }
+
+ private:
+  const OpenStreams::Slot slot_;  // first, so that it is given back last
+  RouterCore* const core_;
+  grpc::CallbackServerContext* const context_;
+  std::string request_id_;
+  grpc::ByteBuffer buffer_;  // belongs to gRPC during a write
+  absl::Mutex mutex_;
+  std::shared_ptr<RequestStream> stream_ ABSL_GUARDED_BY(mutex_);  // null before Begin
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace tandem::router

@@ -1,0 +1,144 @@
+#include "router/api/inference_service.h"
+
+#include <string>
+#include <utility>
+
+#include "grpc/support/time.h"
+
+#include "common/base/status.h"
+#include "common/rpc/status.h"
+#include "router/api/generate_reactor.h"
+#include "router/api/message_wire.h"
+
+namespace tandem::router {
+namespace {
+
+grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+}  // namespace
+
+RequestLimits InferenceService::Limits() const {
+  RequestLimits limits;
+  limits.max_model_len = core_->max_model_len();
+  limits.max_prompt_bytes = options_.max_prompt_bytes;
+  limits.normalize_prompts = options_.normalize_prompts;
+  return limits;
+}
+
+absl::Time InferenceService::DeadlineOf(const grpc::CallbackServerContext& context,
+                                        absl::Time now) const {
+  // gRPC gives a client without a deadline some time far beyond what a time_point can hold, so the
+  // raw value is looked at. It is taken over by what is left of it, because our clock does not
+  // follow a wall clock that is set.
+  const gpr_timespec left =
+      gpr_time_sub(gpr_convert_clock_type(context.raw_deadline(), GPR_CLOCK_REALTIME),
+                   gpr_now(GPR_CLOCK_REALTIME));
+  constexpr int64_t kNever = int64_t{1} << 40;  // seconds
+  if (left.tv_sec > kNever) return now + options_.request_timeout;
+  return now + absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec);
+}
+
+template <typename Message, typename Read>
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, Read read) {
+  const absl::Time received = core_->clock()->Now();
+  auto* reactor = new GenerateReactor(core_, context);
+  if (!core_->open_streams().accepting()) {
+    reactor->Refuse(WithRetryAfter(Unavailable("the router is shutting down"), absl::Seconds(1)));
+    return reactor;
+  }
+  Message message;
+  if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) {
+    reactor->Refuse(status);
+    return reactor;
+  }
+  absl::StatusOr<Request> request = read(core_->model(), Limits(), message, received,
+                                         DeadlineOf(*context, received), core_->clock());
+  if (request.ok()) {
+    reactor->Begin(*std::move(request));
+  } else {
+    reactor->Refuse(request.status());
+  }
+  return reactor;
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  return Begin<v1::GenerateRequest>(context, *request, GenerateRequestFromProto);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Chat(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  return Begin<v1::ChatRequest>(context, *request, ChatRequestFromProto);
+}
+
+absl::Status InferenceService::DoTokenize(const v1::TokenizeRequest& request,
+                                          v1::TokenizeResponse* response) const {
+  const RequestLimits limits = Limits();
+  const ServedModel& model = core_->model();
+  TANDEM_RETURN_IF_ERROR(CheckModelName(model, request.model()));
+  TokenizedPrompt prompt;
+  if (request.has_chat()) {
+    TANDEM_RETURN_IF_ERROR(CheckModelName(model, request.chat().model()));
+    TANDEM_ASSIGN_OR_RETURN(prompt, TokenizeChat(model, limits, request.chat(), "chat."));
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(prompt, TokenizeText(model, limits, request.text()));
+  }
+  response->mutable_ids()->Add(prompt.ids.begin(), prompt.ids.end());
+  response->set_max_model_len(static_cast<uint32_t>(limits.max_model_len));
+  response->set_prompt(prompt.text);
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* request,
+                                                     grpc::ByteBuffer* response) {
+  v1::TokenizeRequest message;
+  v1::TokenizeResponse reply;
+  absl::Status status = ParseMessage(*request, &message);
+  if (status.ok()) status = DoTokenize(message, &reply);
+  *response = SerializeMessage(reply);
+  return Reply(context, status);
+}
+
+grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
+                                                       const v1::DetokenizeRequest* request,
+                                                       v1::DetokenizeResponse* response) {
+  const ServedModel& model = core_->model();
+  if (const absl::Status status = CheckModelName(model, request->model()); !status.ok()) {
+    return Reply(context, status);
+  }
+  if (model.tokenizer == nullptr) {
+    return Reply(context, FailedPrecondition("model '{}' has no tokenizer.json", model.name));
+  }
+  std::vector<int32_t> ids;
+  ids.reserve(static_cast<size_t>(request->ids_size()));
+  for (int i = 0; i < request->ids_size(); ++i) {
+    if (request->ids(i) >= static_cast<uint32_t>(model.config.vocab_size)) {
+      return Reply(context, BadField(fmt::format("ids[{}]", i),
+                                     "must be below the vocabulary size {}, got {}",
+                                     model.config.vocab_size, request->ids(i)));
+    }
+    ids.push_back(static_cast<int32_t>(request->ids(i)));
+  }
+  response->set_text(model.tokenizer->Decode(ids, /*skip_special_tokens=*/false));
+  return Reply(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
+                                                       const v1::ListModelsRequest*,
+                                                       v1::ListModelsResponse* response) {
+  const ServedModel& served = core_->model();
+  v1::Model* model = response->add_models();
+  model->set_id(served.name);
+  model->set_max_model_len(static_cast<uint32_t>(Limits().max_model_len));
+  model->set_vocab_size(static_cast<uint32_t>(served.config.vocab_size));
+  model->set_dtype(core_->view()->dtype);
+  return Reply(context, absl::OkStatus());
+}
+
+}  // namespace tandem::router

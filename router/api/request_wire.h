@@ -1,0 +1,53 @@
+// Public messages -> validated, tokenised requests. Pure functions of their arguments, but for ids
+// and seeds drawn where the client gives none.
+//
+// Every refusal names the field in a google.rpc.BadRequest detail, the limit, and what to do.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+#include "common/base/clock.h"
+#include "router/request/request.h"
+#include "router/request/served_model.h"
+#include "tandem/v1/inference.pb.h"
+
+namespace tandem::router {
+
+struct RequestLimits {
+  int max_model_len = 0;  // tokens, prompt and output together
+  size_t max_prompt_bytes = 4u << 20;
+  bool normalize_prompts = false;  // see common/text/normalize.h
+};
+
+struct TokenizedPrompt {
+  std::vector<int32_t> ids;
+  std::string text;  // what was tokenised
+};
+
+// OK for an empty name and for the served one; NOT_FOUND names the served one.
+absl::Status CheckModelName(const ServedModel& model, const std::string& name);
+
+// `prefix` stands before field names, e.g. "chat.". FAILED_PRECONDITION where the model has no
+// tokenizer or no chat template.
+absl::StatusOr<TokenizedPrompt> TokenizeText(const ServedModel& model, const RequestLimits& limits,
+                                             const std::string& text);
+absl::StatusOr<TokenizedPrompt> TokenizeChat(const ServedModel& model, const RequestLimits& limits,
+                                             const v1::ChatRequest& request,
+                                             const std::string& prefix);
+
+absl::StatusOr<Request> GenerateRequestFromProto(const ServedModel& model,
+                                                 const RequestLimits& limits,
+                                                 const v1::GenerateRequest& message,
+                                                 absl::Time received, absl::Time deadline,
+                                                 Clock* clock);
+absl::StatusOr<Request> ChatRequestFromProto(const ServedModel& model, const RequestLimits& limits,
+                                             const v1::ChatRequest& message, absl::Time received,
+                                             absl::Time deadline, Clock* clock);
+
+}  // namespace tandem::router

@@ -1,0 +1,40 @@
+#include "router/api/response_wire.h"
+
+#include "common/rpc/token_wire.h"
+
+namespace tandem::router {
+
+void DecodeRequestToProto(const Route& route, const Request& request,
+                          internal::v1::DecodeRequest* out) {
+  *out = *request.message;
+  internal::v1::Route* proto = out->mutable_route();
+  for (const Route::Worker& prefill : route.prefill) {
+    internal::v1::PrefillCandidate* candidate = proto->add_prefill();
+    candidate->set_worker_id(prefill.id);
+    candidate->set_address(prefill.address);
+  }
+  proto->set_reason(route.reason);
+  proto->set_predicted_cached_tokens(static_cast<uint32_t>(route.predicted_cached_tokens));
+}
+
+void ResponseToProto(const std::string& request_id, const GenerateResponse& response,
+                     v1::GenerateResponse* out) {
+  out->Clear();
+  out->set_request_id(request_id);
+  out->set_text(response.text);
+  out->mutable_token_ids()->Add(response.token_ids.begin(), response.token_ids.end());
+  for (const TokenLogprob& logprob : response.logprobs) {
+    LogprobToProto(logprob, out->add_logprobs());
+  }
+  for (const TokenLogprob& logprob : response.prompt_logprobs) {
+    LogprobToProto(logprob, out->add_prompt_logprobs());
+  }
+  out->set_finish_reason(FinishReasonToProto(response.finish_reason));
+  v1::Usage* usage = out->mutable_usage();
+  usage->set_prompt_tokens(static_cast<uint32_t>(response.prompt_tokens));
+  usage->set_cached_tokens(static_cast<uint32_t>(response.cached_tokens));
+  usage->set_completion_tokens(static_cast<uint32_t>(response.completion_tokens));
+  if (response.timing.has_value()) TimingToProto(*response.timing, out->mutable_timing());
+}
+
+}  // namespace tandem::router

@@ -1,0 +1,82 @@
+#include "router/core/router_core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/status.h"
+#include "common/base/transfer_id.h"
+#include "common/rpc/cluster_client.h"
+#include "common/rpc/status.h"
+
+namespace tandem::router {
+namespace {
+
+RegistryOptions MakeRegistryOptions(const ServedModel& model, const std::string& cluster_secret) {
+  RegistryOptions options;
+  options.model = model.name;
+  options.tokenizer_digest = model.tokenizer_digest;
+  options.vocab_size = static_cast<uint32_t>(model.config.vocab_size);
+  options.cluster_secret_digest = ClusterSecretDigest(cluster_secret);
+  return options;
+}
+
+}  // namespace
+
+RouterCore::RouterCore(const RouterCoreOptions& options, ServedModel model,
+                       std::unique_ptr<DecodeClient> decode_client, Metrics* metrics, Clock* clock)
+    : model_(std::move(model)),
+      id_(fmt::format("router-{:016x}", RandomUint64())),
+      clock_(clock),
+      metrics_(metrics),
+      registry_(MakeRegistryOptions(model_, options.dispatcher.cluster_secret), &index_, clock),
+      policy_(options.policy),
+      decode_client_(std::move(decode_client)),
+      // A timer that comes before all others must end a sleep that was to last until those.
+      timers_(clock, [this] { dispatcher_.Wake(); }),
+      dispatcher_(options.dispatcher, &registry_, &index_, &policy_, &metrics_, clock) {
+  registry_.SetListener([this] { OnClusterChanged(); });
+}
+
+RouterCore::~RouterCore() {
+  stopping_ = true;
+  dispatcher_.Wake();
+  if (thread_.joinable()) thread_.join();
+}
+
+void RouterCore::Start() {
+  thread_ = std::thread([this] {
+    while (!stopping_) Step(absl::InfiniteDuration());
+  });
+}
+
+void RouterCore::Step(absl::Duration wait) {
+  timers_.FireDue();
+  dispatcher_.Step(std::min(wait, timers_.Next() - clock_->Now()));
+}
+
+absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request request,
+                                                                     StreamSink* sink) {
+  absl::StatusOr<TextEmitter> text =
+      TextEmitter::Create(model_.tokenizer, request.stop, request.min_tokens);
+  if (!text.ok()) return WithField(text.status(), "sampling.stop");
+  return std::make_shared<RequestStream>(
+      std::move(request), *std::move(text), sink,
+      StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_});
+}
+
+std::unique_ptr<Membership> RouterCore::Join(Membership::Send send) {
+  return std::make_unique<Membership>(id_, &registry_, &index_, std::move(send));
+}
+
+int RouterCore::max_model_len() const {
+  const int joined = registry_.view()->max_model_len;
+  return joined > 0 ? joined : model_.config.MaxModelLen();
+}
+
+void RouterCore::OnClusterChanged() {
+  dispatcher_.Wake();
+  decode_client_->Keep(*registry_.view());
+  if (listener_) listener_();
+}
+
+}  // namespace tandem::router

@@ -1,0 +1,99 @@
+// The router without its network: queue, routing, streams, membership, timers. No gRPC, no sockets,
+// and no time but its Clock's, so that a test runs a whole cluster in one process under a clock of
+// its own. RouterServer puts gRPC around it.
+//
+// Thread-safe, except that one thread at a time drives it: either Start() gives it a thread, or the
+// owner calls Step() again and again.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+
+#include "common/base/clock.h"
+#include "common/base/timer_queue.h"
+#include "common/metrics/metrics.h"
+#include "router/dispatch/dispatcher.h"
+#include "router/metrics/router_metrics.h"
+#include "router/policy/cost_policy.h"
+#include "router/prefix_index/prefix_index.h"
+#include "router/registry/membership.h"
+#include "router/registry/registry.h"
+#include "router/request/decode_client.h"
+#include "router/request/open_streams.h"
+#include "router/request/request_stream.h"
+#include "router/request/served_model.h"
+
+namespace tandem::router {
+
+struct RouterCoreOptions {
+  DispatcherOptions dispatcher;
+  CostPolicyOptions policy;
+};
+
+class RouterCore {
+ public:
+  // `metrics` and `clock` outlive this.
+  RouterCore(const RouterCoreOptions& options, ServedModel model,
+             std::unique_ptr<DecodeClient> decode_client, Metrics* metrics, Clock* clock);
+  // Every stream has ended, every Membership is gone. Fails what is still queued.
+  ~RouterCore();
+
+  // ---- the driver ----
+  // Gives the core a thread of its own, until it is destroyed.
+  void Start();
+  // Instead of Start, by one thread: fires the timers that are due and routes what is queued, after
+  // waiting up to `wait` of real time for something to do.
+  void Step(absl::Duration wait);
+  // Any thread: ends a waiting Step. Whoever moves a manual clock calls this.
+  void Wake() { dispatcher_.Wake(); }
+
+  // ---- fronts ----
+  // The stream of a request; the front keeps it and then calls its Begin(), from where on `sink` is
+  // called until its Finish (see request/stream_sink.h). INVALID_ARGUMENT names the field.
+  absl::StatusOr<std::shared_ptr<RequestStream>> NewStream(Request request, StreamSink* sink);
+  OpenStreams& open_streams() { return open_streams_; }
+  RouterMetrics& metrics() { return metrics_; }
+
+  // ---- workers ----
+  // A worker's stay; its messages go to Membership::Handle, the router's to `send`.
+  std::unique_ptr<Membership> Join(Membership::Send send);
+
+  // ---- operators ----
+  // See Registry::Drain.
+  absl::Status DrainWorker(const std::string& worker_id) { return registry_.Drain(worker_id); }
+  // Called after every change of the cluster, from any thread. At most once, before the first Join.
+  void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
+  std::shared_ptr<const ClusterView> view() const { return registry_.view(); }
+  const ServedModel& model() const { return model_; }
+  // Longest prompt and answer together: the workers' smallest limit, the model's while none has
+  // joined.
+  int max_model_len() const;
+  int queued_requests() const { return dispatcher_.queued(); }
+  Clock* clock() const { return clock_; }
+
+ private:
+  void OnClusterChanged();
+
+  const ServedModel model_;
+  const std::string id_;
+  Clock* const clock_;
+  std::function<void()> listener_;
+  RouterMetrics metrics_;
+  PrefixIndex index_;
+  Registry registry_;
+  const CostPolicy policy_;
+  const std::unique_ptr<DecodeClient> decode_client_;
+  TimerQueue timers_;  // outlives the dispatcher, whose end ends streams
+  Dispatcher dispatcher_;
+  OpenStreams open_streams_;
+  std::atomic<bool> stopping_ = false;
+  std::thread thread_;  // not joinable without Start
+};
+
+}  // namespace tandem::router

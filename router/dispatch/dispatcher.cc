@@ -1,0 +1,239 @@
+// The queue is walked from its head at every turn. That is cheap, because the first request that
+// finds every worker full ends the routing: the ones behind it are only looked at for their time
+// limits. What a turn costs is therefore one policy call per request that leaves, plus one.
+#include "router/dispatch/dispatcher.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "common/rpc/status.h"
+
+namespace tandem::router {
+namespace {
+
+constexpr absl::Duration kRetryAfter = absl::Seconds(1);
+
+}  // namespace
+
+Dispatcher::Dispatcher(DispatcherOptions options, const Registry* registry,
+                       const PrefixIndex* index, const RoutingPolicy* policy,
+                       RouterMetrics* metrics, Clock* clock)
+    : options_(std::move(options)),
+      registry_(registry),
+      index_(index),
+      policy_(policy),
+      metrics_(metrics),
+      clock_(clock),
+      // Submit bounds the queue by itself, so the inbox refuses nothing.
+      inbox_(std::numeric_limits<size_t>::max()) {}
+
+Dispatcher::~Dispatcher() {
+  TakeNotes(inbox_.Drain(absl::ZeroDuration()));
+  for (const Queued& queued : queue_) {
+    queued.request->Fail(Unavailable("the router is shutting down"));
+  }
+}
+
+absl::Status Dispatcher::Submit(std::shared_ptr<Dispatchable> request, Ticket* ticket) {
+  const int before = queued_.fetch_add(1);
+  if (before >= options_.max_queued_requests) {
+    --queued_;
+    return WithRetryAfter(
+        ResourceExhausted("the queue is full: {} requests wait (--max-queued-requests)", before),
+        kRetryAfter);
+  }
+  metrics_->waiting.Increment();
+  *ticket = ++last_ticket_;
+  Queued queued;
+  queued.request = std::move(request);
+  queued.ticket = *ticket;
+  queued.since = clock_->Now();
+  inbox_.Push(std::move(queued));
+  return absl::OkStatus();
+}
+
+void Dispatcher::Requeue(std::shared_ptr<Dispatchable> request, Ticket ticket, absl::Time since,
+                         Retries retries) {
+  CountQueued(+1);
+  Queued queued;
+  queued.request = std::move(request);
+  queued.ticket = ticket;
+  queued.since = since;
+  queued.retries = std::move(retries);
+  inbox_.Push(std::move(queued));
+}
+
+void Dispatcher::Ended(Ticket ticket) { inbox_.Push(EndedNote{ticket}); }
+
+void Dispatcher::CountQueued(int delta) {
+  queued_ += delta;
+  metrics_->waiting.Increment(delta);
+}
+
+void Dispatcher::Step(absl::Duration wait) {
+  const absl::Time before = clock_->Now();
+  TakeNotes(inbox_.Drain(std::min(wait, NextTimeLimit(before) - before)));
+  RouteAll(clock_->Now());
+}
+
+void Dispatcher::TakeNotes(std::vector<Note> notes) {
+  for (Note& note : notes) {
+    if (auto* queued = std::get_if<Queued>(&note)) {
+      // A request that comes back has left the worker that the ledger holds it against.
+      ledger_.Remove(queued->ticket);
+      Insert(std::move(*queued));
+      continue;
+    }
+    const Ticket ticket = std::get<EndedNote>(note).ticket;
+    ledger_.End(ticket, clock_->Now());
+    const size_t removed =
+        std::erase_if(queue_, [&](const Queued& queued) { return queued.ticket == ticket; });
+    if (removed > 0) CountQueued(-static_cast<int>(removed));
+  }
+}
+
+void Dispatcher::Insert(Queued queued) {
+  const int priority = queued.request->prompt().priority;
+  const auto behind = [&](const Queued& other) {
+    const int others = other.request->prompt().priority;
+    return others != priority ? others < priority : other.ticket > queued.ticket;
+  };
+  queue_.insert(std::find_if(queue_.begin(), queue_.end(), behind), std::move(queued));
+}
+
+void Dispatcher::RouteAll(absl::Time now) {
+  if (queue_.empty()) return;
+  const std::shared_ptr<const ClusterView> view = registry_->view();
+  bool blocked = false;
+  int left = 0;
+  for (auto it = queue_.begin(); it != queue_.end();) {
+    Outcome outcome = Outcome::kWaits;
+    if (!blocked) {
+      outcome = RouteOne(*it, *view, now);
+      // A request that avoids a lost worker may be held up where the next one is not, so it does
+      // not hold the others back.
+      blocked = outcome == Outcome::kFull && !it->retries.HasLost();
+    } else {
+      // Workers are there, and full: it waits for room, not for a worker.
+      it->without_worker = absl::InfiniteFuture();
+    }
+    if (outcome != Outcome::kLeft) {
+      if (const absl::Status overdue = Overdue(*it, now); !overdue.ok()) {
+        it->request->Fail(overdue);
+        outcome = Outcome::kLeft;
+      }
+    }
+    if (outcome == Outcome::kLeft) {
+      it = queue_.erase(it);
+      ++left;
+    } else {
+      ++it;
+    }
+  }
+  if (left > 0) CountQueued(-left);
+}
+
+Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view, absl::Time now) {
+  const std::vector<int> cached = CachedTokens(queued, view);
+  std::vector<RoutedWork> routed;
+  std::vector<Exclusion> excluded;
+  for (const WorkerView& worker : view.workers) {
+    routed.push_back(ledger_.Since(worker.identity->id, worker.reported));
+    excluded.push_back(queued.retries.ExclusionOf(worker, now));
+  }
+  RouteQuery query;
+  query.prompt_tokens = static_cast<int>(queued.request->prompt().tokens.size());
+  query.cached_tokens = cached;
+  query.routed = routed;
+  query.excluded = excluded;
+  const absl::StatusOr<Route> route = policy_->Choose(view, query);
+  if (route.ok()) {
+    Send(queued, *route, view.block_size, now);
+    return Outcome::kLeft;
+  }
+  if (absl::IsResourceExhausted(route.status())) {
+    queued.without_worker = absl::InfiniteFuture();
+    return Outcome::kFull;
+  }
+  queued.without_worker = std::min(queued.without_worker, now);
+  return Outcome::kWaits;
+}
+
+std::vector<int> Dispatcher::CachedTokens(Queued& queued, const ClusterView& view) const {
+  std::vector<int> cached(view.workers.size(), 0);
+  if (view.block_size <= 0) return cached;
+  // The hashes are kept with the request, for it may be routed many times. They hold as long as the
+  // cluster's model and block size do: both change only when all workers have left.
+  if (queued.chain_block_size != view.block_size || queued.chain_model != view.model_digest) {
+    const RoutablePrompt prompt = queued.request->prompt();
+    queued.chain_block_size = view.block_size;
+    queued.chain_model = view.model_digest;
+    queued.chain = HashTokenBlocks(
+        BlockHashSeed(options_.cluster_secret, view.model_digest, std::string(prompt.cache_salt)),
+        prompt.tokens, view.block_size);
+  }
+  const std::vector<PrefixIndex::Match> matches = index_->Lookup(queued.chain);
+  for (size_t w = 0; w < cached.size(); ++w) {
+    for (const PrefixIndex::Match& match : matches) {
+      if (match.worker == view.workers[w].identity->slot) {
+        cached[w] = match.blocks * view.block_size;
+      }
+    }
+  }
+  return cached;
+}
+
+void Dispatcher::Send(const Queued& queued, const Route& route, int block_size, absl::Time now) {
+  const RoutablePrompt prompt = queued.request->prompt();
+  RoutedWork on_decode;
+  on_decode.sequences = 1;
+  on_decode.blocks = static_cast<int64_t>(prompt.tokens.size()) / std::max(1, block_size) + 1;
+  if (route.prefill.empty()) on_decode.prefill_tokens = route.uncached_tokens;
+  ledger_.Add(route.decode.id, queued.ticket, now, on_decode);
+  if (!route.prefill.empty()) {
+    RoutedWork on_prefill;
+    on_prefill.prefill_tokens = route.uncached_tokens;
+    ledger_.Add(route.prefill.front().id, queued.ticket, now, on_prefill);
+  }
+  using Metrics = RouterMetrics;
+  const auto kind =
+      route.prefill.empty() ? Metrics::DecisionKind::kLocal : Metrics::DecisionKind::kPrefill;
+  const auto reason = !queued.retries.empty()             ? Metrics::DecisionReason::kRetry
+                      : route.predicted_cached_tokens > 0 ? Metrics::DecisionReason::kPrefix
+                                                          : Metrics::DecisionReason::kLoad;
+  metrics_->decisions(kind, reason).Increment();
+  spdlog::debug("request {}: decode on {}, {}", prompt.name, route.decode.id, route.reason);
+  queued.request->Start(route);
+}
+
+absl::Status Dispatcher::Overdue(const Queued& queued, absl::Time now) const {
+  if (now >= queued.without_worker + options_.no_worker_timeout) {
+    return Unavailable(
+        "no usable set of workers (decode and prefill, or unified) has joined; "
+        "waited {} (--no-worker-timeout)",
+        absl::FormatDuration(options_.no_worker_timeout));
+  }
+  if (now >= queued.since + options_.queue_timeout) {
+    return WithRetryAfter(
+        ResourceExhausted("every decode worker is full; waited {} in the queue (--queue-timeout)",
+                          absl::FormatDuration(options_.queue_timeout)),
+        kRetryAfter);
+  }
+  return absl::OkStatus();
+}
+
+absl::Time Dispatcher::NextTimeLimit(absl::Time now) const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const Queued& queued : queue_) {
+    next = std::min({next, queued.since + options_.queue_timeout,
+                     queued.without_worker + options_.no_worker_timeout,
+                     queued.retries.NextChange(now)});
+  }
+  return next;
+}
+
+}  // namespace tandem::router

@@ -1,0 +1,136 @@
+// The bounded queue in front of the cluster: decides for each request when and where it goes.
+//
+// One owner thread holds the queue and the ledger and makes every choice: it calls Step() again and
+// again. All other threads leave a note in the inbox and return. Order: higher priority first, then
+// arrival; a request that finds every worker full holds back the ones behind it, so that small
+// requests do not starve large ones.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+#include "common/base/block_hash.h"
+#include "common/base/clock.h"
+#include "common/base/inbox.h"
+#include "router/dispatch/retries.h"
+#include "router/dispatch/routed_ledger.h"
+#include "router/metrics/router_metrics.h"
+#include "router/policy/routing_policy.h"
+#include "router/prefix_index/prefix_index.h"
+#include "router/registry/registry.h"
+
+namespace tandem::router {
+
+// What routing looks at in a request. Views of what the request owns.
+struct RoutablePrompt {
+  std::string_view name;  // of the request, for logs
+  std::span<const int32_t> tokens;
+  std::string_view cache_salt;
+  int priority = 0;  // higher goes first
+};
+
+// What the dispatcher dispatches. Start and Fail are called on the owner thread and must not block;
+// exactly one of them per Submit or Requeue, unless Ended came first.
+class Dispatchable {
+ public:
+  virtual ~Dispatchable() = default;
+  // The same whenever it is called.
+  virtual RoutablePrompt prompt() const = 0;
+  virtual void Start(const Route& route) = 0;
+  virtual void Fail(const absl::Status& status) = 0;
+};
+
+struct DispatcherOptions {
+  int max_queued_requests = 1024;
+  absl::Duration queue_timeout = absl::Seconds(60);
+  absl::Duration no_worker_timeout = absl::Seconds(5);
+  std::string cluster_secret;
+};
+
+class Dispatcher {
+ public:
+  // Names a request from Submit to Ended, and its place among requests of its priority.
+  using Ticket = uint64_t;
+
+  // All outlive this.
+  Dispatcher(DispatcherOptions options, const Registry* registry, const PrefixIndex* index,
+             const RoutingPolicy* policy, RouterMetrics* metrics, Clock* clock);
+  // Fails what is still queued. No thread is in Step any more.
+  ~Dispatcher();
+
+  // ---- any thread ----
+  // RESOURCE_EXHAUSTED with RetryInfo when the queue is full. `*ticket` is set before the first
+  // Start or Fail.
+  absl::Status Submit(std::shared_ptr<Dispatchable> request, Ticket* ticket);
+  // A route failed before the first token: the request is routed again, avoiding what `retries`
+  // says. Never refused: it was accepted once. `since` is when its waiting began.
+  void Requeue(std::shared_ptr<Dispatchable> request, Ticket ticket, absl::Time since,
+               Retries retries);
+  // The request left the cluster or the queue, however. Idempotent.
+  void Ended(Ticket ticket);
+  // Something changed: workers, loads, the clock. Ends a waiting Step.
+  void Wake() { inbox_.Wake(); }
+  // Submitted and not yet started, failed or ended.
+  int queued() const { return queued_; }
+
+  // ---- the owner thread ----
+  // One turn: waits up to `wait`, and not beyond the next time limit of a queued request, for a
+  // note or Wake(); then routes what can be routed and fails what has waited too long.
+  void Step(absl::Duration wait);
+
+ private:
+  struct Queued {
+    std::shared_ptr<Dispatchable> request;
+    Ticket ticket = 0;
+    absl::Time since;                                    // in the queue
+    absl::Time without_worker = absl::InfiniteFuture();  // since when nobody could take it
+    Retries retries;
+    std::vector<Hash128> chain;  // of the prompt's blocks...
+    std::string chain_model;     // ...for this model digest...
+    int chain_block_size = 0;    // ...and block size
+  };
+  struct EndedNote {
+    Ticket ticket;
+  };
+  using Note = std::variant<Queued, EndedNote>;
+  enum class Outcome { kLeft, kWaits, kFull };
+
+  void TakeNotes(std::vector<Note> notes);
+  void Insert(Queued queued);
+  void RouteAll(absl::Time now);
+  Outcome RouteOne(Queued& queued, const ClusterView& view, absl::Time now);
+  void Send(const Queued& queued, const Route& route, int block_size, absl::Time now);
+  std::vector<int> CachedTokens(Queued& queued, const ClusterView& view) const;
+  // What a request that has waited too long fails with; OK: it may wait on.
+  absl::Status Overdue(const Queued& queued, absl::Time now) const;
+  absl::Time NextTimeLimit(absl::Time now) const;
+  void CountQueued(int delta);
+
+  const DispatcherOptions options_;
+  const Registry* const registry_;
+  const PrefixIndex* const index_;
+  const RoutingPolicy* const policy_;
+  RouterMetrics* const metrics_;
+  Clock* const clock_;
+
+  // Only the owner thread.
+  std::list<Queued> queue_;
+  RoutedLedger ledger_;
+
+  // Self-synchronised. The inbox is bounded by what was accepted: at most two notes per request.
+  Inbox<Note> inbox_;
+  std::atomic<int> queued_ = 0;
+  std::atomic<Ticket> last_ticket_ = 0;
+};
+
+}  // namespace tandem::router

@@ -1,0 +1,62 @@
+#include "router/metrics/router_metrics.h"
+
+#include <string>
+
+namespace tandem::router {
+
+RouterMetrics::RouterMetrics(Metrics* metrics)
+    : ttft(metrics->Histogram("tandem_ttft_seconds", "Request received to first message written.",
+                              RequestBuckets())),
+      inter_token(metrics->Histogram("tandem_inter_token_latency_seconds",
+                                     "Gap between consecutive tokens as the router gets them.",
+                                     TokenGapBuckets())),
+      time_per_output_token(metrics->Histogram(
+          "tandem_time_per_output_token_seconds",
+          "Mean gap between the tokens of one request, the first aside.", TokenGapBuckets())),
+      duration(metrics->Histogram("tandem_request_duration_seconds",
+                                  "Request received to last message written.", RequestBuckets())),
+      running(metrics->Gauge("tandem_requests_running", "Requests at a decode worker.")),
+      waiting(metrics->Gauge("tandem_requests_waiting", "Requests in the router's queue.")),
+      predicted_hit_tokens(
+          metrics->Counter("tandem_router_predicted_hit_tokens_total",
+                           "Prompt tokens that routing expected in the chosen prefix cache.")),
+      actual_hit_tokens(metrics->Counter("tandem_router_actual_hit_tokens_total",
+                                         "Prompt tokens that workers served from a cache.")),
+      prompt_tokens(metrics->Counter("tandem_prompt_tokens_total",
+                                     "Prompt tokens of requests that produced a token.")),
+      generation_tokens(
+          metrics->Counter("tandem_generation_tokens_total", "Tokens received from workers.")) {
+  for (const StageInfo& info : kStages) {
+    stages_[static_cast<size_t>(info.stage)] =
+        &metrics->Histogram("tandem_request_stage_seconds", "Time that requests spent, by stage.",
+                            StageBuckets(), {{"stage", std::string(info.name)}});
+  }
+  constexpr std::array<const char*, 2> kKinds = {"prefill", "local"};
+  constexpr std::array<const char*, 3> kReasons = {"prefix", "load", "retry"};
+  for (size_t kind = 0; kind < kKinds.size(); ++kind) {
+    for (size_t reason = 0; reason < kReasons.size(); ++reason) {
+      decisions_[kind][reason] = &metrics->Counter(
+          "tandem_router_decisions_total", "Routing decisions, by where prefill runs and why.",
+          {{"kind", kKinds[kind]}, {"reason", kReasons[reason]}});
+    }
+  }
+  constexpr std::array<const char*, 2> kRetries = {"worker_lost", "worker_full"};
+  for (size_t i = 0; i < kRetries.size(); ++i) {
+    retries_[i] = &metrics->Counter("tandem_retries_total",
+                                    "Requests sent to another worker before their first token.",
+                                    {{"reason", kRetries[i]}});
+  }
+  for (int code = 0; code <= static_cast<int>(absl::StatusCode::kUnauthenticated); ++code) {
+    requests_.push_back(&metrics->Counter(
+        "tandem_requests_total", "Requests ended, by status code.",
+        {{"code", std::string(absl::StatusCodeToString(static_cast<absl::StatusCode>(code)))}}));
+  }
+}
+
+prometheus::Counter& RouterMetrics::requests(absl::StatusCode code) {
+  const size_t index = static_cast<size_t>(code);
+  return *requests_[index < requests_.size() ? index
+                                             : static_cast<size_t>(absl::StatusCode::kUnknown)];
+}
+
+}  // namespace tandem::router

@@ -1,0 +1,125 @@
+#include "router/registry/membership.h"
+
+#include <utility>
+#include <vector>
+
+#include "common/base/status.h"
+#include "common/rpc/load_wire.h"
+
+namespace tandem::router {
+namespace {
+
+using internal::v1::RouterMessage;
+using internal::v1::WorkerMessage;
+
+constexpr size_t kMaxWorkerIdBytes = 128;
+
+absl::StatusOr<WorkerRole> RoleFromProto(const std::string& name) {
+  for (const WorkerRole role : {WorkerRole::kPrefill, WorkerRole::kDecode, WorkerRole::kUnified}) {
+    if (name == WorkerRoleName(role)) return role;
+  }
+  return InvalidArgument("hello.role must be prefill, decode or unified, got '{}'", name);
+}
+
+absl::StatusOr<WorkerIdentity> IdentityFromProto(const internal::v1::Hello& hello) {
+  WorkerIdentity out;
+  if (hello.worker_id().empty() || hello.worker_id().size() > kMaxWorkerIdBytes) {
+    return InvalidArgument("hello.worker_id must have 1 to {} bytes, got {}", kMaxWorkerIdBytes,
+                           hello.worker_id().size());
+  }
+  TANDEM_ASSIGN_OR_RETURN(out.role, RoleFromProto(hello.role()));
+  if (hello.address().empty()) return InvalidArgument("hello.address must be HOST:PORT, got ''");
+  out.id = hello.worker_id();
+  out.incarnation = hello.incarnation();
+  out.address = hello.address();
+  out.metrics_address = hello.metrics_address();
+  out.max_model_len = static_cast<int>(hello.max_model_len());
+  out.max_num_seqs = static_cast<int>(hello.max_num_seqs());
+  out.num_blocks = static_cast<int>(hello.num_blocks());
+  out.local_prefill_max_tokens = hello.local_prefill_max_tokens();
+  return out;
+}
+
+// False if an entry is not a hash.
+bool HashesFromProto(const google::protobuf::RepeatedPtrField<std::string>& bytes,
+                     std::vector<Hash128>* out) {
+  out->resize(static_cast<size_t>(bytes.size()));
+  for (int i = 0; i < bytes.size(); ++i) {
+    if (!Hash128::FromBytes(bytes[i], &(*out)[static_cast<size_t>(i)])) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Membership::Membership(std::string router_id, Registry* registry, PrefixIndex* index, Send send)
+    : router_id_(std::move(router_id)),
+      registry_(registry),
+      index_(index),
+      send_(std::move(send)) {}
+
+Membership::~Membership() { Leave(); }
+
+absl::Status Membership::Handle(const WorkerMessage& message) {
+  if (message.has_hello()) return HandleHello(message.hello());
+  const std::optional<Registry::Member> member = this->member();
+  if (!member.has_value()) return InvalidArgument("the first message must be hello");
+  if (message.has_load()) {
+    registry_->Report(*member, LoadReportFromProto(message.load()));
+  } else if (message.has_blocks()) {
+    std::vector<Hash128> stored, removed;
+    if (!HashesFromProto(message.blocks().stored(), &stored) ||
+        !HashesFromProto(message.blocks().removed(), &removed)) {
+      return InvalidArgument("blocks: every hash must have 16 bytes");
+    }
+    index_->Apply(*member, message.blocks().cleared(), stored, removed);
+  } else if (message.has_draining()) {
+    registry_->MarkDraining(*member);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Membership::HandleHello(const internal::v1::Hello& hello) {
+  if (member().has_value()) return InvalidArgument("hello must come only once");
+  TANDEM_ASSIGN_OR_RETURN(WorkerIdentity identity, IdentityFromProto(hello));
+  // The registry may call this while the stay ends, so it holds a copy of `send_` and not `this`.
+  const auto drain = [send = send_] {
+    RouterMessage message;
+    message.mutable_drain();
+    send(std::move(message));
+  };
+  TANDEM_ASSIGN_OR_RETURN(const Registry::Member joined,
+                          registry_->Join(std::move(identity), hello.capability(), drain));
+  bool left;
+  {
+    absl::MutexLock lock(&mutex_);
+    member_ = joined;
+    left = left_;
+  }
+  if (left) {
+    // Leave() came between Join and here, and did not know of the member yet.
+    registry_->Leave(joined);
+    return absl::OkStatus();
+  }
+  RouterMessage welcome;
+  welcome.mutable_welcome()->set_router_id(router_id_);
+  send_(std::move(welcome));
+  return absl::OkStatus();
+}
+
+void Membership::Leave() {
+  std::optional<Registry::Member> member;
+  {
+    absl::MutexLock lock(&mutex_);
+    left_ = true;
+    member = member_;
+  }
+  if (member.has_value()) registry_->Leave(*member);
+}
+
+std::optional<Registry::Member> Membership::member() const {
+  absl::MutexLock lock(&mutex_);
+  return member_;
+}
+
+}  // namespace tandem::router

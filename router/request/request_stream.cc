@@ -1,0 +1,242 @@
+// Four parties call in from threads of their own, and each may come after the stream has moved on.
+// Three rules keep that simple. Whatever arrives for another state than it was meant for is
+// dropped. Events carry the number of the attempt they belong to, so that a decode call which was
+// given up cannot speak for its successor. And nothing but Advance() calls the sink, so that the
+// order "writes, then one Finish" holds whoever ends the stream.
+#include "router/request/request_stream.h"
+
+#include <utility>
+
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+
+namespace tandem::router {
+namespace {
+
+// After the deadline, how long a client that is not reading has to take its last message.
+constexpr absl::Duration kLastMessageGrace = absl::Seconds(2);
+
+}  // namespace
+
+// Ties a decode call's events to the attempt they belong to, and keeps the stream alive.
+class RequestStream::AttemptHandler : public DecodeHandler {
+ public:
+  AttemptHandler(std::shared_ptr<RequestStream> stream, int attempt)
+      : stream_(std::move(stream)), attempt_(attempt) {}
+  void OnEvent(TokenEvent event) override { stream_->OnEvent(attempt_, std::move(event)); }
+  void OnEnd(const absl::Status& status) override { stream_->OnEnd(attempt_, status); }
+
+ private:
+  const std::shared_ptr<RequestStream> stream_;
+  const int attempt_;
+};
+
+RequestStream::RequestStream(Request request, TextEmitter text, StreamSink* sink,
+                             const StreamContext& context)
+    : request_(std::move(request)),
+      name_(LogName(request_)),
+      context_(context),
+      sink_(sink),
+      text_(std::move(text)),
+      meter_(&request_, context.metrics, context.clock) {}
+
+RoutablePrompt RequestStream::prompt() const {
+  return {name_, request_.tokens, request_.cache_salt, request_.priority};
+}
+
+void RequestStream::Begin() {
+  absl::MutexLock lock(&mutex_);
+  if (state_ != State::kQueued) return;
+  waiting_since_ = context_.clock->Now();
+  const absl::Status queued = context_.dispatcher->Submit(shared_from_this(), &ticket_);
+  if (!queued.ok()) return End(queued, FinishReason::kAbort);
+  SetTimer(request_.deadline);
+}
+
+void RequestStream::SetTimer(absl::Time when) {
+  // The timer must not keep a stream alive that nobody else knows any more.
+  timer_ = context_.timers->Set(when, [weak = weak_from_this()] {
+    if (const std::shared_ptr<RequestStream> self = weak.lock()) self->OnDeadline();
+  });
+}
+
+void RequestStream::Start(const Route& route) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ != State::kQueued) return;
+  state_ = State::kDecoding;
+  route_ = route;
+  meter_.OnStart(route_);
+  ++attempt_;
+  paused_ = false;
+  call_ = context_.decode_client->Start(
+      route_, request_, std::make_shared<AttemptHandler>(shared_from_this(), attempt_));
+}
+
+void RequestStream::Fail(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kQueued) End(status, FinishReason::kAbort);
+}
+
+void RequestStream::OnEvent(int attempt, TokenEvent event) {
+  absl::MutexLock lock(&mutex_);
+  if (attempt != attempt_ || state_ != State::kDecoding) return;
+  Emit(std::move(event));
+  Advance();
+  ReadOn();
+}
+
+void RequestStream::Emit(TokenEvent event) {
+  cached_tokens_ = event.cached_tokens;
+  if (event.timing.has_value()) meter_.OnWorkerTiming(std::move(*event.timing));
+  const FinishReason reason = event.finish_reason;
+  // A stop string may end the answer in the middle of an event, and a worker may have drawn more
+  // than the client asked for: what lies behind is dropped, and its logprobs with it.
+  std::string text;
+  size_t taken = 0;
+  bool stopped = false;
+  while (taken < event.token_ids.size() && !stopped &&
+         meter_.completion_tokens() + static_cast<int>(taken) < request_.max_tokens) {
+    TextEmitter::Result result = text_.Push(event.token_ids[taken++]);
+    text += result.text;
+    stopped = result.stopped;
+  }
+  event.token_ids.resize(taken);
+  if (event.logprobs.size() > taken) event.logprobs.resize(taken);
+  meter_.OnTokens(taken, cached_tokens_);
+  pending_.Append(std::move(event), text);
+  if (stopped) return End(absl::OkStatus(), FinishReason::kStop);
+  // The status that says why a request was aborted comes with the end of the call.
+  if (reason == FinishReason::kNone || reason == FinishReason::kAbort) return;
+  pending_.AppendText(text_.Flush());
+  // The worker is done by itself: the call ends, nothing is left to cancel.
+  call_->ReadToEnd();
+  call_.reset();
+  End(absl::OkStatus(), reason);
+}
+
+void RequestStream::ReadOn() {
+  if (state_ != State::kDecoding) return;
+  paused_ = pending_.full();
+  if (!paused_) call_->ReadNext();
+}
+
+void RequestStream::OnEnd(int attempt, const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  if (attempt != attempt_ || state_ != State::kDecoding) return;
+  const std::string& worker = route_.decode.id;
+  const int tokens = meter_.completion_tokens();
+  if (status.ok()) {
+    return End(Unavailable("decode worker '{}' ended the stream without a finish reason after {} "
+                           "tokens",
+                           worker, tokens),
+               FinishReason::kAbort);
+  }
+  if (tokens == 0 && absl::IsResourceExhausted(status)) return Requeue(Retries::Kind::kFull);
+  if (!MayBeLost(status)) {
+    return End(absl::Status(status.code(), fmt::format("decode worker '{}', after {} tokens: {}",
+                                                       worker, tokens, MessageOf(status))),
+               FinishReason::kAbort);
+  }
+  if (tokens > 0) {
+    return End(Unavailable("decode worker '{}' was lost after {} tokens: {}", worker, tokens,
+                           MessageOf(status)),
+               FinishReason::kAbort);
+  }
+  if (!retries_.may_try_again()) {
+    return End(Unavailable("{} workers failed before the first token, the last one decode worker "
+                           "'{}': {}",
+                           retries_.lost() + 1, worker, MessageOf(status)),
+               FinishReason::kAbort);
+  }
+  spdlog::warn("request {}: decode worker {} failed before the first token: {}", name_, worker,
+               MessageOf(status));
+  Requeue(Retries::Kind::kLost);
+}
+
+void RequestStream::Requeue(Retries::Kind kind) {
+  const absl::Time now = context_.clock->Now();
+  const bool lost = kind == Retries::Kind::kLost;
+  retries_.Add(kind, route_, now);
+  // A full cluster is one long wait; after a loss waiting begins anew.
+  if (lost) waiting_since_ = now;
+  context_.metrics
+      ->retries(lost ? RouterMetrics::RetryReason::kWorkerLost
+                     : RouterMetrics::RetryReason::kWorkerFull)
+      .Increment();
+  meter_.OnStop();
+  state_ = State::kQueued;
+  call_.reset();
+  context_.dispatcher->Requeue(shared_from_this(), ticket_, waiting_since_, retries_);
+}
+
+void RequestStream::End(const absl::Status& status, FinishReason reason) {
+  if (state_ == State::kEnding || state_ == State::kEnded) return;
+  if (state_ == State::kDecoding) meter_.OnStop();
+  state_ = State::kEnding;
+  outcome_ = status;
+  if (ticket_ != 0) context_.dispatcher->Ended(ticket_);
+  if (call_ != nullptr) call_->Cancel();
+  call_.reset();
+  // A stream that has begun ends with a message that says how; before that the status says it all.
+  if (status.ok() || meter_.completion_tokens() > 0) pending_.SetFinishReason(reason);
+  Advance();
+}
+
+void RequestStream::Advance() {
+  if (writing_ || state_ == State::kEnded) return;
+  if (!pending_.empty()) return WritePending();
+  if (state_ != State::kEnding) return;
+  state_ = State::kEnded;
+  context_.timers->Cancel(timer_);
+  meter_.OnEnd(outcome_);
+  sink_->Finish(outcome_);
+  sink_ = nullptr;
+}
+
+void RequestStream::WritePending() {
+  GenerateResponse response = pending_.Take();
+  response.prompt_tokens = static_cast<int>(request_.tokens.size());
+  response.cached_tokens = cached_tokens_;
+  response.completion_tokens = meter_.completion_tokens();
+  meter_.OnWrite();
+  if (response.finish_reason != FinishReason::kNone) response.timing = meter_.CurrentTiming();
+  writing_ = true;
+  sink_->Write(response);
+}
+
+void RequestStream::OnWritten(bool ok) {
+  absl::MutexLock lock(&mutex_);
+  writing_ = false;
+  if (!ok) {
+    pending_.Clear();
+    End(absl::CancelledError("the client went away"), FinishReason::kNone);
+  }
+  Advance();
+  if (paused_ && state_ == State::kDecoding) ReadOn();
+}
+
+void RequestStream::OnClientGone() {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kEnded) return;
+  pending_.Clear();
+  End(absl::CancelledError("the client cancelled the request"), FinishReason::kNone);
+}
+
+void RequestStream::OnDeadline() {
+  absl::MutexLock lock(&mutex_);
+  if (state_ == State::kEnded) return;
+  if (state_ == State::kEnding) {
+    // The stream waits for nothing but the client, which has had its grace.
+    if (sink_ != nullptr) sink_->Abort();
+    return;
+  }
+  End(DeadlineExceeded("the deadline passed {} after the request came, with {} tokens produced{}",
+                       absl::FormatDuration(context_.clock->Now() - request_.received),
+                       meter_.completion_tokens(),
+                       state_ == State::kQueued ? "; it still waited for a worker" : ""),
+      FinishReason::kAbort);
+  if (state_ != State::kEnded) SetTimer(context_.clock->Now() + kLastMessageGrace);
+}
+
+}  // namespace tandem::router

@@ -1,0 +1,104 @@
+// The stream of one request, from the queue to its last message: a state machine driven by the
+// dispatcher, the decode worker's events, the client's writes and the deadline.
+//
+//   kQueued -> kDecoding -> kEnding -> kEnded
+//      ^           |
+//      +-----------+   worker lost or full before the first token
+//
+// Thread-safe: every entry takes the stream's lock and never blocks under it. Lock order: stream,
+// then dispatcher, registry or timers. Lives as long as someone will call it (dispatcher, decode
+// call, sink).
+//
+// Back-pressure: one message at a time goes to the client; tokens that come meanwhile are merged
+// into the next one (PendingResponse), and when that is full the decode call is not read until the
+// client has taken the message.
+#pragma once
+
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+
+#include "common/base/clock.h"
+#include "common/base/timer_queue.h"
+#include "router/dispatch/dispatcher.h"
+#include "router/metrics/router_metrics.h"
+#include "router/request/decode_client.h"
+#include "router/request/pending_response.h"
+#include "router/request/request.h"
+#include "router/request/stream_meter.h"
+#include "router/request/stream_sink.h"
+#include "router/request/text_emitter.h"
+
+namespace tandem::router {
+
+// What all streams share; outlives them.
+struct StreamContext {
+  Dispatcher* dispatcher = nullptr;
+  DecodeClient* decode_client = nullptr;
+  RouterMetrics* metrics = nullptr;
+  TimerQueue* timers = nullptr;
+  Clock* clock = nullptr;
+};
+
+class RequestStream : public Dispatchable, public std::enable_shared_from_this<RequestStream> {
+ public:
+  // `sink` lives until its Finish was called.
+  RequestStream(Request request, TextEmitter text, StreamSink* sink, const StreamContext& context);
+
+  // Joins the queue and sets the deadline's timer. Before that nothing calls the sink.
+  void Begin();
+  // The sink's Write has ended; false: the client is gone.
+  void OnWritten(bool ok);
+  // The client cancelled or went away.
+  void OnClientGone();
+
+  // Dispatchable.
+  RoutablePrompt prompt() const override;
+  void Start(const Route& route) override;
+  void Fail(const absl::Status& status) override;
+
+ private:
+  enum class State { kQueued, kDecoding, kEnding, kEnded };
+  class AttemptHandler;
+
+  void OnEvent(int attempt, TokenEvent event);
+  void OnEnd(int attempt, const absl::Status& status);
+  void OnDeadline();
+
+  void Emit(TokenEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Requeue(Retries::Kind kind) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ReadOn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetTimer(absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The outcome is known: stops the worker, lets the last message out, then finishes.
+  void End(const absl::Status& status, FinishReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WritePending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const Request request_;
+  const std::string name_;  // for logs
+  const StreamContext context_;
+
+  absl::Mutex mutex_;
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kQueued;
+  StreamSink* sink_ ABSL_GUARDED_BY(mutex_);
+  TextEmitter text_ ABSL_GUARDED_BY(mutex_);
+  StreamMeter meter_ ABSL_GUARDED_BY(mutex_);
+  Dispatcher::Ticket ticket_ ABSL_GUARDED_BY(mutex_) = 0;
+  TimerQueue::Id timer_ ABSL_GUARDED_BY(mutex_) = 0;
+  // The current attempt; events of earlier ones are ignored.
+  int attempt_ ABSL_GUARDED_BY(mutex_) = 0;
+  Route route_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<DecodeCall> call_ ABSL_GUARDED_BY(mutex_);
+  Retries retries_ ABSL_GUARDED_BY(mutex_);
+  absl::Time waiting_since_ ABSL_GUARDED_BY(mutex_);
+  bool paused_ ABSL_GUARDED_BY(mutex_) = false;
+  // Messages to the client.
+  PendingResponse pending_ ABSL_GUARDED_BY(mutex_);
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  int cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Status outcome_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace tandem::router

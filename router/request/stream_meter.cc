@@ -1,0 +1,74 @@
+#include "router/request/stream_meter.h"
+
+namespace tandem::router {
+namespace {
+
+double Ms(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration); }
+
+}  // namespace
+
+void StreamMeter::OnStart(const Route& route) {
+  started_ = clock_->Now();
+  decode_worker_ = route.decode.id;
+  predicted_cached_tokens_ = route.predicted_cached_tokens;
+  metrics_->running.Increment();
+}
+
+void StreamMeter::OnStop() { metrics_->running.Decrement(); }
+
+void StreamMeter::OnTokens(size_t count, int cached_tokens) {
+  if (count == 0) return;
+  const absl::Time now = clock_->Now();
+  if (completion_tokens_ == 0) {
+    first_token_ = now;
+    metrics_->predicted_hit_tokens.Increment(predicted_cached_tokens_);
+    metrics_->actual_hit_tokens.Increment(cached_tokens);
+    metrics_->prompt_tokens.Increment(static_cast<double>(request_->tokens.size()));
+  } else {
+    // Tokens that came together share the gap before them.
+    const double gap = absl::ToDoubleSeconds(now - last_token_) / static_cast<double>(count);
+    for (size_t i = 0; i < count; ++i) metrics_->inter_token.Observe(gap);
+  }
+  last_token_ = now;
+  completion_tokens_ += static_cast<int>(count);
+  metrics_->generation_tokens.Increment(static_cast<double>(count));
+}
+
+void StreamMeter::OnWrite() {
+  if (first_write_ != kNotYet) return;
+  first_write_ = clock_->Now();
+  metrics_->ttft.Observe(absl::ToDoubleSeconds(first_write_ - request_->received));
+}
+
+Timing StreamMeter::CurrentTiming() const {
+  Timing timing = worker_;
+  StageTimes& stages = timing.stages;
+  stages[Stage::kTokenize] = Ms(request_->tokenize_time);
+  // The decode worker's part of the queue stage is in already.
+  if (started_ != kNotYet) {
+    stages[Stage::kQueue] += Ms(started_ - request_->received - request_->tokenize_time);
+  }
+  if (first_write_ != kNotYet) stages[Stage::kTtft] = Ms(first_write_ - request_->received);
+  stages[Stage::kTotal] = Ms(clock_->Now() - request_->received);
+  timing.decode_worker = decode_worker_;
+  return timing;
+}
+
+void StreamMeter::OnEnd(const absl::Status& outcome) {
+  metrics_->requests(outcome.code()).Increment();
+  const StageTimes stages = CurrentTiming().stages;
+  metrics_->duration.Observe(stages[Stage::kTotal] / 1e3);
+  const bool has_token = first_token_ != kNotYet;
+  for (const StageInfo& info : kStages) {
+    if (!has_token && !info.without_token) continue;
+    // A client that left before its first message was written has no time to first token.
+    if (info.stage == Stage::kTtft && first_write_ == kNotYet) continue;
+    metrics_->stage(info.stage).Observe(stages[info.stage] / 1e3);
+  }
+  if (completion_tokens_ > 1) {
+    metrics_->time_per_output_token.Observe(absl::ToDoubleSeconds(last_token_ - first_token_) /
+                                            (completion_tokens_ - 1));
+  }
+}
+
+}  // namespace tandem::router

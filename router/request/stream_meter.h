@@ -1,0 +1,60 @@
+// What one stream measures of itself: when it reached which point, its Timing, and its part of the
+// router's metrics.
+//
+// Not thread-safe: part of a RequestStream.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+#include "common/base/clock.h"
+#include "common/base/token_event.h"
+#include "router/metrics/router_metrics.h"
+#include "router/policy/routing_policy.h"
+#include "router/request/request.h"
+
+namespace tandem::router {
+
+class StreamMeter {
+ public:
+  // All outlive this.
+  StreamMeter(const Request* request, RouterMetrics* metrics, Clock* clock)
+      : request_(request), metrics_(metrics), clock_(clock) {}
+
+  // The request went to the workers of `route`; again after a retry.
+  void OnStart(const Route& route);
+  // It came back from there, or ended.
+  void OnStop();
+  // What the decode worker says beside its tokens.
+  void OnWorkerTiming(Timing timing) { worker_ = std::move(timing); }
+  // `count` tokens came, of a prompt of which `cached_tokens` were cached.
+  void OnTokens(size_t count, int cached_tokens);
+  // A message goes to the client.
+  void OnWrite();
+  // Records what the whole request took.
+  void OnEnd(const absl::Status& outcome);
+
+  int completion_tokens() const { return completion_tokens_; }
+  // As of now.
+  Timing CurrentTiming() const;
+
+ private:
+  static constexpr absl::Time kNotYet = absl::InfinitePast();
+
+  const Request* const request_;
+  RouterMetrics* const metrics_;
+  Clock* const clock_;
+  std::string decode_worker_;
+  int predicted_cached_tokens_ = 0;
+  Timing worker_;
+  int completion_tokens_ = 0;
+  absl::Time started_ = kNotYet;  // sent to the decode worker
+  absl::Time first_token_ = kNotYet;
+  absl::Time last_token_ = kNotYet;
+  absl::Time first_write_ = kNotYet;
+};
+
+}  // namespace tandem::router

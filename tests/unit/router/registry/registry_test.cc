@@ -1,0 +1,135 @@
+#include "router/registry/registry.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "tandem/internal/v1/cluster.pb.h"
+#include "tests/fakes/fake_clock.h"
+#include "tests/support/paths.h"
+
+namespace tandem::router {
+namespace {
+
+using ::testing::HasSubstr;
+
+internal::v1::Capability MakeCapability() {
+  internal::v1::Capability c;
+  c.set_model("m");
+  c.set_model_digest("digest");
+  c.set_dtype("float32");
+  c.set_kv_dtype("float32");
+  c.set_num_layers(2);
+  c.set_num_kv_heads(1);
+  c.set_head_dim(64);
+  c.set_block_size(16);
+  c.set_layout("HND");
+  c.set_tensor_parallel_size(1);
+  c.set_vocab_size(512);
+  return c;
+}
+
+WorkerIdentity MakeIdentity(const std::string& id, uint64_t incarnation, WorkerRole role) {
+  WorkerIdentity identity;
+  identity.id = id;
+  identity.incarnation = incarnation;
+  identity.role = role;
+  identity.address = "127.0.0.1:1";
+  identity.max_model_len = 100 * static_cast<int>(incarnation);
+  identity.num_blocks = 10;
+  return identity;
+}
+
+class RegistryTest : public ::testing::Test {
+ protected:
+  absl::StatusOr<Registry::Member> Join(const std::string& id, uint64_t incarnation,
+                                        WorkerRole role = WorkerRole::kDecode) {
+    return registry_.Join(MakeIdentity(id, incarnation, role), MakeCapability(), nullptr);
+  }
+
+  FakeClock clock_;
+  PrefixIndex index_;
+  Registry registry_{{"m", "", 512, ""}, &index_, &clock_};
+};
+
+TEST_F(RegistryTest, PublishesWhoIsThere) {
+  int changes = 0;
+  registry_.SetListener([&] { ++changes; });
+  EXPECT_FALSE(registry_.view()->Serving());
+  const auto d = Join("d", 3);
+  ASSERT_OK(d);
+  EXPECT_FALSE(registry_.view()->Serving());
+  const auto p = Join("p", 2, WorkerRole::kPrefill);
+  ASSERT_OK(p);
+  const auto before = registry_.view();
+  EXPECT_TRUE(before->Serving());
+  EXPECT_EQ(before->max_model_len, 200);  // the smallest
+  EXPECT_EQ(before->block_size, 16);
+  EXPECT_EQ(before->kv_bytes_per_token, 2 * 2 * 64 * 4);
+
+  LoadReport load;
+  load.waiting_tokens = 77;
+  registry_.Report(*p, load);
+  EXPECT_EQ(registry_.view()->Find("p")->load->waiting_tokens, 77);
+  EXPECT_EQ(before->Find("p")->load->waiting_tokens, 0);  // views do not change
+
+  registry_.Leave(*d);
+  EXPECT_EQ(registry_.view()->Find("d"), nullptr);
+  EXPECT_FALSE(registry_.view()->Serving());
+  EXPECT_EQ(changes, 4);
+}
+
+TEST_F(RegistryTest, RefusesAnotherCapabilityWithOneLine) {
+  const auto first = Join("a", 1);
+  ASSERT_OK(first);
+  internal::v1::Capability other = MakeCapability();
+  other.set_block_size(32);
+  const auto refused = registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("block_size 16 here, 32 there"));
+  // When all have left another kind of cluster may form.
+  registry_.Leave(*first);
+  EXPECT_OK(registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr));
+}
+
+TEST_F(RegistryTest, RefusesAnotherModelThanTheRouters) {
+  internal::v1::Capability other = MakeCapability();
+  other.set_model("n");
+  other.set_vocab_size(1024);
+  const auto refused = registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("model m here, n there"));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("vocab_size 512 here"));
+}
+
+TEST_F(RegistryTest, ANameBelongsToOneProcess) {
+  const auto first = Join("a", 1);
+  ASSERT_OK(first);
+  index_.Apply(*first, false, std::vector<Hash128>{{1, 1}}, {});
+  EXPECT_EQ(Join("a", 2).status().code(), absl::StatusCode::kAlreadyExists);
+  // The same process on a new stream takes its place, with an empty cache.
+  const auto again = Join("a", 1);
+  ASSERT_OK(again);
+  EXPECT_EQ(index_.size(), 0u);
+  registry_.Leave(*first);  // the old stream ends late: nothing happens
+  EXPECT_NE(registry_.view()->Find("a"), nullptr);
+  registry_.Leave(*again);
+  EXPECT_OK(Join("a", 2));
+}
+
+TEST_F(RegistryTest, DrainTellsTheWorkerAndTakesItOut) {
+  int told = 0;
+  ASSERT_OK(registry_.Join(MakeIdentity("u", 1, WorkerRole::kUnified), MakeCapability(),
+                           [&] { ++told; }));
+  EXPECT_TRUE(registry_.view()->Serving());
+  const absl::Status unknown = registry_.Drain("x");
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(unknown.message()), HasSubstr("[u]"));
+  EXPECT_OK(registry_.Drain("u"));
+  EXPECT_OK(registry_.Drain("u"));
+  EXPECT_EQ(told, 1);
+  EXPECT_FALSE(registry_.view()->Serving());
+  EXPECT_TRUE(registry_.view()->Find("u")->draining);
+}
+
+}  // namespace
+}  // namespace tandem::router

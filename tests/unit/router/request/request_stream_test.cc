@@ -1,0 +1,231 @@
+// One stream between a fake decode worker and a client that takes messages when the test says so.
+// One thread, and a clock that stands still.
+#include "router/request/request_stream.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "common/base/status.h"
+#include "tests/fakes/fake_clock.h"
+#include "tests/fakes/fake_decode_client.h"
+#include "tests/support/paths.h"
+
+namespace tandem::router {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+// Keeps every message; no write ends by itself.
+class RecordingSink : public StreamSink {
+ public:
+  void Write(const GenerateResponse& response) override { responses.push_back(response); }
+  void Finish(const absl::Status& status) override {
+    outcome = status;
+    finished = true;
+  }
+  void Abort() override { aborted = true; }
+
+  std::vector<GenerateResponse> responses;
+  absl::Status outcome;
+  bool finished = false;
+  bool aborted = false;
+};
+
+// Sends every request to worker "d".
+class OneWorkerPolicy : public RoutingPolicy {
+ public:
+  absl::StatusOr<Route> Choose(const ClusterView&, const RouteQuery&) const override {
+    Route route;
+    route.decode.id = "d";
+    route.predicted_cached_tokens = 2;
+    return route;
+  }
+};
+
+class RequestStreamTest : public ::testing::Test {
+ protected:
+  Request MakeRequest() {
+    Request request;
+    request.id = "r";
+    request.tokens = {1, 2, 3};
+    request.max_tokens = 1'000'000;
+    request.received = clock_.Now();
+    request.deadline = clock_.Now() + absl::Seconds(60);
+    return request;
+  }
+  void Begin() { Begin(MakeRequest()); }
+  void Begin(Request request) {
+    auto text = TextEmitter::Create(nullptr, {}, 0);
+    ASSERT_OK(text);
+    stream_ = std::make_shared<RequestStream>(
+        std::move(request), *std::move(text), &sink_,
+        StreamContext{&dispatcher_, &client_, &router_metrics_, &timers_, &clock_});
+    stream_->Begin();
+    dispatcher_.Step(absl::ZeroDuration());
+  }
+  void Advance(absl::Duration by) {
+    clock_.Advance(by);
+    timers_.FireDue();
+    dispatcher_.Step(absl::ZeroDuration());
+  }
+  FakeDecodeCall& call() { return *client_.calls().back(); }
+
+  FakeClock clock_;
+  PrefixIndex index_;
+  Registry registry_{{"m", "", 0, ""}, &index_, &clock_};
+  Metrics metrics_;
+  RouterMetrics router_metrics_{&metrics_};
+  const OneWorkerPolicy policy_;
+  FakeDecodeClient client_;
+  RecordingSink sink_;
+  TimerQueue timers_{&clock_, nullptr};
+  Dispatcher dispatcher_{{}, &registry_, &index_, &policy_, &router_metrics_, &clock_};
+  std::shared_ptr<RequestStream> stream_;
+};
+
+TEST_F(RequestStreamTest, AStalledClientPausesTheWorkerAndLosesNothing) {
+  constexpr int kEvents = 100, kPerEvent = 50;  // far more than may be pending
+  Begin();
+  for (int i = 0; i < kEvents; ++i) {
+    call().Send(std::vector<int32_t>(kPerEvent, i),
+                i + 1 == kEvents ? FinishReason::kLength : FinishReason::kNone);
+  }
+  call().End(absl::OkStatus());
+  client_.Deliver();
+  // The first message is with the client; behind it tokens pile up to the bound, and no further.
+  ASSERT_EQ(sink_.responses.size(), 1u);
+  const size_t taken = kEvents - call().unread();
+  EXPECT_LE(taken * kPerEvent, kPerEvent + PendingResponse::kMaxTokens + kPerEvent);
+  EXPECT_GE(taken * kPerEvent, PendingResponse::kMaxTokens);
+
+  std::vector<int32_t> tokens;
+  for (size_t i = 0; i < sink_.responses.size(); ++i) {
+    const GenerateResponse response = sink_.responses[i];
+    EXPECT_LT(response.token_ids.size(), PendingResponse::kMaxTokens + kPerEvent);
+    tokens.insert(tokens.end(), response.token_ids.begin(), response.token_ids.end());
+    EXPECT_EQ(response.completion_tokens, std::ssize(tokens));
+    stream_->OnWritten(true);
+    client_.Deliver();
+  }
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_OK(sink_.outcome);
+  ASSERT_EQ(std::ssize(tokens), kEvents * kPerEvent);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    ASSERT_EQ(tokens[i], static_cast<int32_t>(i) / kPerEvent) << i;
+  }
+}
+
+TEST_F(RequestStreamTest, StagesOfTheRouterAndOfTheWorkersMeetInTheTiming) {
+  Request request = MakeRequest();
+  request.tokenize_time = absl::Milliseconds(3);
+  clock_.Advance(absl::Milliseconds(10));  // 3 of them tokenising, 7 on the way to the queue
+  Begin(std::move(request));
+  clock_.Advance(absl::Milliseconds(20));
+  TokenEvent event;
+  event.token_ids = {7};
+  event.finish_reason = FinishReason::kStop;
+  event.timing.emplace();
+  event.timing->stages[Stage::kQueue] = 5;  // at the decode worker
+  event.timing->stages[Stage::kPrefill] = 9;
+  event.timing->prefill_worker = "p";
+  call().Send(std::move(event));
+  client_.Deliver();
+  ASSERT_EQ(sink_.responses.size(), 1u);
+  const Timing& timing = sink_.responses[0].timing.value();
+  EXPECT_DOUBLE_EQ(timing.stages[Stage::kTokenize], 3);
+  EXPECT_DOUBLE_EQ(timing.stages[Stage::kQueue], 7 + 5);
+  EXPECT_DOUBLE_EQ(timing.stages[Stage::kPrefill], 9);
+  EXPECT_DOUBLE_EQ(timing.stages[Stage::kTtft], 30);
+  EXPECT_DOUBLE_EQ(timing.stages[Stage::kTotal], 30);
+  EXPECT_EQ(timing.prefill_worker, "p");
+  EXPECT_EQ(timing.decode_worker, "d");
+}
+
+TEST_F(RequestStreamTest, TheDeadlineEndsTheStreamAndTheWorkersCall) {
+  Begin();
+  call().Send({1});
+  client_.Deliver();
+  stream_->OnWritten(true);
+  Advance(absl::Seconds(59));
+  EXPECT_FALSE(call().cancelled());
+  Advance(absl::Seconds(1));
+  EXPECT_TRUE(call().cancelled());
+  ASSERT_EQ(sink_.responses.size(), 2u);
+  EXPECT_EQ(sink_.responses[1].finish_reason, FinishReason::kAbort);
+  stream_->OnWritten(true);
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_FALSE(sink_.aborted);
+}
+
+TEST_F(RequestStreamTest, AClientThatTakesNothingIsGivenUpSoonAfterTheDeadline) {
+  Begin();
+  call().Send({1});
+  client_.Deliver();  // the client does not take it
+  Advance(absl::Seconds(60));
+  EXPECT_FALSE(sink_.aborted);
+  Advance(absl::Seconds(2));
+  EXPECT_TRUE(sink_.aborted);
+  stream_->OnWritten(false);
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_EQ(timers_.Next(), absl::InfiniteFuture());
+}
+
+TEST_F(RequestStreamTest, AnEndedStreamLeavesNoTimer) {
+  Begin();
+  EXPECT_EQ(timers_.Next(), clock_.Now() + absl::Seconds(60));
+  stream_->OnClientGone();
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_EQ(timers_.Next(), absl::InfiniteFuture());
+}
+
+TEST_F(RequestStreamTest, EventsOfALostAttemptAreDropped) {
+  Begin();
+  const std::shared_ptr<FakeDecodeCall> first = client_.calls().front();
+  first->End(Unavailable("gone"));
+  client_.Deliver();
+  dispatcher_.Step(absl::ZeroDuration());  // sent out again
+  ASSERT_EQ(client_.calls().size(), 2u);
+  call().Send({5}, FinishReason::kStop);
+  client_.Deliver();
+  ASSERT_EQ(sink_.responses.size(), 1u);
+  EXPECT_THAT(sink_.responses[0].token_ids, ElementsAre(5));
+}
+
+TEST_F(RequestStreamTest, ALostWorkerIsReplacedThreeTimesAndNotMore) {
+  Begin();
+  for (int i = 0; i <= Retries::kMaxLost; ++i) {
+    ASSERT_FALSE(sink_.finished);
+    call().End(Unavailable("gone"));
+    client_.Deliver();
+    dispatcher_.Step(absl::ZeroDuration());
+  }
+  EXPECT_EQ(std::ssize(client_.calls()), Retries::kMaxLost + 1);
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("4 workers failed before the first token"));
+  EXPECT_THAT(sink_.responses, IsEmpty());
+}
+
+TEST_F(RequestStreamTest, MoreTokensThanAskedForAreCutOffWithTheirLogprobs) {
+  Request request = MakeRequest();
+  request.max_tokens = 2;
+  Begin(std::move(request));
+  TokenEvent event;
+  event.token_ids = {1, 2, 3};
+  for (const int32_t token : event.token_ids) event.logprobs.push_back({token, -1.0f, {}});
+  event.finish_reason = FinishReason::kLength;
+  call().Send(std::move(event));
+  client_.Deliver();
+  ASSERT_EQ(sink_.responses.size(), 1u);
+  EXPECT_THAT(sink_.responses[0].token_ids, ElementsAre(1, 2));
+  EXPECT_EQ(sink_.responses[0].logprobs.size(), 2u);
+}
+
+}  // namespace
+}  // namespace tandem::router
