@@ -15,7 +15,7 @@ size_t RoundUp(size_t value, size_t multiple) {
 // first-level cache.
 constexpr size_t kPackInputs = 64;
 
-// Kernels may keep rounded inputs in whole tiles of so many rows.
+// Kernels may keep rounded inputs in whole tiles of so many rows, and widened to float32.
 constexpr size_t kRowTile = 16;
 
 size_t Panels(const PackedMatrix& w) { return RoundUp(w.n, kPanel) / kPanel; }
@@ -70,16 +70,15 @@ void PackRows(const void* source, Element source_element, size_t rows, size_t k,
 
 size_t LinearScratchBytes(Element element, size_t rows, size_t k) {
   if (element == Element::kFloat32) return 0;
-  return RoundUp(rows, kRowTile) * PaddedInputs(k) * sizeof(uint16_t);
+  return RoundUp(rows, kRowTile) * PaddedInputs(k) * sizeof(float);
 }
 
 void LinearBF16(const BF16Kernel& kernel, const LinearArgs& args, void* scratch, Threads* threads) {
-  uint16_t* inputs = static_cast<uint16_t*>(scratch);
   threads->ForRanges(args.rows, 1 + 32768 / args.w->k, [&](size_t begin, size_t end) {
-    kernel.round_rows(args, begin, end, inputs);
+    kernel.round_rows(args, begin, end, scratch);
   });
   threads->ForRanges(Panels(*args.w), PanelGrain(args),
-                     [&](size_t begin, size_t end) { kernel.panels(args, inputs, begin, end); });
+                     [&](size_t begin, size_t end) { kernel.panels(args, scratch, begin, end); });
 }
 
 void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_stride, size_t rows,
@@ -87,7 +86,7 @@ void Linear(const PackedMatrix& w, const float* bias, const float* x, size_t x_s
   const LinearArgs args{&w, bias, x, x_stride, rows, y, y_stride};
   if (w.element == Element::kBFloat16) {
     const BF16Kernel* amx = AmxBF16Kernel();
-    LinearBF16(amx != nullptr ? *amx : *Avx512BF16Kernel(), args, scratch, threads);
+    LinearBF16(amx != nullptr ? *amx : *FastestAvx512BF16Kernel(), args, scratch, threads);
     return;
   }
   threads->ForRanges(Panels(w), PanelGrain(args),

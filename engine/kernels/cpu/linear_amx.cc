@@ -192,7 +192,7 @@ TANDEM_AMX void PanelOfBlock(const LinearArgs& args, const uint16_t* inputs, con
   }
 }
 
-TANDEM_AMX void AmxPanels(const LinearArgs& args, const uint16_t* inputs, size_t panel_begin,
+TANDEM_AMX void AmxPanels(const LinearArgs& args, const void* inputs, size_t panel_begin,
                           size_t panel_end) {
   const size_t chunks = PaddedInputs(args.w->k) / kChunk;
   TileShape configured = {};
@@ -202,18 +202,19 @@ TANDEM_AMX void AmxPanels(const LinearArgs& args, const uint16_t* inputs, size_t
     for (size_t c = 0; c < chunks; c += depth) {
       const Block block{r, r + rows, c, std::min(chunks, c + depth)};
       for (size_t p = panel_begin; p < panel_end; ++p) {
-        PanelOfBlock(args, inputs, block, p, &configured);
+        PanelOfBlock(args, static_cast<const uint16_t*>(inputs), block, p, &configured);
       }
     }
   }
   _tile_release();
 }
 
-TANDEM_AMX void RoundRows(const LinearArgs& args, size_t begin, size_t end, uint16_t* inputs) {
+TANDEM_AMX void RoundRows(const LinearArgs& args, size_t begin, size_t end, void* inputs) {
   const size_t k = args.w->k, chunks = PaddedInputs(k) / kChunk;
   for (size_t r = begin; r < end; ++r) {
     const float* x = args.x + r * args.x_stride;
-    uint16_t* out = inputs + r / kTileRows * chunks * kInputTile + r % kTileRows * kChunk;
+    uint16_t* out = static_cast<uint16_t*>(inputs) + r / kTileRows * chunks * kInputTile +
+                    r % kTileRows * kChunk;
     for (size_t i = 0; i < k; i += kChunk, out += kInputTile) {
       const size_t left = std::min(kChunk, k - i);
       const auto mask = static_cast<__mmask32>(left == kChunk ? ~0u : (1u << left) - 1);

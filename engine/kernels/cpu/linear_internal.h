@@ -25,14 +25,15 @@ void LinearFloat32Panels(const LinearArgs& args, size_t panel_begin, size_t pane
 // LinearScratchBytes() bytes, in an order that is the kernel's own. Thread-safe: several threads
 // may round different rows, and later compute different panels.
 struct BF16Kernel {
-  void (*round_rows)(const LinearArgs& args, size_t begin, size_t end, uint16_t* inputs);
-  void (*panels)(const LinearArgs& args, const uint16_t* inputs, size_t panel_begin,
-                 size_t panel_end);
+  void (*round_rows)(const LinearArgs& args, size_t begin, size_t end, void* inputs);
+  void (*panels)(const LinearArgs& args, const void* inputs, size_t panel_begin, size_t panel_end);
 };
 
 // Null where the CPU, or the operating system, does not have what the kernel needs.
-const BF16Kernel* Avx512BF16Kernel();
 const BF16Kernel* AmxBF16Kernel();
+const BF16Kernel* DotPairsBF16Kernel();       // AVX-512 with VDPBF16PS
+const BF16Kernel* WideningBF16Kernel();       // AVX-512 in float32; same results as DotPairs
+const BF16Kernel* FastestAvx512BF16Kernel();  // one of these two
 
 // `scratch` as in Linear.
 void LinearBF16(const BF16Kernel& kernel, const LinearArgs& args, void* scratch, Threads* threads);

@@ -31,8 +31,9 @@ struct Kernel {
 // All that this CPU can run, also those that Linear would not choose on it.
 std::vector<Kernel> Kernels() {
   std::vector<Kernel> kernels = {{"float32"}};
-  if (Avx512BF16Kernel() != nullptr) kernels.push_back({"avx512-bf16", Avx512BF16Kernel()});
-  if (AmxBF16Kernel() != nullptr) kernels.push_back({"amx-bf16", AmxBF16Kernel()});
+  if (DotPairsBF16Kernel() != nullptr) kernels.push_back({"dot pairs", DotPairsBF16Kernel()});
+  if (WideningBF16Kernel() != nullptr) kernels.push_back({"widening", WideningBF16Kernel()});
+  if (AmxBF16Kernel() != nullptr) kernels.push_back({"amx", AmxBF16Kernel()});
   return kernels;
 }
 
@@ -159,6 +160,17 @@ TEST(LinearTest, ARowDoesNotDependOnItsNeighboursOrTheThreads) {
           problem.Run(kernel, first, count, 1 + static_cast<int>(random() % 3));
       for (size_t j = 0; j < some.size(); ++j) ASSERT_EQ(some[j], all[first * 150 + j]) << count;
     }
+  }
+}
+
+// So the choice between the two, which depends on the CPU's maker, changes no result.
+TEST(LinearTest, WideningAndDotPairsGiveTheSameBits) {
+  if (DotPairsBF16Kernel() == nullptr) GTEST_SKIP() << "this CPU has no bfloat16 arithmetic";
+  for (size_t rows = 1; rows <= 13; ++rows) {
+    const Problem problem(rows, 77, 333);
+    const std::vector<float> dot = problem.Run({"dot pairs", DotPairsBF16Kernel()}, 0, rows, 1);
+    const std::vector<float> wide = problem.Run({"widening", WideningBF16Kernel()}, 0, rows, 1);
+    for (size_t i = 0; i < dot.size(); ++i) ASSERT_EQ(dot[i], wide[i]) << rows << " " << i;
   }
 }
 
