@@ -19,7 +19,7 @@
 
 #include "fmt/format.h"
 
-#include "engine/kernels/cpu_features.h"
+#include "engine/device/cpu/cpu_features.h"
 #include "engine/kernels/linear.h"
 #include "engine/model/mapped_file.h"
 #include "engine/runtime/engine.h"

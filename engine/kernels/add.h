@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "engine/kernels/threads.h"
+#include "engine/device/cpu/threads.h"
 
 namespace tandem::engine {
 

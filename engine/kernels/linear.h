@@ -14,8 +14,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/device/cpu/threads.h"
 #include "engine/kernels/element.h"
-#include "engine/kernels/threads.h"
 
 namespace tandem::engine {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/kernels/threads.h"
+#include "engine/device/cpu/threads.h"
 
 namespace tandem::engine {
 

@@ -3,12 +3,11 @@
 
 #include <cstddef>
 
-#include "engine/kernels/threads.h"
+#include "engine/device/cpu/threads.h"
 
 namespace tandem::engine {
 
-// gate_up: [rows][2 * width], gate first. Writes silu(gate) * up over the gate half of each row, so
-// that the result has rows of `width` elements, 2 * width apart.
-void SiluMul(float* gate_up, size_t rows, size_t width, Threads* threads);
+// out = silu(gate) * up. gate_up: [rows][2 * width], gate first; out: [rows][width].
+void SiluMul(const float* gate_up, size_t rows, size_t width, float* out, Threads* threads);
 
 }  // namespace tandem::engine

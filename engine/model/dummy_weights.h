@@ -5,7 +5,7 @@
 #include <span>
 #include <string_view>
 
-#include "engine/kernels/threads.h"
+#include "engine/device/cpu/threads.h"
 
 namespace tandem::engine {
 

@@ -7,6 +7,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
+#include "engine/device/cpu/threads.h"
 #include "engine/model/dummy_weights.h"
 #include "engine/model/model_digest.h"
 
@@ -78,27 +79,47 @@ class TensorSource {
 // Loads tensors into a ModelWeights.
 class Loader {
  public:
-  Loader(const ModelConfig& config, Element element, TensorSource* source, Threads* threads)
-      : config_(config), element_(element), source_(source), threads_(threads) {}
+  Loader(const ModelConfig& config, Element element, TensorSource* source, Device* device, Ops* ops)
+      : config_(config),
+        element_(element),
+        source_(source),
+        device_(device),
+        ops_(ops),
+        stream_(device->NewStream()) {}
 
-  absl::Status Vector(const std::string& name, int64_t size, std::vector<float>* out) {
-    TANDEM_ASSIGN_OR_RETURN(const TensorView view, source_->Get(name, {size}));
-    for (size_t i = 0; i < static_cast<size_t>(size); ++i) {
-      out->push_back(LoadElement(view.data, view.element, i));
+  absl::Status Vector(const std::string& name, int64_t size, VectorWeights* out) {
+    return Vectors({{name, size}}, out);
+  }
+
+  // Several matrices with the same input, side by side; or several vectors end to end.
+  struct Part {
+    std::string name;  // of a matrix: without ".weight"
+    int64_t columns;
+  };
+  absl::Status Vectors(const std::vector<Part>& parts, VectorWeights* out) {
+    std::vector<float> values;
+    for (const Part& part : parts) {
+      TANDEM_ASSIGN_OR_RETURN(const TensorView view, source_->Get(part.name, {part.columns}));
+      for (size_t i = 0; i < static_cast<size_t>(part.columns); ++i) {
+        values.push_back(LoadElement(view.data, view.element, i));
+      }
     }
+    TANDEM_ASSIGN_OR_RETURN(out->memory, CopyOf(values.data(), values.size() * sizeof(float)));
     return absl::OkStatus();
   }
 
-  // Several matrices with the same input, side by side.
-  struct Part {
-    std::string name;  // without ".weight"
-    int64_t columns;
-  };
+  absl::StatusOr<Buffer> CopyOf(const void* data, size_t bytes) {
+    TANDEM_ASSIGN_OR_RETURN(Buffer copy, device_->Allocate(bytes));
+    stream_->CopyToDevice(copy.data(), data, bytes);
+    stream_->Synchronize();
+    return copy;
+  }
+
   absl::Status Matrix(const std::vector<Part>& parts, int64_t inputs, bool bias,
                       LinearWeights* out) {
     size_t columns = 0;
     for (const Part& part : parts) columns += static_cast<size_t>(part.columns);
-    Allocate(columns, inputs, out);
+    TANDEM_RETURN_IF_ERROR(Allocate(columns, inputs, out));
     size_t first = 0;
     for (const Part& part : parts) {
       TANDEM_ASSIGN_OR_RETURN(const TensorView view,
@@ -106,21 +127,21 @@ class Loader {
       Pack(view, first, out);
       first += static_cast<size_t>(part.columns);
     }
-    for (const Part& part : parts) {
-      if (!bias) break;
-      TANDEM_RETURN_IF_ERROR(Vector(part.name + ".bias", part.columns, &out->bias));
-    }
-    return absl::OkStatus();
+    if (!bias) return absl::OkStatus();
+    std::vector<Part> biases;
+    for (const Part& part : parts) biases.push_back({part.name + ".bias", part.columns});
+    return Vectors(biases, &out->bias);
   }
 
-  void Allocate(size_t columns, int64_t inputs, LinearWeights* out) {
+  absl::Status Allocate(size_t columns, int64_t inputs, LinearWeights* out) {
     const size_t k = static_cast<size_t>(inputs);
-    out->memory = MemoryBlock(engine::PackedBytes(element_, columns, k));
+    TANDEM_ASSIGN_OR_RETURN(out->memory, device_->Allocate(ops_->PackedWeightBytes(columns, k)));
     out->matrix = {element_, columns, k, out->memory.data()};
+    return absl::OkStatus();
   }
   void Pack(const TensorView& view, size_t first_column, LinearWeights* out) {
-    PackRows(view.data, view.element, static_cast<size_t>(view.shape[0]), out->matrix.k,
-             first_column, element_, out->memory.data(), threads_);
+    ops_->PackWeightRows(view.data, view.element, static_cast<size_t>(view.shape[0]), out->matrix.k,
+                         first_column, out->memory.data());
   }
 
   absl::Status Layer(int index, LayerWeights* layer) {
@@ -151,17 +172,23 @@ class Loader {
   const ModelConfig& config_;
   const Element element_;
   TensorSource* source_;
-  Threads* threads_;
+  Device* device_;
+  Ops* ops_;
+  const std::unique_ptr<Stream> stream_;
 };
 
-absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, TensorSource* source,
-                                  Loader* loader, ModelWeights* weights) {
+absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, bool copy_embedding,
+                                  TensorSource* source, Loader* loader, ModelWeights* weights) {
   const std::string table = source->prefix() + "embed_tokens.weight", head = "lm_head";
   const std::vector<int64_t> shape = {config.vocab_size, config.hidden_size};
   if (dummy) {
     weights->embedding = source->Dummy(table, shape, &weights->dummy_embedding);
   } else {
     TANDEM_ASSIGN_OR_RETURN(weights->embedding, source->Get(table, shape));
+  }
+  if (copy_embedding) {
+    TANDEM_ASSIGN_OR_RETURN(weights->embedding_copy,
+                            loader->CopyOf(weights->embedding.data, weights->embedding.bytes));
   }
   if (!config.tie_word_embeddings) {
     if (!source->Has(head + ".weight")) {
@@ -174,14 +201,15 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, TensorS
     return loader->Matrix({{head, config.vocab_size}}, config.hidden_size, false, &weights->head);
   }
   source->Ignore(head + ".weight");  // some tied checkpoints store the copy
-  loader->Allocate(static_cast<size_t>(config.vocab_size), config.hidden_size, &weights->head);
+  TANDEM_RETURN_IF_ERROR(
+      loader->Allocate(static_cast<size_t>(config.vocab_size), config.hidden_size, &weights->head));
   loader->Pack(weights->embedding, 0, &weights->head);
   return absl::OkStatus();
 }
 
 absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, TensorSource* source,
-                     Threads* threads, ModelWeights* weights) {
-  Loader loader(config, options.element, source, threads);
+                     Device* device, Ops* ops, ModelWeights* weights) {
+  Loader loader(config, options.element, source, device, ops);
   const size_t total_bytes =
       static_cast<size_t>(config.NumParameters()) * ElementSize(options.element);
   const int log_every = std::max(1, config.num_layers / 10);
@@ -194,7 +222,8 @@ absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, Tens
   }
   TANDEM_RETURN_IF_ERROR(
       loader.Vector(source->prefix() + "norm.weight", config.hidden_size, &weights->final_norm));
-  TANDEM_RETURN_IF_ERROR(LoadEmbeddingAndHead(config, options.dummy, source, &loader, weights));
+  TANDEM_RETURN_IF_ERROR(LoadEmbeddingAndHead(config, options.dummy, !device->shares_host_memory(),
+                                              source, &loader, weights));
   return source->CheckAllUsed(config.architecture);
 }
 
@@ -210,7 +239,7 @@ size_t ModelWeights::PackedBytes() const {
 }
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const LoadOptions& options,
-                                              Threads* threads) {
+                                              Device* device, Ops* ops) {
   ModelWeights weights;
   if (options.dummy) {
     TANDEM_ASSIGN_OR_RETURN(weights.digest, DummyDigest(options.model_dir, options.seed));
@@ -220,8 +249,11 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
     TANDEM_ASSIGN_OR_RETURN(weights.digest,
                             CheckpointDigest(options.model_dir, *weights.checkpoint));
   }
-  TensorSource source(weights.checkpoint.get(), options.seed, threads);
-  const absl::Status status = LoadAll(config, options, &source, threads, &weights);
+  Threads threads(!options.dummy            ? 1
+                  : options.num_threads > 0 ? options.num_threads
+                                            : PhysicalCores());
+  TensorSource source(weights.checkpoint.get(), options.seed, &threads);
+  const absl::Status status = LoadAll(config, options, &source, device, ops, &weights);
   if (!status.ok()) {
     return InvalidArgument("{}: {}", options.model_dir, std::string(status.message()));
   }

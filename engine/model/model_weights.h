@@ -4,10 +4,11 @@
 // the description's to say (ModelConfig). Names may lack the leading "model.", as in checkpoints
 // saved without the language model's head.
 //
-// Memory: every matrix is copied once into packed form (4 bytes per parameter in float32, 2 in
-// bfloat16); vectors become float32. The embedding table is read in place from the mapped
-// checkpoint; with tied embeddings a packed copy of it serves as the output head. The checkpoint's
-// pages are the kernel's to drop once they are packed.
+// Memory: every matrix is copied once into the form that the device's products read (4 bytes per
+// parameter in float32, 2 in bfloat16); vectors become float32. The embedding table is read in
+// place from the mapped checkpoint where the device shares the host's memory; with tied embeddings
+// a packed copy of it serves as the output head. The checkpoint's pages are the kernel's to drop
+// once they are packed.
 #pragma once
 
 #include <cstdint>
@@ -18,39 +19,54 @@
 #include "absl/status/statusor.h"
 
 #include "common/base/model_config.h"
-#include "engine/kernels/linear.h"
-#include "engine/kernels/threads.h"
+#include "engine/device/device.h"
+#include "engine/kernels/ops.h"
 #include "engine/model/mapped_file.h"
 #include "engine/model/safetensors.h"
 
 namespace tandem::engine {
 
-// A packed matrix and the memory it lies in.
+// A float32 vector in memory of the device.
+struct VectorWeights {
+  Buffer memory;
+
+  size_t size() const { return memory.size() / sizeof(float); }
+  const float* data() const { return memory.as<const float>(); }  // null where the model has none
+};
+
+// A packed matrix in memory of the device, with its bias.
 struct LinearWeights {
-  PackedMatrix matrix;
-  std::vector<float> bias;  // [n], or empty
-  MemoryBlock memory;
+  PackedMatrix matrix;  // in `memory`
+  VectorWeights bias;   // [n], or empty
+  Buffer memory;
+
+  Projection projection() const { return {matrix, bias.data()}; }
 };
 
 struct LayerWeights {
-  std::vector<float> input_norm;           // [hidden]
-  LinearWeights qkv;                       // [heads | kv_heads | kv_heads] * head_dim columns
-  std::vector<float> q_norm, k_norm;       // [head_dim] with qk_norm, else empty
-  LinearWeights output;                    // [hidden] columns
-  std::vector<float> post_attention_norm;  // [hidden]
-  LinearWeights gate_up;                   // [intermediate | intermediate] columns
-  LinearWeights down;                      // [hidden] columns
+  VectorWeights input_norm;           // [hidden]
+  LinearWeights qkv;                  // [heads | kv_heads | kv_heads] * head_dim columns
+  VectorWeights q_norm, k_norm;       // [head_dim] with qk_norm, else empty
+  LinearWeights output;               // [hidden] columns
+  VectorWeights post_attention_norm;  // [hidden]
+  LinearWeights gate_up;              // [intermediate | intermediate] columns
+  LinearWeights down;                 // [hidden] columns
 };
 
 struct ModelWeights {
-  TensorView embedding;  // [vocab, hidden]; data in `checkpoint` or `dummy_embedding`
+  TensorView embedding;  // [vocab, hidden] in memory of the host: `checkpoint` or `dummy_embedding`
+  Buffer embedding_copy;  // in memory of a device that does not share the host's
   std::vector<LayerWeights> layers;
-  std::vector<float> final_norm;  // [hidden]
-  LinearWeights head;             // [vocab] columns
-  std::string digest;             // see model_digest.h
+  VectorWeights final_norm;  // [hidden]
+  LinearWeights head;        // [vocab] columns
+  std::string digest;        // see model_digest.h
   std::unique_ptr<Checkpoint> checkpoint;
   MemoryBlock dummy_embedding;
 
+  // What the device reads: embedding.element [vocab][hidden].
+  const void* embedding_data() const {
+    return embedding_copy.size() > 0 ? embedding_copy.data() : embedding.data;
+  }
   size_t PackedBytes() const;
 };
 
@@ -59,11 +75,13 @@ struct LoadOptions {
   bool dummy = false;  // random weights from the config alone, the same for equal seeds
   uint64_t seed = 0;
   Element element = Element::kFloat32;  // of packed matrices: kFloat32 or kBFloat16
+  int num_threads = 0;                  // of the host, to make up weights; 0: one per core
 };
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config
-// implies. Logs progress for large models.
+// implies. Logs progress for large models. `ops` are
+// made for options.element; the weights are read by ops of the same kind.
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const LoadOptions& options,
-                                              Threads* threads);
+                                              Device* device, Ops* ops);
 
 }  // namespace tandem::engine

@@ -8,11 +8,11 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
-#include "engine/kernels/cpu_features.h"
-#include "engine/kernels/threads.h"
+#include "engine/device/cpu/threads.h"
+#include "engine/model/decoder.h"
 #include "engine/model/tokenizer_size.h"
-#include "engine/runtime/cpu_model_runner.h"
-#include "engine/runtime/kv_memory.h"
+#include "engine/runtime/backend.h"
+#include "engine/runtime/decoder_runner.h"
 
 namespace tandem::engine {
 namespace {
@@ -64,9 +64,9 @@ absl::Status CheckOptions(const EngineOptions& o) {
   return absl::OkStatus();
 }
 
-// Settles dtype, threads and valid vocabulary.
-absl::Status ResolveSimple(const ModelConfig& config, EngineOptions* options) {
-  const bool has_bf16 = CpuHasBF16();
+// Settles the dtype.
+void ResolveDtype(const Device& device, EngineOptions* options) {
+  const bool has_bf16 = device.has_bfloat16();
   if (options->dtype == "bfloat16" && !has_bf16) {
     spdlog::warn("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX): using float32");
   }
@@ -74,7 +74,10 @@ absl::Status ResolveSimple(const ModelConfig& config, EngineOptions* options) {
     spdlog::info("dtype float32: this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)");
   }
   options->dtype = options->dtype == "float32" || !has_bf16 ? "float32" : "bfloat16";
-  if (options->num_threads == 0) options->num_threads = PhysicalCores();
+}
+
+// Settles the valid vocabulary.
+absl::Status ResolveVocabulary(const ModelConfig& config, EngineOptions* options) {
   if (options->valid_vocab_size == 0) {
     TANDEM_ASSIGN_OR_RETURN(options->valid_vocab_size, TokenizerVocabSize(options->model_dir));
     if (options->valid_vocab_size > config.vocab_size) {
@@ -89,7 +92,7 @@ absl::Status ResolveSimple(const ModelConfig& config, EngineOptions* options) {
 
 // Settles max_model_len and the number of blocks.
 absl::StatusOr<int> ResolvePool(const ModelConfig& config, const KvLayout& layout,
-                                EngineOptions* options) {
+                                const Device& device, EngineOptions* options) {
   const int limit = config.MaxModelLen();
   if (options->max_model_len > limit) {
     return InvalidArgument(
@@ -106,7 +109,7 @@ absl::StatusOr<int> ResolvePool(const ModelConfig& config, const KvLayout& layou
     const size_t enough =
         static_cast<size_t>(options->max_num_seqs) * blocks_per_sequence * block_bytes;
     const size_t share =
-        static_cast<size_t>(static_cast<double>(AvailableKvMemory()) * kDefaultMemoryShare);
+        static_cast<size_t>(static_cast<double>(device.AvailableKvMemory()) * kDefaultMemoryShare);
     options->kv_cache_memory_bytes = static_cast<int64_t>(std::min(enough, share));
   }
   const size_t blocks =
@@ -130,88 +133,124 @@ absl::StatusOr<int> ResolvePool(const ModelConfig& config, const KvLayout& layou
   return static_cast<int>(blocks);
 }
 
-absl::Status CheckWeightMemory(const ModelConfig& config, const EngineOptions& options) {
+absl::Status CheckWeightMemory(const ModelConfig& config, const Device& device,
+                               const EngineOptions& options) {
   const size_t element = options.dtype == "float32" ? 4 : 2;
   const size_t needed = static_cast<size_t>(config.NumParameters()) * element;
-  const size_t available = AvailableMemory();
+  const size_t available = device.AvailableMemory();
   if (needed <= available) return absl::OkStatus();
   return ResourceExhausted("{}: weights in {} take {}, of which {} is available{}",
                            options.model_dir, options.dtype, Size(needed), Size(available),
                            options.dtype == "float32" ? "; --dtype=bfloat16 takes half" : "");
 }
 
-class CpuEngine final : public Engine {
+// Made by the steps of Load, in this order; each uses what those before it settled.
+class LoadedEngine final : public Engine {
  public:
-  CpuEngine(EngineOptions options, const KvLayout& layout, int num_blocks, KvMemory memory,
-            std::unique_ptr<Threads> threads, std::unique_ptr<Qwen2> model)
-      : options_(std::move(options)),
-        memory_(std::move(memory)),
-        region_{memory_.data(), layout, num_blocks},
-        threads_(std::move(threads)),
-        model_(std::move(model)),
-        pool_(num_blocks),
-        cache_(&pool_, layout.block_size, options_.enable_prefix_caching),
-        runner_(model_.get(), region_, {options_.max_num_batched_tokens, options_.valid_vocab_size},
-                threads_.get()) {}
+  explicit LoadedEngine(EngineOptions options) : options_(std::move(options)) {}
+
+  absl::Status OpenDevice() {
+    TANDEM_ASSIGN_OR_RETURN(backend_,
+                            OpenBackend(options_.device, {.num_threads = options_.num_threads}));
+    options_.device = backend_->name();
+    if (options_.num_threads == 0) options_.num_threads = PhysicalCores();
+    ResolveDtype(backend_->device(), &options_);
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadConfig() {
+    TANDEM_ASSIGN_OR_RETURN(config_, ModelConfig::Load(options_.model_dir));
+    return ResolveVocabulary(config_, &options_);
+  }
+
+  absl::Status AllocatePool() {
+    Device& device = backend_->device();
+    const DType dtype = options_.dtype == "float32" ? DType::kFloat32 : DType::kBFloat16;
+    region_.layout = config_.LayoutFor(options_.block_size, dtype);
+    TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config_, device, options_));
+    TANDEM_ASSIGN_OR_RETURN(region_.num_blocks,
+                            ResolvePool(config_, region_.layout, device, &options_));
+    TANDEM_ASSIGN_OR_RETURN(kv_memory_, device.AllocateKvPool(region_.TotalBytes()));
+    region_.base = kv_memory_.as<std::byte>();
+    pool_ = std::make_unique<BlockPool>(region_.num_blocks);
+    cache_ = std::make_unique<PrefixCache>(pool_.get(), options_.block_size,
+                                           options_.enable_prefix_caching);
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadModel() {
+    const Element element = options_.dtype == "float32" ? Element::kFloat32 : Element::kBFloat16;
+    const DecoderLimits limits = DecoderRunner::LimitsOf(RunnerOptions());
+    TANDEM_ASSIGN_OR_RETURN(ops_, backend_->MakeOps(OpsShapeOf(config_, element, limits)));
+    TANDEM_ASSIGN_OR_RETURN(ModelWeights weights,
+                            LoadModelWeights(config_,
+                                             {options_.model_dir, options_.load_format == "dummy",
+                                              options_.seed, element, options_.num_threads},
+                                             &backend_->device(), ops_.get()));
+    TANDEM_ASSIGN_OR_RETURN(decoder_, Decoder::Create(config_, std::move(weights), limits,
+                                                      &backend_->device(), ops_.get()));
+    return absl::OkStatus();
+  }
+
+  absl::Status MakeRunner() {
+    TANDEM_ASSIGN_OR_RETURN(runner_,
+                            DecoderRunner::Create(RunnerOptions(), region_, &backend_->device(),
+                                                  decoder_.get(), ops_.get()));
+    return absl::OkStatus();
+  }
 
   const EngineOptions& options() const override { return options_; }
-  const ModelConfig& config() const override { return model_->config(); }
-  const std::string& model_digest() const override { return model_->weights().digest; }
+  const ModelConfig& config() const override { return config_; }
+  const std::string& model_digest() const override { return decoder_->weights().digest; }
   KvRegion region() const override { return region_; }
-  BlockPool& pool() override { return pool_; }
-  PrefixCache& cache() override { return cache_; }
-  ModelRunner& runner() override { return runner_; }
+  BlockPool& pool() override { return *pool_; }
+  PrefixCache& cache() override { return *cache_; }
+  ModelRunner& runner() override { return *runner_; }
 
   std::string Banner() const override {
     const int64_t tokens = int64_t{region_.num_blocks} * region_.layout.block_size;
     return fmt::format(
-        "model {} ({}, {:.1f} M parameters, digest {}), dtype {}, {} threads, weights {}; KV pool "
+        "model {} ({}, {:.1f} M parameters, digest {}), dtype {}, device {}, weights {}; KV pool "
         "{}: {} blocks of {} tokens, {} bytes per token; max_model_len {}, {:.1f} sequences of "
         "that length at once",
         options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
-        static_cast<double>(config().NumParameters()) / 1e6, model_digest().substr(0, 8),
-        options_.dtype, options_.num_threads, Size(model_->weights().PackedBytes()),
+        static_cast<double>(config_.NumParameters()) / 1e6, model_digest().substr(0, 8),
+        options_.dtype, backend_->device().Describe(), Size(decoder_->weights().PackedBytes()),
         Size(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
         region_.layout.BytesPerToken(), options_.max_model_len,
         static_cast<double>(tokens) / options_.max_model_len);
   }
 
  private:
-  const EngineOptions options_;
-  const KvMemory memory_;
-  const KvRegion region_;
-  const std::unique_ptr<Threads> threads_;
-  const std::unique_ptr<Qwen2> model_;
-  BlockPool pool_;
-  PrefixCache cache_;
-  CpuModelRunner runner_;
+  DecoderRunner::Options RunnerOptions() const {
+    return {options_.max_num_batched_tokens, options_.max_num_seqs, options_.max_model_len,
+            options_.valid_vocab_size, backend_->max_in_flight()};
+  }
+
+  // Constant once loaded; destroyed last to first.
+  EngineOptions options_;
+  ModelConfig config_;
+  std::unique_ptr<Backend> backend_;
+  Buffer kv_memory_;
+  KvRegion region_;
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<BlockPool> pool_;
+  std::unique_ptr<PrefixCache> cache_;
+  std::unique_ptr<DecoderRunner> runner_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& given) {
-  EngineOptions options = given;
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
   TANDEM_RETURN_IF_ERROR(CheckOptions(options));
-  TANDEM_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Load(options.model_dir));
-  TANDEM_RETURN_IF_ERROR(ResolveSimple(config, &options));
-  const bool float32 = options.dtype == "float32";
-  const KvLayout layout =
-      config.LayoutFor(options.block_size, float32 ? DType::kFloat32 : DType::kBFloat16);
-  TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config, options));
-  TANDEM_ASSIGN_OR_RETURN(const int num_blocks, ResolvePool(config, layout, &options));
-  TANDEM_ASSIGN_OR_RETURN(KvMemory memory,
-                          KvMemory::Create(layout.BlockBytes() * static_cast<size_t>(num_blocks)));
-  auto threads = std::make_unique<Threads>(options.num_threads);
-  TANDEM_ASSIGN_OR_RETURN(
-      ModelWeights weights,
-      LoadModelWeights(config,
-                       {options.model_dir, options.load_format == "dummy", options.seed,
-                        float32 ? Element::kFloat32 : Element::kBFloat16},
-                       threads.get()));
-  auto model = std::make_unique<Qwen2>(config, std::move(weights), options.max_num_batched_tokens,
-                                       threads.get());
-  return std::make_unique<CpuEngine>(std::move(options), layout, num_blocks, std::move(memory),
-                                     std::move(threads), std::move(model));
+  auto engine = std::make_unique<LoadedEngine>(options);
+  TANDEM_RETURN_IF_ERROR(engine->OpenDevice());
+  TANDEM_RETURN_IF_ERROR(engine->ReadConfig());
+  TANDEM_RETURN_IF_ERROR(engine->AllocatePool());
+  TANDEM_RETURN_IF_ERROR(engine->LoadModel());
+  TANDEM_RETURN_IF_ERROR(engine->MakeRunner());
+  return engine;
 }
 
 }  // namespace tandem::engine

@@ -18,7 +18,8 @@ namespace tandem::engine {
 struct EngineOptions {
   std::string model_dir;
   std::string load_format = "auto";  // auto, dummy
-  std::string dtype = "auto";        // auto: bfloat16 where the CPU has it; float32, bfloat16
+  std::string device = "auto";       // of backend.h; auto: the best there is
+  std::string dtype = "auto";        // auto: bfloat16 where the device has it; float32, bfloat16
   int block_size = 16;               // tokens
   int max_model_len = 0;             // tokens; 0: as long as the model allows and the pool holds
   // Per step. Arrivals and cancels wait for the end of a step, which on a CPU is long.
@@ -27,7 +28,7 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes = 0;  // 0: chosen from the memory available
   bool enable_prefix_caching = true;
   uint64_t seed = 0;    // of dummy weights
-  int num_threads = 0;  // compute threads; 0: one per physical core
+  int num_threads = 0;  // of the CPU, to compute or to load with; 0: one per physical core
   // Token ids from here on are padding rows of the embedding and never drawn. 0: one more than the
   // largest id in MODEL_DIR/tokenizer.json; where that is absent, the whole vocabulary is valid.
   int valid_vocab_size = 0;

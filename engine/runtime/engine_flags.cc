@@ -1,13 +1,21 @@
 #include "engine/runtime/engine_flags.h"
 
+#include <string>
+
+#include "engine/runtime/backend.h"
+
 namespace tandem::engine {
 
 void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--model", &options->model_dir, "Model directory (Hugging Face layout)");
   flags->AddChoice("--load-format", &options->load_format, {"auto", "dummy"},
                    "auto: safetensors; dummy: random weights made from config.json and --seed");
+  std::string devices = "auto";
+  for (const BackendEntry& backend : Backends()) devices += ", " + backend.name;
+  flags->Add("--device", &options->device,
+             "Where to compute: " + devices + "; auto takes the best there is");
   flags->AddChoice("--dtype", &options->dtype, {"auto", "float32", "bfloat16"},
-                   "Type of weights and KV; auto: bfloat16 where the CPU has it");
+                   "Type of weights and KV; auto: bfloat16 where the device has it");
   flags->Add("--block-size", &options->block_size, "KV block size: 16, 32, 64, 128 or 256",
              "tokens");
   flags->Add("--max-model-len", &options->max_model_len,

@@ -6,10 +6,9 @@
 
 #include "common/base/check.h"
 
-namespace tandem {
+namespace tandem::engine {
 
-DelayedModelRunner::DelayedModelRunner(engine::ModelRunner* inner,
-                                       std::function<absl::Duration()> delay)
+DelayedModelRunner::DelayedModelRunner(ModelRunner* inner, std::function<absl::Duration()> delay)
     : inner_(inner),
       max_in_flight_(inner->max_in_flight()),
       delay_(std::move(delay)),
@@ -23,16 +22,16 @@ DelayedModelRunner::~DelayedModelRunner() {
   thread_.join();
 }
 
-absl::StatusOr<engine::LaunchedStep> DelayedModelRunner::Launch(const engine::Batch& batch) {
+absl::StatusOr<LaunchedStep> DelayedModelRunner::Launch(const Batch& batch) {
   absl::MutexLock lock(&mutex_);
   TANDEM_CHECK(in_flight_.size() < static_cast<size_t>(max_in_flight_),
                "{} steps are in flight already", in_flight_.size());
-  absl::StatusOr<engine::LaunchedStep> launched = inner_->Launch(batch);
+  absl::StatusOr<LaunchedStep> launched = inner_->Launch(batch);
   if (launched.ok()) in_flight_.push_back({launched->id, std::nullopt});
   return launched;
 }
 
-absl::StatusOr<engine::StepOutput> DelayedModelRunner::Collect(engine::StepId id) {
+absl::StatusOr<StepOutput> DelayedModelRunner::Collect(StepId id) {
   absl::MutexLock lock(&mutex_);
   TANDEM_CHECK(!in_flight_.empty() && in_flight_.front().id == id,
                "step {} is not the oldest in flight", id);
@@ -40,7 +39,7 @@ absl::StatusOr<engine::StepOutput> DelayedModelRunner::Collect(engine::StepId id
     return in_flight_.front().output.has_value();
   };
   mutex_.Await(absl::Condition(&computed));
-  absl::StatusOr<engine::StepOutput> output = *std::move(in_flight_.front().output);
+  absl::StatusOr<StepOutput> output = *std::move(in_flight_.front().output);
   in_flight_.pop_front();
   return output;
 }
@@ -70,4 +69,4 @@ void DelayedModelRunner::ComputeSteps() {
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::engine

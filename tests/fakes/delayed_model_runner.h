@@ -13,31 +13,31 @@
 
 #include "engine/runtime/model_runner.h"
 
-namespace tandem {
+namespace tandem::engine {
 
 // Not thread-safe, as every ModelRunner. Steps are computed by another runner, in order, each after
 // a delay.
-class DelayedModelRunner final : public engine::ModelRunner {
+class DelayedModelRunner final : public ModelRunner {
  public:
   // `inner` outlives this and is used by nobody else. Its max_in_flight is this one's. `delay` is
   // called on the computing thread before each step.
-  DelayedModelRunner(engine::ModelRunner* inner, std::function<absl::Duration()> delay);
+  DelayedModelRunner(ModelRunner* inner, std::function<absl::Duration()> delay);
   ~DelayedModelRunner() override;
 
   int max_in_flight() const override { return max_in_flight_; }
-  absl::StatusOr<engine::LaunchedStep> Launch(const engine::Batch& batch) override;
-  absl::StatusOr<engine::StepOutput> Collect(engine::StepId id) override;
+  absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override;
+  absl::StatusOr<StepOutput> Collect(StepId id) override;
 
  private:
   struct Step {
-    engine::StepId id;
-    std::optional<absl::StatusOr<engine::StepOutput>> output;  // once computed
+    StepId id;
+    std::optional<absl::StatusOr<StepOutput>> output;  // once computed
   };
 
   void ComputeSteps();
   Step* NextToCompute() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  engine::ModelRunner* const inner_;  // used under mutex_
+  ModelRunner* const inner_;  // used under mutex_
   const int max_in_flight_;
   const std::function<absl::Duration()> delay_;
   absl::Mutex mutex_;
@@ -46,4 +46,4 @@ class DelayedModelRunner final : public engine::ModelRunner {
   std::thread thread_;
 };
 
-}  // namespace tandem
+}  // namespace tandem::engine

@@ -49,21 +49,21 @@ void RmsNormRows(const float* x, const float* weight, float epsilon, size_t rows
 }
 
 template <class DD>
-HWY_INLINE void SiluMulAt(DD d, float* gate, const float* up) {
+HWY_INLINE void SiluMulAt(DD d, const float* gate, const float* up, float* out) {
   const auto g = hn::LoadU(d, gate);
   // Exp is only defined where its result is finite; beyond, the product vanishes anyway.
   const auto power = hn::Min(hn::Neg(g), hn::Set(d, 87.0f));
   const auto sigmoid_inverse = hn::Add(hn::Set(d, 1.0f), hn::Exp(d, power));
-  hn::StoreU(hn::Mul(hn::Div(g, sigmoid_inverse), hn::LoadU(d, up)), d, gate);
+  hn::StoreU(hn::Mul(hn::Div(g, sigmoid_inverse), hn::LoadU(d, up)), d, out);
 }
 
-void SiluMulRows(float* gate_up, size_t rows, size_t width) {
+void SiluMulRows(const float* gate_up, size_t rows, size_t width, float* out) {
   const D d;
   const size_t lanes = hn::Lanes(d);
-  for (size_t r = 0; r < rows; ++r, gate_up += 2 * width) {
+  for (size_t r = 0; r < rows; ++r, gate_up += 2 * width, out += width) {
     size_t c = 0;
-    for (; c + lanes <= width; c += lanes) SiluMulAt(d, gate_up + c, gate_up + width + c);
-    for (; c < width; ++c) SiluMulAt(D1(), gate_up + c, gate_up + width + c);
+    for (; c + lanes <= width; c += lanes) SiluMulAt(d, gate_up + c, gate_up + width + c, out + c);
+    for (; c < width; ++c) SiluMulAt(D1(), gate_up + c, gate_up + width + c, out + c);
   }
 }
 
@@ -150,9 +150,10 @@ void RmsNormHeads(float* x, size_t rows, size_t stride, size_t heads, size_t hea
   });
 }
 
-void SiluMul(float* gate_up, size_t rows, size_t width, Threads* threads) {
+void SiluMul(const float* gate_up, size_t rows, size_t width, float* out, Threads* threads) {
   threads->ForRanges(rows, RowGrain(4 * width), [&](size_t begin, size_t end) {
-    HWY_DYNAMIC_DISPATCH(SiluMulRows)(gate_up + begin * 2 * width, end - begin, width);
+    HWY_DYNAMIC_DISPATCH(SiluMulRows)
+    (gate_up + begin * 2 * width, end - begin, width, out + begin * width);
   });
 }
 

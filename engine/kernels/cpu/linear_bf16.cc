@@ -10,8 +10,8 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/device/cpu/cpu_features.h"
 #include "engine/kernels/cpu/linear_internal.h"
-#include "engine/kernels/cpu_features.h"
 
 #if defined(__x86_64__)
 

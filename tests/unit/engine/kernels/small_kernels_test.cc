@@ -46,8 +46,9 @@ TEST(RmsNormTest, MatchesFormulaAtAnyWidth) {
 
 TEST(SiluMulTest, MatchesFormulaAndStaysFiniteAtTheEnds) {
   Threads threads(1);
-  std::vector<float> x = {-200, -3, 0, 1, 200, 2, 2, 2, 2, 2};
-  SiluMul(x.data(), 1, 5, &threads);
+  const std::vector<float> gate_up = {-200, -3, 0, 1, 200, 2, 2, 2, 2, 2};
+  std::vector<float> x(5);
+  SiluMul(gate_up.data(), 1, 5, x.data(), &threads);
   EXPECT_NEAR(x[0], 0, 1e-30);
   EXPECT_NEAR(x[1], 2 * -3 / (1 + std::exp(3.0)), 1e-6);
   EXPECT_EQ(x[2], 0);

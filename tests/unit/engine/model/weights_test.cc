@@ -6,6 +6,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "engine/device/cpu/cpu_device.h"
+#include "engine/kernels/cpu/cpu_ops.h"
 #include "engine/model/dummy_weights.h"
 #include "engine/model/model_digest.h"
 #include "engine/model/model_weights.h"
@@ -45,13 +47,19 @@ class WeightsTest : public ::testing::Test {
     WriteWeights(bytes.replace(at, from.size(), to));
   }
   absl::StatusOr<ModelWeights> Load(bool dummy = false, uint64_t seed = 0) {
-    const auto config = ModelConfig::Load(dir_);
+    return LoadFrom(dir_, dummy, seed);
+  }
+  absl::StatusOr<ModelWeights> LoadFrom(const std::string& dir, bool dummy = false,
+                                        uint64_t seed = 0) {
+    const auto config = ModelConfig::Load(dir);
     if (!config.ok()) return config.status();
-    Threads threads(2);
-    return LoadModelWeights(*config, {dir_, dummy, seed, Element::kFloat32}, &threads);
+    return LoadModelWeights(*config, {dir, dummy, seed, Element::kFloat32, /*num_threads=*/2},
+                            &device_, &ops_);
   }
 
   std::string dir_;
+  CpuDevice device_{{.num_threads = 2}};
+  CpuOps ops_{OpsShape{}, Buffer(), &device_.threads()};  // only packs
 };
 
 TEST_F(WeightsTest, NamesWhatDoesNotFit) {
@@ -76,11 +84,8 @@ TEST_F(WeightsTest, RefusesATensorThatTheModelDoesNotHave) {
 }
 
 TEST_F(WeightsTest, BiasesAndNormsAreWhereTheDescriptionSays) {
-  const auto load = [](const std::string& name) {
-    const std::string dir = SourcePath("tests/data/engine/" + name);
-    Threads threads(1);
-    return LoadModelWeights(ModelConfig::Load(dir).value(), {dir, false, 0, Element::kFloat32},
-                            &threads);
+  const auto load = [this](const std::string& name) {
+    return LoadFrom(SourcePath("tests/data/engine/" + name));
   };
   const auto llama = load("llama-biases");  // names without "model."
   ASSERT_OK(llama);
@@ -88,10 +93,10 @@ TEST_F(WeightsTest, BiasesAndNormsAreWhereTheDescriptionSays) {
   EXPECT_EQ(llama->layers[1].output.bias.size(), 48u);
   EXPECT_EQ(llama->layers[1].gate_up.bias.size(), 104u);
   EXPECT_EQ(llama->layers[1].down.bias.size(), 48u);
-  EXPECT_TRUE(llama->layers[1].q_norm.empty());
+  EXPECT_TRUE(llama->layers[1].q_norm.data() == nullptr);
   const auto qwen3 = load("qwen3-gqa");
   ASSERT_OK(qwen3);
-  EXPECT_TRUE(qwen3->layers[2].qkv.bias.empty());
+  EXPECT_TRUE(qwen3->layers[2].qkv.bias.data() == nullptr);
   EXPECT_EQ(qwen3->layers[2].q_norm.size(), 32u);
   EXPECT_EQ(qwen3->layers[2].k_norm.size(), 32u);
 }
@@ -122,7 +127,7 @@ TEST_F(WeightsTest, DummyNeedsNoCheckpointAndDependsOnTheSeedAlone) {
   EXPECT_FALSE(same(*a, *c));
   EXPECT_EQ(a->digest, b->digest);
   EXPECT_NE(a->digest, c->digest);
-  EXPECT_EQ(a->layers[0].input_norm[3], 1.0f);
+  EXPECT_EQ(a->layers[0].input_norm.data()[3], 1.0f);
 }
 
 TEST_F(WeightsTest, DigestChangesWithTheData) {

@@ -106,16 +106,19 @@ class RunnerTest : public ::testing::Test {
   absl::StatusOr<StepOutput> Run(const std::vector<int32_t>& tokens, int start, int count,
                                  const std::vector<int32_t>& blocks) {
     Batch batch;
-    batch.on_layer_done = [this](int layer) { layers_.push_back(layer); };
+    batch.wants_layer_events = true;
     batch.items.push_back({tokens, start, count, static_cast<int>(tokens.size()), blocks,
                            start + count == static_cast<int>(tokens.size()) ? &greedy_ : nullptr,
                            -1});
-    return engine_->runner().Run(batch);
+    const auto step = engine_->runner().Launch(batch);
+    if (!step.ok()) return step.status();
+    layer_ready_ = step->layer_ready;
+    return engine_->runner().Collect(step->id);
   }
 
   std::unique_ptr<Engine> engine_;
   SamplingParams greedy_;
-  std::vector<int> layers_;
+  std::vector<std::shared_ptr<const ReadyEvent>> layer_ready_;  // of the last step launched
 };
 
 TEST_F(RunnerTest, NeverDrawsAPaddingRow) {
@@ -127,9 +130,10 @@ TEST_F(RunnerTest, NeverDrawsAPaddingRow) {
   }
 }
 
-TEST_F(RunnerTest, ReportsLayersInOrderAlsoWithoutASample) {
+TEST_F(RunnerTest, EveryLayerIsReadyAlsoWithoutASample) {
   ASSERT_OK(Run({1, 2, 3}, 0, 2, {0}));
-  EXPECT_THAT(layers_, ::testing::ElementsAre(0, 1));
+  ASSERT_EQ(layer_ready_.size(), 2u);
+  for (const auto& event : layer_ready_) EXPECT_TRUE(event->Ready());
 }
 
 TEST_F(RunnerTest, ASequenceThatCannotDrawLeavesItsNeighboursAlone) {
@@ -163,7 +167,7 @@ TEST_F(RunnerTest, BadItemsAreErrorsThatComputeNothing) {
   EXPECT_THAT(Run({1, 2}, 0, 2, {1 << 20}).status().ToString(), HasSubstr("outside of the pool"));
   EXPECT_THAT(Run(std::vector<int32_t>(65, 1), 0, 65, {0, 1, 2, 3, 4}).status().ToString(),
               HasSubstr("--max-num-batched-tokens=64"));
-  EXPECT_TRUE(layers_.empty());
+  EXPECT_TRUE(layer_ready_.empty());
 }
 
 }  // namespace

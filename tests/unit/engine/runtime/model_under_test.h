@@ -1,4 +1,4 @@
-// A Qwen2 with a KV pool of its own, for tests that look at logits.
+// A decoder with a KV pool of its own, for tests that look at logits.
 #pragma once
 
 #include <algorithm>
@@ -8,39 +8,49 @@
 #include <string>
 #include <vector>
 
-#include "engine/model/qwen2.h"
+#include "common/base/status.h"
+#include "engine/model/decoder.h"
+#include "engine/runtime/backend.h"
 #include "tests/support/paths.h"
 
 namespace tandem::engine {
 
 struct ModelUnderTest {
-  std::unique_ptr<Threads> threads;
-  std::unique_ptr<Qwen2> model;
-  MemoryBlock pool;
+  static constexpr int kMaxRows = 1024;
+
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<Stream> stream;
+  Buffer pool;
   KvRegion kv;
 
   static absl::StatusOr<ModelUnderTest> Load(const std::string& dir, Element element,
                                              int num_threads, int block_size, int num_blocks,
                                              bool dummy = false) {
+    const DecoderLimits limits{kMaxRows, kMaxRows, kMaxRows};
     ModelUnderTest test;
-    test.threads = std::make_unique<Threads>(num_threads);
-    absl::StatusOr<ModelConfig> config = ModelConfig::Load(dir);
-    if (!config.ok()) return config.status();
-    absl::StatusOr<ModelWeights> weights =
-        LoadModelWeights(*config, {dir, dummy, 0, element}, test.threads.get());
-    if (!weights.ok()) return weights.status();
-    test.kv.layout = config->LayoutFor(
+    TANDEM_ASSIGN_OR_RETURN(test.backend, OpenBackend("cpu", {.num_threads = num_threads}));
+    Device& device = test.backend->device();
+    test.stream = device.NewStream();
+    TANDEM_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Load(dir));
+    TANDEM_ASSIGN_OR_RETURN(test.ops, test.backend->MakeOps(OpsShapeOf(config, element, limits)));
+    TANDEM_ASSIGN_OR_RETURN(
+        ModelWeights weights,
+        LoadModelWeights(config, {dir, dummy, 0, element, num_threads}, &device, test.ops.get()));
+    test.kv.layout = config.LayoutFor(
         block_size, element == Element::kFloat32 ? DType::kFloat32 : DType::kBFloat16);
     test.kv.num_blocks = num_blocks;
-    test.pool = MemoryBlock(test.kv.TotalBytes());
+    TANDEM_ASSIGN_OR_RETURN(test.pool, device.AllocateKvPool(test.kv.TotalBytes()));
     // Whatever nobody has written must never reach a result.
-    std::fill_n(static_cast<unsigned char*>(test.pool.data()), test.pool.size(), 0xff);
-    test.kv.base = static_cast<std::byte*>(test.pool.data());
-    test.model = std::make_unique<Qwen2>(*config, *std::move(weights), 1024, test.threads.get());
+    std::fill_n(test.pool.as<unsigned char>(), test.pool.size(), 0xff);
+    test.kv.base = test.pool.as<std::byte>();
+    TANDEM_ASSIGN_OR_RETURN(
+        test.decoder, Decoder::Create(config, std::move(weights), limits, &device, test.ops.get()));
     return test;
   }
 
-  size_t vocab() const { return static_cast<size_t>(model->config().vocab_size); }
+  size_t vocab() const { return static_cast<size_t>(decoder->config().vocab_size); }
 
   // A piece of a sequence's tokens to compute.
   struct Chunk {
@@ -51,19 +61,30 @@ struct ModelUnderTest {
   };
   // Computes the chunks in one pass; the logits of every row, one after the other.
   std::vector<float> Run(const std::vector<Chunk>& chunks) {
-    ForwardInput input;
-    std::vector<int> rows;
+    std::vector<int32_t> ids, positions, first_rows = {0}, starts, first_blocks = {0}, blocks, rows;
     for (const Chunk& c : chunks) {
-      input.items.push_back({input.tokens.size(), c.count, c.start, c.blocks->data()});
       for (int i = c.start; i < c.start + c.count; ++i) {
-        rows.push_back(static_cast<int>(rows.size()));
-        input.tokens.push_back((*c.tokens)[static_cast<size_t>(i)]);
-        input.positions.push_back(i);
+        rows.push_back(static_cast<int32_t>(rows.size()));
+        ids.push_back((*c.tokens)[static_cast<size_t>(i)]);
+        positions.push_back(i);
       }
+      starts.push_back(c.start);
+      blocks.insert(blocks.end(), c.blocks->begin(), c.blocks->end());
+      first_rows.push_back(static_cast<int32_t>(rows.size()));
+      first_blocks.push_back(static_cast<int32_t>(blocks.size()));
     }
-    model->Forward(input, kv, nullptr);
+    RaggedBatch batch;
+    batch.num_rows = static_cast<int>(rows.size());
+    batch.num_items = static_cast<int>(chunks.size());
+    batch.token_ids = ids.data();
+    batch.positions = positions.data();
+    batch.first_rows = first_rows.data();
+    batch.starts = starts.data();
+    batch.first_blocks = first_blocks.data();
+    batch.blocks = blocks.data();
+    decoder->Forward({.batch = &batch, .host = &batch}, kv, stream.get());
     std::vector<float> logits(rows.size() * vocab());
-    model->Logits(rows, logits.data());
+    decoder->Logits(rows.data(), batch.num_rows, logits.data(), stream.get());
     return logits;
   }
 

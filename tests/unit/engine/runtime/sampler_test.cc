@@ -10,7 +10,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "engine/runtime/philox.h"
+#include "engine/kernels/cpu/sample.h"
+#include "engine/kernels/philox.h"
 #include "tests/support/paths.h"
 
 namespace tandem::engine {
@@ -19,10 +20,24 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
+// What the runner does with one row of logits that the next token of a sequence is drawn from.
+absl::StatusOr<TokenLogprob> SampleToken(const std::vector<float>& logits,
+                                         const std::vector<int32_t>& tokens, size_t prompt_length,
+                                         const SamplingParams& params) {
+  BatchItem item;
+  item.tokens = tokens;
+  item.prompt_length = static_cast<int>(prompt_length);
+  std::vector<int32_t> token_lists;
+  const DrawSpec spec = MakeDrawSpec(params, item, &token_lists);
+  static DrawScratch scratch;
+  return ReadDraw(
+      DrawRow(logits.data(), logits.size(), spec, token_lists.data(), nullptr, &scratch),
+      static_cast<int>(logits.size()));
+}
+
 int32_t Sample(const std::vector<float>& logits, const SamplingParams& params,
                const std::vector<int32_t>& tokens, size_t prompt_length) {
-  SamplerScratch scratch;
-  auto out = SampleToken(logits, {tokens, prompt_length, &params}, &scratch);
+  const auto out = SampleToken(logits, tokens, prompt_length, params);
   EXPECT_OK(out);
   return out.ok() ? out->token : -1;
 }
@@ -217,8 +232,7 @@ TEST(SamplerTest, LogprobsAreTheModelsOwn) {
   p.logprobs = 2;
   const std::vector<float> logits = {2, 1, 0};
   const std::vector<int32_t> tokens = {0};
-  SamplerScratch scratch;
-  auto out = SampleToken(logits, {tokens, 1, &p}, &scratch);
+  auto out = SampleToken(logits, tokens, 1, p);
   ASSERT_OK(out);
   const double sum = std::log(std::exp(2.0) + std::exp(1.0) + 1);
   EXPECT_EQ(out->token, 1);  // 0 is penalised
@@ -227,7 +241,7 @@ TEST(SamplerTest, LogprobsAreTheModelsOwn) {
   EXPECT_EQ(out->top[0].token, 0);
   EXPECT_NEAR(out->top[0].logprob, 2 - sum, 1e-6);
   p.logprobs = 0;
-  out = SampleToken(logits, {tokens, 1, &p}, &scratch);
+  out = SampleToken(logits, tokens, 1, p);
   ASSERT_OK(out);
   EXPECT_TRUE(out->top.empty());
   EXPECT_NEAR(out->logprob, 1 - sum, 1e-6);
@@ -245,23 +259,27 @@ TEST(SamplerTest, NoPenaltyInRangeMakesInfinity) {
 }
 
 TEST(SamplerTest, BrokenLogitsAreAnErrorNotAToken) {
-  SamplerScratch scratch;
   const std::vector<int32_t> tokens = {0};
   SamplingParams p;
   const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
   for (const float temperature : {0.0f, 1.0f}) {
     p.temperature = temperature;
-    auto out = SampleToken(std::vector<float>{1, nan, 2}, {tokens, 1, &p}, &scratch);
+    auto out = SampleToken({1, nan, 2}, tokens, 1, p);
     EXPECT_EQ(out.status().code(), absl::StatusCode::kInternal);
     EXPECT_THAT(out.status().ToString(), HasSubstr("NaN"));
-    out = SampleToken(std::vector<float>{1, infinity}, {tokens, 1, &p}, &scratch);
+    out = SampleToken({1, infinity}, tokens, 1, p);
     EXPECT_EQ(out.status().code(), absl::StatusCode::kInternal);
   }
   p.min_tokens = 5;
   p.stop_token_ids = {0, 1};
-  const auto out = SampleToken(std::vector<float>{1, 2}, {tokens, 1, &p}, &scratch);
+  const auto out = SampleToken({1, 2}, tokens, 1, p);
   EXPECT_THAT(out.status().ToString(), HasSubstr("masked"));
-  EXPECT_FALSE(ScoreToken(std::vector<float>{1, 2}, 2, 0).ok());
+  DrawScratch scratch;
+  DrawSpec beyond;
+  beyond.scored = 2;
+  const std::vector<float> logits = {1, 2};
+  EXPECT_EQ(DrawRow(logits.data(), 2, beyond, nullptr, nullptr, &scratch).status,
+            DrawStatus::kOutOfVocabulary);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "engine/runtime/kv_memory.h"
+#include "engine/device/cpu/host_memory.h"
 
 #include <algorithm>
 #include <atomic>
@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <fstream>
 #include <limits>
+#include <memory>
 #include <string>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
@@ -46,7 +47,7 @@ size_t ReclaimableCache() {
 
 }  // namespace
 
-size_t AvailableMemory() {
+size_t AvailableHostMemory() {
   const size_t available = MachineAvailable();
   size_t limit = 0, used = 0;
   if (!ReadNumber("/sys/fs/cgroup/memory.max", &limit) ||
@@ -57,8 +58,8 @@ size_t AvailableMemory() {
   return std::min(available, limit > used ? limit - used : 0);
 }
 
-size_t AvailableKvMemory() {
-  size_t available = AvailableMemory();
+size_t AvailableSharedMemory() {
+  size_t available = AvailableHostMemory();
   struct statvfs shm;
   if (statvfs("/dev/shm", &shm) == 0) {
     available = std::min(available, static_cast<size_t>(shm.f_bavail) * shm.f_frsize);
@@ -66,56 +67,37 @@ size_t AvailableKvMemory() {
   return available;
 }
 
-absl::StatusOr<KvMemory> KvMemory::Create(size_t bytes) {
+absl::StatusOr<Buffer> AllocateSharedMemory(size_t bytes) {
   static std::atomic<int> counter{0};
   const std::string name = fmt::format("/tandem-kv-{}-{}", getpid(), counter.fetch_add(1));
-  KvMemory memory;
-  memory.fd_ = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (memory.fd_ < 0) {
+  const int fd = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd < 0) {
     return ResourceExhausted("the KV pool's shared memory cannot be created: {}", strerror(errno));
   }
   shm_unlink(name.c_str());
+  Buffer descriptor(nullptr, 0, fd, [fd] { close(fd); });  // until the memory is mapped
   struct statvfs room;
-  if (fstatvfs(memory.fd_, &room) == 0 && room.f_blocks > 0 &&
+  if (fstatvfs(fd, &room) == 0 && room.f_blocks > 0 &&
       static_cast<size_t>(room.f_bavail) * room.f_frsize < bytes) {
     return ResourceExhausted(
         "a KV pool of {} bytes does not fit into /dev/shm, which has {} left; lower "
         "--kv-cache-memory-bytes or enlarge /dev/shm",
         bytes, static_cast<size_t>(room.f_bavail) * room.f_frsize);
   }
-  if (ftruncate(memory.fd_, static_cast<off_t>(bytes)) != 0) {
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
     return ResourceExhausted(
-        "a KV pool of {} bytes cannot be had: {}; lower "
-        "--kv-cache-memory-bytes",
-        bytes, strerror(errno));
+        "a KV pool of {} bytes cannot be had: {}; lower --kv-cache-memory-bytes", bytes,
+        strerror(errno));
   }
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.fd_, 0);
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) {
     return ResourceExhausted(
-        "a KV pool of {} bytes cannot be mapped: {}; lower "
-        "--kv-cache-memory-bytes",
-        bytes, strerror(errno));
+        "a KV pool of {} bytes cannot be mapped: {}; lower --kv-cache-memory-bytes", bytes,
+        strerror(errno));
   }
-  memory.data_ = static_cast<std::byte*>(data);
-  memory.size_ = bytes;
-  return memory;
-}
-
-KvMemory::KvMemory(KvMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)),
-      fd_(std::exchange(other.fd_, -1)) {}
-
-KvMemory& KvMemory::operator=(KvMemory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-
-KvMemory::~KvMemory() {
-  if (data_ != nullptr) munmap(data_, size_);
-  if (fd_ >= 0) close(fd_);
+  // The descriptor lives as long as the mapping.
+  auto both = std::make_shared<Buffer>(std::move(descriptor));
+  return Buffer(data, bytes, fd, [data, bytes, both] { munmap(data, bytes); });
 }
 
 }  // namespace tandem::engine

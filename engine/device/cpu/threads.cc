@@ -1,4 +1,4 @@
-#include "engine/kernels/threads.h"
+#include "engine/device/cpu/threads.h"
 
 #include <algorithm>
 #include <fstream>

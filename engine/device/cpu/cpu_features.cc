@@ -1,4 +1,4 @@
-#include "engine/kernels/cpu_features.h"
+#include "engine/device/cpu/cpu_features.h"
 
 namespace tandem::engine {
 

@@ -1,0 +1,70 @@
+#include "engine/device/cpu/cpu_device.h"
+
+#include <cerrno>
+#include <cstring>
+#include <sys/mman.h>
+#include <utility>
+
+#include "fmt/format.h"
+
+#include "common/base/status.h"
+#include "engine/device/cpu/cpu_features.h"
+#include "engine/device/cpu/host_memory.h"
+
+namespace tandem::engine {
+namespace {
+
+class CpuEvent final : public Event {
+ public:
+  bool Ready() const override { return recorded_.Ready(); }
+  bool WaitFor(absl::Duration timeout) const override { return recorded_.WaitFor(timeout); }
+  void Set() { recorded_.Set(); }
+
+ private:
+  HostEvent recorded_;
+};
+
+class CpuStream final : public Stream {
+ public:
+  void CopyToDevice(void* to, const void* from, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+  void CopyToHost(void* to, const void* from, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+  void Record(Event* event) override { static_cast<CpuEvent*>(event)->Set(); }
+  void Synchronize() override {}
+};
+
+}  // namespace
+
+CpuDevice::CpuDevice(const CpuDeviceOptions& options)
+    : threads_(options.num_threads > 0 ? options.num_threads : PhysicalCores()) {}
+
+std::string CpuDevice::Describe() const { return fmt::format("cpu, {} threads", threads_.count()); }
+
+bool CpuDevice::has_bfloat16() const { return CpuHasBF16(); }
+
+size_t CpuDevice::AvailableMemory() const { return AvailableHostMemory(); }
+
+size_t CpuDevice::AvailableKvMemory() const { return AvailableSharedMemory(); }
+
+absl::StatusOr<Buffer> CpuDevice::Allocate(size_t bytes) {
+  if (bytes == 0) return Buffer();
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) {
+    return ResourceExhausted("{} bytes of memory cannot be had: {}", bytes, strerror(errno));
+  }
+  madvise(data, bytes, MADV_HUGEPAGE);
+  return Buffer(data, bytes, -1, [data, bytes] { munmap(data, bytes); });
+}
+
+absl::StatusOr<Buffer> CpuDevice::AllocateKvPool(size_t bytes) {
+  return AllocateSharedMemory(bytes);
+}
+
+std::unique_ptr<Stream> CpuDevice::NewStream() { return std::make_unique<CpuStream>(); }
+
+std::shared_ptr<Event> CpuDevice::NewEvent() { return std::make_shared<CpuEvent>(); }
+
+}  // namespace tandem::engine

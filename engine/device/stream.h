@@ -1,0 +1,30 @@
+// An in-order queue of work on a device: what ops are given to run on.
+#pragma once
+
+#include <cstddef>
+
+namespace tandem::engine {
+
+class Event;
+
+// Not thread-safe: one thread gives work to a stream.
+//
+// Work is done in the order in which it was given. On an asynchronous device (Device::asynchronous)
+// every call may return before its work is done, and the memory that it names must stay as it is
+// until then. On other devices every call does its work before it returns.
+class Stream {
+ public:
+  // What was given must be done: see Synchronize.
+  virtual ~Stream() = default;
+
+  // Between memory of the host and memory of the device. The host does not wait where its memory is
+  // Device::AllocateStaging's.
+  virtual void CopyToDevice(void* to, const void* from, size_t bytes) = 0;
+  virtual void CopyToHost(void* to, const void* from, size_t bytes) = 0;
+  // Makes `event` true once everything given before is done. An event is recorded once.
+  virtual void Record(Event* event) = 0;
+  // Waits until everything is done.
+  virtual void Synchronize() = 0;
+};
+
+}  // namespace tandem::engine

@@ -1,0 +1,153 @@
+#include "engine/model/decoder.h"
+
+#include <cmath>
+#include <utility>
+
+#include "common/base/status.h"
+#include "engine/model/rope_of.h"
+
+namespace tandem::engine {
+namespace {
+
+Element ElementOf(DType dtype) {
+  return dtype == DType::kFloat32 ? Element::kFloat32 : Element::kBFloat16;
+}
+
+}  // namespace
+
+OpsShape OpsShapeOf(const ModelConfig& config, Element element, const DecoderLimits& limits) {
+  OpsShape shape;
+  shape.element = element;
+  shape.max_rows = static_cast<size_t>(limits.max_rows);
+  shape.max_items = static_cast<size_t>(limits.max_items);
+  shape.max_logit_rows = static_cast<size_t>(limits.max_logit_rows);
+  shape.hidden = static_cast<size_t>(config.hidden_size);
+  shape.head_dim = static_cast<size_t>(config.head_dim);
+  shape.q_width = static_cast<size_t>(config.num_heads) * shape.head_dim;
+  shape.kv_width = static_cast<size_t>(config.num_kv_heads) * shape.head_dim;
+  shape.inner = static_cast<size_t>(config.intermediate_size);
+  shape.vocab = static_cast<size_t>(config.vocab_size);
+  return shape;
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(ModelConfig config, ModelWeights weights,
+                                                         const DecoderLimits& limits,
+                                                         Device* device, Ops* ops) {
+  std::unique_ptr<Decoder> decoder(new Decoder(std::move(config), std::move(weights), ops));
+  TANDEM_RETURN_IF_ERROR(decoder->Allocate(limits, device));
+  return decoder;
+}
+
+absl::Status Decoder::Allocate(const DecoderLimits& limits, Device* device) {
+  const OpsShape shape = OpsShapeOf(config_, Element::kFloat32, limits);
+  const size_t rows = shape.max_rows, element = ElementSize(ops_->activation());
+  TANDEM_ASSIGN_OR_RETURN(hidden_, device->Allocate(rows * shape.hidden * sizeof(float)));
+  TANDEM_ASSIGN_OR_RETURN(queries_,
+                          device->Allocate(rows * (shape.q_width + 2 * shape.kv_width) * element));
+  TANDEM_ASSIGN_OR_RETURN(attended_, device->Allocate(rows * shape.q_width * element));
+  TANDEM_ASSIGN_OR_RETURN(inner_, device->Allocate(rows * shape.inner * element));
+  const ModelRope rope = RopeOf(config_);
+  rope_scale_ = rope.scale;
+  const size_t bytes = rope.frequencies.size() * sizeof(float);
+  TANDEM_ASSIGN_OR_RETURN(frequencies_, device->Allocate(bytes));
+  const std::unique_ptr<Stream> stream = device->NewStream();
+  stream->CopyToDevice(frequencies_.data(), rope.frequencies.data(), bytes);
+  stream->Synchronize();
+  return absl::OkStatus();
+}
+
+Norm Decoder::NormOf(const VectorWeights& weight) const {
+  return {weight.data(), config_.rms_norm_eps};
+}
+
+void Decoder::Attention(const LayerWeights& layer, const ForwardInput& input, const KvPages& pages,
+                        Stream* stream) {
+  AttentionArgs attention;
+  attention.batch = input.batch;
+  attention.queries = queries_.data();
+  attention.pages = pages;
+  attention.heads = config_.num_heads;
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  attention.out = attended_.data();
+  ops_->Attention(attention, stream);
+  AddProjectionArgs add;
+  add.rows = input.batch->num_rows;
+  add.x = attended_.data();
+  add.projection = layer.output.projection();
+  add.next_norm = NormOf(layer.post_attention_norm);
+  add.hidden = hidden_.as<float>();
+  ops_->AddProjection(add, stream);
+}
+
+void Decoder::FeedForward(const LayerWeights& layer, const Norm& next_norm, int rows,
+                          Stream* stream) {
+  GateUpArgs gate_up;
+  gate_up.rows = rows;
+  gate_up.hidden = hidden_.as<float>();
+  gate_up.norm = NormOf(layer.post_attention_norm);
+  gate_up.projection = layer.gate_up.projection();
+  gate_up.out = inner_.data();
+  ops_->GateUp(gate_up, stream);
+  AddProjectionArgs add;
+  add.rows = rows;
+  add.x = inner_.data();
+  add.projection = layer.down.projection();
+  add.next_norm = next_norm;
+  add.hidden = hidden_.as<float>();
+  ops_->AddProjection(add, stream);
+}
+
+void Decoder::Forward(const ForwardInput& input, const KvRegion& kv, Stream* stream) {
+  if (input.batch->num_rows == 0) return;
+  KvPages pages{kv.base, ElementOf(kv.layout.dtype), kv.layout.num_kv_heads, kv.layout.head_dim,
+                kv.layout.block_size};
+  BeginArgs begin;
+  begin.batch = input.batch;
+  begin.host = input.host;
+  begin.drawn = input.drawn;
+  begin.embedding = weights_.embedding_data();
+  begin.embedding_element = weights_.embedding.element;
+  begin.frequencies = frequencies_.as<float>();
+  begin.rope_scale = rope_scale_;
+  begin.pages = pages;
+  begin.next_norm = NormOf(weights_.layers.front().input_norm);
+  begin.hidden = hidden_.as<float>();
+  ops_->Begin(begin, stream);
+  const size_t num_layers = weights_.layers.size();
+  for (size_t i = 0; i < num_layers; ++i) {
+    const LayerWeights& layer = weights_.layers[i];
+    const bool last = i + 1 == num_layers;
+    pages.base = kv.Block(static_cast<int>(i), 0);
+    QkvArgs qkv;
+    qkv.batch = input.batch;
+    qkv.hidden = hidden_.as<float>();
+    qkv.norm = NormOf(layer.input_norm);
+    qkv.projection = layer.qkv.projection();
+    qkv.q_norm = layer.q_norm.data();
+    qkv.k_norm = layer.k_norm.data();
+    qkv.heads = config_.num_heads;
+    qkv.pages = pages;
+    qkv.queries = queries_.data();
+    ops_->Qkv(qkv, stream);
+    if (!input.layer_ready.empty()) stream->Record(input.layer_ready[i].get());
+    if (input.on_layer_done) input.on_layer_done(static_cast<int>(i));
+    // Nothing reads the last layer's output if nobody wants logits.
+    if (last && !input.need_hidden) return;
+    Attention(layer, input, pages, stream);
+    const VectorWeights& next = last ? weights_.final_norm : weights_.layers[i + 1].input_norm;
+    FeedForward(layer, NormOf(next), input.batch->num_rows, stream);
+  }
+}
+
+void Decoder::Logits(const int32_t* row_ids, int count, float* out, Stream* stream) {
+  LogitsArgs args;
+  args.hidden = hidden_.as<float>();
+  args.row_ids = row_ids;
+  args.count = count;
+  args.norm = NormOf(weights_.final_norm);
+  args.projection = weights_.head.projection();
+  args.logits = out;
+  ops_->Logits(args, stream);
+}
+
+}  // namespace tandem::engine

@@ -1,0 +1,77 @@
+// The forward pass of a decoder (ModelConfig) over a ragged batch and paged KV, written once over
+// the ops of any device.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "absl/status/statusor.h"
+
+#include "common/base/kv_layout.h"
+#include "common/base/model_config.h"
+#include "engine/device/device.h"
+#include "engine/kernels/ops.h"
+#include "engine/model/model_weights.h"
+
+namespace tandem::engine {
+
+struct DecoderLimits {
+  int max_rows = 0;        // tokens of a step
+  int max_items = 0;       // sequences of a step
+  int max_logit_rows = 0;  // of one call of Logits
+};
+
+// What the ops of a model must be made for.
+OpsShape OpsShapeOf(const ModelConfig& config, Element element, const DecoderLimits& limits);
+
+struct ForwardInput {
+  const RaggedBatch* batch = nullptr;  // in memory of the device
+  const RaggedBatch* host = nullptr;   // the same in memory of the host
+  const int32_t* drawn = nullptr;      // by the step before, see BeginArgs
+  bool need_hidden = true;             // false: nobody will ask for logits, only KV is wanted
+  // [num_layers] or empty: recorded as soon as a layer's KV of the whole batch is written.
+  std::span<const std::shared_ptr<Event>> layer_ready;
+  std::function<void(int)> on_layer_done;  // Batch::on_layer_done
+};
+
+// Not thread-safe: one loop owns it. Its work is given to streams one step after the other.
+class Decoder {
+ public:
+  // Allocates the workspace, once. `device` and `ops`, made for OpsShapeOf(config, ...), outlive
+  // the decoder.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(ModelConfig config, ModelWeights weights,
+                                                         const DecoderLimits& limits,
+                                                         Device* device, Ops* ops);
+
+  // Computes all rows and writes their KV into `kv`.
+  void Forward(const ForwardInput& input, const KvRegion& kv, Stream* stream);
+  // Logits of some rows of the last Forward (which had need_hidden): out is [count][vocab]. Both
+  // pointers lead into memory of the device.
+  void Logits(const int32_t* row_ids, int count, float* out, Stream* stream);
+
+  const ModelConfig& config() const { return config_; }
+  const ModelWeights& weights() const { return weights_; }
+
+ private:
+  Decoder(ModelConfig config, ModelWeights weights, Ops* ops)
+      : config_(std::move(config)), weights_(std::move(weights)), ops_(ops) {}
+  absl::Status Allocate(const DecoderLimits& limits, Device* device);
+  void Attention(const LayerWeights& layer, const ForwardInput& input, const KvPages& pages,
+                 Stream* stream);
+  void FeedForward(const LayerWeights& layer, const Norm& next_norm, int rows, Stream* stream);
+  Norm NormOf(const VectorWeights& weight) const;
+
+  const ModelConfig config_;
+  const ModelWeights weights_;
+  Ops* const ops_;
+  float rope_scale_ = 1;
+  Buffer frequencies_;  // float [head_dim / 2]
+  Buffer hidden_;       // float [max_rows][hidden]: the residual stream
+  Buffer queries_;      // activation [max_rows][q_width + 2 * kv_width]
+  Buffer attended_;     // activation [max_rows][q_width]
+  Buffer inner_;        // activation [max_rows][intermediate]
+};
+
+}  // namespace tandem::engine

@@ -1,0 +1,29 @@
+#include "engine/runtime/backend.h"
+
+#include "common/base/status.h"
+
+namespace tandem::engine {
+
+const std::vector<BackendEntry>& Backends() {
+  static const std::vector<BackendEntry> backends = {{"cpu", OpenCpuBackend}};
+  return backends;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const std::string& name,
+                                                     const BackendOptions& options) {
+  std::string names;
+  absl::Status why;  // auto: the last one's
+  for (const BackendEntry& entry : Backends()) {
+    names += (names.empty() ? "" : ", ") + entry.name;
+    if (name != "auto" && name != entry.name) continue;
+    absl::StatusOr<std::unique_ptr<Backend>> backend = entry.open(options);
+    if (backend.ok() || name != "auto") return backend;
+    why = backend.status();
+  }
+  if (name == "auto") return why;
+  if (name == "cuda")
+    return InvalidArgument("--device=cuda: this build has no CUDA; it has {}", names);
+  return InvalidArgument("--device must be auto or one of {}, got \"{}\"", names, name);
+}
+
+}  // namespace tandem::engine

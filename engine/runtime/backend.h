@@ -1,0 +1,50 @@
+// The ways to compute that this build has: a device and the ops of a model on it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+#include "engine/device/device.h"
+#include "engine/kernels/ops.h"
+
+namespace tandem::engine {
+
+struct BackendOptions {
+  int num_threads = 0;  // cpu: compute threads; 0: one per physical core
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;  // a value of --device
+  virtual Device& device() = 0;
+  // For one model; the backend outlives them. RESOURCE_EXHAUSTED where there is no room for their
+  // scratch memory.
+  virtual absl::StatusOr<std::unique_ptr<Ops>> MakeOps(const OpsShape& shape) = 0;
+  // Steps that a loop should keep launched: more than one only pays where the device is
+  // asynchronous.
+  virtual int max_in_flight() const = 0;
+};
+
+// One value of --device. `open` says in its error what is missing on this machine.
+struct BackendEntry {
+  std::string name;
+  absl::StatusOr<std::unique_ptr<Backend>> (*open)(const BackendOptions& options);
+};
+
+// In the order in which "auto" tries them; the last one can always be opened.
+const std::vector<BackendEntry>& Backends();
+
+// The backend of that name, or with "auto" the first that can be opened. INVALID_ARGUMENT for a
+// name that this build does not have.
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const std::string& name,
+                                                     const BackendOptions& options);
+
+// cpu_backend.cc
+absl::StatusOr<std::unique_ptr<Backend>> OpenCpuBackend(const BackendOptions& options);
+
+}  // namespace tandem::engine

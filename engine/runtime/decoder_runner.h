@@ -1,0 +1,92 @@
+// ModelRunner over a Decoder on any device: copies batches to the device, gives its stream the
+// forward pass and the draws, and reads the tokens back.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+#include "common/base/kv_layout.h"
+#include "engine/device/device.h"
+#include "engine/kernels/ops.h"
+#include "engine/model/decoder.h"
+#include "engine/runtime/model_runner.h"
+#include "engine/runtime/step_input.h"
+
+namespace tandem::engine {
+
+// Not thread-safe, as every ModelRunner.
+//
+// On an asynchronous device Launch gives the whole step to the stream and Collect waits for its
+// end. On others (the CPU) a stream works at once, so the step runs inside Collect: thus the loop
+// has the step's events before its layers are computed, and what waits for them overlaps with the
+// compute.
+class DecoderRunner final : public ModelRunner {
+ public:
+  struct Options {
+    int max_num_batched_tokens = 512;
+    int max_num_seqs = 64;
+    int max_model_len = 0;     // tokens
+    int valid_vocab_size = 0;  // token ids below this can be drawn; the rest are padding rows
+    int max_in_flight = 1;
+  };
+
+  // What the model's decoder and ops must be made for.
+  static DecoderLimits LimitsOf(const Options& options);
+
+  // All memory is allocated here. `device`, `decoder`, `ops` and the region's memory outlive the
+  // runner.
+  static absl::StatusOr<std::unique_ptr<DecoderRunner>> Create(const Options& options,
+                                                               const KvRegion& kv, Device* device,
+                                                               Decoder* decoder, Ops* ops);
+  ~DecoderRunner() override;
+
+  int max_in_flight() const override { return options_.max_in_flight; }
+  absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override;
+  absl::StatusOr<StepOutput> Collect(StepId id) override;
+
+ private:
+  // What belongs to one step in flight; used again for a later one.
+  struct Step {
+    Step(StepInput step_input, Buffer host_results)
+        : input(std::move(step_input)), results(std::move(host_results)) {}
+    StepId id = 0;
+    StepInput input;
+    Buffer results;  // of the host: DrawResult [rows whose logits are wanted]
+    std::vector<std::shared_ptr<Event>> layer_ready;  // [num_layers] or empty
+    std::function<void(int)> on_layer_done;           // Batch::on_layer_done
+    std::shared_ptr<Event> done;                      // the results have arrived
+  };
+
+  DecoderRunner(const Options& options, const KvRegion& kv, Device* device, Decoder* decoder,
+                Ops* ops)
+      : options_(options), kv_(kv), device_(device), decoder_(decoder), ops_(ops) {}
+  absl::Status Allocate();
+  absl::Status Check(const Batch& batch) const;
+  absl::Status CheckItem(const BatchItem& item, size_t index) const;
+  absl::Status CheckTokens(const BatchItem& item, size_t index) const;
+  // Gives the stream all of the step's work.
+  void Enqueue(Step* step);
+  StepOutput ReadResults(const Step& step) const;
+
+  const Options options_;
+  const KvRegion kv_;
+  Device* const device_;
+  Decoder* const decoder_;
+  Ops* const ops_;
+  std::unique_ptr<Stream> stream_;
+  StepArrays device_inputs_;     // of a device with memory of its own
+  Buffer logits_;                // float [max_logit_rows][vocab]
+  Buffer device_results_;        // DrawResult [max_num_batched_tokens]
+  Buffer drawn_[2];              // int32 [max_num_seqs], by parity of the step
+  std::vector<Step> steps_;      // [max_in_flight]
+  std::vector<Step*> free_;      // of steps_
+  std::deque<Step*> in_flight_;  // oldest first
+  StepId last_launched_ = 0;
+  std::vector<bool> last_draws_;       // [items] of that step
+  std::vector<ItemOutput> collected_;  // of the step collected last, for who took tokens from it
+};
+
+}  // namespace tandem::engine
