@@ -9,19 +9,12 @@
 
 #include "absl/status/status.h"
 
+#include "common/base/token_event.h"
 #include "engine/runtime/sampling_params.h"
 
 namespace tandem::engine {
 
-struct TokenLogprob {
-  struct Alternative {
-    int32_t token = 0;
-    float logprob = 0;
-  };
-  int32_t token = 0;
-  float logprob = 0;  // of the model's own distribution, before temperature and penalties
-  std::vector<Alternative> top;  // most likely first
-};
+using tandem::TokenLogprob;
 
 // A launched step: 1, 2, ... in the order of launching. 0 names none.
 using StepId = uint64_t;

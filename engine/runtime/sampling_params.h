@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace tandem::engine {
+#include "common/base/sampling_ranges.h"
 
-inline constexpr int kMaxLogprobs = 20;
+namespace tandem::engine {
 
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy

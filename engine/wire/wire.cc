@@ -1,10 +1,11 @@
 #include "engine/wire/wire.h"
 
-#include <cmath>
-
 #include "fmt/format.h"
 
+#include "common/base/sampling_ranges.h"
 #include "common/base/status.h"
+#include "common/rpc/sampling_check.h"
+#include "common/rpc/token_wire.h"
 
 namespace tandem::engine {
 namespace {
@@ -13,33 +14,6 @@ absl::Status CheckToken(uint32_t id, int vocab_size, std::string_view field) {
   if (id < static_cast<uint32_t>(vocab_size)) return absl::OkStatus();
   return InvalidArgument("{} is {}; the vocabulary has {} tokens (ids 0 to {})", field, id,
                          vocab_size, vocab_size - 1);
-}
-
-// `accepted` is the range in words; `ok` is false for NaN because every comparison with NaN is.
-absl::Status CheckNumber(std::string_view field, float value, bool ok, std::string_view accepted) {
-  if (ok) return absl::OkStatus();
-  return InvalidArgument("sampling.{} must be {}, got {}", field, accepted, value);
-}
-
-absl::Status CheckRanges(const SamplingParams& s) {
-  TANDEM_RETURN_IF_ERROR(CheckNumber("temperature", s.temperature,
-                                     s.temperature >= 0 && std::isfinite(s.temperature),
-                                     "a finite number >= 0"));
-  TANDEM_RETURN_IF_ERROR(CheckNumber("top_p", s.top_p, s.top_p > 0 && s.top_p <= 1, "in (0, 1]"));
-  TANDEM_RETURN_IF_ERROR(CheckNumber("min_p", s.min_p, s.min_p >= 0 && s.min_p <= 1, "in [0, 1]"));
-  TANDEM_RETURN_IF_ERROR(CheckNumber("repetition_penalty", s.repetition_penalty,
-                                     s.repetition_penalty > 0 && s.repetition_penalty <= 10,
-                                     "in (0, 10]"));
-  TANDEM_RETURN_IF_ERROR(CheckNumber("presence_penalty", s.presence_penalty,
-                                     s.presence_penalty >= -2 && s.presence_penalty <= 2,
-                                     "in [-2, 2]"));
-  TANDEM_RETURN_IF_ERROR(CheckNumber("frequency_penalty", s.frequency_penalty,
-                                     s.frequency_penalty >= -2 && s.frequency_penalty <= 2,
-                                     "in [-2, 2]"));
-  if (s.top_k < -1) {
-    return InvalidArgument("sampling.top_k must be >= 1, or 0 or -1 for off, got {}", s.top_k);
-  }
-  return absl::OkStatus();
 }
 
 absl::StatusOr<int> CountFromProto(std::string_view field, uint32_t value, uint32_t least,
@@ -52,8 +26,8 @@ absl::StatusOr<int> CountFromProto(std::string_view field, uint32_t value, uint3
 
 absl::StatusOr<std::vector<int32_t>> StopIdsFromProto(const ProtoTokens& ids, int vocab_size,
                                                       std::string_view field) {
-  if (ids.size() > kMaxStopTokenIds) {
-    return InvalidArgument("{} may hold {} ids, got {}", field, kMaxStopTokenIds, ids.size());
+  if (ids.size() > kMaxEndTokenIds) {
+    return InvalidArgument("{} may hold {} ids, got {}", field, kMaxEndTokenIds, ids.size());
   }
   return TokensFromProto(ids, vocab_size, field);
 }
@@ -82,6 +56,7 @@ void TokensToProto(std::span<const int32_t> tokens, ProtoTokens* ids) {
 absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto,
                                                  const ProtoTokens& eos_token_ids, int vocab_size) {
   constexpr uint32_t kMostTokens = 1u << 30;
+  TANDEM_RETURN_IF_ERROR(CheckSamplingRanges(proto));
   SamplingParams s;
   if (proto.has_temperature()) s.temperature = proto.temperature();
   if (proto.has_top_p()) s.top_p = proto.top_p();
@@ -92,20 +67,12 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto
   if (proto.has_frequency_penalty()) s.frequency_penalty = proto.frequency_penalty();
   if (proto.has_seed()) s.seed = proto.seed();
   s.ignore_eos = proto.ignore_eos();
-  TANDEM_RETURN_IF_ERROR(CheckRanges(s));
   TANDEM_ASSIGN_OR_RETURN(s.max_tokens,
                           CountFromProto("max_tokens", proto.max_tokens(), 1, kMostTokens));
   TANDEM_ASSIGN_OR_RETURN(s.min_tokens,
                           CountFromProto("min_tokens", proto.min_tokens(), 0, kMostTokens));
-  if (proto.has_logprobs()) {
-    TANDEM_ASSIGN_OR_RETURN(s.logprobs,
-                            CountFromProto("logprobs", proto.logprobs(), 0, kMaxLogprobs));
-  }
-  if (proto.has_prompt_logprobs()) {
-    TANDEM_ASSIGN_OR_RETURN(
-        s.prompt_logprobs,
-        CountFromProto("prompt_logprobs", proto.prompt_logprobs(), 0, kMaxLogprobs));
-  }
+  if (proto.has_logprobs()) s.logprobs = static_cast<int>(proto.logprobs());
+  if (proto.has_prompt_logprobs()) s.prompt_logprobs = static_cast<int>(proto.prompt_logprobs());
   TANDEM_ASSIGN_OR_RETURN(s.stop_token_ids, StopIdsFromProto(proto.stop_token_ids(), vocab_size,
                                                              "sampling.stop_token_ids"));
   TANDEM_ASSIGN_OR_RETURN(s.eos_token_ids,
@@ -136,13 +103,7 @@ v1::SamplingParams SamplingToProto(const SamplingParams& sampling) {
 
 v1::TokenLogprob LogprobToProto(const TokenLogprob& logprob) {
   v1::TokenLogprob proto;
-  proto.set_token_id(static_cast<uint32_t>(logprob.token));
-  proto.set_logprob(logprob.logprob);
-  for (const TokenLogprob::Alternative& alternative : logprob.top) {
-    v1::Alternative* top = proto.add_top();
-    top->set_token_id(static_cast<uint32_t>(alternative.token));
-    top->set_logprob(alternative.logprob);
-  }
+  tandem::LogprobToProto(logprob, &proto);
   return proto;
 }
 
@@ -154,16 +115,11 @@ absl::StatusOr<TokenLogprob> LogprobFromProto(const v1::TokenLogprob& proto, int
     return InvalidArgument("{}.top may hold {} alternatives, got {}", field, kMaxLogprobs,
                            proto.top_size());
   }
-  TokenLogprob logprob;
-  logprob.token = static_cast<int32_t>(proto.token_id());
-  logprob.logprob = proto.logprob();
   for (int i = 0; i < proto.top_size(); ++i) {
-    const v1::Alternative& top = proto.top(i);
-    TANDEM_RETURN_IF_ERROR(
-        CheckToken(top.token_id(), vocab_size, fmt::format("{}.top[{}].token_id", field, i)));
-    logprob.top.push_back({static_cast<int32_t>(top.token_id()), top.logprob()});
+    TANDEM_RETURN_IF_ERROR(CheckToken(proto.top(i).token_id(), vocab_size,
+                                      fmt::format("{}.top[{}].token_id", field, i)));
   }
-  return logprob;
+  return tandem::LogprobFromProto(proto);
 }
 
 }  // namespace tandem::engine

@@ -20,7 +20,7 @@
 namespace tandem::engine {
 
 // Most stop or end-of-sequence ids per request.
-inline constexpr int kMaxStopTokenIds = 1024;
+inline constexpr int kMaxEndTokenIds = 1024;
 
 using ProtoTokens = google::protobuf::RepeatedField<uint32_t>;
 

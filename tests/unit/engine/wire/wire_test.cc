@@ -103,8 +103,9 @@ TEST(Wire, BadSamplingNamesTheField) {
   const float nan = std::nanf("");
   const float inf = std::numeric_limits<float>::infinity();
   using P = v1::SamplingParams;
-  EXPECT_THAT(SamplingError([&](P* p) { p->set_temperature(nan); }),
-              HasSubstr("sampling.temperature must be a finite number >= 0, got nan"));
+  EXPECT_THAT(
+      SamplingError([&](P* p) { p->set_temperature(nan); }),
+      HasSubstr("sampling.temperature must be a finite number >= 0 (0 is greedy), got nan"));
   EXPECT_THAT(SamplingError([&](P* p) { p->set_temperature(inf); }), HasSubstr("temperature"));
   EXPECT_THAT(SamplingError([&](P* p) { p->set_temperature(-1); }), HasSubstr("temperature"));
   EXPECT_THAT(SamplingError([&](P* p) { p->set_top_p(0); }), HasSubstr("sampling.top_p"));
@@ -121,13 +122,13 @@ TEST(Wire, BadSamplingNamesTheField) {
   EXPECT_THAT(SamplingError([&](P* p) { p->set_min_tokens(4'000'000'000u); }),
               HasSubstr("sampling.min_tokens"));
   EXPECT_THAT(SamplingError([&](P* p) { p->set_logprobs(21); }),
-              HasSubstr("sampling.logprobs must be in [0, 20], got 21"));
+              HasSubstr("sampling.logprobs must be at most 20, got 21"));
   EXPECT_THAT(SamplingError([&](P* p) { p->set_prompt_logprobs(99); }),
               HasSubstr("sampling.prompt_logprobs"));
   EXPECT_THAT(SamplingError([&](P* p) { p->add_stop_token_ids(kVocab); }),
               HasSubstr("sampling.stop_token_ids[0]"));
   EXPECT_THAT(SamplingError([&](P* p) {
-                for (int i = 0; i <= kMaxStopTokenIds; ++i) p->add_stop_token_ids(1);
+                for (int i = 0; i <= kMaxEndTokenIds; ++i) p->add_stop_token_ids(1);
               }),
               HasSubstr("sampling.stop_token_ids may hold 1024 ids, got 1025"));
 }
