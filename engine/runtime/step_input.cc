@@ -37,9 +37,10 @@ absl::StatusOr<StepArrays> StepArrays::Create(const StepLimits& limits, bool sta
   return arrays;
 }
 
-void StepArrays::ReserveTokenLists(size_t count) {
+void StepArrays::ReserveTokenLists(size_t count, Stream* reader) {
   Buffer& buffer = buffers_[kTokenLists];
   if (buffer.size() >= count * sizeof(int32_t)) return;
+  if (reader != nullptr) reader->Synchronize();
   const size_t bytes = 2 * count * sizeof(int32_t);
   absl::StatusOr<Buffer> larger =
       staging_ ? device_->AllocateStaging(bytes) : device_->Allocate(bytes);
@@ -72,7 +73,7 @@ void StepInput::Fill(const Batch& batch, int block_size) {
   host_.as<int32_t>(StepArrays::kFirstRows)[0] = 0;
   host_.as<int32_t>(StepArrays::kFirstBlocks)[0] = 0;
   for (const BatchItem& item : batch.items) FillItem(item, block_size);
-  host_.ReserveTokenLists(lists_.size());
+  host_.ReserveTokenLists(lists_.size(), nullptr);
   if (!lists_.empty()) {
     std::memcpy(host_.as<int32_t>(StepArrays::kTokenLists), lists_.data(),
                 lists_.size() * sizeof(int32_t));
@@ -134,7 +135,7 @@ void StepInput::AddWanted(int row, const WantedLogits& wanted, const DrawSpec& s
 void StepInput::Upload(StepArrays* arrays, Stream* stream) {
   const StepArrays* source = &host_;
   if (!device_->shares_host_memory()) {
-    if (!lists_.empty()) arrays->ReserveTokenLists(lists_.size());
+    arrays->ReserveTokenLists(lists_.size(), stream);
     const size_t rows = static_cast<size_t>(host_batch_.num_rows);
     const size_t items = static_cast<size_t>(host_batch_.num_items);
     const size_t blocks = static_cast<size_t>(host_batch_.first_blocks[items]);

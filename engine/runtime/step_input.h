@@ -45,9 +45,9 @@ class StepArrays {
   T* as(Name name) const {
     return buffers_[name].as<T>();
   }
-  // Room for at least `count` token ids in kTokenLists; what it held may be lost. Nothing may be
-  // under way that reads them.
-  void ReserveTokenLists(size_t count);
+  // Room for at least `count` token ids in kTokenLists; what it held may be lost. Where it must
+  // grow it waits for `reader`, a stream that may still read the old ones; null: none does.
+  void ReserveTokenLists(size_t count, Stream* reader);
 
  private:
   bool staging_ = false;
