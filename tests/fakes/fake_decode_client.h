@@ -23,7 +23,9 @@ class FakeDecodeCall : public DecodeCall {
   // ---- the worker's side ----
   const Route& route() const { return route_; }
   const Request& request() const { return request_; }
-  void Send(TokenEvent event) { events_.push_back(std::move(event)); }
+  void Send(TokenEvent event) {
+    if (!ended()) events_.push_back(std::move(event));
+  }
   void Send(std::vector<int32_t> tokens, FinishReason reason = FinishReason::kNone) {
     TokenEvent event;
     event.token_ids = std::move(tokens);
@@ -33,6 +35,8 @@ class FakeDecodeCall : public DecodeCall {
   // After what was sent.
   void End(absl::Status status) { end_ = std::move(status); }
   bool cancelled() const { return cancelled_; }
+  // Called once, by Deliver, if the stream cancels a call that has not ended.
+  void OnCancel(std::function<void()> hook) { on_cancel_ = std::move(hook); }
   bool ended() const { return handler_ == nullptr; }
   // Sent and not read.
   size_t unread() const { return events_.size(); }
@@ -43,6 +47,7 @@ class FakeDecodeCall : public DecodeCall {
   bool Deliver() {
     if (ended()) return false;
     if (cancelled_) {
+      if (on_cancel_) on_cancel_();
       Finish(absl::CancelledError("cancelled"));
     } else if (!events_.empty() && reading_) {
       reading_ = false;
@@ -67,11 +72,15 @@ class FakeDecodeCall : public DecodeCall {
   void Cancel() override { cancelled_ = true; }
 
  private:
-  void Finish(const absl::Status& status) { std::exchange(handler_, nullptr)->OnEnd(status); }
+  void Finish(const absl::Status& status) {
+    events_.clear();
+    std::exchange(handler_, nullptr)->OnEnd(status);
+  }
 
   const Route route_;
   const Request request_;
   std::shared_ptr<DecodeHandler> handler_;  // null after its OnEnd
+  std::function<void()> on_cancel_;
   std::deque<TokenEvent> events_;
   std::optional<absl::Status> end_;
   bool reading_ = true;
