@@ -7,6 +7,7 @@
 // sets it needs.
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <utility>
 
@@ -25,28 +26,45 @@ namespace {
 constexpr size_t kLanes = 16;    // float32 per vector
 constexpr size_t kMaxRows = 12;  // 24 accumulators, 2 or 4 weight vectors, 1 broadcast, 1 mask
 
-// Tells the processor of a stream that is read once: the hardware prefetcher stops at page ends.
-constexpr size_t kPrefetchPairs = 32;
+// Weights to fetch while others are multiplied: `step` bytes per pair of inputs.
+struct Ahead {
+  const std::byte* at = nullptr;
+  size_t step = 0;
 
-// The rows of inputs are shared by few weights if they are few: then memory is the limit.
-template <size_t kRows>
-TANDEM_BF16 inline void PrefetchWeights(const uint16_t* pair) {
-  if constexpr (kRows <= 8) {
-    _mm_prefetch(pair + kPrefetchPairs * 2 * kPanel, _MM_HINT_T0);
-    _mm_prefetch(pair + kPrefetchPairs * 2 * kPanel + 2 * kLanes, _MM_HINT_T0);
+  TANDEM_BF16 void Prefetch() {
+    _mm_prefetch(at, _MM_HINT_T1);
+    _mm_prefetch(at + step / 2, _MM_HINT_T1);
+    at += step;
   }
-}
+};
+
+// A tile of the result: some rows of one panel.
+template <class Input>
+struct Tile {
+  const Input* x = nullptr;  // of the first row
+  size_t x_stride = 0;
+  const uint16_t* panel = nullptr;
+  size_t pairs = 0;  // of inputs
+  Ahead ahead;
+  const float* bias = nullptr;  // may stay null
+  float* y = nullptr;
+  size_t y_stride = 0;
+};
 
 template <size_t kRows>
-TANDEM_BF16 inline void StoreSums(__m512 (&sum0)[kRows], __m512 (&sum1)[kRows], const float* bias,
-                                  float* y, size_t y_stride) {
+struct Sums {
+  __m512 low[kRows], high[kRows];  // columns [0, 16) and [16, 32)
+};
+
+template <size_t kRows, class Input>
+TANDEM_BF16 inline void StoreSums(const Tile<Input>& tile, Sums<kRows>* sums) {
   for (size_t r = 0; r < kRows; ++r) {
-    if (bias != nullptr) {
-      sum0[r] = _mm512_add_ps(sum0[r], _mm512_loadu_ps(bias));
-      sum1[r] = _mm512_add_ps(sum1[r], _mm512_loadu_ps(bias + kLanes));
+    if (tile.bias != nullptr) {
+      sums->low[r] = _mm512_add_ps(sums->low[r], _mm512_loadu_ps(tile.bias));
+      sums->high[r] = _mm512_add_ps(sums->high[r], _mm512_loadu_ps(tile.bias + kLanes));
     }
-    _mm512_storeu_ps(y + r * y_stride, sum0[r]);
-    _mm512_storeu_ps(y + r * y_stride + kLanes, sum1[r]);
+    _mm512_storeu_ps(tile.y + r * tile.y_stride, sums->low[r]);
+    _mm512_storeu_ps(tile.y + r * tile.y_stride + kLanes, sums->high[r]);
   }
 }
 
@@ -67,23 +85,24 @@ struct DotPairs {
   }
 
   template <size_t kRows>
-  TANDEM_BF16 static void PanelRows(const uint16_t* x, size_t x_stride, const uint16_t* panel,
-                                    size_t pairs, const float* bias, float* y, size_t y_stride) {
-    __m512 sum0[kRows], sum1[kRows];
-    for (size_t r = 0; r < kRows; ++r) sum0[r] = sum1[r] = _mm512_setzero_ps();
-    for (size_t i = 0; i < pairs; ++i, panel += 2 * kPanel) {
-      PrefetchWeights<kRows>(panel);
-      const __m512bh w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel));
-      const __m512bh w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + 2 * kLanes));
+  TANDEM_BF16 static void Compute(const Tile<uint16_t>& tile) {
+    Sums<kRows> sums;
+    for (size_t r = 0; r < kRows; ++r) sums.low[r] = sums.high[r] = _mm512_setzero_ps();
+    const uint16_t* w = tile.panel;
+    Ahead ahead = tile.ahead;
+    for (size_t i = 0; i < tile.pairs; ++i, w += 2 * kPanel) {
+      ahead.Prefetch();
+      const __m512bh low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
+      const __m512bh high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 2 * kLanes));
       for (size_t r = 0; r < kRows; ++r) {
         int pair;
-        std::memcpy(&pair, x + r * x_stride + 2 * i, sizeof(pair));
+        std::memcpy(&pair, tile.x + r * tile.x_stride + 2 * i, sizeof(pair));
         const __m512bh value = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-        sum0[r] = _mm512_dpbf16_ps(sum0[r], value, w0);
-        sum1[r] = _mm512_dpbf16_ps(sum1[r], value, w1);
+        sums.low[r] = _mm512_dpbf16_ps(sums.low[r], value, low);
+        sums.high[r] = _mm512_dpbf16_ps(sums.high[r], value, high);
       }
     }
-    StoreSums(sum0, sum1, bias, y, y_stride);
+    StoreSums<kRows>(tile, &sums);
   }
 };
 
@@ -101,46 +120,44 @@ struct Widen {
   }
 
   template <size_t kRows>
-  TANDEM_BF16 static void PanelRows(const float* x, size_t x_stride, const uint16_t* panel,
-                                    size_t pairs, const float* bias, float* y, size_t y_stride) {
-    __m512 sum0[kRows], sum1[kRows];
-    for (size_t r = 0; r < kRows; ++r) sum0[r] = sum1[r] = _mm512_setzero_ps();
-    for (size_t i = 0; i < pairs; ++i, panel += 2 * kPanel) {
-      PrefetchWeights<kRows>(panel);
-      const Words w0 = reinterpret_cast<Words>(_mm512_loadu_si512(panel));
-      const Words w1 = reinterpret_cast<Words>(_mm512_loadu_si512(panel + 2 * kLanes));
-      const __m512 odd0 = reinterpret_cast<__m512>(w0 & 0xffff0000u);
-      const __m512 odd1 = reinterpret_cast<__m512>(w1 & 0xffff0000u);
-      for (size_t r = 0; r < kRows; ++r) {
-        const __m512 value = _mm512_set1_ps(x[r * x_stride + 2 * i + 1]);
-        sum0[r] = _mm512_fmadd_ps(value, odd0, sum0[r]);
-        sum1[r] = _mm512_fmadd_ps(value, odd1, sum1[r]);
-      }
-      const __m512 even0 = reinterpret_cast<__m512>(w0 << 16);
-      const __m512 even1 = reinterpret_cast<__m512>(w1 << 16);
-      for (size_t r = 0; r < kRows; ++r) {
-        const __m512 value = _mm512_set1_ps(x[r * x_stride + 2 * i]);
-        sum0[r] = _mm512_fmadd_ps(value, even0, sum0[r]);
-        sum1[r] = _mm512_fmadd_ps(value, even1, sum1[r]);
-      }
+  TANDEM_BF16 static void Compute(const Tile<float>& tile) {
+    Sums<kRows> sums;
+    for (size_t r = 0; r < kRows; ++r) sums.low[r] = sums.high[r] = _mm512_setzero_ps();
+    const uint16_t* w = tile.panel;
+    Ahead ahead = tile.ahead;
+    for (size_t i = 0; i < tile.pairs; ++i, w += 2 * kPanel) {
+      ahead.Prefetch();
+      const Words low = reinterpret_cast<Words>(_mm512_loadu_si512(w));
+      const Words high = reinterpret_cast<Words>(_mm512_loadu_si512(w + 2 * kLanes));
+      AddInput<kRows>(tile, 2 * i + 1, low & 0xffff0000u, high & 0xffff0000u, &sums);
+      AddInput<kRows>(tile, 2 * i, low << 16, high << 16, &sums);
     }
-    StoreSums(sum0, sum1, bias, y, y_stride);
+    StoreSums<kRows>(tile, &sums);
+  }
+
+ private:
+  // low, high: the bits of the widened weights of input i.
+  template <size_t kRows>
+  TANDEM_BF16 static inline void AddInput(const Tile<float>& tile, size_t i, Words low, Words high,
+                                          Sums<kRows>* sums) {
+    const __m512 w0 = reinterpret_cast<__m512>(low), w1 = reinterpret_cast<__m512>(high);
+    for (size_t r = 0; r < kRows; ++r) {
+      const __m512 value = _mm512_set1_ps(tile.x[r * tile.x_stride + i]);
+      sums->low[r] = _mm512_fmadd_ps(value, w0, sums->low[r]);
+      sums->high[r] = _mm512_fmadd_ps(value, w1, sums->high[r]);
+    }
   }
 };
 
+// Computes a tile of `rows` rows, in [1, kMaxRows].
 template <class Arithmetic>
-using PanelFunction = void (*)(const typename Arithmetic::Input*, size_t, const uint16_t*, size_t,
-                               const float*, float*, size_t);
-
-// Arithmetic::PanelRows<rows> for rows in [1, kMaxRows].
-template <class Arithmetic>
-PanelFunction<Arithmetic> PanelRowsFor(size_t rows) {
+void ComputeTile(size_t rows, const Tile<typename Arithmetic::Input>& tile) {
+  using Function = void (*)(const Tile<typename Arithmetic::Input>&);
   static constexpr auto kFunctions = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
-    return std::array<PanelFunction<Arithmetic>, kMaxRows>{
-        Arithmetic::template PanelRows<kIndex + 1>...};
+    return std::array<Function, kMaxRows>{Arithmetic::template Compute<kIndex + 1>...};
   }
   (std::make_index_sequence<kMaxRows>());
-  return kFunctions[rows - 1];
+  kFunctions[rows - 1](tile);
 }
 
 // Inputs lie row by row, [row][padded].
@@ -153,37 +170,63 @@ void RoundRows(const LinearArgs& args, size_t begin, size_t end, void* inputs) {
   }
 }
 
+// What pass `pass` of `passes` over a panel fetches. A lone pass fetches a little ahead of itself,
+// for the hardware's prefetcher stops at page ends. Several share the next panel evenly, so that
+// memory works in all of them and not in the first alone.
+Ahead AheadOf(const std::byte* panel, size_t panel_bytes, bool last, size_t pass, size_t passes) {
+  constexpr size_t kPairBytes = kPanel * 2 * sizeof(uint16_t), kLonePairs = 32;
+  if (passes == 1 || last) return {panel + kLonePairs * kPairBytes, kPairBytes};
+  return {panel + panel_bytes + panel_bytes / passes * pass, kPairBytes / passes};
+}
+
+// One panel of the rows [row_begin, row_end). `last`: no other panel follows.
+template <class Arithmetic>
+void PanelOfRows(const LinearArgs& args, const typename Arithmetic::Input* x, size_t row_begin,
+                 size_t row_end, size_t panel, bool last) {
+  const size_t padded = PaddedInputs(args.w->k), panel_bytes = kPanel * padded * sizeof(uint16_t);
+  const size_t column = panel * kPanel, columns = std::min(kPanel, args.w->n - column);
+  const std::byte* weights = static_cast<const std::byte*>(args.w->data) + panel * panel_bytes;
+  // Where the panel has columns beyond n, y and the bias have no room for them.
+  float edge[kMaxRows * kPanel];
+  float edge_bias[kPanel] = {};
+  const bool whole = columns == kPanel;
+  Tile<typename Arithmetic::Input> tile;
+  tile.x_stride = padded;
+  tile.panel = reinterpret_cast<const uint16_t*>(weights);
+  tile.pairs = padded / 2;
+  tile.bias = args.bias != nullptr ? args.bias + column : nullptr;
+  tile.y_stride = whole ? args.y_stride : kPanel;
+  if (!whole && tile.bias != nullptr) {
+    std::memcpy(edge_bias, tile.bias, columns * sizeof(float));
+    tile.bias = edge_bias;
+  }
+  const size_t passes = (row_end - row_begin + kMaxRows - 1) / kMaxRows;
+  size_t row = row_begin;
+  for (size_t pass = 0; pass < passes; ++pass) {
+    const size_t rows = NextTileRows(row_end - row, kMaxRows);
+    float* y = args.y + row * args.y_stride + column;
+    tile.x = x + row * padded;
+    tile.y = whole ? y : edge;
+    tile.ahead = AheadOf(weights, panel_bytes, last, pass, passes);
+    ComputeTile<Arithmetic>(rows, tile);
+    for (size_t i = 0; !whole && i < rows; ++i) {
+      std::memcpy(y + i * args.y_stride, edge + i * kPanel, columns * sizeof(float));
+    }
+    row += rows;
+  }
+}
+
 template <class Arithmetic>
 void Panels(const LinearArgs& args, const void* inputs, size_t panel_begin, size_t panel_end) {
   using Input = typename Arithmetic::Input;
-  const Input* x = static_cast<const Input*>(inputs);
-  const uint16_t* weights = static_cast<const uint16_t*>(args.w->data);
-  const size_t n = args.w->n, padded = PaddedInputs(args.w->k);
   // Rows whose inputs stay in the second-level cache while all panels pass by.
-  const size_t cached = std::max<size_t>(1, (size_t{768} << 10) / (padded * sizeof(Input)));
+  const size_t row_bytes = PaddedInputs(args.w->k) * sizeof(Input);
+  const size_t cached = std::max<size_t>(1, (size_t{768} << 10) / row_bytes);
   const size_t row_block = (cached + kMaxRows - 1) / kMaxRows * kMaxRows;
-  float edge[kMaxRows * kPanel];
-  float edge_bias[kPanel] = {};
-  for (size_t r0 = 0; r0 < args.rows; r0 += row_block) {
-    const size_t r1 = std::min(args.rows, r0 + row_block);
+  for (size_t r = 0; r < args.rows; r += row_block) {
     for (size_t p = panel_begin; p < panel_end; ++p) {
-      const size_t column = p * kPanel, columns = std::min(kPanel, n - column);
-      const bool whole = columns == kPanel;
-      const float* bias = args.bias != nullptr ? args.bias + column : nullptr;
-      if (!whole && bias != nullptr) {
-        std::memcpy(edge_bias, bias, columns * sizeof(float));
-        bias = edge_bias;
-      }
-      for (size_t r = r0, rows = 0; r < r1; r += rows) {
-        rows = NextTileRows(r1 - r, kMaxRows);
-        float* y = args.y + r * args.y_stride + column;
-        PanelRowsFor<Arithmetic>(rows)(x + r * padded, padded, weights + p * kPanel * padded,
-                                       padded / 2, bias, whole ? y : edge,
-                                       whole ? args.y_stride : kPanel);
-        for (size_t i = 0; !whole && i < rows; ++i) {
-          std::memcpy(y + i * args.y_stride, edge + i * kPanel, columns * sizeof(float));
-        }
-      }
+      PanelOfRows<Arithmetic>(args, static_cast<const Input*>(inputs), r,
+                              std::min(args.rows, r + row_block), p, p + 1 == panel_end);
     }
   }
 }
