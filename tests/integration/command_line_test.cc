@@ -147,8 +147,8 @@ TEST(Mistakes, MalformedModelFiles) {
   ASSERT_GT(weights.size(), 100'000u);
   for (const char* worker : {"tandem_prefill_worker", "tandem_decode_worker"}) {
     ExpectBrokenModel("config.json", "{", worker, "config.json");
-    ExpectBrokenModel("config.json", R"({"architectures": ["LlamaForCausalLM"]})", worker,
-                      "LlamaForCausalLM");
+    ExpectBrokenModel("config.json", R"({"architectures": ["MambaForCausalLM"]})", worker,
+                      "MambaForCausalLM");
     ExpectBrokenModel("model.safetensors", "", worker, "model.safetensors");
     ExpectBrokenModel("model.safetensors", weights.substr(0, weights.size() / 2), worker,
                       "model.safetensors");
