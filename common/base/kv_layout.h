@@ -13,6 +13,11 @@
 
 namespace tandem {
 
+// Blocks that `tokens` tokens take.
+constexpr int BlocksFor(int tokens, int block_size) {
+  return (tokens + block_size - 1) / block_size;
+}
+
 struct KvLayout {
   int num_layers = 0;
   int num_kv_heads = 0;
@@ -28,6 +33,7 @@ struct KvLayout {
   size_t BlockLayerBytes() const { return 2 * static_cast<size_t>(num_kv_heads) * PageBytes(); }
   // Bytes of one block over all layers.
   size_t BlockBytes() const { return static_cast<size_t>(num_layers) * BlockLayerBytes(); }
+  int BlocksFor(int tokens) const { return tandem::BlocksFor(tokens, block_size); }
   size_t BytesPerToken() const { return BlockBytes() / static_cast<size_t>(block_size); }
 
   bool operator==(const KvLayout&) const = default;

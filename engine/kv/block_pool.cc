@@ -1,11 +1,9 @@
 #include "engine/kv/block_pool.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "common/base/check.h"
 #include "common/base/status.h"
-#include "engine/kv/prefix_cache.h"
 
 namespace tandem::engine {
 
@@ -46,7 +44,7 @@ void BlockLease::Release() {
   blocks_.clear();
 }
 
-BlockPool::BlockPool(int num_blocks) : blocks_(static_cast<size_t>(num_blocks)), tree_(num_blocks) {
+BlockPool::BlockPool(int num_blocks) : blocks_(static_cast<size_t>(num_blocks)) {
   // Low block numbers are handed out first.
   for (int32_t block = num_blocks - 1; block >= 0; --block) PushFree(block);
 }
@@ -66,7 +64,15 @@ absl::StatusOr<BlockLease> BlockPool::Reserve(int num_blocks) {
   std::vector<int32_t> taken;
   taken.reserve(static_cast<size_t>(num_blocks));
   while (static_cast<int>(taken.size()) < num_blocks) {
-    if (num_free_ == 0) cache_->Evict(tree_.Victim());
+    if (num_free_ == 0) {
+      // NumAvailable() counted idle blocks, so there is one to give up.
+      const int32_t victim = evictor_->Evict();
+      Block& block = blocks_[Index(victim)];
+      TANDEM_CHECK(block.state == Block::State::kIdle, "block {} was evicted in use", victim);
+      block.kept = false;
+      --num_idle_;
+      PushFree(victim);
+    }
     const int32_t id = PopFree();
     Block& block = blocks_[Index(id)];
     block.state = Block::State::kUsed;
@@ -81,7 +87,7 @@ absl::StatusOr<BlockLease> BlockPool::Reserve(int num_blocks) {
 BlockPoolCounts BlockPool::counts() const {
   return {.total = static_cast<int>(blocks_.size()),
           .free = num_free_,
-          .cached = tree_.num_idle(),
+          .cached = num_idle_,
           .used = num_used_,
           .quarantined = num_quarantined_};
 }
@@ -93,8 +99,9 @@ uint64_t BlockPool::Quarantine(BlockLease lease) {
   const std::vector<int32_t> all = std::exchange(lease.blocks_, {});
   for (auto it = all.rbegin(); it != all.rend(); ++it) {
     Block& block = blocks_[Index(*it)];
-    // A block that other leases read is no remote writer's target any more.
-    if (tree_.Contains(*it) || block.references > 1) {
+    // A block that others read, or may come to read through the cache, was sealed before: its
+    // remote writer is done with it.
+    if (block.kept || block.references > 1) {
       DropReference(*it, stamp);
       continue;
     }
@@ -155,29 +162,46 @@ void BlockPool::DropReference(int32_t id, uint64_t stamp) {
                "block {} is released twice", id);
   if (--block.references > 0) return;
   --num_used_;
-  if (!tree_.Contains(id)) {
-    PushFree(id);
-  } else if (tree_.IsOrphan(id)) {
-    block.state = Block::State::kCachedIdle;  // unreachable: not worth keeping
-    cache_->Evict(id);
-  } else {
-    block.state = Block::State::kCachedIdle;
-    tree_.SetIdle(id, stamp);
+  if (block.kept && evictor_->OnIdle(id, stamp)) {
+    block.state = Block::State::kIdle;
+    ++num_idle_;
+    return;
   }
+  block.kept = false;
+  PushFree(id);
 }
 
-void BlockPool::AddReference(int32_t id) {
+void BlockPool::SetEvictor(Evictor* evictor) {
+  TANDEM_CHECK(evictor == nullptr || evictor_ == nullptr, "a pool has one evictor");
+  TANDEM_CHECK(num_idle_ == 0, "{} blocks are still kept for the evictor that leaves", num_idle_);
+  evictor_ = evictor;
+}
+
+void BlockPool::Keep(int32_t id) {
   Block& block = blocks_[Index(id)];
-  TANDEM_CHECK(tree_.Contains(id), "block {} is not cached", id);
-  if (block.references++ > 0) return;
-  TANDEM_CHECK(block.state == Block::State::kCachedIdle, "block {} is not idle", id);
-  block.state = Block::State::kUsed;
-  tree_.SetInUse(id);
-  ++num_used_;
+  TANDEM_CHECK(block.state == Block::State::kUsed, "block {} is not leased", id);
+  block.kept = true;
 }
 
-void BlockPool::OnUncached(int32_t id) {
-  if (blocks_[Index(id)].state == Block::State::kCachedIdle) PushFree(id);
+void BlockPool::Unkeep(int32_t id) {
+  Block& block = blocks_[Index(id)];
+  TANDEM_CHECK(block.kept, "block {} is not kept", id);
+  block.kept = false;
+  if (block.state != Block::State::kIdle) return;
+  --num_idle_;
+  PushFree(id);
+}
+
+BlockLease BlockPool::Share(std::vector<int32_t> blocks) {
+  for (const int32_t id : blocks) {
+    Block& block = blocks_[Index(id)];
+    TANDEM_CHECK(block.kept, "block {} is not kept", id);
+    if (block.references++ > 0) continue;
+    block.state = Block::State::kUsed;
+    --num_idle_;
+    ++num_used_;
+  }
+  return BlockLease(this, std::move(blocks));
 }
 
 }  // namespace tandem::engine

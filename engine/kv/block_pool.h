@@ -4,6 +4,9 @@
 //             |      \-> QUARANTINE -> FREE
 //             \-> shared: known to the prefix cache, any number of leases -> cached, idle -> FREE
 //
+// The pool knows who holds a block; what a block is worth when nobody holds it is the business of
+// an Evictor (the prefix cache), which the pool asks through two calls and otherwise does not know.
+//
 // Every operation is O(1) per block. Not thread-safe: the worker's loop owns pool, leases and
 // cache.
 #pragma once
@@ -16,14 +19,9 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 
-#include "common/base/block_hash.h"
-#include "common/base/kv_layout.h"
-#include "engine/kv/cached_block_tree.h"
-
 namespace tandem::engine {
 
 class BlockPool;
-class PrefixCache;
 
 // RAII ownership of blocks of one sequence, in sequence order. A block is either exclusive (this
 // lease may write it) or shared (read-only; it is also known to the prefix cache and perhaps to
@@ -46,9 +44,11 @@ class BlockLease {
   BlockLease SplitTail(int from);
   void Release();
 
+  // Null for a lease that never held a block.
+  const BlockPool* pool() const { return pool_; }
+
  private:
   friend class BlockPool;
-  friend class PrefixCache;
   BlockLease(BlockPool* pool, std::vector<int32_t> blocks)
       : pool_(pool), blocks_(std::move(blocks)) {}
   BlockPool* pool_ = nullptr;
@@ -65,6 +65,19 @@ struct BlockPoolCounts {
   bool operator==(const BlockPoolCounts&) const = default;
 };
 
+// Decides which kept blocks go when the pool needs room. Neither call may call the pool back.
+class Evictor {
+ public:
+  virtual ~Evictor() = default;
+
+  // The last lease of a kept block has ended. Blocks with the same `stamp` were released together,
+  // children before their parents. False: the evictor has forgotten the block, which becomes free.
+  virtual bool OnIdle(int32_t block, uint64_t stamp) = 0;
+  // Forgets the idle kept block whose loss costs least, and returns it. Called only while there is
+  // one.
+  virtual int32_t Evict() = 0;
+};
+
 class BlockPool {
  public:
   explicit BlockPool(int num_blocks);
@@ -77,7 +90,7 @@ class BlockPool {
   // there are not enough. Reserve(0) is an empty lease.
   absl::StatusOr<BlockLease> Reserve(int num_blocks);
   // Blocks that Reserve could hand out now: free + cached.
-  int NumAvailable() const { return num_free_ + tree_.num_idle(); }
+  int NumAvailable() const { return num_free_ + num_idle_; }
   BlockPoolCounts counts() const;
 
   // A lease whose remote writer is not known to be quiet: its exclusive blocks wait in quarantine,
@@ -87,16 +100,25 @@ class BlockPool {
   // (idempotent).
   void ReleaseQuarantine(uint64_t ticket);
 
+  // ---- for the evictor ----
+  // One at a time; null once it has given up all kept blocks.
+  void SetEvictor(Evictor* evictor);
+  // A block that some lease holds becomes read-only, and stays when its last lease ends.
+  void Keep(int32_t block);
+  // A kept block becomes an ordinary one: free at once, or when its last lease ends.
+  void Unkeep(int32_t block);
+  // One more lease of kept blocks, idle or not.
+  BlockLease Share(std::vector<int32_t> blocks);
   // Of the block's current use: grows whenever the block is handed out anew.
   uint64_t generation(int32_t block) const { return blocks_[Index(block)].generation; }
 
  private:
-  friend class BlockLease;
-  friend class PrefixCache;
+  friend class BlockLease;  // ReleaseAll
 
   struct Block {
-    enum class State : uint8_t { kFree, kUsed, kCachedIdle, kQuarantined };
+    enum class State : uint8_t { kFree, kUsed, kIdle, kQuarantined };
     State state = State::kFree;
+    bool kept = false;       // kUsed or kIdle: the evictor knows it
     int32_t references = 0;  // leases that hold it
     int32_t next_free = -1;
     uint64_t generation = 0;
@@ -107,20 +129,16 @@ class BlockPool {
   void PushFree(int32_t block);
   void ReleaseAll(std::span<const int32_t> blocks);
   void DropReference(int32_t block, uint64_t stamp);
-  // For PrefixCache: one more lease shares a cached block.
-  void AddReference(int32_t block);
-  // For PrefixCache: `block` was removed from tree_; it is free now unless leases hold it.
-  void OnUncached(int32_t block);
 
   std::vector<Block> blocks_;
   int32_t free_head_ = -1;
   int num_free_ = 0;
   int num_used_ = 0;
-  CachedBlockTree tree_;
-  PrefixCache* cache_ = nullptr;  // told about evictions; null: nothing is cached
+  int num_idle_ = 0;  // kept, and held by no lease
+  int num_quarantined_ = 0;
+  Evictor* evictor_ = nullptr;
   uint64_t release_stamp_ = 0;
   uint64_t last_ticket_ = 0;
-  int num_quarantined_ = 0;
   absl::flat_hash_map<uint64_t, std::vector<int32_t>> quarantine_;  // by ticket
 };
 

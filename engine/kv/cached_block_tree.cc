@@ -12,11 +12,13 @@ void CachedBlockTree::Add(int32_t block, CachedBlockId parent) {
   TANDEM_CHECK(Alive(parent), "parent {} of block {} is not cached", parent.block, block);
   n.state = State::kInUse;
   n.parent = parent;
+  // Children of an earlier stay named that stay as their parent: they do not count here.
   n.idle_children = 0;
   ++n.stay;
 }
 
 void CachedBlockTree::MoveUnder(int32_t block, CachedBlockId parent) {
+  // Only a block in use may move: an idle one is counted by its parent.
   Node& n = node(block);
   TANDEM_CHECK(n.state == State::kInUse, "block {} is not in use", block);
   TANDEM_CHECK(Alive(parent), "parent {} of block {} is not cached", parent.block, block);
@@ -31,6 +33,8 @@ void CachedBlockTree::Remove(int32_t block) {
     --num_idle_;
     ParentLosesIdleChild(n);
   }
+  // The children are not visited, which would not be O(1): `stay` changes when the block comes
+  // back, so they see by themselves that their parent is gone (Alive).
   n.state = State::kAbsent;
 }
 
@@ -61,6 +65,7 @@ void CachedBlockTree::ParentGainsIdleChild(const Node& child) {
   if (child.parent.block < 0 || !Alive(child.parent)) return;
   Node& parent = node(child.parent.block);
   ++parent.idle_children;
+  // The parent must outlive its children, or they would stay cached where no prompt can reach them.
   if (parent.state == State::kIdleLeaf) {
     Unlink(child.parent.block);
     parent.state = State::kIdleInner;
@@ -74,6 +79,9 @@ void CachedBlockTree::ParentLosesIdleChild(const Node& child) {
   --parent.idle_children;
   if (parent.state != State::kIdleInner || parent.idle_children > 0) return;
   parent.state = State::kIdleLeaf;
+  // A chain that was released together is as old at its head as at its tail, so the rest of it goes
+  // before anything younger. A parent that was used after its child, in another chain, has earned a
+  // place at the end of the queue.
   if (parent.stamp == child.stamp) {
     LinkFront(child.parent.block);
   } else {

@@ -8,10 +8,13 @@
 namespace tandem::engine {
 
 PrefixCache::PrefixCache(BlockPool* pool, int block_size, bool enabled, ChainHash hash)
-    : pool_(pool), block_size_(block_size), enabled_(enabled), hash_(std::move(hash)) {
+    : pool_(pool),
+      block_size_(block_size),
+      enabled_(enabled),
+      hash_(std::move(hash)),
+      tree_(enabled ? pool->counts().total : 0) {
   TANDEM_CHECK(block_size > 0, "block size {}", block_size);
-  TANDEM_CHECK(pool->cache_ == nullptr, "a pool has one prefix cache");
-  pool_->cache_ = this;
+  pool_->SetEvictor(this);
   if (!enabled_) return;
   const size_t num_blocks = static_cast<size_t>(pool_->counts().total);
   entries_.resize(num_blocks);
@@ -19,8 +22,8 @@ PrefixCache::PrefixCache(BlockPool* pool, int block_size, bool enabled, ChainHas
 }
 
 PrefixCache::~PrefixCache() {
-  while (!by_hash_.empty()) Evict(by_hash_.begin()->second);
-  pool_->cache_ = nullptr;
+  while (!by_hash_.empty()) Drop(by_hash_.begin()->second);
+  pool_->SetEvictor(nullptr);
 }
 
 BlockLease PrefixCache::Match(const Hash128& seed, std::span<const int32_t> tokens,
@@ -34,17 +37,19 @@ BlockLease PrefixCache::MatchMore(const Hash128& seed, std::span<const int32_t> 
   std::vector<int32_t> blocks = FindChain(seed, tokens, max_blocks);
   blocks.erase(blocks.begin(),
                blocks.begin() + std::min(static_cast<ptrdiff_t>(held), std::ssize(blocks)));
-  for (const int32_t block : blocks) pool_->AddReference(block);
+  for (const int32_t block : blocks) {
+    if (tree_.IsIdle(block)) tree_.SetInUse(block);
+  }
   hit_tokens_ += blocks.size() * static_cast<uint64_t>(block_size_);
-  return BlockLease(pool_, std::move(blocks));
+  return pool_->Share(std::move(blocks));
 }
 
 int PrefixCache::CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
                             int* num_idle) const {
   const std::vector<int32_t> blocks = FindChain(seed, tokens, max_blocks);
   if (num_idle != nullptr) {
-    *num_idle = static_cast<int>(std::count_if(
-        blocks.begin(), blocks.end(), [this](int32_t b) { return pool_->tree_.IsIdle(b); }));
+    *num_idle = static_cast<int>(
+        std::count_if(blocks.begin(), blocks.end(), [this](int32_t b) { return tree_.IsIdle(b); }));
   }
   return static_cast<int>(blocks.size());
 }
@@ -62,7 +67,7 @@ std::vector<int32_t> PrefixCache::FindChain(const Hash128& seed, std::span<const
     const int32_t block = Find(hash, parent, block_tokens);
     if (block < 0) break;
     blocks.push_back(block);
-    parent = pool_->tree_.Id(block);
+    parent = tree_.Id(block);
   }
   return blocks;
 }
@@ -71,71 +76,75 @@ void PrefixCache::Insert(const Hash128& seed, std::span<const int32_t> tokens,
                          const BlockLease& lease, int from_block) {
   if (!enabled_) return;
   const int end = static_cast<int>(tokens.size()) / block_size_;
-  TANDEM_CHECK(lease.empty() || lease.pool_ == pool_, "lease of another pool");
+  TANDEM_CHECK(lease.empty() || lease.pool() == pool_, "lease of another pool");
   TANDEM_CHECK(end <= lease.size(), "{} full blocks of tokens but {} leased", end, lease.size());
-  // Back to the last block before `from_block` whose content the cache still knows.
+  // A block can only be found through its parents, and those before `from_block` may have been
+  // evicted since they were inserted (a twin is not leased by this sequence). So the walk begins
+  // behind the last block whose content is still cached and reachable, and puts back what is
+  // missing between it and `from_block`.
   int next = std::clamp(from_block, 0, end);
-  CachedBlockId parent;
-  while (next > 0 && !CachedContentOf(lease.blocks()[static_cast<size_t>(next - 1)], &parent)) {
-    --next;
+  std::optional<ChainEnd> chain;
+  for (; next > 0; --next) {
+    const auto known = CachedContentOf(lease.blocks()[static_cast<size_t>(next - 1)]);
+    if (!known.has_value()) continue;
+    chain = ChainEnd{*known, entries_[static_cast<size_t>(known->block)].hash};
+    break;
   }
-  if (next == 0) parent = CachedBlockId{};
-  Hash128 hash = next == 0 ? seed : entries_[static_cast<size_t>(parent.block)].hash;
-  for (; next < end; ++next) {
-    const int32_t block = lease.blocks()[static_cast<size_t>(next)];
-    if (!InsertBlock(block, BlockTokens(tokens, next), &parent, &hash)) return;
+  if (!chain.has_value()) chain = ChainEnd{CachedBlockId{}, seed};
+  for (; next < end && chain.has_value(); ++next) {
+    chain =
+        InsertBlock(*chain, lease.blocks()[static_cast<size_t>(next)], BlockTokens(tokens, next));
   }
 }
 
-bool PrefixCache::CachedContentOf(int32_t block, CachedBlockId* id) const {
-  const CachedBlockTree& tree = pool_->tree_;
-  if (tree.Contains(block)) {
-    *id = tree.Id(block);
-    return !tree.IsOrphan(block);
+std::optional<CachedBlockId> PrefixCache::CachedContentOf(int32_t block) const {
+  if (tree_.Contains(block)) {
+    if (tree_.IsOrphan(block)) return std::nullopt;
+    return tree_.Id(block);
   }
+  // The note about the twin is only good for the block's present content (generation) and for the
+  // twin's present stay in the cache.
   const Entry& entry = entries_[static_cast<size_t>(block)];
-  *id = entry.twin;
-  return entry.generation == pool_->generation(block) && entry.twin.block >= 0 &&
-         tree.Alive(entry.twin) && !tree.IsOrphan(entry.twin.block);
+  const bool noted = entry.twin.block >= 0 && entry.generation == pool_->generation(block);
+  if (!noted || !tree_.Alive(entry.twin) || tree_.IsOrphan(entry.twin.block)) return std::nullopt;
+  return entry.twin;
 }
 
-bool PrefixCache::InsertBlock(int32_t block, std::span<const int32_t> tokens, CachedBlockId* parent,
-                              Hash128* hash) {
-  CachedBlockTree& tree = pool_->tree_;
-  Entry& entry = entries_[static_cast<size_t>(block)];
-  *hash = hash_(*hash, tokens);
-  const auto it = by_hash_.find(*hash);
+std::optional<PrefixCache::ChainEnd> PrefixCache::InsertBlock(const ChainEnd& chain, int32_t block,
+                                                              std::span<const int32_t> tokens) {
+  const Hash128 hash = hash_(chain.hash, tokens);
+  const auto it = by_hash_.find(hash);
   int32_t holder = it == by_hash_.end() ? -1 : it->second;
-  if (tree.Contains(block)) {
-    // Cached before; if its parent was evicted since, it continues the parent's successor.
-    if (holder != block) return false;
-    if (tree.IsOrphan(block)) tree.MoveUnder(block, *parent);
-    if (tree.ParentOf(block) != *parent) return false;
-    *parent = tree.Id(block);
-    return true;
+  if (tree_.Contains(block)) {
+    // This very block was cached before. Where its parent was evicted meanwhile, it continues the
+    // block that took the parent's place.
+    if (holder != block) return std::nullopt;
+    if (tree_.IsOrphan(block)) tree_.MoveUnder(block, chain.block);
+    if (tree_.ParentOf(block) != chain.block) return std::nullopt;
+    return ChainEnd{tree_.Id(block), hash};
   }
-  if (holder >= 0 && tree.IsOrphan(holder)) {
-    Evict(holder);  // unreachable: its hash serves better here
+  if (holder >= 0 && tree_.IsOrphan(holder)) {
+    Drop(holder);  // no prompt can reach it, and the hash can serve only one block
     holder = -1;
   }
+  Entry& entry = entries_[static_cast<size_t>(block)];
   if (holder >= 0) {
-    if (!SameTokens(holder, tokens) || tree.ParentOf(holder) != *parent) return false;
-    entry.twin = tree.Id(holder);
+    // Another block has this content: it serves, and this one stays the lease's own. Any other
+    // content under the same hash is a collision.
+    if (!SameTokens(holder, tokens) || tree_.ParentOf(holder) != chain.block) return std::nullopt;
+    entry.twin = tree_.Id(holder);
     entry.generation = pool_->generation(block);
-    *parent = entry.twin;
-    return true;
+    return ChainEnd{entry.twin, hash};
   }
-  TANDEM_CHECK(pool_->blocks_[static_cast<size_t>(block)].state == BlockPool::Block::State::kUsed,
-               "block {} is not leased", block);
-  tree.Add(block, *parent);
-  entry.hash = *hash;
+  pool_->Keep(block);
+  tree_.Add(block, chain.block);
+  entry.hash = hash;
   entry.twin = CachedBlockId{};
   std::copy(tokens.begin(), tokens.end(),
             tokens_.begin() + static_cast<ptrdiff_t>(block) * block_size_);
-  by_hash_.emplace(*hash, block);
-  NoteStored(*hash);
-  *parent = tree.Id(block);
-  return true;
+  by_hash_.emplace(hash, block);
+  NoteStored(hash);
+  return ChainEnd{tree_.Id(block), hash};
 }
 
 int32_t PrefixCache::Find(const Hash128& hash, CachedBlockId parent,
@@ -143,7 +152,7 @@ int32_t PrefixCache::Find(const Hash128& hash, CachedBlockId parent,
   const auto it = by_hash_.find(hash);
   if (it == by_hash_.end()) return -1;
   const int32_t block = it->second;
-  return pool_->tree_.ParentOf(block) == parent && SameTokens(block, tokens) ? block : -1;
+  return tree_.ParentOf(block) == parent && SameTokens(block, tokens) ? block : -1;
 }
 
 bool PrefixCache::SameTokens(int32_t block, std::span<const int32_t> tokens) const {
@@ -151,19 +160,37 @@ bool PrefixCache::SameTokens(int32_t block, std::span<const int32_t> tokens) con
                     tokens_.begin() + static_cast<ptrdiff_t>(block) * block_size_);
 }
 
-void PrefixCache::Evict(int32_t block) {
-  TANDEM_CHECK(pool_->tree_.Contains(block), "block {} is not cached", block);
+bool PrefixCache::OnIdle(int32_t block, uint64_t stamp) {
+  if (tree_.IsOrphan(block)) {
+    Forget(block);  // no prompt can reach it: as a free block it is worth more
+    return false;
+  }
+  tree_.SetIdle(block, stamp);
+  return true;
+}
+
+int32_t PrefixCache::Evict() {
+  const int32_t victim = tree_.Victim();
+  TANDEM_CHECK(victim >= 0, "nothing idle is cached");
+  Forget(victim);
+  return victim;
+}
+
+void PrefixCache::Forget(int32_t block) {
+  TANDEM_CHECK(tree_.Contains(block), "block {} is not cached", block);
   const Hash128 hash = entries_[static_cast<size_t>(block)].hash;
   by_hash_.erase(hash);
   NoteRemoved(hash);
-  pool_->tree_.Remove(block);
-  pool_->OnUncached(block);
+  tree_.Remove(block);
+}
+
+void PrefixCache::Drop(int32_t block) {
+  Forget(block);
+  pool_->Unkeep(block);
 }
 
 void PrefixCache::Clear() {
-  for (int32_t block = pool_->tree_.Victim(); block >= 0; block = pool_->tree_.Victim()) {
-    Evict(block);
-  }
+  for (int32_t block = tree_.Victim(); block >= 0; block = tree_.Victim()) Drop(block);
 }
 
 void PrefixCache::NoteStored(const Hash128& hash) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,6 +15,7 @@
 
 #include "common/base/block_hash.h"
 #include "engine/kv/block_pool.h"
+#include "engine/kv/cached_block_tree.h"
 
 namespace tandem::engine {
 
@@ -24,15 +26,15 @@ struct BlockEvents {
   std::vector<Hash128> removed;
 };
 
-class PrefixCache {
+class PrefixCache : private Evictor {
  public:
   // The hash of a full block that follows `parent`; other than ChainBlockHash in tests only.
   using ChainHash = std::function<Hash128(const Hash128& parent, std::span<const int32_t> tokens)>;
 
-  // `pool` outlives the cache and has no other one. Disabled: Match finds nothing and Insert keeps
-  // nothing.
+  // `pool` outlives the cache and has no other evictor. Disabled: Match finds nothing and Insert
+  // keeps nothing.
   PrefixCache(BlockPool* pool, int block_size, bool enabled, ChainHash hash = ChainBlockHash);
-  ~PrefixCache();
+  ~PrefixCache() override;
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
 
@@ -69,28 +71,38 @@ class PrefixCache {
   bool enabled() const { return enabled_; }
 
  private:
-  friend class BlockPool;
-
   // What a block knows of the cached content that equals its own.
   struct Entry {
     Hash128 hash;        // of a cached block
     CachedBlockId twin;  // of a block that is not cached: the cached block with the same content
     uint64_t generation = 0;  // of the block when `twin` was noted
   };
+  // How far a prompt was followed: the last cached block, and the hash that the next one chains on.
+  struct ChainEnd {
+    CachedBlockId block;
+    Hash128 hash;
+  };
 
+  bool OnIdle(int32_t block, uint64_t stamp) override;
+  int32_t Evict() override;
+  // Removes a block from the cache, not from the pool.
+  void Forget(int32_t block);
   // Removes a block from the cache; it becomes free unless leases hold it.
-  void Evict(int32_t block);
+  void Drop(int32_t block);
+
   // The cached blocks that begin `tokens`, at most `max_blocks`, in order.
   std::vector<int32_t> FindChain(const Hash128& seed, std::span<const int32_t> tokens,
                                  int max_blocks) const;
   // The cached block that continues `parent` with `tokens` under `hash`; -1: none.
   int32_t Find(const Hash128& hash, CachedBlockId parent, std::span<const int32_t> tokens) const;
   bool SameTokens(int32_t block, std::span<const int32_t> tokens) const;
-  // The cached block that has the content of `block`, a leased and computed one; false: not known.
-  bool CachedContentOf(int32_t block, CachedBlockId* id) const;
-  // Inserts one block after `parent`, whose hash is `hash`; false: nothing can follow it.
-  bool InsertBlock(int32_t block, std::span<const int32_t> tokens, CachedBlockId* parent,
-                   Hash128* hash);
+  // The reachable cached block that has the content of `block`, a leased and computed one.
+  std::optional<CachedBlockId> CachedContentOf(int32_t block) const;
+  // Makes `block`, which holds `tokens`, known as the continuation of `chain`. Returns the end of
+  // the longer chain; nothing if what is cached there has other content, so that no prompt could
+  // reach what follows.
+  std::optional<ChainEnd> InsertBlock(const ChainEnd& chain, int32_t block,
+                                      std::span<const int32_t> tokens);
   void NoteStored(const Hash128& hash);
   void NoteRemoved(const Hash128& hash);
   std::span<const int32_t> BlockTokens(std::span<const int32_t> tokens, int i) const {
@@ -102,6 +114,7 @@ class PrefixCache {
   const int block_size_;
   const bool enabled_;
   const ChainHash hash_;
+  CachedBlockTree tree_;
   std::vector<Entry> entries_;   // by block
   std::vector<int32_t> tokens_;  // [block][block_size] of cached blocks
   absl::flat_hash_map<Hash128, int32_t> by_hash_;
