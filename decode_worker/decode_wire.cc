@@ -1,19 +1,133 @@
 #include "decode_worker/decode_wire.h"
 
-namespace tandem::decode {
+#include <utility>
 
-internal::v1::LoadReport LoadToProto(const LoadSnapshot& load) {
-  internal::v1::LoadReport out;
-  out.set_running(static_cast<uint32_t>(load.running));
-  out.set_waiting(static_cast<uint32_t>(load.waiting));
-  out.set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));
-  out.set_blocks_free(static_cast<uint32_t>(load.blocks.free));
-  out.set_blocks_cached(static_cast<uint32_t>(load.blocks.cached));
-  out.set_blocks_used(static_cast<uint32_t>(load.blocks.used));
-  out.set_blocks_quarantined(static_cast<uint32_t>(load.blocks.quarantined));
-  out.set_prefill_tokens_per_second(load.prefill_tokens_per_second);
-  out.set_decode_step_milliseconds(load.decode_step_milliseconds);
-  return out;
+#include "common/base/status.h"
+#include "common/rpc/status.h"
+#include "engine/wire/wire.h"
+
+namespace tandem::decode {
+namespace {
+
+// More candidates than any router names; a longer list is cut.
+constexpr int kMaxCandidates = 16;
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNone:
+      return v1::FINISH_REASON_UNSPECIFIED;
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+void TimesToProto(const WorkerTimes& times, v1::Timing* out) {
+  out->set_queue(times.decode_queue);
+  out->set_prefill_queue(times.prefill_queue);
+  out->set_prefill(times.prefill);
+  out->set_kv_transfer_total(times.kv_transfer_total);
+  out->set_kv_transfer_exposed(times.kv_transfer_exposed);
+  out->set_first_decode_step(times.first_decode_step);
+  out->set_kv_bytes(times.kv_bytes);
+  out->set_prefill_worker(times.prefill_worker);
+  out->set_transport(times.transport);
+  out->set_prefill_attempts(static_cast<uint32_t>(times.prefill_attempts));
+  out->set_preemptions(static_cast<uint32_t>(times.preemptions));
+}
+
+absl::StatusOr<PrefillOutcome> ReadOutcome(const internal::v1::PrefillResponse& response,
+                                           int vocab_size) {
+  PrefillOutcome outcome;
+  TANDEM_ASSIGN_OR_RETURN(outcome.first_token, engine::LogprobFromProto(response.first_token(),
+                                                                        vocab_size, "first_token"));
+  for (const v1::TokenLogprob& logprob : response.prompt_logprobs()) {
+    TANDEM_ASSIGN_OR_RETURN(engine::TokenLogprob value,
+                            engine::LogprobFromProto(logprob, vocab_size, "prompt_logprobs"));
+    outcome.prompt_logprobs.push_back(std::move(value));
+  }
+  outcome.cached_tokens = static_cast<int>(response.cached_tokens());
+  outcome.queue = absl::Milliseconds(response.queue_ms());
+  outcome.prefill = absl::Milliseconds(response.prefill_ms());
+  outcome.kv_bytes = response.kv_bytes();
+  outcome.worker_id = response.worker_id();
+  return outcome;
+}
+
+}  // namespace
+
+absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
+                                   const RequestLimits& limits) {
+  if (request.token_ids().empty()) {
+    return BadField("token_ids", "must not be empty");
+  }
+  if (request.token_ids_size() >= limits.max_model_len) {
+    return BadField("token_ids",
+                    "has {} tokens; max_model_len {} leaves room for a prompt of at most {}",
+                    request.token_ids_size(), limits.max_model_len, limits.max_model_len - 1);
+  }
+  absl::StatusOr<std::vector<int32_t>> tokens =
+      engine::TokensFromProto(request.token_ids(), limits.vocab_size, "token_ids");
+  if (!tokens.ok()) return WithField(tokens.status(), "token_ids");
+  absl::StatusOr<engine::SamplingParams> sampling =
+      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size);
+  if (!sampling.ok()) return WithField(sampling.status(), "sampling");
+  Work work;
+  work.tokens = *std::move(tokens);
+  work.sampling = *std::move(sampling);
+  work.request_id = request.request_id();
+  work.cache_salt = request.cache_salt();
+  work.priority = request.priority();
+  for (const auto& candidate : request.route().prefill()) {
+    if (static_cast<int>(work.prefill.size()) == kMaxCandidates) break;
+    work.prefill.push_back({candidate.worker_id(), candidate.address()});
+  }
+  return work;
+}
+
+void DeltaToProto(const TokenDelta& delta, bool logprobs, internal::v1::TokenEvent* out) {
+  out->Clear();
+  for (const engine::TokenLogprob& token : delta.tokens) {
+    out->add_token_ids(static_cast<uint32_t>(token.token));
+    if (logprobs) *out->add_logprobs() = engine::LogprobToProto(token);
+  }
+  for (const engine::TokenLogprob& token : delta.prompt_logprobs) {
+    *out->add_prompt_logprobs() = engine::LogprobToProto(token);
+  }
+  out->set_finish_reason(ToProto(delta.finish));
+  out->set_cached_tokens(static_cast<uint32_t>(delta.cached_tokens));
+  if (delta.times.has_value()) TimesToProto(*delta.times, out->mutable_timing());
+}
+
+internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerIdentity& identity) {
+  internal::v1::PrefillRequest request;
+  request.set_request_id(call.request_id);
+  engine::TokensToProto(call.tokens, request.mutable_token_ids());
+  *request.mutable_sampling() = engine::SamplingToProto(call.sampling);
+  engine::TokensToProto(call.sampling.eos_token_ids, request.mutable_eos_token_ids());
+  request.set_cache_salt(call.cache_salt);
+  request.set_priority(call.priority);
+  request.set_capability_digest(identity.capability_digest);
+  internal::v1::KvTarget& target = *request.mutable_target();
+  target.set_transfer_id(call.transfer.ToBytes());
+  target.set_epoch(call.epoch);
+  target.set_transport(identity.kv_transport);
+  target.set_address(identity.kv_address);
+  target.set_token(call.token);
+  target.set_first_block(static_cast<uint32_t>(call.first_block));
+  engine::TokensToProto(call.block_ids, target.mutable_block_ids());
+  target.set_worker_id(identity.worker_id);
+  target.set_num_blocks(static_cast<uint32_t>(identity.num_blocks));
+  return request;
+}
+
+absl::StatusOr<PrefillOutcome> OutcomeFromProto(const internal::v1::PrefillResponse& response,
+                                                int vocab_size) {
+  absl::StatusOr<PrefillOutcome> outcome = ReadOutcome(response, vocab_size);
+  if (outcome.ok()) return outcome;
+  return Internal("malformed reply: {}", MessageOf(outcome.status()));
 }
 
 }  // namespace tandem::decode

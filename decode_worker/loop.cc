@@ -10,241 +10,308 @@
 
 namespace tandem::decode {
 
-DecodeLoop::DecodeLoop(LoopOptions options, LoopParts parts, LoopHooks hooks)
+Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
     : options_(std::move(options)),
       parts_(parts),
-      hooks_(std::move(hooks)),
-      prefills_(parts.receiver, parts.caller, parts.pool, parts.clock, options_.prefill_timeout) {
-  const SchedulerLimits& limits = options_.limits;
+      steps_(parts.runner, parts.pool, parts.clock),
+      running_(parts.pool, parts.cache, &steps_),
+      admission_(options_.admission, parts.pool, parts.cache, parts.clock),
+      prefills_(options_.prefill, parts.receiver, parts.caller, parts.pool, parts.clock,
+                parts.metrics),
+      publisher_(options_.publish, parts.waker, parts.metrics),
+      reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
+                &parts.metrics->worker, parts.clock) {
+  const AdmissionOptions& admission = options_.admission;
+  const Limits& limits = admission.limits;
   TANDEM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,
                "a batch of {} tokens cannot hold a decode step of {} sequences",
                limits.max_num_batched_tokens, limits.max_num_seqs);
-  TANDEM_CHECK(BlocksFor(options_.max_model_len, limits.block_size) <= parts_.pool->counts().total,
-               "the pool does not hold one sequence of max_model_len {}", options_.max_model_len);
-  TANDEM_CHECK(options_.unified || (parts_.receiver != nullptr && parts_.caller != nullptr));
+  TANDEM_CHECK(BlocksFor(admission.max_model_len, limits.block_size) <= parts_.pool->counts().total,
+               "the pool does not hold one sequence of max_model_len {}", admission.max_model_len);
+  TANDEM_CHECK(admission.unified || (parts_.receiver != nullptr && parts_.caller != nullptr),
+               "a worker that is not unified needs a receiver and a caller");
 }
 
-DecodeLoop::~DecodeLoop() {
-  parts_.inbox->Close();
-  draining_ = true;  // what arrived and was not looked at is refused
-  AdmitArrivals(absl::ZeroDuration());
-  for (auto& sequence : sequences_) Close(sequence.get(), Unavailable("the worker stops"));
-  Sweep();
-}
+Loop::~Loop() { EndAll(); }
 
-void DecodeLoop::Run() {
+void Loop::Run() {
   bool busy = true;
-  while (!done()) busy = Step(busy ? absl::ZeroDuration() : options_.report_interval);
-  parts_.inbox->Close();
+  while (!done()) busy = Step(busy ? absl::ZeroDuration() : reporter_.IdleWait());
+  EndAll();
 }
 
-bool DecodeLoop::Step(absl::Duration wait) {
+bool Loop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
-  const Plan plan = NextBatch(View(), options_.limits);
-  const engine::Batch batch = Prepare(plan);
-  if (!batch.items.empty()) {
-    const absl::Time started = parts_.clock->Now();
-    absl::StatusOr<engine::StepOutput> out = parts_.runner->Run(batch);
-    if (out.ok()) {
-      Publish(batch, *out, started);
-    } else {
-      FailBatch(out.status());
-    }
-  }
-  Sweep();
-  Report();
-  return !batch.items.empty() || !plan.preempt.empty() || !plan.resume.empty();
+  const Plan plan = NextBatch(running_.MakeView(), options_.admission.limits);
+  const bool launched = Launch(plan);
+  return CollectAndPublish(launched) || launched || !plan.preempt.empty() || !plan.resume.empty();
 }
 
-void DecodeLoop::AdmitArrivals(absl::Duration wait) {
-  for (DecodeEvent& event : parts_.inbox->Drain(wait)) {
+// ---- admit ----
+
+void Loop::AdmitArrivals(absl::Duration wait) {
+  for (Event& event : parts_.inbox->Drain(wait)) {
     std::visit([this](auto& e) { Handle(std::move(e)); }, event);
+    reporter_.NoteChange();
   }
   CheckTimers();
-  Sweep();
+  running_.Sweep();
+  publisher_.Flush();  // a first token does not wait for the step that comes now
 }
 
-SchedulerView DecodeLoop::View() const {
-  SchedulerView view;
-  view.free_blocks = parts_.pool->NumAvailable();
-  view.sequences.reserve(sequences_.size());
-  for (const auto& s : sequences_) {
-    view.sequences.push_back({s->phase, s->length(), s->computed, s->lease.size(), s->paused()});
+void Loop::CheckTimers() {
+  const absl::Time now = parts_.clock->Now();
+  for (const auto& owned : running_.sequences()) {
+    Sequence* s = owned.get();
+    if (s->closed) continue;
+    if (now >= s->work.deadline) {
+      Close(s, DeadlineExceeded("deadline passed after {} generated tokens", s->generated()));
+    } else if (absl::Status slow = publisher_.CheckReader(s, now); !slow.ok()) {
+      Close(s, slow);
+    } else if (prefills_.SealIsLate(*s)) {
+      prefills_.Lose(s,
+                     DeadlineExceeded("the KV blocks were not complete {} s after the first token",
+                                      absl::ToDoubleSeconds(options_.prefill.kv_seal_timeout)));
+      reporter_.NoteChange();
+    }
   }
-  return view;
 }
 
-// Gives the plan's sequences their blocks and makes the batch of it.
-engine::Batch DecodeLoop::Prepare(const Plan& plan) {
-  for (int i : plan.preempt) Preempt(sequences_[static_cast<size_t>(i)].get());
+void Loop::Handle(WorkArrived event) {
+  const absl::Status status = Admit(&event);
+  if (status.ok()) return;
+  parts_.metrics->worker.requests_failed.Increment();
+  if (event.stream->End(status)) publisher_.WakeLater(std::move(event.stream));
+}
+
+// `event` keeps its stream unless OK is returned.
+absl::Status Loop::Admit(WorkArrived* event) {
+  if (draining_) {
+    return Unavailable("worker {} is draining", options_.admission.worker_id);
+  }
+  TANDEM_ASSIGN_OR_RETURN(Admitted admitted,
+                          admission_.Admit(std::move(event->work), running_.MakeView()));
+  Sequence* s = admitted.sequence.get();
+  if (admitted.ask) {
+    TANDEM_RETURN_IF_ERROR(prefills_.Begin(s, std::move(admitted.fresh)));
+  } else {
+    s->lease.Append(std::move(admitted.fresh));
+    s->times.transport = "local";
+    s->times.prefill_worker = options_.admission.worker_id;
+  }
+  s->stream = std::move(event->stream);
+  running_.Insert(std::move(admitted.sequence));
+  return absl::OkStatus();
+}
+
+void Loop::Handle(WorkCancelled event) {
+  Sequence* s = running_.Find(event.id);
+  if (s != nullptr) Close(s, Cancelled("cancelled after {} generated tokens", s->generated()));
+}
+
+void Loop::Handle(PrefillReply event) {
+  Sequence* s = prefills_.OnReply(event.call_id);
+  if (s == nullptr) return;
+  if (!event.outcome.ok()) {
+    const absl::Status status = prefills_.Retry(s, event.outcome.status());
+    if (!status.ok()) Close(s, status);
+    return;
+  }
+  engine::TokenLogprob first_token = std::move(event.outcome->first_token);
+  prefills_.TakeOutcome(s, *std::move(event.outcome));
+  // Its KV may still be on the way: the token need not wait for it.
+  if (publisher_.Emit(s, std::move(first_token), parts_.clock->Now())) {
+    return Close(s, absl::OkStatus());
+  }
+  RunIfComplete(s);
+}
+
+void Loop::Handle(KvSealed event) {
+  Sequence* s = prefills_.OnSealed(event.id, event.epoch, event.stats);
+  if (s != nullptr) RunIfComplete(s);
+}
+
+void Loop::RunIfComplete(Sequence* s) {
+  if (!s->attempt->replied || !s->attempt->sealed) return;
+  prefills_.Complete(s);
+  running_.CacheComputed(s);
+}
+
+void Loop::Handle(KvFailed event) {
+  Sequence* s = prefills_.OnFailed(event.id, event.epoch);
+  if (s == nullptr) return;
+  if (s->attempt->replied) return prefills_.Lose(s, event.status);
+  const absl::Status status = prefills_.Retry(s, event.status);
+  if (!status.ok()) Close(s, status);
+}
+
+void Loop::Handle(KvQuiet event) { prefills_.OnQuiet(event.id, event.epoch); }
+
+void Loop::Handle(worker::SnapshotWanted) { reporter_.ReportSnapshot(); }
+
+void Loop::Handle(worker::DrainWanted) { draining_ = true; }
+
+void Loop::Handle(worker::StopWanted) { stop_ = true; }
+
+// ---- launch ----
+
+bool Loop::Launch(const Plan& plan) {
+  for (int i : plan.preempt) {
+    Sequence* s = running_.at(i);
+    running_.Preempt(s);
+    ++s->times.preemptions;
+    parts_.metrics->worker.preemptions.Increment();
+    reporter_.NoteChange();
+  }
   engine::Batch batch;
-  batch_sequences_.clear();
-  const absl::Time now = parts_.clock->Now();
-  for (const ScheduledRun& run : plan.runs) {
-    Sequence* s = sequences_[static_cast<size_t>(run.sequence)].get();
-    if (run.new_blocks > 0) {
-      absl::StatusOr<engine::BlockLease> more = parts_.pool->Reserve(run.new_blocks);
-      if (!more.ok()) continue;  // blocks were shared: the next plan preempts one more
-      s->lease.Append(*std::move(more));
-    }
-    const int end = s->computed + run.num_tokens;
-    engine::BatchItem& item = batch.items.emplace_back();
-    item.tokens = s->tokens;
-    item.start = s->computed;
-    item.num_tokens = run.num_tokens;
-    item.prompt_length = s->prompt_length;
-    item.block_table = s->lease.blocks();
-    item.sampling = end == s->length() ? &s->work.sampling : nullptr;
-    if (s->generated() == 0) item.prompt_logprobs = s->work.sampling.prompt_logprobs;
-    s->prefill_started_at = std::min(s->prefill_started_at, now);
-    batch_sequences_.push_back(s);
-  }
+  std::vector<worker::LaunchedRun> runs;
+  for (const ScheduledRun& run : plan.runs) AddItem(run, &batch, &runs);
   for (int i : plan.resume) {
-    if (!Resume(sequences_[static_cast<size_t>(i)].get())) break;
+    if (!running_.Resume(running_.at(i))) break;
+    reporter_.NoteChange();
   }
-  return batch;
-}
-
-void DecodeLoop::Publish(const engine::Batch& batch, const engine::StepOutput& out,
-                         absl::Time started) {
-  TANDEM_CHECK(out.items.size() == batch.items.size());
-  const absl::Time now = parts_.clock->Now();
-  int chunk_tokens = 0;
-  int decode_steps = 0;
-  for (size_t i = 0; i < batch.items.size(); ++i) {
-    const engine::BatchItem& item = batch.items[i];
-    const engine::ItemOutput& result = out.items[i];
-    Sequence* s = batch_sequences_[i];
-    (item.num_tokens == 1 ? decode_steps : chunk_tokens) += item.num_tokens;
-    if (!result.status.ok()) {
-      FailSequence(s, result.status);
-      continue;
+  if (batch.items.empty()) return false;
+  const absl::StatusOr<engine::LaunchedStep> launched = steps_.Launch(batch, runs);
+  if (!launched.ok()) {
+    spdlog::error("a batch of {} sequences was refused: {}", runs.size(),
+                  launched.status().ToString());
+    for (const worker::LaunchedRun& run : runs) {
+      FailSequence(running_.Find(run.sequence), launched.status());
     }
-    s->computed += item.num_tokens;
-    if (item.start < s->prompt_length) {
-      parts_.metrics->worker.prompt_tokens.Increment(item.num_tokens);
-      s->prompt_logprobs.insert(s->prompt_logprobs.end(), result.prompt_logprobs.begin(),
-                                result.prompt_logprobs.end());
-      if (s->computed >= s->prompt_length) CacheComputed(s);
-    }
-    if (item.sampling == nullptr) continue;
-    TANDEM_CHECK(result.has_token, "the runner drew no token");
-    if (s->generated() == 0) {  // a local prefill is done
-      s->times.prefill_queue = absl::ToDoubleMilliseconds(s->prefill_started_at - s->reserved_at);
-      s->times.prefill = absl::ToDoubleMilliseconds(now - s->prefill_started_at);
-      s->runnable_at = now;
-    }
-    Emit(s, result.token, now);
+    return false;
   }
-  WorkerMetrics& metrics = parts_.metrics->worker;
-  metrics.step_seconds.Observe(absl::ToDoubleSeconds(now - started));
-  metrics.batch_tokens.Observe(decode_steps + chunk_tokens);
-  metrics.batch_sequences.Observe(static_cast<double>(batch.items.size()));
-  meter_.AddStep(decode_steps, chunk_tokens, now - started);
-}
-
-void DecodeLoop::FailBatch(const absl::Status& status) {
-  spdlog::error("a batch of {} sequences failed: {}", batch_sequences_.size(), status.ToString());
-  for (Sequence* s : batch_sequences_) FailSequence(s, status);
-}
-
-void DecodeLoop::FailSequence(Sequence* s, const absl::Status& status) {
-  s->computed = 0;  // nothing of what the batch wrote may be found again
-  Close(s, Internal("the forward pass failed: {}", std::string(status.message())));
-}
-
-void DecodeLoop::Preempt(Sequence* s) {
-  CacheComputed(s);  // what is not evicted need not be computed again
-  s->lease.Release();
-  s->computed = 0;
-  s->cached_blocks = 0;
-  s->phase = SequencePhase::kPreempted;
-  if (s->generated() == 0) s->prompt_logprobs.clear();
-  ++s->times.preemptions;
-  parts_.metrics->worker.preemptions.Increment();
-  changed_ = true;
-}
-
-bool DecodeLoop::Resume(Sequence* s) {
-  const int block_size = options_.limits.block_size;
-  // At least the last token is computed: its output is the next draw.
-  const bool all = s->generated() == 0 && s->work.sampling.prompt_logprobs >= 0;
-  engine::BlockLease lease =
-      parts_.cache->Match(s->hash_seed, s->tokens, all ? 0 : (s->length() - 1) / block_size);
-  const int cached = lease.size();
-  absl::StatusOr<engine::BlockLease> fresh =
-      parts_.pool->Reserve(BlocksFor(s->length() + 1, block_size) - cached);
-  if (!fresh.ok()) return false;
-  lease.Append(*std::move(fresh));
-  s->lease = std::move(lease);
-  s->computed = cached * block_size;
-  s->cached_blocks = cached;
-  s->phase = SequencePhase::kRunnable;
-  changed_ = true;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    Sequence* s = running_.Find(runs[i].sequence);
+    s->launched = runs[i].start + runs[i].num_tokens;
+    s->pending = runs[i].draws ? engine::DrawnToken{launched->id, static_cast<int>(i)}
+                               : engine::DrawnToken{};
+  }
   return true;
 }
 
-void DecodeLoop::CheckTimers() {
-  const absl::Time now = parts_.clock->Now();
-  for (auto& s : sequences_) {
-    if (s->closed) continue;
-    if (now >= s->work.deadline) {
-      Close(s.get(), DeadlineExceeded("deadline passed after {} generated tokens", s->generated()));
-      continue;
-    }
-    if (s->paused()) {
-      if (s->stream->pending() < options_.max_pending_tokens / 2 + 1) {
-        s->paused_at = absl::InfiniteFuture();
-      } else if (now - s->paused_at >= options_.pause_limit) {
-        Close(s.get(), Aborted("the reader was {} tokens behind for {} s", s->stream->pending(),
-                               absl::ToInt64Seconds(options_.pause_limit)));
-        continue;
-      }
-    }
-    const PrefillAttempt* attempt = s->attempt.get();
-    if (attempt != nullptr && attempt->replied && !attempt->sealed &&
-        now - attempt->replied_at >= options_.kv_seal_timeout) {
-      CountKvFailure(*s);
-      LoseKv(s.get(), DeadlineExceeded("the KV blocks were not complete {} s after the first token",
-                                       absl::ToDoubleSeconds(options_.kv_seal_timeout)));
-    }
+void Loop::AddItem(const ScheduledRun& run, engine::Batch* batch,
+                   std::vector<worker::LaunchedRun>* runs) {
+  Sequence* s = running_.at(run.sequence);
+  // Blocks that a preemption should have freed were shared: the next plan preempts one more.
+  if (!running_.Grow(s, run.new_blocks)) return;
+  engine::BatchItem& item = batch->items.emplace_back();
+  item.tokens = s->tokens;
+  item.pending = s->pending;
+  item.start = s->launched;
+  item.num_tokens = run.num_tokens;
+  item.prompt_length = s->prompt_length;
+  item.block_table = s->lease.blocks();
+  const bool draws = item.start + item.num_tokens == item.length();
+  item.sampling = draws ? &s->work.sampling : nullptr;
+  if (item.start < s->prompt_length && s->generated() == 0) {
+    item.prompt_logprobs = s->work.sampling.prompt_logprobs;
   }
+  s->prefill_started_at = std::min(s->prefill_started_at, parts_.clock->Now());
+  runs->push_back({s->work.id, item.start, item.num_tokens, draws});
 }
 
-void DecodeLoop::Sweep() {
-  std::erase_if(sequences_, [](const auto& s) { return s->closed; });
+// ---- collect and publish ----
+
+// False if nothing was in flight.
+bool Loop::CollectAndPublish(bool launched) {
+  // Right after a launch the device may be given one step more before the host waits for one.
+  const bool collect = !steps_.empty() && (steps_.full() || !launched);
+  if (collect) Publish(steps_.Collect());
+  EndTurn();
+  return collect;
 }
 
-void DecodeLoop::Report() {
-  engine::BlockEvents events = parts_.cache->TakeEvents();
-  if (hooks_.blocks && !(events.stored.empty() && events.removed.empty())) {
-    hooks_.blocks(events, /*cleared=*/false);
+void Loop::Publish(const worker::CollectedStep& step) {
+  if (!step.output.ok()) {
+    spdlog::error("a batch of {} sequences failed: {}", step.runs.size(),
+                  step.output.status().ToString());
+    for (const worker::LaunchedRun& run : step.runs) {
+      if (Sequence* s = running_.Find(run.sequence)) FailSequence(s, step.output.status());
+    }
+    return;
   }
   const absl::Time now = parts_.clock->Now();
-  if (!changed_ && now - last_report_ < options_.report_interval) return;
-  changed_ = false;
-  last_report_ = now;
-  LoadSnapshot load;
-  for (const auto& s : sequences_) {
+  int chunk_tokens = 0;
+  int decode_steps = 0;
+  for (size_t i = 0; i < step.runs.size(); ++i) {
+    const worker::LaunchedRun& run = step.runs[i];
+    (run.num_tokens == 1 ? decode_steps : chunk_tokens) += run.num_tokens;
+    PublishItem(run, step.output->items[i], now);
+  }
+  WorkerMetrics& metrics = parts_.metrics->worker;
+  metrics.step_seconds.Observe(absl::ToDoubleSeconds(step.took));
+  metrics.batch_tokens.Observe(decode_steps + chunk_tokens);
+  metrics.batch_sequences.Observe(static_cast<double>(step.runs.size()));
+  meter_.AddStep(decode_steps, chunk_tokens, step.took);
+}
+
+void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput& output,
+                       absl::Time now) {
+  // Null where the sequence ended, or lost its blocks, after the launch: the surplus is dropped.
+  Sequence* s = running_.Find(run.sequence);
+  if (s == nullptr) return;
+  if (!output.status.ok()) return FailSequence(s, output.status);
+  s->computed = run.start + run.num_tokens;
+  if (run.start < s->prompt_length) {
+    parts_.metrics->worker.prompt_tokens.Increment(run.num_tokens);
+    s->prompt_logprobs.insert(s->prompt_logprobs.end(), output.prompt_logprobs.begin(),
+                              output.prompt_logprobs.end());
+    if (s->computed >= s->prompt_length) running_.CacheComputed(s);
+  }
+  if (!run.draws) return;
+  TANDEM_CHECK(output.has_token, "the runner drew no token");
+  // A later launched step has a token of its own pending by now, unless this was the last one.
+  if (s->launched == s->computed) s->pending = {};
+  if (s->generated() == 0) {  // a local prefill is done
+    s->times.prefill_queue = absl::ToDoubleMilliseconds(s->prefill_started_at - s->reserved_at);
+    s->times.prefill = absl::ToDoubleMilliseconds(now - s->prefill_started_at);
+    s->runnable_at = now;
+  }
+  if (publisher_.Emit(s, output.token, now)) Close(s, absl::OkStatus());
+}
+
+void Loop::FailSequence(Sequence* s, const absl::Status& status) {
+  s->computed = 0;  // nothing of what the step wrote may be found again
+  Close(s, Internal("the forward pass failed: {}", MessageOf(status)));
+}
+
+void Loop::Close(Sequence* s, const absl::Status& status) {
+  TANDEM_CHECK(!s->closed, "a sequence ends once");
+  prefills_.Abandon(s);
+  running_.CacheComputed(s);
+  running_.Release(s);
+  s->closed = true;
+  publisher_.End(*s, status, parts_.clock->Now());
+  reporter_.NoteChange();
+}
+
+void Loop::EndTurn() {
+  running_.Sweep();
+  publisher_.Flush();
+  reporter_.Report([this] { return MakeLoad(); });
+}
+
+LoadReport Loop::MakeLoad() const {
+  LoadReport load;
+  for (const auto& s : running_.sequences()) {
     ++(s->phase == SequencePhase::kRunnable ? load.running : load.waiting);
-    if (s->phase != SequencePhase::kAwaitingPrefill && s->length() - s->computed > 1) {
-      load.waiting_tokens += s->length() - s->computed;
+    if (s->phase != SequencePhase::kAwaitingPrefill && s->length() - s->launched > 1) {
+      load.waiting_tokens += s->length() - s->launched;
     }
   }
-  load.blocks = parts_.pool->counts();
   load.prefill_tokens_per_second = meter_.PrefillTokensPerSecond();
   load.decode_step_milliseconds = meter_.DecodeStepMilliseconds();
-  WorkerMetrics& metrics = parts_.metrics->worker;
-  metrics.requests_running.Set(load.running);
-  metrics.requests_waiting.Set(load.waiting);
-  metrics.waiting_tokens.Set(static_cast<double>(load.waiting_tokens));
-  metrics.kv_blocks.Set(load.blocks.free, load.blocks.cached, load.blocks.used,
-                        load.blocks.quarantined);
-  metrics.prefix_query_tokens.Increment(static_cast<double>(parts_.cache->query_tokens()) -
-                                        metrics.prefix_query_tokens.Value());
-  metrics.prefix_hit_tokens.Increment(static_cast<double>(parts_.cache->hit_tokens()) -
-                                      metrics.prefix_hit_tokens.Value());
-  if (hooks_.report) hooks_.report(load);
+  return load;
+}
+
+// Idempotent.
+void Loop::EndAll() {
+  parts_.inbox->Close();
+  draining_ = true;  // what arrived and was not looked at is refused
+  AdmitArrivals(absl::ZeroDuration());
+  for (const auto& s : running_.sequences()) Close(s.get(), Unavailable("the worker stops"));
+  running_.Sweep();
+  publisher_.Flush();
 }
 
 }  // namespace tandem::decode

@@ -9,7 +9,7 @@
 namespace tandem::decode {
 namespace {
 
-void AddDecodeFlags(FlagSet* flags, DecodeWorkerOptions* o) {
+void AddFlags(FlagSet* flags, WorkerOptions* o) {
   flags->Add("--kv-listen", &o->kv_listen,
              "address where prefill workers deliver KV blocks; port 0: any", "HOST:PORT");
   flags->AddChoice("--role", &o->role, {"decode", "unified"},
@@ -23,7 +23,7 @@ void AddDecodeFlags(FlagSet* flags, DecodeWorkerOptions* o) {
              "how long one prefill worker may take for one prompt", "s");
 }
 
-absl::Status Validate(const DecodeWorkerOptions& o) {
+absl::Status Validate(const WorkerOptions& o) {
   if (o.engine.model_dir.empty()) return InvalidArgument("--model is required: a model directory");
   if (o.local_prefill_max_tokens < 0) {
     return InvalidArgument("--local-prefill-max-tokens must be >= 0, got {}",
@@ -38,16 +38,16 @@ absl::Status Validate(const DecodeWorkerOptions& o) {
 }
 
 int Main(int argc, char** argv) {
-  DecodeWorkerOptions options;
+  WorkerOptions options;
   FlagSet flags("tandem_decode_worker",
                 "Streams tokens under continuous batching, from KV blocks that prefill workers "
                 "ship or that it computes itself.");
   engine::AddEngineFlags(&flags, &options.engine);
   AddWorkerProcessFlags(&flags, &options.process);
-  AddDecodeFlags(&flags, &options);
+  AddFlags(&flags, &options);
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "decode"};
   parts.validate = [&] { return Validate(options); };
-  parts.start = [&](SignalWaiter* signals) { return StartDecodeWorker(options, signals); };
+  parts.start = [&](SignalWaiter* signals) { return StartWorker(options, signals); };
   return RunWorkerProcess(parts, argc, argv);
 }
 

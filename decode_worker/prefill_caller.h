@@ -27,15 +27,16 @@ struct PrefillCall {
   std::string token;               // of KvReceiver::Expect
   int first_block = 0;             // of the prompt, that is shipped
   std::vector<int32_t> block_ids;  // where prompt block first_block + i goes
-  absl::Time deadline;             // Clock::Real()
+  absl::Time deadline;             // the loop's clock
 };
 
-struct PrefillResult {
+// What a prefill worker answers.
+struct PrefillOutcome {
   engine::TokenLogprob first_token;
   std::vector<engine::TokenLogprob> prompt_logprobs;
   int cached_tokens = 0;
-  double queue_ms = 0;
-  double prefill_ms = 0;
+  absl::Duration queue;
+  absl::Duration prefill;
   uint64_t kv_bytes = 0;
   std::string worker_id;
 };
@@ -43,7 +44,7 @@ struct PrefillResult {
 // What came of the call `call_id`.
 struct PrefillReply {
   uint64_t call_id = 0;
-  absl::StatusOr<PrefillResult> result = absl::UnknownError("no reply");
+  absl::StatusOr<PrefillOutcome> outcome = absl::UnknownError("no reply");
 };
 
 // Thread-safe. Replies reach the loop through its inbox: exactly one per Call, also after Cancel.

@@ -4,34 +4,14 @@
 
 #include "absl/time/clock.h"
 
-#include "common/base/status.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
-#include "engine/wire/wire.h"
 
 namespace tandem::decode {
 namespace {
 
 // Addresses come and go with restarted workers; over this many, all idle channels are closed.
 constexpr size_t kMaxChannels = 256;
-
-absl::StatusOr<PrefillResult> ResultFromProto(const internal::v1::PrefillResponse& response,
-                                              int vocab_size) {
-  PrefillResult result;
-  TANDEM_ASSIGN_OR_RETURN(result.first_token, engine::LogprobFromProto(response.first_token(),
-                                                                       vocab_size, "first_token"));
-  for (const v1::TokenLogprob& logprob : response.prompt_logprobs()) {
-    TANDEM_ASSIGN_OR_RETURN(engine::TokenLogprob value,
-                            engine::LogprobFromProto(logprob, vocab_size, "prompt_logprobs"));
-    result.prompt_logprobs.push_back(std::move(value));
-  }
-  result.cached_tokens = static_cast<int>(response.cached_tokens());
-  result.queue_ms = response.queue_ms();
-  result.prefill_ms = response.prefill_ms();
-  result.kv_bytes = response.kv_bytes();
-  result.worker_id = response.worker_id();
-  return result;
-}
 
 }  // namespace
 
@@ -43,8 +23,9 @@ struct PrefillClient::Active {
   internal::v1::PrefillResponse response;
 };
 
-PrefillClient::PrefillClient(PrefillClientOptions options, DecodeInbox* inbox, Clock* clock)
-    : options_(std::move(options)), inbox_(inbox), clock_(clock) {}
+PrefillClient::PrefillClient(CallerIdentity identity, int vocab_size, EventInbox* inbox,
+                             Clock* clock)
+    : identity_(std::move(identity)), vocab_size_(vocab_size), inbox_(inbox), clock_(clock) {}
 
 PrefillClient::~PrefillClient() {
   absl::MutexLock lock(&mutex_);
@@ -65,28 +46,12 @@ void PrefillClient::Call(PrefillCall call) {
   auto active = std::make_shared<Active>();
   active->call_id = call.call_id;
   active->stub = StubFor(call.address);
+  active->request = CallToProto(call, identity_);
+  // By what is left of it: gRPC's deadlines are of the wall clock, the loop's clock is not.
   const absl::Duration left = call.deadline - clock_->Now();
   if (left < absl::InfiniteDuration()) {
     active->context.set_deadline(absl::ToChronoTime(absl::Now() + left));
   }
-  internal::v1::PrefillRequest& request = active->request;
-  request.set_request_id(std::move(call.request_id));
-  engine::TokensToProto(call.tokens, request.mutable_token_ids());
-  *request.mutable_sampling() = engine::SamplingToProto(call.sampling);
-  engine::TokensToProto(call.sampling.eos_token_ids, request.mutable_eos_token_ids());
-  request.set_cache_salt(std::move(call.cache_salt));
-  request.set_priority(call.priority);
-  request.set_capability_digest(options_.capability_digest);
-  internal::v1::KvTarget& target = *request.mutable_target();
-  target.set_transfer_id(call.transfer.ToBytes());
-  target.set_epoch(call.epoch);
-  target.set_transport(options_.kv_transport);
-  target.set_address(options_.kv_address);
-  target.set_token(std::move(call.token));
-  target.set_first_block(static_cast<uint32_t>(call.first_block));
-  engine::TokensToProto(call.block_ids, target.mutable_block_ids());
-  target.set_worker_id(options_.worker_id);
-  target.set_num_blocks(static_cast<uint32_t>(options_.num_blocks));
   {
     absl::MutexLock lock(&mutex_);
     active_[active->call_id] = active;
@@ -99,13 +64,9 @@ void PrefillClient::Call(PrefillCall call) {
 void PrefillClient::OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status) {
   PrefillReply reply{active->call_id, absl::UnknownError("")};
   if (status.ok()) {
-    reply.result = ResultFromProto(active->response, options_.vocab_size);
-    // A reply that makes no sense is the worker's fault, not the request's.
-    if (!reply.result.ok()) {
-      reply.result = Internal("malformed reply: {}", std::string(reply.result.status().message()));
-    }
+    reply.outcome = OutcomeFromProto(active->response, vocab_size_);
   } else {
-    reply.result = FromGrpcStatus(status);
+    reply.outcome = FromGrpcStatus(status);
   }
   inbox_->Push(std::move(reply));
   absl::MutexLock lock(&mutex_);

@@ -9,26 +9,18 @@
 #include "absl/synchronization/mutex.h"
 
 #include "common/base/clock.h"
-#include "decode_worker/loop_event.h"
+#include "decode_worker/decode_wire.h"
+#include "decode_worker/event.h"
 #include "decode_worker/prefill_caller.h"
 #include "tandem/internal/v1/prefill.grpc.pb.h"
 
 namespace tandem::decode {
 
-struct PrefillClientOptions {
-  std::string kv_transport = "tcp";
-  std::string kv_address;  // HOST:PORT of this worker's KV listener
-  std::string worker_id;   // of this worker
-  int num_blocks = 0;      // of this worker's pool
-  std::string capability_digest;
-  int vocab_size = 0;
-};
-
 // Thread-safe. One channel per address, kept.
 class PrefillClient final : public PrefillCaller {
  public:
   // `inbox` and `clock` outlive the client.
-  PrefillClient(PrefillClientOptions options, DecodeInbox* inbox, Clock* clock);
+  PrefillClient(CallerIdentity identity, int vocab_size, EventInbox* inbox, Clock* clock);
   // Cancels what is in flight and waits until gRPC has let go of it.
   ~PrefillClient() override;
 
@@ -42,8 +34,9 @@ class PrefillClient final : public PrefillCaller {
   std::shared_ptr<Stub> StubFor(const std::string& address) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status);
 
-  const PrefillClientOptions options_;
-  DecodeInbox* const inbox_;
+  const CallerIdentity identity_;
+  const int vocab_size_;
+  EventInbox* const inbox_;
   Clock* const clock_;
   absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::shared_ptr<Stub>> stubs_ ABSL_GUARDED_BY(mutex_);

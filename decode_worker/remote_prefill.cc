@@ -3,52 +3,61 @@
 #include <algorithm>
 #include <utility>
 
+#include "spdlog/spdlog.h"
+
 #include "common/base/check.h"
+#include "common/base/kv_layout.h"
 #include "common/base/status.h"
 
 namespace tandem::decode {
 
-RemotePrefills::RemotePrefills(kvtransfer::KvReceiver* receiver, PrefillCaller* caller,
-                               engine::BlockPool* pool, Clock* clock, absl::Duration call_timeout)
-    : receiver_(receiver),
+RemotePrefills::RemotePrefills(RemotePrefillOptions options, kvtransfer::KvReceiver* receiver,
+                               PrefillCaller* caller, engine::BlockPool* pool, Clock* clock,
+                               DecodeMetrics* metrics)
+    : options_(std::move(options)),
+      receiver_(receiver),
       caller_(caller),
       pool_(pool),
       clock_(clock),
-      call_timeout_(call_timeout) {}
+      metrics_(metrics) {}
 
-absl::Status RemotePrefills::Begin(Sequence* sequence, engine::BlockLease target, int num_shipped) {
-  TANDEM_CHECK(sequence->attempt == nullptr, "a second attempt beside a running one");
-  const DecodeWork& work = sequence->work;
+absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target) {
+  TANDEM_CHECK(s->attempt == nullptr, "a second attempt beside a running one");
   auto attempt = std::make_unique<PrefillAttempt>();
   attempt->call_id = ++last_call_id_;
   attempt->transfer = TransferId::Random();
-  attempt->epoch = static_cast<uint64_t>(++sequence->times.prefill_attempts);
-  attempt->peer = work.prefill[sequence->next_candidate++];
-
-  PrefillCall call;
-  const auto blocks = target.blocks().first(static_cast<size_t>(num_shipped));
-  call.block_ids.assign(blocks.begin(), blocks.end());
+  attempt->epoch = static_cast<uint64_t>(++s->times.prefill_attempts);
+  attempt->peer = s->work.prefill[s->next_candidate++];
+  attempt->target = std::move(target);
+  PrefillCall call = MakeCall(*s, *attempt);
   TANDEM_ASSIGN_OR_RETURN(call.token,
                           receiver_->Expect(attempt->transfer, attempt->epoch, call.block_ids));
-  call.call_id = attempt->call_id;
-  call.address = attempt->peer.address;
-  call.request_id = work.request_id;
-  call.tokens.assign(sequence->tokens.begin(), sequence->tokens.begin() + sequence->prompt_length);
-  call.sampling = work.sampling;
-  call.cache_salt = work.cache_salt;
-  call.priority = work.priority;
-  call.transfer = attempt->transfer;
-  call.epoch = attempt->epoch;
-  call.first_block = sequence->lease.size();
-  call.deadline = std::min(work.deadline, clock_->Now() + call_timeout_);
-
-  attempt->target = std::move(target);
-  transfers_[attempt->transfer] = Transfer{attempt->epoch, sequence, false, 0};
-  calls_[attempt->call_id] = sequence;
-  sequence->attempt = std::move(attempt);
-  sequence->phase = SequencePhase::kAwaitingPrefill;
+  transfers_[attempt->transfer] = Transfer{attempt->epoch, s, false, 0};
+  calls_[attempt->call_id] = s;
+  s->attempt = std::move(attempt);
+  s->phase = SequencePhase::kAwaitingPrefill;
   caller_->Call(std::move(call));
   return absl::OkStatus();
+}
+
+PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& attempt) const {
+  const int prompt_blocks = BlocksFor(s.prompt_length, options_.block_size);
+  const auto shipped =
+      attempt.target.blocks().first(static_cast<size_t>(prompt_blocks - s.lease.size()));
+  PrefillCall call;
+  call.call_id = attempt.call_id;
+  call.address = attempt.peer.address;
+  call.request_id = s.work.request_id;
+  call.tokens.assign(s.tokens.begin(), s.tokens.begin() + s.prompt_length);
+  call.sampling = s.work.sampling;
+  call.cache_salt = s.work.cache_salt;
+  call.priority = s.work.priority;
+  call.transfer = attempt.transfer;
+  call.epoch = attempt.epoch;
+  call.first_block = s.lease.size();
+  call.block_ids.assign(shipped.begin(), shipped.end());
+  call.deadline = std::min(s.work.deadline, clock_->Now() + options_.call_timeout);
+  return call;
 }
 
 RemotePrefills::Transfer* RemotePrefills::Find(const TransferId& id, uint64_t epoch) {
@@ -56,55 +65,126 @@ RemotePrefills::Transfer* RemotePrefills::Find(const TransferId& id, uint64_t ep
   return it != transfers_.end() && it->second.epoch == epoch ? &it->second : nullptr;
 }
 
-Sequence* RemotePrefills::OnReply(uint64_t call_id, absl::Time now) {
+Sequence* RemotePrefills::OnReply(uint64_t call_id) {
   auto it = calls_.find(call_id);
   if (it == calls_.end()) return nullptr;
-  Sequence* sequence = it->second;
+  Sequence* s = it->second;
   calls_.erase(it);
-  sequence->attempt->replied = true;
-  sequence->attempt->replied_at = now;
-  return sequence;
+  s->attempt->replied = true;
+  s->attempt->replied_at = clock_->Now();
+  return s;
 }
 
 Sequence* RemotePrefills::OnSealed(const TransferId& id, uint64_t epoch,
-                                   const kvtransfer::TransferStats& stats, absl::Time now) {
+                                   const kvtransfer::TransferStats& stats) {
   Transfer* transfer = Find(id, epoch);
   if (transfer == nullptr || transfer->sequence == nullptr) return nullptr;
   PrefillAttempt& attempt = *transfer->sequence->attempt;
   if (attempt.sealed) return nullptr;
   attempt.sealed = true;
-  attempt.sealed_at = now;
+  attempt.sealed_at = clock_->Now();
   attempt.stats = stats;
   return transfer->sequence;
 }
 
 Sequence* RemotePrefills::OnFailed(const TransferId& id, uint64_t epoch) {
   Transfer* transfer = Find(id, epoch);
-  return transfer == nullptr ? nullptr : transfer->sequence;
+  if (transfer == nullptr || transfer->sequence == nullptr) return nullptr;
+  CountFailure(*transfer->sequence);
+  return transfer->sequence;
 }
 
 void RemotePrefills::OnQuiet(const TransferId& id, uint64_t epoch) {
   Transfer* transfer = Find(id, epoch);
   if (transfer == nullptr) return;
   transfer->quiet = true;
+  // Kept until the attempt is over, which then need not quarantine its blocks.
   if (transfer->sequence != nullptr) return;
   pool_->ReleaseQuarantine(transfer->ticket);
   transfers_.erase(id);
 }
 
-void RemotePrefills::Complete(Sequence* sequence) {
-  PrefillAttempt& attempt = *sequence->attempt;
+bool RemotePrefills::SealIsLate(const Sequence& s) const {
+  return s.attempt != nullptr && s.attempt->replied && !s.attempt->sealed &&
+         clock_->Now() - s.attempt->replied_at >= options_.kv_seal_timeout;
+}
+
+void RemotePrefills::TakeOutcome(Sequence* s, PrefillOutcome outcome) {
+  s->cached_tokens = outcome.cached_tokens;
+  s->prompt_logprobs = std::move(outcome.prompt_logprobs);
+  s->times.prefill_queue = absl::ToDoubleMilliseconds(outcome.queue);
+  s->times.prefill = absl::ToDoubleMilliseconds(outcome.prefill);
+  s->times.kv_bytes = outcome.kv_bytes;
+  s->times.prefill_worker = std::move(outcome.worker_id);
+  s->times.transport = options_.kv_transport;
+}
+
+void RemotePrefills::Complete(Sequence* s) {
+  PrefillAttempt& attempt = *s->attempt;
   TANDEM_CHECK(attempt.replied && attempt.sealed, "blocks taken over before they were sealed");
+  const kvtransfer::TransferStats& stats = attempt.stats;
+  const absl::Duration took = std::max(stats.last_byte - stats.first_byte, absl::ZeroDuration());
+  // Sealed is when this loop saw it, which may be a step later than the last byte.
+  const absl::Duration exposed =
+      std::max(attempt.sealed_at - attempt.replied_at, absl::ZeroDuration());
+  s->times.kv_transfer_total = absl::ToDoubleMilliseconds(std::max(took, exposed));
+  s->times.kv_transfer_exposed = absl::ToDoubleMilliseconds(exposed);
+  s->times.kv_bytes = stats.bytes;
+  s->times.transport = stats.transport;
+  KvLinkMetrics& link =
+      metrics_->worker.KvLink(attempt.peer.worker_id, options_.worker_id, stats.transport);
+  link.seconds.Observe(absl::ToDoubleSeconds(took));
+  link.bytes.Increment(static_cast<double>(stats.bytes));
+
   auto it = transfers_.find(attempt.transfer);
   it->second.sequence = nullptr;
   if (it->second.quiet) transfers_.erase(it);
-  sequence->lease.Append(std::move(attempt.target));
-  sequence->attempt.reset();
+  s->lease.Append(std::move(attempt.target));
+  s->attempt.reset();
+  s->phase = SequencePhase::kRunnable;
+  s->computed = s->launched = s->prompt_length;
+  s->runnable_at = clock_->Now();
 }
 
-void RemotePrefills::Abandon(Sequence* sequence) {
-  if (sequence->attempt == nullptr) return;
-  PrefillAttempt& attempt = *sequence->attempt;
+absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
+  const PrefillPeer peer = s->attempt->peer;
+  spdlog::warn("{}: prefill at {} failed: {}", s->work.request_id, peer.worker_id, why.ToString());
+  const int num_blocks = s->attempt->target.size();
+  Abandon(s);
+  if (absl::IsInvalidArgument(why)) return why;  // no other worker would take it either
+  if (s->next_candidate >= s->work.prefill.size()) {
+    const std::string message =
+        fmt::format("no prefill worker left after {}: {}", peer.worker_id, MessageOf(why));
+    return absl::IsResourceExhausted(why) ? absl::ResourceExhaustedError(message)
+                                          : absl::UnavailableError(message);
+  }
+  metrics_->prefill_retries.Increment();
+  // Other blocks: the old ones may be written until their sender is quiet.
+  absl::StatusOr<engine::BlockLease> fresh = pool_->Reserve(num_blocks);
+  if (!fresh.ok()) {
+    return Unavailable("prefill at {} failed and no {} KV blocks are free for another try",
+                       peer.worker_id, num_blocks);
+  }
+  return Begin(s, *std::move(fresh));
+}
+
+void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
+  spdlog::warn("{}: KV from {} was lost, computing it here: {}", s->work.request_id,
+               s->attempt->peer.worker_id, why.ToString());
+  metrics_->kv_recomputes.Increment();
+  Abandon(s);
+  s->times.transport = "local";
+  s->times.kv_bytes = 0;
+  s->lease.Release();
+  s->computed = s->launched = 0;
+  s->cached_blocks = 0;
+  s->phase = SequencePhase::kPreempted;
+  s->runnable_at = clock_->Now();
+}
+
+void RemotePrefills::Abandon(Sequence* s) {
+  if (s->attempt == nullptr) return;
+  PrefillAttempt& attempt = *s->attempt;
   if (calls_.erase(attempt.call_id) > 0) caller_->Cancel(attempt.call_id);
   receiver_->Cancel(attempt.transfer, attempt.epoch);
   auto it = transfers_.find(attempt.transfer);
@@ -114,7 +194,12 @@ void RemotePrefills::Abandon(Sequence* sequence) {
   } else {
     it->second.ticket = pool_->Quarantine(std::move(attempt.target));
   }
-  sequence->attempt.reset();
+  s->attempt.reset();
+}
+
+void RemotePrefills::CountFailure(const Sequence& s) {
+  metrics_->worker.KvLink(s.attempt->peer.worker_id, options_.worker_id, options_.kv_transport)
+      .failures.Increment();
 }
 
 }  // namespace tandem::decode

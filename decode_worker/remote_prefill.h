@@ -1,17 +1,24 @@
 // Prompts computed elsewhere: the loop's side of the Prefill calls and of the KV transfers that
-// belong to them, and the quarantine of blocks that a sender might still write.
+// belong to them, what becomes of a sequence when one of them goes wrong, and the quarantine of
+// blocks that a sender might still write.
 //
 // Not thread-safe: part of the loop. Every event may come late, twice or in any order; what does
 // not belong to a current attempt is ignored.
+//
+// A sequence waits (kAwaitingPrefill) until its attempt is replied to and sealed, in either order.
+//   before the reply   a failure: Retry, the next candidate, another transfer, other blocks
+//   after the reply    the first token is out; a failure: Lose, the prompt is computed here
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 
 #include "common/base/clock.h"
+#include "decode_worker/decode_metrics.h"
 #include "decode_worker/prefill_caller.h"
 #include "decode_worker/sequence.h"
 #include "engine/kv/block_pool.h"
@@ -19,26 +26,44 @@
 
 namespace tandem::decode {
 
+struct RemotePrefillOptions {
+  std::string worker_id;  // of this worker
+  std::string kv_transport = "tcp";
+  int block_size = 16;                                 // tokens
+  absl::Duration call_timeout = absl::Minutes(10);     // of one Prefill call
+  absl::Duration kv_seal_timeout = absl::Seconds(10);  // from the first token to the last block
+};
+
 class RemotePrefills {
  public:
-  // All outlive this. `call_timeout` bounds a call whose request has no deadline.
-  RemotePrefills(kvtransfer::KvReceiver* receiver, PrefillCaller* caller, engine::BlockPool* pool,
-                 Clock* clock, absl::Duration call_timeout);
+  // All outlive this.
+  RemotePrefills(RemotePrefillOptions options, kvtransfer::KvReceiver* receiver,
+                 PrefillCaller* caller, engine::BlockPool* pool, Clock* clock,
+                 DecodeMetrics* metrics);
 
   // Asks `sequence.work.prefill[sequence.next_candidate++]` under a new transfer id and the next
-  // epoch. `target` takes the prompt's blocks after those that the sequence holds; `num_shipped` of
-  // them are shipped, the rest is room to grow. On error the blocks are free again.
-  absl::Status Begin(Sequence* sequence, engine::BlockLease target, int num_shipped);
+  // epoch. `target` takes the prompt's blocks that the sequence does not hold, and behind them the
+  // room to grow. On error the blocks are free again.
+  absl::Status Begin(Sequence* sequence, engine::BlockLease target);
 
   // The sequence that waits for this event, with its attempt updated; null: nobody does.
-  Sequence* OnReply(uint64_t call_id, absl::Time now);
-  Sequence* OnSealed(const TransferId& id, uint64_t epoch, const kvtransfer::TransferStats& stats,
-                     absl::Time now);
+  Sequence* OnReply(uint64_t call_id);
+  Sequence* OnSealed(const TransferId& id, uint64_t epoch, const kvtransfer::TransferStats& stats);
   Sequence* OnFailed(const TransferId& id, uint64_t epoch);
   void OnQuiet(const TransferId& id, uint64_t epoch);
+  // Whether the blocks have taken too long since the first token.
+  bool SealIsLate(const Sequence& sequence) const;
 
-  // Replied and sealed: the blocks become the sequence's.
+  // Takes over what the reply says, but for the first token.
+  void TakeOutcome(Sequence* sequence, PrefillOutcome outcome);
+  // Replied and sealed: the blocks become the sequence's, which can run.
   void Complete(Sequence* sequence);
+  // No token is out yet: asks the next candidate. An error ends the sequence: INVALID_ARGUMENT if
+  // that is `why`; RESOURCE_EXHAUSTED if every worker was full; else UNAVAILABLE.
+  absl::Status Retry(Sequence* sequence, const absl::Status& why);
+  // The first token is out but its KV will not come: the prompt is computed here, as after a
+  // preemption.
+  void Lose(Sequence* sequence, const absl::Status& why);
   // Gives the attempt up, in any state: cancels call and transfer; blocks that may still be written
   // go to quarantine. No attempt: nothing happens.
   void Abandon(Sequence* sequence);
@@ -55,12 +80,15 @@ class RemotePrefills {
   };
   // Null for unknown ones and for another epoch.
   Transfer* Find(const TransferId& id, uint64_t epoch);
+  PrefillCall MakeCall(const Sequence& sequence, const PrefillAttempt& attempt) const;
+  void CountFailure(const Sequence& sequence);  // of its current attempt's transfer
 
+  const RemotePrefillOptions options_;
   kvtransfer::KvReceiver* const receiver_;
   PrefillCaller* const caller_;
   engine::BlockPool* const pool_;
   Clock* const clock_;
-  const absl::Duration call_timeout_;
+  DecodeMetrics* const metrics_;
   uint64_t last_call_id_ = 0;
   absl::flat_hash_map<uint64_t, Sequence*> calls_;  // without a reply
   absl::flat_hash_map<TransferId, Transfer> transfers_;

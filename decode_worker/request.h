@@ -1,4 +1,5 @@
-// What comes in and what goes out of the decode loop, as plain values (the wire is the service's).
+// What comes in and what goes out of the decode loop, as plain values (the wire is
+// decode_wire.h's).
 #pragma once
 
 #include <cstdint>
@@ -18,10 +19,11 @@ struct PrefillPeer {
   std::string address;  // HOST:PORT
 };
 
-struct DecodeWork {
-  uint64_t id = 0;  // unique in the process, growing
+// A validated request.
+struct Work {
+  uint64_t id = 0;  // unique in the process, growing, never 0
   std::string request_id;
-  std::vector<int32_t> tokens;  // the prompt
+  std::vector<int32_t> tokens;  // the prompt, 1 to max_model_len - 1 of them
   engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;                  // higher is scheduled earlier

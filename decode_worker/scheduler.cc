@@ -8,10 +8,11 @@ namespace {
 // The plan under construction.
 class Planner {
  public:
-  Planner(const SchedulerView& view, const SchedulerLimits& limits)
+  Planner(const View& view, const Limits& limits)
       : view_(view),
         limits_(limits),
         free_(view.free_blocks),
+        returning_(view.returning_blocks),
         budget_(limits.max_num_batched_tokens),
         youngest_(Count()) {}
 
@@ -31,15 +32,22 @@ class Planner {
   int Remaining(int i) const { return At(i).length - At(i).computed; }
   // Sequences from youngest_ on have been preempted or hold nothing that can be taken.
   bool CanRun(int i) const {
-    return i < youngest_ && At(i).phase == SequencePhase::kRunnable && !At(i).paused;
+    return i < youngest_ && At(i).phase == SequencePhase::kRunnable && !At(i).paused &&
+           !EndsWithPendingToken(i);
+  }
+  bool EndsWithPendingToken(int i) const {
+    return At(i).token_pending && At(i).length >= At(i).max_length;
   }
 
   void AddDecodeStep(int i) {
     const int needed =
         std::max(0, BlocksFor(At(i).computed + 1, limits_.block_size) - At(i).blocks);
-    while (needed > free_ && PreemptYoungestAfter(i)) {
+    while (needed > free_ + returning_ && PreemptYoungestAfter(i)) {
     }
     if (needed > free_ || budget_ == 0) {
+      // What comes back later is spoken for, or every stalled sequence would count on the same
+      // blocks and nobody would be preempted for the others.
+      returning_ -= std::clamp(needed - free_, 0, returning_);
       plan_.stalled.push_back(i);
       return;
     }
@@ -52,7 +60,7 @@ class Planner {
     while (youngest_ > i + 1) {
       const SequenceView& victim = At(--youngest_);
       if (victim.phase != SequencePhase::kRunnable || victim.blocks == 0) continue;
-      free_ += victim.blocks;
+      (victim.in_flight ? returning_ : free_) += victim.blocks;
       plan_.preempt.push_back(youngest_);
       return true;
     }
@@ -95,33 +103,31 @@ class Planner {
     }
   }
 
-  const SchedulerView& view_;
-  const SchedulerLimits& limits_;
+  const View& view_;
+  const Limits& limits_;
   Plan plan_;
   int free_;
+  int returning_;
   int budget_;
   int youngest_;
 };
 
 }  // namespace
 
-Plan NextBatch(const SchedulerView& view, const SchedulerLimits& limits) {
-  return Planner(view, limits).Make();
-}
+Plan NextBatch(const View& view, const Limits& limits) { return Planner(view, limits).Make(); }
 
-Admission CanAdmit(const SchedulerView& view, int needed_blocks, int total_blocks,
-                   const SchedulerLimits& limits) {
+Room CanAdmit(const View& view, int needed_blocks, int total_blocks, const Limits& limits) {
   if (static_cast<int>(view.sequences.size()) >= limits.max_num_seqs) {
-    return Admission::kTooManySequences;
+    return Room::kTooManySequences;
   }
   for (const SequenceView& sequence : view.sequences) {
-    if (sequence.phase == SequencePhase::kPreempted) return Admission::kNoBlocks;
+    if (sequence.phase == SequencePhase::kPreempted) return Room::kNoBlocks;
   }
   const Plan plan = NextBatch(view, limits);
-  if (!plan.stalled.empty() || !plan.preempt.empty()) return Admission::kNoBlocks;
+  if (!plan.stalled.empty() || !plan.preempt.empty()) return Room::kNoBlocks;
   int kept = view.sequences.empty() ? 0 : total_blocks / 100;
   for (const ScheduledRun& run : plan.runs) kept += run.new_blocks;
-  return needed_blocks + kept <= view.free_blocks ? Admission::kYes : Admission::kNoBlocks;
+  return needed_blocks + kept <= view.free_blocks ? Room::kYes : Room::kNoBlocks;
 }
 
 }  // namespace tandem::decode

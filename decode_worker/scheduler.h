@@ -1,16 +1,22 @@
 // Which sequences the decode worker computes next. Pure functions over values: no clock, pool,
 // model, gRPC or metrics.
 //
-// A sequence has `length` tokens (prompt and generated), of which `computed` have KV in its blocks.
-// One token to compute is a decode step; more are a prefill that is cut into chunks. Both draw the
-// next token when they reach the end.
+// A sequence has `length` tokens (prompt and generated), of which `computed` have KV in its blocks
+// or will have it when the steps in flight are over. One token to compute is a decode step; more
+// are a prefill that is cut into chunks. Both draw the next token when they reach the end.
+//
+// While a step is in flight that draws a sequence's next token, this token is pending: it counts
+// into the sequence's length, for the next step can compute it without anybody on the host having
+// seen it. Only what the host knows for certain ends a sequence here: one whose pending token is
+// its last by number is not computed further; one that a stop token ends may be computed one step
+// too far, and the loop drops what comes of it.
 //
 // The rule, over sequences in order (oldest first, see View):
 //   1. Every runnable sequence with one token to compute gets its decode step. If it needs one
-//      block more and none is free, the youngest younger sequence that holds blocks is preempted
-//      (its blocks are freed, it is recomputed later from its tokens), and so on until the block is
-//      there. If there is no younger one, the sequence stalls: it keeps its blocks and skips this
-//      batch.
+//      block more and none is free, but blocks come back when a step in flight is over, it waits
+//      for them. Else the youngest younger sequence that holds blocks is preempted (its blocks are
+//      freed, it is recomputed later from its tokens), and so on until the block is there. If there
+//      is no younger one, the sequence stalls: it keeps its blocks and skips this batch.
 //   2. Prefills share what is left of the token budget: equal parts first, the rest to the oldest.
 //   3. A preempted sequence is resumed, oldest first and never past an older one that waits, when
 //      the free blocks hold all its tokens, the next one, and one block for every sequence that
@@ -24,18 +30,15 @@
 
 #include <vector>
 
+#include "common/base/kv_layout.h"
+
 namespace tandem::decode {
 
-struct SchedulerLimits {
+struct Limits {
   int block_size = 16;                // tokens
   int max_num_seqs = 64;              // sequences admitted, in any phase
   int max_num_batched_tokens = 2048;  // per batch; >= max_num_seqs, so that every decode step fits
 };
-
-// Blocks for `tokens` tokens.
-constexpr int BlocksFor(int tokens, int block_size) {
-  return (tokens + block_size - 1) / block_size;
-}
 
 enum class SequencePhase {
   kAwaitingPrefill,  // a prefill worker computes it; its blocks cannot be taken
@@ -45,20 +48,24 @@ enum class SequencePhase {
 
 struct SequenceView {
   SequencePhase phase = SequencePhase::kRunnable;
-  int length = 0;       // tokens, >= 1
-  int computed = 0;     // < length
-  int blocks = 0;       // held
-  bool paused = false;  // its reader is slow: not computed, may be preempted
+  int length = 0;              // tokens, >= 1; a pending one is counted
+  int computed = 0;            // < length; with what launched steps compute
+  int blocks = 0;              // held
+  bool paused = false;         // its reader is slow: not computed, may be preempted
+  bool token_pending = false;  // the last of `length` is known to the device only
+  bool in_flight = false;      // a launched step computes it: blocks taken from it come back later
+  int max_length = 1 << 30;    // it ends when it has so many tokens
 };
 
-struct SchedulerView {
+struct View {
   std::vector<SequenceView> sequences;  // oldest first
   int free_blocks = 0;                  // that the pool could hand out now
+  int returning_blocks = 0;             // that come back when the steps in flight are over
 };
 
 struct ScheduledRun {
-  int sequence = 0;  // index into the view
-  int num_tokens = 0;
+  int sequence = 0;    // index into the view
+  int num_tokens = 0;  // where a token is pending: 1, and it is this token
   int new_blocks = 0;  // to reserve first
 };
 
@@ -71,14 +78,13 @@ struct Plan {
 
 // An estimate where blocks are shared: preempting a sequence may free fewer blocks than it holds.
 // The caller then cannot reserve for some run, leaves it out, and asks again.
-Plan NextBatch(const SchedulerView& view, const SchedulerLimits& limits);
+Plan NextBatch(const View& view, const Limits& limits);
 
-enum class Admission { kYes, kTooManySequences, kNoBlocks };
+enum class Room { kYes, kTooManySequences, kNoBlocks };
 
 // May a new sequence that needs `needed_blocks` (prompt blocks not cached, and room to grow) come
 // in, where `total_blocks` are in the pool? One percent of the pool, and what the next batch will
 // take, is left to those already running. No, while anyone stalls or is preempted.
-Admission CanAdmit(const SchedulerView& view, int needed_blocks, int total_blocks,
-                   const SchedulerLimits& limits);
+Room CanAdmit(const View& view, int needed_blocks, int total_blocks, const Limits& limits);
 
 }  // namespace tandem::decode

@@ -3,6 +3,12 @@
 // What another worker would need to carry a sequence on is small: its tokens, the prompt's length
 // and the sampling parameters (draws depend on seed and position only). All else can be rebuilt, as
 // it is after a preemption.
+//
+// How far a sequence is, in tokens from its beginning:
+//   computed <= launched <= tokens.size()  (+ 1 while a token is pending)
+// Where the loop keeps one step in flight, `launched` runs ahead of `computed` by what that step
+// computes. If the step draws a token, the token is *pending*: the next step may take it on the
+// device, but the host does not know it, nor whether it ends the sequence.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +24,7 @@
 #include "decode_worker/scheduler.h"
 #include "decode_worker/token_stream.h"
 #include "engine/kv/block_pool.h"
+#include "engine/runtime/batch.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 
 namespace tandem::decode {
@@ -37,17 +44,20 @@ struct PrefillAttempt {
 };
 
 struct Sequence {
-  DecodeWork work;  // work.tokens was moved to `tokens`
+  Work work;  // work.tokens was moved to `tokens`
   std::shared_ptr<TokenStream> stream;
 
-  std::vector<int32_t> tokens;  // prompt, then generated
+  std::vector<int32_t> tokens;  // prompt, then generated; the pending one is not among them
   int prompt_length = 0;
+  int max_length = 0;  // in tokens: it ends there, whatever it draws
   Hash128 hash_seed;
 
   SequencePhase phase = SequencePhase::kRunnable;
-  bool closed = false;    // its stream has ended; it is swept out at the end of the step
-  int computed = 0;       // tokens whose KV lies in `lease`
-  int cached_blocks = 0;  // of `lease`, known to the prefix cache
+  bool closed = false;         // its stream has ended; it is swept out at the end of the step
+  int computed = 0;            // tokens whose KV lies in `lease`, as collected steps say
+  int launched = 0;            // the same, with what launched steps compute
+  engine::DrawnToken pending;  // step 0: none
+  int cached_blocks = 0;       // of `lease`, known to the prefix cache
   engine::BlockLease lease;
   std::unique_ptr<PrefillAttempt> attempt;  // kAwaitingPrefill only
   size_t next_candidate = 0;                // of work.prefill
@@ -65,6 +75,7 @@ struct Sequence {
   int length() const { return static_cast<int>(tokens.size()); }
   int generated() const { return length() - prompt_length; }
   bool paused() const { return paused_at != absl::InfiniteFuture(); }
+  bool token_pending() const { return pending.step != 0; }
 };
 
 }  // namespace tandem::decode

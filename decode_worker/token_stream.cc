@@ -20,34 +20,31 @@ TokenStream::TokenStream(std::function<void()> wake, std::function<void()> on_dr
 
 bool TokenStream::TakeIdle() { return std::exchange(idle_, false); }
 
-void TokenStream::Append(TokenDelta delta) {
-  bool wake;
-  {
-    absl::MutexLock lock(&mutex_);
-    TANDEM_CHECK(!end_.has_value(), "tokens after the end of a stream");
-    if (!pending_.has_value()) {
-      pending_ = std::move(delta);
-    } else {
-      MoveAppend(&pending_->tokens, std::move(delta.tokens));
-      MoveAppend(&pending_->prompt_logprobs, std::move(delta.prompt_logprobs));
-      pending_->finish = delta.finish;
-      pending_->cached_tokens = delta.cached_tokens;
-      if (delta.times.has_value()) pending_->times = std::move(delta.times);
-    }
-    wake = TakeIdle();
+bool TokenStream::Append(TokenDelta delta) {
+  absl::MutexLock lock(&mutex_);
+  TANDEM_CHECK(!end_.has_value(), "tokens after the end of a stream");
+  if (!pending_.has_value()) {
+    pending_ = std::move(delta);
+  } else {
+    MoveAppend(&pending_->tokens, std::move(delta.tokens));
+    MoveAppend(&pending_->prompt_logprobs, std::move(delta.prompt_logprobs));
+    pending_->finish = delta.finish;
+    pending_->cached_tokens = delta.cached_tokens;
+    if (delta.times.has_value()) pending_->times = std::move(delta.times);
   }
-  if (wake && wake_) wake_();
+  return TakeIdle();
 }
 
-void TokenStream::End(absl::Status status) {
-  bool wake;
-  {
-    absl::MutexLock lock(&mutex_);
-    TANDEM_CHECK(!end_.has_value(), "a stream ends once");
-    end_ = std::move(status);
-    wake = TakeIdle();
-  }
-  if (wake && wake_) wake_();
+bool TokenStream::End(absl::Status status) {
+  absl::MutexLock lock(&mutex_);
+  TANDEM_CHECK(!end_.has_value(), "a stream ends once");
+  end_ = std::move(status);
+  return TakeIdle();
+}
+
+void TokenStream::Wake() {
+  // Without the lock: the taker calls Take().
+  if (wake_) wake_();
 }
 
 size_t TokenStream::pending() const {

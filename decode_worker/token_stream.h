@@ -4,6 +4,10 @@
 // Thread-safe: one writer (the loop), one taker (the RPC reaction). Tokens appended while a write
 // is in flight merge into one delta. The writer looks at pending() and stops computing the request
 // when its reader is behind; when the reader has caught up, `on_drained` wakes the loop.
+//
+// Appending never wakes the taker itself: serialising a message and starting its write takes
+// microseconds, which 256 streams would add up on the loop's thread. The writer is told that the
+// taker is idle, and has Wake() called elsewhere (stream_waker.h).
 #pragma once
 
 #include <cstddef>
@@ -25,24 +29,26 @@ class TokenStream {
   // stream.
   using Item = std::variant<std::monostate, TokenDelta, absl::Status>;
 
-  // `wake` is called when the taker is idle and there is something to take; never under the lock,
-  // on the writer's thread. `on_drained` is called on the taker's thread when it took everything
-  // after NotifyWhenDrained().
+  // `wake` is what Wake() calls: it takes until there is nothing left. `on_drained` is called on
+  // the taker's thread when it took everything after NotifyWhenDrained(). Either may be empty.
   TokenStream(std::function<void()> wake, std::function<void()> on_drained);
 
   // ---- the loop ----
-  void Append(TokenDelta delta);
+  // True: the taker is idle, and it is now the caller's to see that Wake() is called, once.
+  [[nodiscard]] bool Append(TokenDelta delta);
   // The last call. OK after a delta with a finish reason; tokens not yet taken are still delivered
-  // first.
-  void End(absl::Status status);
+  // first. True as for Append.
+  [[nodiscard]] bool End(absl::Status status);
   size_t pending() const;  // tokens appended and not taken
   void NotifyWhenDrained();
 
   // ---- the taker ----
+  // Runs the taker. One thread at a time, because only one can have been told that it is idle.
+  void Wake();
   Item Take();
 
  private:
-  // Wakes an idle taker once.
+  // Whether the taker was idle; it no longer is.
   bool TakeIdle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::function<void()> wake_;

@@ -1,4 +1,4 @@
-// One decode worker process: engine, loop, KV listener, RPC server and membership, put together.
+// One decode worker process: the role inside the frame of worker/worker.h.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,7 @@
 namespace tandem::decode {
 
 // Mirrors the flags of the same names.
-struct DecodeWorkerOptions {
+struct WorkerOptions {
   engine::EngineOptions engine;
   WorkerProcessOptions process;
   std::string kv_listen = "127.0.0.1:0";
@@ -22,9 +22,8 @@ struct DecodeWorkerOptions {
   double prefill_timeout = 600;  // s
 };
 
-// Everything is bound and announced when it returns. `signals` is woken when the router asks for a
-// drain or refuses the worker, and outlives it.
-absl::StatusOr<std::unique_ptr<WorkerProcess>> StartDecodeWorker(const DecodeWorkerOptions& options,
-                                                                 SignalWaiter* signals);
+// As worker::StartWorker.
+absl::StatusOr<std::unique_ptr<WorkerProcess>> StartWorker(const WorkerOptions& options,
+                                                           SignalWaiter* signals);
 
 }  // namespace tandem::decode

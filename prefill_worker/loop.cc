@@ -1,6 +1,8 @@
 #include "prefill_worker/loop.h"
 
 #include <algorithm>
+#include <iterator>
+#include <span>
 #include <utility>
 
 #include "spdlog/spdlog.h"
@@ -10,216 +12,344 @@
 
 namespace tandem::prefill {
 
-PrefillLoop::PrefillLoop(PrefillLoopOptions options, PrefillLoopParts parts, PrefillLoopHooks hooks)
-    : options_(std::move(options)), parts_(parts), hooks_(std::move(hooks)) {}
+Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
+    : options_(std::move(options)),
+      parts_(parts),
+      steps_(parts.runner, parts.pool, parts.clock),
+      shipper_(parts.sender, options_.layout),
+      reporter_(options_.report, std::move(reports), parts.pool, parts.cache, parts.metrics,
+                parts.clock) {}
 
-PrefillLoop::~PrefillLoop() { Close(); }
+Loop::~Loop() { EndAll(); }
 
-void PrefillLoop::Run() {
-  while (!done()) {
-    const absl::Duration idle = changed_ ? options_.min_report_interval : options_.report_interval;
-    Step(running_.empty() ? idle : absl::ZeroDuration());
-  }
-  Close();
+void Loop::Run() {
+  bool busy = true;
+  while (!done()) busy = Step(busy ? absl::ZeroDuration() : reporter_.IdleWait());
+  EndAll();
 }
 
-void PrefillLoop::Close() {
-  parts_.inbox->Close();
-  Handle(PrefillStopWanted{});
-  AdmitArrivals(absl::ZeroDuration());  // refuses what came meanwhile
-}
-
-bool PrefillLoop::Step(absl::Duration wait) {
+bool Loop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
-  const std::vector<PromptChunk> chunks = NextBatch();
-  if (!chunks.empty()) {
-    const engine::Batch batch = Prepare(chunks);
-    const absl::Time started = parts_.clock->Now();
-    absl::StatusOr<engine::StepOutput> out = parts_.runner->Run(batch);
-    const absl::Duration took = parts_.clock->Now() - started;
-    parts_.metrics->step_seconds.Observe(absl::ToDoubleSeconds(took));
-    parts_.metrics->batch_tokens.Observe(batch.NumTokens());
-    parts_.metrics->batch_sequences.Observe(static_cast<double>(batch.items.size()));
-    if (out.ok()) {
-      rate_.AddStep(batch.NumTokens(), took);
-      parts_.metrics->prompt_tokens.Increment(batch.NumTokens());
-      Publish(chunks, *std::move(out));
-    } else {
-      FailBatch(chunks, out.status());
-    }
-    changed_ = true;
-  }
-  Report();
-  return !chunks.empty();
+  const std::vector<PromptChunk> chunks = NextBatch(MakeView(), options_.limits);
+  const bool launched = Launch(chunks);
+  return CollectAndPublish(launched) || launched;
 }
 
-void PrefillLoop::AdmitArrivals(absl::Duration wait) {
-  for (PrefillEvent& event : parts_.inbox->Drain(wait)) {
-    std::visit([this](auto&& e) { Handle(std::move(e)); }, std::move(event));
-    changed_ = true;
+// ---- admit ----
+
+void Loop::AdmitArrivals(absl::Duration wait) {
+  for (Event& event : parts_.inbox->Drain(wait)) {
+    std::visit([this](auto& e) { Handle(std::move(e)); }, event);
+    reporter_.NoteChange();
   }
   if (!stop_) AdmitWaiting();
 }
 
-std::vector<PromptChunk> PrefillLoop::NextBatch() {
-  std::vector<PromptView> view;
-  view.reserve(running_.size());
-  for (Sequence* sequence : running_) {
-    if (sequence->started == absl::InfinitePast()) ShareNewlyCached(sequence);
-    view.push_back({.remaining = sequence->length() - sequence->computed,
-                    .priority = sequence->work.priority,
-                    .arrival = sequence->work.id});
+absl::Status Loop::Accept(const Work& work) const {
+  if (stop_ || draining_) return Unavailable("prefill worker {} is draining", options_.worker_id);
+  const TransferKey key = {work.target.id, work.target.epoch};
+  if (sequences_.contains(key) || shipper_.IsPast(key)) {
+    return AlreadyExists("transfer {} epoch {} was asked for already", work.target.id.ToHex(),
+                         work.target.epoch);
   }
-  return stop_ ? std::vector<PromptChunk>() : NextPrefillBatch(view, options_.limits);
-}
-
-engine::Batch PrefillLoop::Prepare(const std::vector<PromptChunk>& chunks) {
-  const absl::Time now = parts_.clock->Now();
-  engine::Batch batch;
-  shipments_.clear();
-  for (const PromptChunk& chunk : chunks) {
-    Sequence& s = *running_[static_cast<size_t>(chunk.prompt)];
-    if (s.started == absl::InfinitePast()) s.started = now;
-    const int end = s.computed + chunk.num_tokens;
-    const bool last = end == s.length();
-    engine::BatchItem& item = batch.items.emplace_back();
-    item.tokens = s.work.tokens;
-    item.start = s.computed;
-    item.num_tokens = chunk.num_tokens;
-    item.prompt_length = s.length();
-    item.block_table = s.lease.blocks();
-    item.sampling = last ? &s.work.sampling : nullptr;
-    item.prompt_logprobs = s.work.sampling.prompt_logprobs;
-
-    // A partly filled block is only shipped when it is the prompt's last.
-    const int end_block = last ? s.lease.size() : end / options_.layout.block_size;
-    Shipment shipment{.sequence = &s};
-    for (int b = std::max(s.pushed_blocks, s.work.first_block); b < end_block; ++b) {
-      shipment.blocks.push_back(s.lease.blocks()[static_cast<size_t>(b)]);
-      shipment.ordinals.push_back(b - s.work.first_block);
-    }
-    s.pushed_blocks = std::max(s.pushed_blocks, end_block);
-    if (!shipment.blocks.empty()) shipments_.push_back(std::move(shipment));
+  const int blocks = options_.layout.BlocksFor(static_cast<int>(work.tokens.size()));
+  const int total = parts_.pool->counts().total;
+  if (blocks > total) {
+    return InvalidArgument(
+        "token_ids: {} prompt tokens need {} KV blocks, the worker's pool has {} (raise "
+        "--kv-cache-memory-bytes)",
+        work.tokens.size(), blocks, total);
   }
-  batch.on_layer_done = [this](int layer) {
-    for (const Shipment& shipment : shipments_) {
-      const kvtransfer::KvSendTarget& target = shipment.sequence->work.target;
-      parts_.sender->Push(target.id, target.epoch, layer, shipment.blocks, shipment.ordinals);
-    }
-  };
-  return batch;
-}
-
-void PrefillLoop::Publish(const std::vector<PromptChunk>& chunks, engine::StepOutput out) {
-  TANDEM_CHECK(out.items.size() == chunks.size(), "{} outputs for {} chunks", out.items.size(),
-               chunks.size());
-  std::vector<std::pair<Sequence*, engine::TokenLogprob>> finished;
-  std::vector<std::pair<Sequence*, absl::Status>> failed;
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    Sequence& s = *running_[static_cast<size_t>(chunks[i].prompt)];
-    engine::ItemOutput& item = out.items[i];
-    if (!item.status.ok()) {
-      failed.emplace_back(&s, item.status);
-      continue;
-    }
-    s.computed += chunks[i].num_tokens;
-    std::move(item.prompt_logprobs.begin(), item.prompt_logprobs.end(),
-              std::back_inserter(s.prompt_logprobs));
-    const bool last = s.computed == s.length();
-    TANDEM_CHECK(item.has_token == last, "token after {} of {} prompt tokens", s.computed,
-                 s.length());
-    parts_.cache->Insert(s.seed, std::span(s.work.tokens).first(static_cast<size_t>(s.computed)),
-                         s.lease, last ? 0 : s.inserted_blocks);
-    s.inserted_blocks = s.computed / options_.layout.block_size;
-    if (last) finished.emplace_back(&s, std::move(item.token));
+  if (static_cast<int>(waiting_.size()) >= options_.max_waiting) {
+    return ResourceExhausted("prefill worker {}: {} prompts are waiting already (--max-waiting)",
+                             options_.worker_id, waiting_.size());
   }
-  for (auto& [sequence, token] : finished) Finish(sequence, std::move(token));
-  for (auto& [sequence, status] : failed) FailComputed(sequence, status);
+  return absl::OkStatus();
 }
 
-void PrefillLoop::Finish(Sequence* sequence, engine::TokenLogprob first_token) {
-  Sequence& s = *sequence;
-  const absl::Time now = parts_.clock->Now();
-  parts_.sender->Finish(s.work.target.id, s.work.target.epoch);
-  std::erase(running_, sequence);
-  by_work_id_.erase(s.work.id);
-  s.phase = Phase::kShipping;
-  PrefillOutcome result{
-      .first_token = std::move(first_token),
-      .prompt_logprobs = std::move(s.prompt_logprobs),
-      .cached_tokens = s.cached,
-      .queue = s.started - s.work.arrived,
-      .prefill = now - s.started,
-      .kv_bytes = s.work.target.target_blocks.size() * options_.layout.BlockBytes(),
-  };
-  parts_.metrics->stage(Stage::kPrefillQueue).Observe(absl::ToDoubleSeconds(result.queue));
-  parts_.metrics->stage(Stage::kPrefill).Observe(absl::ToDoubleSeconds(result.prefill));
-  parts_.metrics->requests_finished.Increment();
-  parts_.metrics->generation_tokens.Increment();
-  s.work.reply(std::move(result));
-}
-
-void PrefillLoop::Fail(Sequence* sequence, const absl::Status& status) {
-  by_work_id_.erase(sequence->work.id);
-  sequence->work.reply(status);
-  if (sequence->phase == Phase::kWaiting) {
-    std::erase(waiting_, sequence);
-    Forget(*sequence);
+void Loop::Handle(WorkArrived event) {
+  Work& work = event.work;
+  if (const absl::Status status = Accept(work); !status.ok()) {
+    work.reply(status);
     return;
   }
-  std::erase(running_, sequence);
-  sequence->phase = Phase::kShipping;  // the sender may still read: blocks go back when it is done
-  parts_.sender->Abort(sequence->work.target.id, sequence->work.target.epoch);
+  auto sequence = std::make_unique<Sequence>();
+  sequence->hash_seed =
+      BlockHashSeed(options_.cluster_secret, options_.model_digest, work.cache_salt);
+  sequence->work = std::move(work);
+  Sequence* s = sequence.get();
+  by_work_id_.emplace(s->work.id, s);
+  sequences_.emplace(s->key(), std::move(sequence));
+  waiting_.Insert(s);
 }
 
-void PrefillLoop::FailBatch(const std::vector<PromptChunk>& chunks, const absl::Status& status) {
-  spdlog::error("forward pass over {} prompts failed: {}", chunks.size(), status.ToString());
-  std::vector<Sequence*> failed;
-  for (const PromptChunk& chunk : chunks) {
-    failed.push_back(running_[static_cast<size_t>(chunk.prompt)]);
+void Loop::Handle(WorkCancelled event) {
+  Sequence* s = Find(event.id);
+  if (s == nullptr) return;
+  parts_.metrics->requests_cancelled.Increment();
+  Fail(s, Cancelled("prefill was cancelled by its caller or its deadline"));
+}
+
+void Loop::Handle(KvShipped event) {
+  const auto it = sequences_.find(TransferKey{event.id, event.epoch});
+  if (it == sequences_.end()) return;
+  Sequence* s = it->second.get();
+  TANDEM_CHECK(s->phase != Phase::kWaiting, "a transfer ended that was never opened");
+  const kvtransfer::KvSendTarget& target = s->work.target;
+  KvLinkMetrics& link =
+      parts_.metrics->KvLink(options_.worker_id, target.peer_worker_id, target.transport);
+  link.bytes.Increment(static_cast<double>(event.stats.bytes));
+  if (event.status.ok()) {
+    link.seconds.Observe(absl::ToDoubleSeconds(event.stats.last_byte - event.stats.first_byte));
+  } else {
+    link.failures.Increment();
   }
-  for (Sequence* sequence : failed) FailComputed(sequence, status);
+  if (s->phase == Phase::kRunning) {
+    // The peer is gone or gave up: nobody waits for this prompt any more.
+    parts_.metrics->requests_failed.Increment();
+    std::erase(running_, s);
+    by_work_id_.erase(s->work.id);
+    s->work.reply(Unavailable("KV transfer to {} ended early: {}", target.peer_worker_id,
+                              event.status.ToString()));
+  }
+  Forget(s);
 }
 
-void PrefillLoop::FailComputed(Sequence* sequence, const absl::Status& status) {
+void Loop::Handle(worker::SnapshotWanted) { reporter_.ReportSnapshot(); }
+
+void Loop::Handle(worker::DrainWanted) { draining_ = true; }
+
+void Loop::Handle(worker::StopWanted) {
+  stop_ = true;
+  const absl::Status status = Unavailable("prefill worker {} is stopping", options_.worker_id);
+  std::vector<Sequence*> open;
+  for (const auto& [id, sequence] : by_work_id_) open.push_back(sequence);
+  for (Sequence* sequence : open) Fail(sequence, status);
+}
+
+void Loop::AdmitWaiting() {
+  if (waiting_.size() == 0) return;
+  for (Sequence* sequence : waiting_.Choose(*parts_.cache, parts_.pool->NumAvailable())) {
+    const absl::Status status = Admit(sequence);
+    // An earlier one of this round may have evicted what this one would have shared.
+    if (absl::IsResourceExhausted(status)) break;
+    if (status.ok()) continue;
+    parts_.metrics->requests_failed.Increment();
+    Fail(sequence, status);
+  }
+}
+
+absl::Status Loop::Admit(Sequence* s) {
+  const int block_size = options_.layout.block_size;
+  engine::BlockLease lease =
+      parts_.cache->Match(s->hash_seed, s->work.tokens, s->MaxCachedBlocks(block_size));
+  const int cached_blocks = lease.size();
+  TANDEM_ASSIGN_OR_RETURN(
+      engine::BlockLease rest,
+      parts_.pool->Reserve(options_.layout.BlocksFor(s->length()) - cached_blocks));
+  lease.Append(std::move(rest));
+  s->lease = std::move(lease);
+  if (const absl::Status status = shipper_.Begin(s, cached_blocks); !status.ok()) {
+    s->lease.Release();
+    return status;
+  }
+  s->cached = s->computed = s->launched = cached_blocks * block_size;
+  s->inserted_blocks = cached_blocks;
+  s->phase = Phase::kRunning;
+  waiting_.Remove(s);
+  running_.push_back(s);
+  return absl::OkStatus();
+}
+
+void Loop::ShareNewlyCached(Sequence* s) {
+  const int block_size = options_.layout.block_size;
+  const int held = s->computed / block_size;
+  engine::BlockLease more =
+      parts_.cache->MatchMore(s->hash_seed, s->work.tokens, held, s->MaxCachedBlocks(block_size));
+  if (more.empty()) return;
+  const int cached_blocks = held + more.size();
+  // The blocks that it would have computed in their place go back to the pool.
+  engine::BlockLease rest = s->lease.SplitTail(held).SplitTail(more.size());
+  s->lease.Append(std::move(more));
+  s->lease.Append(std::move(rest));
+  s->cached = s->computed = s->launched = cached_blocks * block_size;
+  s->inserted_blocks = cached_blocks;
+  shipper_.PushCached(s, cached_blocks);
+}
+
+// ---- plan and launch ----
+
+std::vector<PromptView> Loop::MakeView() {
+  in_view_.clear();
+  std::vector<PromptView> view;
+  if (stop_) return view;
+  for (Sequence* s : running_) {
+    if (!s->has_started()) ShareNewlyCached(s);
+    if (s->launched == s->length()) continue;  // its last chunk is in flight
+    in_view_.push_back(s);
+    view.push_back({.remaining = s->length() - s->launched,
+                    .priority = s->work.priority,
+                    .arrival = s->work.id});
+  }
+  return view;
+}
+
+bool Loop::Launch(const std::vector<PromptChunk>& chunks) {
+  if (chunks.empty()) return false;
+  const absl::Time now = parts_.clock->Now();
+  engine::Batch batch;
+  std::vector<worker::LaunchedRun> runs;
+  for (const PromptChunk& chunk : chunks) {
+    Sequence* s = in_view_[static_cast<size_t>(chunk.prompt)];
+    if (!s->has_started()) s->started = now;
+    const int end = s->launched + chunk.num_tokens;
+    const bool last = end == s->length();
+    engine::BatchItem& item = batch.items.emplace_back();
+    item.tokens = s->work.tokens;
+    item.start = s->launched;
+    item.num_tokens = chunk.num_tokens;
+    item.prompt_length = s->length();
+    item.block_table = s->lease.blocks();
+    item.sampling = last ? &s->work.sampling : nullptr;
+    item.prompt_logprobs = s->work.sampling.prompt_logprobs;
+    shipper_.PushWithBatch(s, end);
+    runs.push_back({s->work.id, s->launched, chunk.num_tokens, last});
+    s->launched = end;
+  }
+  shipper_.AttachTo(&batch);
+  reporter_.NoteChange();
+  const absl::StatusOr<engine::LaunchedStep> launched = steps_.Launch(batch, runs);
+  if (launched.ok()) return true;
+  spdlog::error("a batch of {} prompts was refused: {}", runs.size(), launched.status().ToString());
+  for (const worker::LaunchedRun& run : runs) FailComputed(Find(run.sequence), launched.status());
+  return false;
+}
+
+// ---- collect and publish ----
+
+// False if nothing was in flight.
+bool Loop::CollectAndPublish(bool launched) {
+  // Right after a launch the device may be given one step more before the host waits for one.
+  const bool collect = !steps_.empty() && (steps_.full() || !launched);
+  if (collect) Publish(steps_.Collect());
+  reporter_.Report([this] { return Load(); });
+  return collect;
+}
+
+void Loop::Publish(worker::CollectedStep step) {
+  WorkerMetrics& metrics = *parts_.metrics;
+  const int num_tokens = step.NumTokens();
+  metrics.step_seconds.Observe(absl::ToDoubleSeconds(step.took));
+  metrics.batch_tokens.Observe(num_tokens);
+  metrics.batch_sequences.Observe(static_cast<double>(step.runs.size()));
+  reporter_.NoteChange();
+  if (step.output.ok()) {
+    rate_.AddStep(num_tokens, step.took);
+    metrics.prompt_tokens.Increment(num_tokens);
+  } else {
+    spdlog::error("forward pass over {} prompts failed: {}", step.runs.size(),
+                  step.output.status().ToString());
+  }
+  for (size_t i = 0; i < step.runs.size(); ++i) {
+    // Null where the prompt ended after the launch: nobody wants what came of it.
+    Sequence* s = Find(step.runs[i].sequence);
+    if (s == nullptr) continue;
+    if (!step.output.ok()) {
+      FailComputed(s, step.output.status());
+    } else if (!step.output->items[i].status.ok()) {
+      FailComputed(s, step.output->items[i].status);
+    } else {
+      PublishChunk(s, step.runs[i], std::move(step.output->items[i]));
+    }
+  }
+}
+
+void Loop::PublishChunk(Sequence* s, const worker::LaunchedRun& run, engine::ItemOutput output) {
+  s->computed = run.start + run.num_tokens;
+  std::move(output.prompt_logprobs.begin(), output.prompt_logprobs.end(),
+            std::back_inserter(s->prompt_logprobs));
+  TANDEM_CHECK(output.has_token == run.draws, "token after {} of {} prompt tokens", s->computed,
+               s->length());
+  // At the end from the first block on: that repairs what evictions took out of the chain.
+  parts_.cache->Insert(s->hash_seed,
+                       std::span(s->work.tokens).first(static_cast<size_t>(s->computed)), s->lease,
+                       run.draws ? 0 : s->inserted_blocks);
+  s->inserted_blocks = s->computed / options_.layout.block_size;
+  if (run.draws) Finish(s, std::move(output.token));
+}
+
+void Loop::Finish(Sequence* s, engine::TokenLogprob first_token) {
+  const absl::Time now = parts_.clock->Now();
+  shipper_.Finish(*s);
+  std::erase(running_, s);
+  by_work_id_.erase(s->work.id);
+  s->phase = Phase::kShipping;
+  Outcome outcome{
+      .first_token = std::move(first_token),
+      .prompt_logprobs = std::move(s->prompt_logprobs),
+      .cached_tokens = s->cached,
+      .queue = s->started - s->work.arrived,
+      .prefill = now - s->started,
+      .kv_bytes = s->work.target.target_blocks.size() * options_.layout.BlockBytes(),
+  };
+  parts_.metrics->stage(Stage::kPrefillQueue).Observe(absl::ToDoubleSeconds(outcome.queue));
+  parts_.metrics->stage(Stage::kPrefill).Observe(absl::ToDoubleSeconds(outcome.prefill));
+  parts_.metrics->requests_finished.Increment();
+  parts_.metrics->generation_tokens.Increment();
+  s->work.reply(std::move(outcome));
+}
+
+void Loop::FailComputed(Sequence* s, const absl::Status& status) {
   parts_.metrics->requests_failed.Increment();
-  Fail(sequence, Internal("prefill worker {}: forward pass failed: {}", options_.worker_id,
-                          std::string(status.message())));
+  Fail(s, Internal("prefill worker {}: forward pass failed: {}", options_.worker_id,
+                   MessageOf(status)));
 }
 
-PrefillLoad PrefillLoop::Load() const {
-  PrefillLoad load;
+// ---- ends ----
+
+Sequence* Loop::Find(uint64_t id) const {
+  const auto it = by_work_id_.find(id);
+  return it == by_work_id_.end() ? nullptr : it->second;
+}
+
+void Loop::Fail(Sequence* s, const absl::Status& status) {
+  by_work_id_.erase(s->work.id);
+  s->work.reply(status);
+  if (s->phase == Phase::kWaiting) {
+    waiting_.Remove(s);
+    Forget(s);
+    return;
+  }
+  std::erase(running_, s);
+  s->phase = Phase::kShipping;  // the sender may still read: blocks go back when it is done
+  shipper_.Abort(*s);
+}
+
+void Loop::Forget(Sequence* s) {
+  const TransferKey key = s->key();
+  steps_.Drop(s->work.id, std::move(s->lease));
+  sequences_.erase(key);
+  shipper_.NotePast(key);
+}
+
+LoadReport Loop::Load() const {
+  LoadReport load;
   load.running = static_cast<int>(sequences_.size() - waiting_.size());
   load.waiting = static_cast<int>(waiting_.size());
-  for (const Sequence* s : waiting_) load.waiting_tokens += s->length();
+  load.waiting_tokens = waiting_.num_tokens();
   for (const Sequence* s : running_) load.waiting_tokens += s->length() - s->computed;
-  load.blocks = parts_.pool->counts();
-  load.tokens_per_second = rate_.TokensPerSecond();
+  load.prefill_tokens_per_second = rate_.TokensPerSecond();
+  for (const auto& [peer, rate] : parts_.sender->LinkRates()) {
+    load.link_bytes_per_second[peer] = rate;
+  }
   return load;
 }
 
-void PrefillLoop::Report() {
-  const absl::Duration since = parts_.clock->Now() - last_report_;
-  if (since < (changed_ ? options_.min_report_interval : options_.report_interval)) return;
-  last_report_ = parts_.clock->Now();
-  changed_ = false;
-  const PrefillLoad load = Load();
-  WorkerMetrics& metrics = *parts_.metrics;
-  metrics.requests_running.Set(load.running);
-  metrics.requests_waiting.Set(load.waiting);
-  metrics.waiting_tokens.Set(static_cast<double>(load.waiting_tokens));
-  metrics.kv_blocks.Set(load.blocks.free, load.blocks.cached, load.blocks.used,
-                        load.blocks.quarantined);
-  const engine::PrefixCache& cache = *parts_.cache;
-  metrics.prefix_query_tokens.Increment(static_cast<double>(
-      cache.query_tokens() - std::exchange(query_tokens_seen_, cache.query_tokens())));
-  metrics.prefix_hit_tokens.Increment(static_cast<double>(
-      cache.hit_tokens() - std::exchange(hit_tokens_seen_, cache.hit_tokens())));
-  if (hooks_.blocks) {
-    const engine::BlockEvents events = parts_.cache->TakeEvents();
-    if (!events.stored.empty() || !events.removed.empty()) hooks_.blocks(events, false);
-  }
-  if (hooks_.report) hooks_.report(load);
+// Idempotent.
+void Loop::EndAll() {
+  parts_.inbox->Close();
+  Handle(worker::StopWanted{});
+  AdmitArrivals(absl::ZeroDuration());  // refuses what came meanwhile
 }
 
 }  // namespace tandem::prefill

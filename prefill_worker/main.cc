@@ -8,7 +8,7 @@
 namespace tandem::prefill {
 namespace {
 
-absl::Status Validate(const PrefillWorkerOptions& o) {
+absl::Status Validate(const WorkerOptions& o) {
   if (o.engine.model_dir.empty()) return InvalidArgument("--model is required: a model directory");
   if (o.max_waiting < 1) {
     return InvalidArgument("--max-waiting must be >= 1, got {}", o.max_waiting);
@@ -17,7 +17,7 @@ absl::Status Validate(const PrefillWorkerOptions& o) {
 }
 
 int Main(int argc, char** argv) {
-  PrefillWorkerOptions options;
+  WorkerOptions options;
   FlagSet flags("tandem_prefill_worker",
                 "Computes prompts in chunks and ships their KV blocks to decode workers.");
   engine::AddEngineFlags(&flags, &options.engine);
@@ -26,7 +26,7 @@ int Main(int argc, char** argv) {
             "prompts that may wait for KV blocks; more are refused");
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "prefill"};
   parts.validate = [&] { return Validate(options); };
-  parts.start = [&](SignalWaiter* signals) { return StartPrefillWorker(options, signals); };
+  parts.start = [&](SignalWaiter* signals) { return StartWorker(options, signals); };
   return RunWorkerProcess(parts, argc, argv);
 }
 

@@ -6,8 +6,7 @@
 
 namespace tandem::prefill {
 
-std::vector<PromptChunk> NextPrefillBatch(std::span<const PromptView> prompts,
-                                          const PrefillLimits& limits) {
+std::vector<PromptChunk> NextBatch(std::span<const PromptView> prompts, const Limits& limits) {
   std::vector<PromptChunk> chunks;
   if (prompts.empty()) return chunks;
   std::vector<int> order(prompts.size());

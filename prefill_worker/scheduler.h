@@ -18,7 +18,7 @@
 
 namespace tandem::prefill {
 
-struct PrefillLimits {
+struct Limits {
   int max_num_batched_tokens = 2048;  // >= 1
   int max_num_seqs = 64;              // prompts in one batch, >= 1
 };
@@ -35,8 +35,7 @@ struct PromptChunk {
 };
 
 // At most one chunk per prompt. Empty only if `prompts` is.
-std::vector<PromptChunk> NextPrefillBatch(std::span<const PromptView> prompts,
-                                          const PrefillLimits& limits);
+std::vector<PromptChunk> NextBatch(std::span<const PromptView> prompts, const Limits& limits);
 
 struct WaitingView {
   int new_blocks = 0;    // that it would take from the available ones

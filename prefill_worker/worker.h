@@ -1,5 +1,4 @@
-// The whole prefill worker process but for its flags: engine, KV sender, loop thread, RPC server,
-// membership and metrics.
+// One prefill worker process: the role inside the frame of worker/worker.h.
 #pragma once
 
 #include <memory>
@@ -12,15 +11,14 @@
 namespace tandem::prefill {
 
 // Mirrors the flags of the same names.
-struct PrefillWorkerOptions {
+struct WorkerOptions {
   engine::EngineOptions engine;
   WorkerProcessOptions process;
   int max_waiting = 1024;  // prompts waiting for KV blocks
 };
 
-// Serving when it returns. `signals` is woken when the router asks to drain or refuses the worker,
-// and outlives it.
-absl::StatusOr<std::unique_ptr<WorkerProcess>> StartPrefillWorker(
-    const PrefillWorkerOptions& options, SignalWaiter* signals);
+// As worker::StartWorker.
+absl::StatusOr<std::unique_ptr<WorkerProcess>> StartWorker(const WorkerOptions& options,
+                                                           SignalWaiter* signals);
 
 }  // namespace tandem::prefill

@@ -15,7 +15,7 @@
 
 #include "decode_worker/loop.h"
 #include "tests/fakes/fake_clock.h"
-#include "tests/fakes/fake_model_runner.h"
+#include "tests/fakes/fake_engine.h"
 
 namespace tandem::decode {
 
@@ -46,6 +46,7 @@ struct FakeCall {
   PrefillCall call;
   bool call_cancelled = false;
   bool replied = false;
+  bool written = false;  // the true KV lies in the target blocks
   bool sealed = false;
   bool failed = false;
   bool quiet = false;
@@ -56,6 +57,7 @@ class FakeCaller : public PrefillCaller {
   void Call(PrefillCall call) override {
     calls.push_back(std::make_unique<FakeCall>());
     calls.back()->call = std::move(call);
+    if (on_call) on_call(*calls.back());
   }
   void Cancel(uint64_t call_id) override {
     for (auto& c : calls) {
@@ -64,6 +66,8 @@ class FakeCaller : public PrefillCaller {
   }
 
   std::vector<std::unique_ptr<FakeCall>> calls;
+  // A sender that is faster than the loop's turn.
+  std::function<void(FakeCall&)> on_call;
 };
 
 // One client of the loop.
@@ -104,8 +108,9 @@ struct HarnessOptions {
   int num_blocks = 64;
   int block_size = 4;
   bool caching = true;
+  int max_in_flight = 1;
+  std::function<absl::Duration()> step_delay;  // see FakeEngineOptions
   LoopOptions loop;
-  std::function<absl::Status(const engine::Batch&)> before_run;
   std::function<absl::Status(const engine::BatchItem&)> item_status;
 };
 
@@ -113,25 +118,36 @@ class LoopHarness {
  public:
   explicit LoopHarness(HarnessOptions options)
       : options_(Resolve(std::move(options))),
-        memory_(options_.num_blocks, options_.block_size, kLayers),
-        far_memory_(BlocksFor(options_.loop.max_model_len, options_.block_size),
+        far_memory_(BlocksFor(options_.loop.admission.max_model_len, options_.block_size),
                     options_.block_size, kLayers),
-        pool(options_.num_blocks),
-        cache(&pool, options_.block_size, options_.caching),
-        runner(memory_.region(),
-               engine::FakeModelOptions{kVocab, options_.loop.limits.max_num_batched_tokens,
-                                        options_.before_run, options_.item_status}),
-        decode_metrics(&metrics),
+        engine({.num_blocks = options_.num_blocks,
+                .block_size = options_.block_size,
+                .caching = options_.caching,
+                .model = {kVocab, options_.loop.admission.limits.max_num_batched_tokens,
+                          [this](const engine::Batch& batch) {
+                            return before_run ? before_run(batch) : absl::OkStatus();
+                          },
+                          options_.item_status, options_.max_in_flight},
+                .step_delay = options_.step_delay}),
+        decode_metrics(&engine.metrics),
         inbox(1024) {
-    LoopParts parts{&runner, &pool, &cache, &receiver, &caller, &clock, &decode_metrics, &inbox};
-    LoopHooks hooks;
-    hooks.report = [this](const LoadSnapshot& load) { last_load = load; };
+    LoopParts parts;
+    parts.runner = &engine.runner();
+    parts.pool = &pool;
+    parts.cache = &cache;
+    parts.receiver = &receiver;
+    parts.caller = &caller;
+    parts.clock = &clock;
+    parts.metrics = &decode_metrics;
+    parts.inbox = &inbox;
+    worker::Reports hooks;
+    hooks.load = [this](const LoadReport& load) { last_load = load; };
     hooks.blocks = [this](const engine::BlockEvents& events, bool cleared) {
       if (cleared) stored.clear();
       for (const Hash128& hash : events.stored) stored.insert(hash.ToHex());
       for (const Hash128& hash : events.removed) stored.erase(hash.ToHex());
     };
-    loop = std::make_unique<DecodeLoop>(options_.loop, parts, std::move(hooks));
+    loop = std::make_unique<Loop>(options_.loop, parts, std::move(hooks));
   }
 
   // `peers`: how many prefill candidates the route names.
@@ -174,11 +190,12 @@ class LoopHarness {
 
   // ---- the far side ----
   std::vector<int32_t> Reference(const Client& client) const {
-    return engine::FakeReferenceTokens(client.prompt, client.sampling, options_.loop.max_model_len,
-                                       kVocab, kLayers);
+    return engine::FakeReferenceTokens(client.prompt, client.sampling,
+                                       options_.loop.admission.max_model_len, kVocab, kLayers);
   }
-  // Writes the true KV into the target blocks.
-  void Write(const FakeCall& c) {
+  // Writes the true KV into the target blocks, once.
+  void Write(FakeCall& c) {
+    if (std::exchange(c.written, true)) return;
     engine::FakeModelRunner far(far_memory_.region(), engine::FakeModelOptions{kVocab});
     const PrefillCall& call = c.call;
     std::vector<int32_t> table;
@@ -194,32 +211,33 @@ class LoopHarness {
     ASSERT_EQ(call.first_block + static_cast<int>(call.block_ids.size()), blocks);
     for (size_t i = 0; i < call.block_ids.size(); ++i) {
       for (int layer = 0; layer < kLayers; ++layer) {
-        std::memcpy(memory_.region().Block(layer, call.block_ids[i]),
+        std::memcpy(engine.memory.region().Block(layer, call.block_ids[i]),
                     far_memory_.region().Block(layer, call.first_block + static_cast<int>(i)),
-                    memory_.region().layout.BlockLayerBytes());
+                    engine.memory.region().layout.BlockLayerBytes());
       }
     }
   }
   // A sender that has not been told, or does not care: garbage into the target blocks.
-  void Scribble(const FakeCall& c) {
+  void Scribble(FakeCall& c) {
     ASSERT_FALSE(c.quiet);
+    c.written = false;
     for (int32_t block : c.call.block_ids) {
       for (int layer = 0; layer < kLayers; ++layer) {
-        std::memset(memory_.region().Block(layer, block), 0xee,
-                    memory_.region().layout.BlockLayerBytes());
+        std::memset(engine.memory.region().Block(layer, block), 0xee,
+                    engine.memory.region().layout.BlockLayerBytes());
       }
     }
   }
   void Reply(FakeCall& c) {
     c.replied = true;
-    PrefillResult result;
+    PrefillOutcome result;
     engine::SamplingParams one = c.call.sampling;
     one.max_tokens = 1;
     result.first_token.token =
         engine::FakeReferenceTokens(c.call.tokens, one, 1 << 20, kVocab, kLayers)[0];
     result.cached_tokens = 3;
-    result.queue_ms = 1;
-    result.prefill_ms = 2;
+    result.queue = absl::Milliseconds(1);
+    result.prefill = absl::Milliseconds(2);
     result.worker_id = "far";
     inbox.Push(PrefillReply{c.call.call_id, result});
   }
@@ -230,7 +248,7 @@ class LoopHarness {
   void Seal(FakeCall& c) {
     c.sealed = true;
     kvtransfer::TransferStats stats;
-    stats.bytes = c.call.block_ids.size() * memory_.region().layout.BlockBytes();
+    stats.bytes = c.call.block_ids.size() * engine.memory.region().layout.BlockBytes();
     stats.transport = "tcp";
     stats.first_byte = clock.Now();
     stats.last_byte = clock.Now();
@@ -267,32 +285,34 @@ class LoopHarness {
 
  private:
   static HarnessOptions Resolve(HarnessOptions options) {
-    options.loop.limits.block_size = options.block_size;
-    if (options.loop.max_model_len == 0) {
-      options.loop.max_model_len = options.num_blocks * options.block_size;
+    options.loop.admission.limits.block_size = options.block_size;
+    if (options.loop.admission.max_model_len == 0) {
+      options.loop.admission.max_model_len = options.num_blocks * options.block_size;
     }
-    options.loop.worker_id = "d0";
+    options.loop.prefill.block_size = options.block_size;
+    options.loop.admission.worker_id = options.loop.prefill.worker_id = "d0";
+    options.loop.report.min_interval = absl::ZeroDuration();  // the clock stands still
     return options;
   }
 
   const HarnessOptions options_;
-  engine::FakeKvMemory memory_;
   engine::FakeKvMemory far_memory_;
 
  public:
+  std::function<absl::Status(const engine::Batch&)> before_run;  // as FakeModelOptions::before_run
   FakeClock clock;
-  engine::BlockPool pool;
-  engine::PrefixCache cache;
-  engine::FakeModelRunner runner;
-  Metrics metrics;
+  engine::FakeEngine engine;
+  engine::BlockPool& pool = engine.pool;
+  engine::PrefixCache& cache = engine.cache;
+  engine::FakeModelRunner& runner = engine.fake;
   DecodeMetrics decode_metrics;
-  DecodeInbox inbox;
+  EventInbox inbox;
   FakeReceiver receiver;
   FakeCaller caller;
-  LoadSnapshot last_load;
+  LoadReport last_load;
   std::set<std::string> stored;  // what the router would know
   std::vector<std::unique_ptr<Client>> clients;
-  std::unique_ptr<DecodeLoop> loop;
+  std::unique_ptr<Loop> loop;
 };
 
 // `length` tokens in a fixed pattern that depends on `seed`.

@@ -15,7 +15,11 @@ constexpr int kMaxModelLen = 80;
 class Storm {
  public:
   Storm(uint32_t seed, HarnessOptions options)
-      : random_(seed), harness_(std::move(options)), faults_(seed % 3 != 0) {}
+      : random_(seed), harness_(std::move(options)), faults_(seed % 3 != 0) {
+    harness_.caller.on_call = [this](FakeCall& c) {
+      if (Chance(50)) harness_.Write(c);
+    };
+  }
 
   void Run(int turns) {
     for (int turn = 0; turn < turns; ++turn) {
@@ -179,6 +183,8 @@ struct StormCase {
   int max_num_batched_tokens;
   bool caching;
   bool unified;
+  int max_in_flight = 1;
+  bool delays = false;
 };
 
 class LoopStorm : public testing::TestWithParam<StormCase> {};
@@ -194,12 +200,18 @@ TEST_P(LoopStorm, EveryTokenIsTheOneOfTheRequestAlone) {
     HarnessOptions options;
     options.num_blocks = param.num_blocks;
     options.caching = param.caching;
-    options.loop.limits.max_num_seqs = param.max_num_seqs;
-    options.loop.limits.max_num_batched_tokens = param.max_num_batched_tokens;
-    options.loop.max_model_len = kMaxModelLen;
-    options.loop.unified = param.unified;
-    options.loop.local_prefill_max_tokens = 6;
-    options.loop.max_pending_tokens = 8;
+    options.loop.admission.limits.max_num_seqs = param.max_num_seqs;
+    options.loop.admission.limits.max_num_batched_tokens = param.max_num_batched_tokens;
+    options.loop.admission.max_model_len = kMaxModelLen;
+    options.loop.admission.unified = param.unified;
+    options.loop.admission.local_prefill_max_tokens = 6;
+    options.loop.publish.max_pending_tokens = 8;
+    options.max_in_flight = param.max_in_flight;
+    if (param.delays) {
+      options.step_delay = [random = std::mt19937(seed)]() mutable {
+        return absl::Microseconds(random() % 100);
+      };
+    }
     Storm storm(seed, options);
     storm.Run(250);
     if (HasFatalFailure()) return;
@@ -223,13 +235,19 @@ TEST_P(LoopStorm, EveryTokenIsTheOneOfTheRequestAlone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, LoopStorm,
-                         testing::Values(StormCase{"roomy", 400, 16, 64, true, false},
-                                         StormCase{"tiny_pool", 24, 8, 16, true, false},
-                                         StormCase{"tiny_pool_no_cache", 24, 8, 16, false, false},
-                                         StormCase{"tiny_unified", 24, 8, 16, true, true},
-                                         StormCase{"one_long_at_a_time", 20, 4, 4, true, true}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    All, LoopStorm,
+    testing::Values(StormCase{"roomy", 400, 16, 64, true, false},
+                    StormCase{"tiny_pool", 24, 8, 16, true, false},
+                    StormCase{"tiny_pool_no_cache", 24, 8, 16, false, false},
+                    StormCase{"tiny_unified", 24, 8, 16, true, true},
+                    StormCase{"one_long_at_a_time", 20, 4, 4, true, true},
+                    StormCase{"roomy_ahead", 400, 16, 64, true, false, 2},
+                    StormCase{"tiny_ahead", 24, 8, 16, true, false, 2},
+                    StormCase{"tiny_ahead_no_cache", 24, 8, 16, false, false, 2},
+                    StormCase{"tiny_ahead_unified", 24, 8, 16, true, true, 2},
+                    StormCase{"tiny_ahead_delays", 24, 8, 16, true, false, 2, true}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace tandem::decode

@@ -12,8 +12,7 @@ namespace {
 using testing::ElementsAre;
 using testing::IsEmpty;
 
-constexpr SchedulerLimits kLimits{/*block_size=*/4, /*max_num_seqs=*/8,
-                                  /*max_num_batched_tokens=*/16};
+constexpr Limits kLimits{/*block_size=*/4, /*max_num_seqs=*/8, /*max_num_batched_tokens=*/16};
 
 SequenceView Running(int computed, int blocks) {
   return {SequencePhase::kRunnable, computed + 1, computed, blocks, false};
@@ -93,23 +92,60 @@ TEST(SchedulerTest, ResumesOldestFirstWithRoomForTheOthers) {
   EXPECT_THAT(NextBatch({{Preempted(40), Preempted(3)}, 5}, kLimits).resume, IsEmpty());
 }
 
+// ---- with a step in flight ----
+
+// A sequence whose next token the step in flight draws.
+SequenceView Pending(int computed, int blocks, int max_length = 1 << 30) {
+  SequenceView view = Running(computed, blocks);
+  view.token_pending = view.in_flight = true;
+  view.max_length = max_length;
+  return view;
+}
+
+TEST(SchedulerTest, APendingTokenIsComputedLikeAnyOther) {
+  const Plan plan = NextBatch({{Pending(3, 1), Pending(4, 1)}, 5}, kLimits);
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 1), std::pair(1, 1)));
+  EXPECT_EQ(plan.runs[1].new_blocks, 1);
+}
+
+TEST(SchedulerTest, ASequenceThatEndsWithItsPendingTokenIsNotComputedFurther) {
+  const Plan plan = NextBatch({{Pending(3, 1, 4), Pending(3, 1, 5)}, 5}, kLimits);
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(1, 1)));
+  EXPECT_THAT(plan.stalled, IsEmpty());
+}
+
+TEST(SchedulerTest, BlocksThatComeBackSoonSpareAPreemption) {
+  // The first two need a block each, and one is on its way: the youngest pays for the second only.
+  const View view = {{Pending(4, 1), Pending(8, 2), Pending(5, 2), Pending(5, 2)}, 0, 1};
+  const Plan plan = NextBatch(view, kLimits);
+  EXPECT_THAT(plan.stalled, ElementsAre(0, 1));
+  EXPECT_THAT(plan.preempt, ElementsAre(3));
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(2, 1)));
+}
+
+TEST(SchedulerTest, BlocksOfASequenceInFlightAreNotThereYet) {
+  const Plan plan = NextBatch({{Pending(4, 1), Pending(9, 3)}, 0}, kLimits);
+  EXPECT_THAT(plan.preempt, ElementsAre(1));
+  EXPECT_THAT(plan.stalled, ElementsAre(0));  // for one step
+  EXPECT_THAT(plan.runs, IsEmpty());
+}
+
 TEST(SchedulerTest, AdmitsWhatFitsAndNothingWhileOthersWait) {
-  const auto admit = [](SchedulerView view, int needed, int total = 10) {
+  const auto admit = [](View view, int needed, int total = 10) {
     return CanAdmit(view, needed, total, kLimits);
   };
-  EXPECT_EQ(admit({{}, 10}, 10), Admission::kYes);
-  EXPECT_EQ(admit({{}, 9}, 10), Admission::kNoBlocks);
-  EXPECT_EQ(admit({std::vector<SequenceView>(8, Running(5, 2)), 10}, 1),
-            Admission::kTooManySequences);
-  EXPECT_EQ(admit({{Preempted(3)}, 9}, 1), Admission::kNoBlocks);
-  EXPECT_EQ(admit({{Running(4, 1), Awaiting(9)}, 0}, 0), Admission::kNoBlocks);
+  EXPECT_EQ(admit({{}, 10}, 10), Room::kYes);
+  EXPECT_EQ(admit({{}, 9}, 10), Room::kNoBlocks);
+  EXPECT_EQ(admit({std::vector<SequenceView>(8, Running(5, 2)), 10}, 1), Room::kTooManySequences);
+  EXPECT_EQ(admit({{Preempted(3)}, 9}, 1), Room::kNoBlocks);
+  EXPECT_EQ(admit({{Running(4, 1), Awaiting(9)}, 0}, 0), Room::kNoBlocks);
   // The running one takes a block next.
-  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 3), Admission::kNoBlocks);
-  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 2), Admission::kYes);
+  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 3), Room::kNoBlocks);
+  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 2), Room::kYes);
   // One percent stays free, unless the worker is idle.
-  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 100, 300), Admission::kNoBlocks);
-  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 97, 300), Admission::kYes);
-  EXPECT_EQ(admit({{}, 100}, 100, 300), Admission::kYes);
+  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 100, 300), Room::kNoBlocks);
+  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 97, 300), Room::kYes);
+  EXPECT_EQ(admit({{}, 100}, 100, 300), Room::kYes);
 }
 
 // Plays plans against a counted pool: whatever comes, limits hold and everybody finishes.
@@ -143,7 +179,7 @@ class Play {
   void Arrive() {
     const int length = 1 + Below(kMaxLength - 2);
     const int blocks = BlocksFor(length + 1, limits_.block_size);
-    if (CanAdmit(view_, blocks, total_, limits_) != Admission::kYes) return;
+    if (CanAdmit(view_, blocks, total_, limits_) != Room::kYes) return;
     ++arrivals_;
     view_.free_blocks -= blocks;
     const bool away = Below(2) == 0;
@@ -207,8 +243,8 @@ class Play {
   }
 
   std::mt19937 random_;
-  SchedulerLimits limits_;
-  SchedulerView view_;
+  Limits limits_;
+  View view_;
   std::vector<int> ends_;  // length at which a sequence is done
   int total_ = 0;
   int arrivals_ = 0;

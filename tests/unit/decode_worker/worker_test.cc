@@ -1,26 +1,22 @@
-// The whole decode worker process but its main(), over real gRPC, a real engine and a real KV
-// channel; prefill is done by a small stand-in that ships with the real KvSender.
+// Both kinds of worker process but their main(), over real gRPC, a real engine and a real KV
+// channel.
 #include "decode_worker/worker.h"
 
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "grpcpp/grpcpp.h"
 #include "nlohmann/json.hpp"
 
-#include "common/rpc/cluster_client.h"
-#include "engine/wire/cluster_wire.h"
+#include "common/rpc/status.h"
 #include "engine/wire/wire.h"
-#include "kvtransfer/channel/kv_endpoints.h"
+#include "prefill_worker/worker.h"
 #include "tandem/internal/v1/decode.grpc.pb.h"
-#include "tandem/internal/v1/prefill.grpc.pb.h"
 #include "tests/support/paths.h"
 
 namespace tandem::decode {
@@ -63,117 +59,6 @@ std::string TinyModelDir() {
   return *dir;
 }
 
-// Computes prompts and ships their KV: what a prefill worker does, one prompt at a time.
-class StandInPrefill final : public internal::v1::Prefill::Service {
- public:
-  explicit StandInPrefill(const engine::EngineOptions& options) {
-    auto engine = engine::Engine::Load(options);
-    EXPECT_OK(engine);
-    engine_ = *std::move(engine);
-    capability_ = CapabilityDigest(engine::CapabilityOf(*engine_, "model", ""));
-    kvtransfer::KvSenderOptions sender;
-    sender.region = engine_->region();
-    sender.worker_id = "stand-in";
-    sender.capability_digest = capability_;
-    sender.on_done = [this](const TransferId& id, uint64_t, const absl::Status&,
-                            const kvtransfer::TransferStats&) {
-      absl::MutexLock lock(&mutex_);
-      done_.insert(id.ToHex());
-    };
-    auto started = kvtransfer::KvSender::Start(std::move(sender));
-    EXPECT_OK(started);
-    sender_ = *std::move(started);
-    RpcServerOptions server;
-    auto listening = RpcServer::Start(server, {this});
-    EXPECT_OK(listening);
-    server_ = *std::move(listening);
-  }
-
-  const std::string& address() const { return server_->address(); }
-  int calls() {
-    absl::MutexLock lock(&mutex_);
-    return calls_;
-  }
-  void FailNext(int count) {
-    absl::MutexLock lock(&mutex_);
-    fail_ = count;
-  }
-
-  grpc::Status Prefill(grpc::ServerContext*, const internal::v1::PrefillRequest* request,
-                       internal::v1::PrefillResponse* response) override {
-    absl::MutexLock lock(&mutex_);
-    ++calls_;
-    if (fail_ > 0) {
-      --fail_;
-      return grpc::Status(grpc::StatusCode::UNAVAILABLE, "asked to fail");
-    }
-    EXPECT_EQ(request->capability_digest(), capability_);
-    const int vocab = engine_->config().vocab_size;
-    const std::vector<int32_t> tokens =
-        *engine::TokensFromProto(request->token_ids(), vocab, "tokens");
-    const engine::SamplingParams sampling =
-        *engine::SamplingFromProto(request->sampling(), request->eos_token_ids(), vocab);
-    const int block_size = engine_->options().block_size;
-    const int blocks = (static_cast<int>(tokens.size()) + block_size - 1) / block_size;
-    engine::BlockLease lease = *engine_->pool().Reserve(blocks);
-
-    kvtransfer::KvSendTarget target;
-    EXPECT_TRUE(TransferId::FromBytes(request->target().transfer_id(), &target.id));
-    target.epoch = request->target().epoch();
-    target.transport = request->target().transport();
-    target.address = request->target().address();
-    target.token = request->target().token();
-    target.peer_worker_id = request->target().worker_id();
-    const int first = static_cast<int>(request->target().first_block());
-    std::vector<int32_t> ordinals;
-    for (int i = 0; i < request->target().block_ids_size(); ++i) {
-      target.target_blocks.push_back(static_cast<int32_t>(request->target().block_ids(i)));
-      ordinals.push_back(i);
-    }
-    EXPECT_EQ(first + request->target().block_ids_size(), blocks);
-    const TransferId id = target.id;
-    const uint64_t epoch = target.epoch;
-    EXPECT_OK(sender_->Open(std::move(target)));
-
-    engine::TokenLogprob token;
-    for (int start = 0; start < static_cast<int>(tokens.size());) {
-      engine::Batch batch;
-      engine::BatchItem& item = batch.items.emplace_back();
-      item.tokens = tokens;
-      item.start = start;
-      item.num_tokens = std::min(100, static_cast<int>(tokens.size()) - start);
-      start += item.num_tokens;
-      item.prompt_length = static_cast<int>(tokens.size());
-      item.block_table = lease.blocks();
-      if (start == item.prompt_length) item.sampling = &sampling;
-      absl::StatusOr<engine::StepOutput> out = engine_->runner().Run(batch);
-      EXPECT_OK(out);
-      if (out->items[0].has_token) token = out->items[0].token;
-    }
-    for (int layer = 0; layer < engine_->region().layout.num_layers; ++layer) {
-      sender_->Push(id, epoch, layer, lease.blocks().subspan(static_cast<size_t>(first)), ordinals);
-    }
-    sender_->Finish(id, epoch);
-    *response->mutable_first_token() = engine::LogprobToProto(token);
-    response->set_worker_id("stand-in");
-    // The source blocks stay until the peer has them.
-    auto done = [this, &id]()
-                    ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return done_.count(id.ToHex()) > 0; };
-    mutex_.Await(absl::Condition(&done));
-    return grpc::Status::OK;
-  }
-
- private:
-  absl::Mutex mutex_;
-  int calls_ ABSL_GUARDED_BY(mutex_) = 0;
-  int fail_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::set<std::string> done_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<engine::Engine> engine_;
-  std::string capability_;
-  std::unique_ptr<kvtransfer::KvSender> sender_;
-  std::unique_ptr<RpcServer> server_;
-};
-
 struct Answer {
   std::vector<uint32_t> tokens;
   std::vector<float> logprobs;
@@ -183,15 +68,24 @@ struct Answer {
 
 class WorkerTest : public testing::Test {
  protected:
-  static std::unique_ptr<WorkerProcess> StartWorker(const engine::EngineOptions& engine,
-                                                    const std::string& role) {
-    DecodeWorkerOptions options;
+  static std::unique_ptr<WorkerProcess> StartPrefill(const engine::EngineOptions& engine) {
+    prefill::WorkerOptions options;
+    options.engine = engine;
+    options.process.worker_id = "p0";
+    options.process.served_model_name = "model";
+    auto worker = prefill::StartWorker(options, Signals());
+    EXPECT_OK(worker);
+    return worker.ok() ? *std::move(worker) : nullptr;
+  }
+  static std::unique_ptr<WorkerProcess> Start(const engine::EngineOptions& engine,
+                                              const std::string& role) {
+    WorkerOptions options;
     options.engine = engine;
     options.process.worker_id = "d0";
     options.role = role;
     options.process.served_model_name = "model";
     options.local_prefill_max_tokens = 8;
-    auto worker = StartDecodeWorker(options, Signals());
+    auto worker = decode::StartWorker(options, Signals());
     EXPECT_OK(worker);
     return worker.ok() ? *std::move(worker) : nullptr;
   }
@@ -232,9 +126,10 @@ class WorkerTest : public testing::Test {
 
 TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
   const engine::EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
-  StandInPrefill prefill(engine);
-  auto unified = StartWorker(engine, "unified");
-  auto decode = StartWorker(engine, "decode");
+  auto prefill = StartPrefill(engine);
+  ASSERT_TRUE(prefill != nullptr);
+  auto unified = Start(engine, "unified");
+  auto decode = Start(engine, "decode");
   ASSERT_TRUE(unified != nullptr && decode != nullptr);
   for (int length : {9, 16, 17, 100, 245}) {
     SCOPED_TRACE(length);
@@ -245,17 +140,16 @@ TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
     EXPECT_EQ(expected.last.timing().transport(), "local");
 
     auto* candidate = request.mutable_route()->add_prefill();
-    candidate->set_worker_id("stand-in");
-    candidate->set_address(prefill.address());
-    const int calls = prefill.calls();
+    candidate->set_worker_id("p0");
+    candidate->set_address(prefill->address());
     const Answer answer = Ask(decode->address(), request);
     ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
-    EXPECT_EQ(prefill.calls(), calls + 1);
+    EXPECT_EQ(answer.last.timing().prefill_attempts(), 1u);
     EXPECT_EQ(answer.tokens, expected.tokens);
     EXPECT_EQ(answer.logprobs, expected.logprobs);
     EXPECT_EQ(answer.last.finish_reason(), v1::FINISH_REASON_LENGTH);
     EXPECT_EQ(answer.last.timing().transport(), "tcp");
-    EXPECT_EQ(answer.last.timing().prefill_worker(), "stand-in");
+    EXPECT_EQ(answer.last.timing().prefill_worker(), "p0");
     EXPECT_GT(answer.last.timing().kv_bytes(), 0u);
     EXPECT_GE(answer.last.timing().kv_transfer_exposed(), 0);
 
@@ -272,8 +166,9 @@ TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
 
 TEST_F(WorkerTest, TheNextCandidateServesWhereTheFirstFails) {
   const engine::EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
-  StandInPrefill prefill(engine);
-  auto decode = StartWorker(engine, "decode");
+  auto prefill = StartPrefill(engine);
+  ASSERT_TRUE(prefill != nullptr);
+  auto decode = Start(engine, "decode");
   ASSERT_TRUE(decode != nullptr);
   DecodeRequest request = MakeRequest(Prompt(60, 3), 5);
   const Answer expected = Ask(decode->address(), request);  // no candidate: computed here
@@ -281,30 +176,30 @@ TEST_F(WorkerTest, TheNextCandidateServesWhereTheFirstFails) {
 
   request.set_cache_salt("apart");
   for (const std::string& address :
-       {std::string("127.0.0.1:1"), prefill.address(), prefill.address()}) {
+       {std::string("127.0.0.1:1"), std::string("127.0.0.1:2"), prefill->address()}) {
     auto* candidate = request.mutable_route()->add_prefill();
     candidate->set_worker_id(address);
     candidate->set_address(address);
   }
-  prefill.FailNext(1);
   const Answer answer = Ask(decode->address(), request);
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.tokens, expected.tokens);
   EXPECT_EQ(answer.last.timing().prefill_attempts(), 3u);
 
   request.set_cache_salt("apart again");
-  request.mutable_route()->mutable_prefill()->DeleteSubrange(1, 2);
+  request.mutable_route()->mutable_prefill()->DeleteSubrange(2, 1);
   EXPECT_EQ(Ask(decode->address(), request).status.error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
 TEST_F(WorkerTest, BadRequestsAreRefusedByName) {
-  auto worker = StartWorker(TestEngine(TinyModelDir(), "dummy"), "unified");
+  auto worker = Start(TestEngine(TinyModelDir(), "dummy"), "unified");
   ASSERT_TRUE(worker != nullptr);
   const auto expect = [&](const DecodeRequest& request, const std::string& part) {
     const Answer answer = Ask(worker->address(), request);
     EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
     EXPECT_NE(answer.status.error_message().find(part), std::string::npos)
         << answer.status.error_message();
+    EXPECT_EQ(FieldViolations(FromGrpcStatus(answer.status)).size(), 1u) << part;
   };
   expect(MakeRequest({}, 5), "token_ids");
   expect(MakeRequest({1, 300}, 5), "token_ids[1]");
@@ -314,7 +209,7 @@ TEST_F(WorkerTest, BadRequestsAreRefusedByName) {
 }
 
 TEST_F(WorkerTest, ManyAtOnceGetWhatTheyGetAlone) {
-  auto worker = StartWorker(TestEngine(TinyModelDir(), "dummy"), "unified");
+  auto worker = Start(TestEngine(TinyModelDir(), "dummy"), "unified");
   ASSERT_TRUE(worker != nullptr);
   std::map<int, std::vector<uint32_t>> alone;
   for (int i = 0; i < 8; ++i) {
@@ -341,15 +236,16 @@ TEST_F(WorkerTest, AgreesWithTheReferenceModel) {
   const nlohmann::json reference = nlohmann::json::parse(file, nullptr, false);
   ASSERT_FALSE(reference.is_discarded());
   const engine::EngineOptions engine = TestEngine(dir, "auto");
-  StandInPrefill prefill(engine);
-  auto decode = StartWorker(engine, "decode");
+  auto prefill = StartPrefill(engine);
+  ASSERT_TRUE(prefill != nullptr);
+  auto decode = Start(engine, "decode");
   ASSERT_TRUE(decode != nullptr);
   for (const auto& entry : reference["cases"]) {
     const auto prompt = entry["prompt_token_ids"].get<std::vector<int32_t>>();
     DecodeRequest request = MakeRequest(prompt, 24);
     auto* candidate = request.mutable_route()->add_prefill();
-    candidate->set_worker_id("stand-in");
-    candidate->set_address(prefill.address());
+    candidate->set_worker_id("p0");
+    candidate->set_address(prefill->address());
     const Answer answer = Ask(decode->address(), request);
     ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
     EXPECT_EQ(answer.tokens, entry["greedy"].get<std::vector<uint32_t>>());

@@ -4,7 +4,7 @@
 
 #include "gtest/gtest.h"
 
-#include "tests/unit/prefill_worker/loop_fixture.h"
+#include "tests/unit/prefill_worker/loop_harness.h"
 
 namespace tandem::prefill {
 namespace {
@@ -30,13 +30,14 @@ class PrefillStress : public testing::TestWithParam<uint64_t> {
 };
 
 TEST_P(PrefillStress, EveryAnswerIsRightAndNothingLeaks) {
-  PrefillHarness h({.num_blocks = 10 + Pick(20),
-                    .block_size = 16 << Pick(2),
-                    .max_num_batched_tokens = 8 + Pick(100),
-                    .max_num_seqs = 1 + Pick(6),
-                    .prefix_caching = Pick(4) != 0});
+  LoopHarness h({.num_blocks = 10 + Pick(20),
+                 .block_size = 16 << Pick(2),
+                 .max_num_batched_tokens = 8 + Pick(100),
+                 .max_num_seqs = 1 + Pick(6),
+                 .caching = Pick(4) != 0,
+                 .max_in_flight = 1 + Pick(2)});
   h.sender.complete_at_once = false;
-  std::map<uint64_t, PrefillWork> works;
+  std::map<uint64_t, Work> works;
   const auto complete_some = [&](int one_in) {
     for (const auto& [id, epoch] : h.sender.open()) {
       if (Pick(one_in) != 0) continue;
@@ -48,14 +49,14 @@ TEST_P(PrefillStress, EveryAnswerIsRightAndNothingLeaks) {
   };
   for (int turn = 0; turn < 400; ++turn) {
     if (Pick(3) == 0) {
-      PrefillWork work = h.Work(RandomPrompt());
+      Work work = h.MakeWork(RandomPrompt());
       work.priority = Pick(2);
       work.sampling.temperature = static_cast<float>(Pick(2));
       work.sampling.seed = random_();
       works.emplace(work.id, work);
       h.Submit(std::move(work));
     }
-    if (Pick(12) == 0) h.inbox.Push(PrefillCancelled{static_cast<uint64_t>(Pick(150))});
+    if (Pick(12) == 0) h.inbox.Push(WorkCancelled{static_cast<uint64_t>(Pick(150))});
     if (Pick(50) == 0) {
       h.before_run = [](const engine::Batch&) { return absl::InternalError("injected"); };
     } else {

@@ -5,7 +5,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "tests/unit/prefill_worker/loop_fixture.h"
+#include "tests/unit/prefill_worker/loop_harness.h"
 
 namespace tandem::prefill {
 namespace {
@@ -18,22 +18,22 @@ std::vector<int32_t> Tokens(int n, int first = 0) {
 }
 
 TEST(PrefillLoop, OnePromptInOneChunk) {
-  PrefillHarness h;
-  const PrefillWork work = h.Work(Tokens(40));
+  LoopHarness h;
+  const Work work = h.MakeWork(Tokens(40));
   h.Submit(work);
   h.RunToEnd();
   h.ExpectRight(work);
   EXPECT_EQ(h.replies.at(work.id)->cached_tokens, 0);
-  EXPECT_EQ(h.replies.at(work.id)->kv_bytes, 3 * h.memory.region().layout.BlockBytes());
+  EXPECT_EQ(h.replies.at(work.id)->kv_bytes, 3 * h.engine.memory.region().layout.BlockBytes());
   EXPECT_EQ(h.runner.num_runs(), 1);
   h.ExpectNothingHeld();
 }
 
 TEST(PrefillLoop, LengthsAroundBlockAndChunkBorders) {
   for (const int chunk : {1, 7, 16, 48}) {
-    PrefillHarness h({.max_num_batched_tokens = chunk, .prefix_caching = false});
+    LoopHarness h({.max_num_batched_tokens = chunk, .caching = false});
     for (const int length : {1, 15, 16, 17, 31, 32, 33, 48, 49, 100}) {
-      const PrefillWork work = h.Work(Tokens(length, length));
+      const Work work = h.MakeWork(Tokens(length, length));
       h.Submit(work);
       h.RunToEnd();
       SCOPED_TRACE(length);
@@ -44,24 +44,24 @@ TEST(PrefillLoop, LengthsAroundBlockAndChunkBorders) {
 }
 
 TEST(PrefillLoop, SeveralPromptsShareForwardPasses) {
-  PrefillHarness h({.max_num_batched_tokens = 100});
-  std::vector<PrefillWork> works;
-  for (int i = 0; i < 6; ++i) works.push_back(h.Work(Tokens(10 + 25 * i, 100 * i)));
+  LoopHarness h({.max_num_batched_tokens = 100});
+  std::vector<Work> works;
+  for (int i = 0; i < 6; ++i) works.push_back(h.MakeWork(Tokens(10 + 25 * i, 100 * i)));
   int most_items = 0;
   h.before_run = [&](const engine::Batch& batch) {
     most_items = std::max(most_items, static_cast<int>(batch.items.size()));
     return absl::OkStatus();
   };
-  for (const PrefillWork& work : works) h.Submit(work);
+  for (const Work& work : works) h.Submit(work);
   h.RunToEnd();
-  for (const PrefillWork& work : works) h.ExpectRight(work);
+  for (const Work& work : works) h.ExpectRight(work);
   EXPECT_GT(most_items, 2);
   h.ExpectNothingHeld();
 }
 
 TEST(PrefillLoop, BlocksAreShippedWhileThePromptIsComputed) {
-  PrefillHarness h({.max_num_batched_tokens = 32});
-  const PrefillWork work = h.Work(Tokens(100));
+  LoopHarness h({.max_num_batched_tokens = 32});
+  const Work work = h.MakeWork(Tokens(100));
   h.Submit(work);
   h.Step();
   EXPECT_EQ(h.sender.num_pushed(work.target.id, 0), 2u * 2u);  // 2 blocks, 2 layers
@@ -92,8 +92,8 @@ TEST(PrefillLoop, EachLayerIsShippedAsSoonAsItIsDone) {
     std::function<void(int)> on_layer_done_;
   };
   LayerSpy spy;
-  PrefillHarness h({.model = &spy});
-  const PrefillWork work = h.Work(Tokens(40));
+  LoopHarness h({.runner = &spy});
+  const Work work = h.MakeWork(Tokens(40));
   spy.num_pushed = [&] { return h.sender.num_pushed(work.target.id, 0); };
   h.Submit(work);
   h.Step();
@@ -101,11 +101,11 @@ TEST(PrefillLoop, EachLayerIsShippedAsSoonAsItIsDone) {
 }
 
 TEST(PrefillLoop, SecondTurnComesFromTheCache) {
-  PrefillHarness h;
-  const PrefillWork first = h.Work(Tokens(64));
+  LoopHarness h;
+  const Work first = h.MakeWork(Tokens(64));
   h.Submit(first);
   h.RunToEnd();
-  const PrefillWork second = h.Work(Tokens(90));
+  const Work second = h.MakeWork(Tokens(90));
   h.Submit(second);
   h.RunToEnd();
   h.ExpectRight(second);
@@ -115,14 +115,14 @@ TEST(PrefillLoop, SecondTurnComesFromTheCache) {
 }
 
 TEST(PrefillLoop, PromptsThatCameTogetherShareWhatTheFirstComputed) {
-  PrefillHarness h({.max_num_batched_tokens = 64, .max_num_seqs = 1});
-  std::vector<PrefillWork> works;
+  LoopHarness h({.max_num_batched_tokens = 64, .max_num_seqs = 1});
+  std::vector<Work> works;
   for (int i = 0; i < 4; ++i) {
     std::vector<int32_t> tokens = Tokens(64);
     tokens.push_back(500 + i);
-    works.push_back(h.Work(std::move(tokens), /*first_block=*/i == 3 ? 1 : 0));
+    works.push_back(h.MakeWork(std::move(tokens), /*first_block=*/i == 3 ? 1 : 0));
   }
-  for (const PrefillWork& work : works) h.Submit(work);
+  for (const Work& work : works) h.Submit(work);
   h.RunToEnd();
   EXPECT_EQ(h.runner.num_tokens(), 65 + 3 * 1);
   for (size_t i = 0; i < works.size(); ++i) {
@@ -134,9 +134,9 @@ TEST(PrefillLoop, PromptsThatCameTogetherShareWhatTheFirstComputed) {
 }
 
 TEST(PrefillLoop, AtLeastTheLastTokenIsComputed) {
-  PrefillHarness h;
+  LoopHarness h;
   for (int i = 0; i < 2; ++i) {
-    const PrefillWork work = h.Work(Tokens(64));
+    const Work work = h.MakeWork(Tokens(64));
     h.Submit(work);
     h.RunToEnd();
     h.ExpectRight(work);
@@ -145,10 +145,10 @@ TEST(PrefillLoop, AtLeastTheLastTokenIsComputed) {
 }
 
 TEST(PrefillLoop, AnotherSaltSharesNothing) {
-  PrefillHarness h;
-  h.Submit(h.Work(Tokens(64)));
+  LoopHarness h;
+  h.Submit(h.MakeWork(Tokens(64)));
   h.RunToEnd();
-  PrefillWork work = h.Work(Tokens(64));
+  Work work = h.MakeWork(Tokens(64));
   work.cache_salt = "tenant";
   h.Submit(work);
   h.RunToEnd();
@@ -156,25 +156,25 @@ TEST(PrefillLoop, AnotherSaltSharesNothing) {
 }
 
 TEST(PrefillLoop, BlocksThatTheReceiverHoldsAreNotShipped) {
-  PrefillHarness h;
-  const PrefillWork first = h.Work(Tokens(48));
+  LoopHarness h;
+  const Work first = h.MakeWork(Tokens(48));
   h.Submit(first);
   h.RunToEnd();
   for (const int cached_at_sender : {0, 3}) {
     if (cached_at_sender == 0) h.cache.Clear();
-    const PrefillWork second = h.Work(Tokens(70), /*first_block=*/3);
+    const Work second = h.MakeWork(Tokens(70), /*first_block=*/3);
     h.Submit(second);
     h.RunToEnd();
     h.ExpectRight(second, first.target.target_blocks);
-    EXPECT_EQ(h.replies.at(second.id)->kv_bytes, 2 * h.memory.region().layout.BlockBytes());
+    EXPECT_EQ(h.replies.at(second.id)->kv_bytes, 2 * h.engine.memory.region().layout.BlockBytes());
   }
 }
 
 TEST(PrefillLoop, PromptLogprobsCoverTheWholePromptWhateverIsCached) {
-  PrefillHarness h({.max_num_batched_tokens = 10});
-  h.Submit(h.Work(Tokens(40)));
+  LoopHarness h({.max_num_batched_tokens = 10});
+  h.Submit(h.MakeWork(Tokens(40)));
   h.RunToEnd();
-  PrefillWork work = h.Work(Tokens(40));
+  Work work = h.MakeWork(Tokens(40));
   work.sampling.prompt_logprobs = 2;
   h.Submit(work);
   h.RunToEnd();
@@ -185,9 +185,9 @@ TEST(PrefillLoop, PromptLogprobsCoverTheWholePromptWhateverIsCached) {
 }
 
 TEST(PrefillLoop, ShortPromptOvertakesALongOne) {
-  PrefillHarness h({.num_blocks = 128});
-  const PrefillWork lengthy = h.Work(Tokens(1500));
-  const PrefillWork brief = h.Work(Tokens(20, 500));
+  LoopHarness h({.num_blocks = 128});
+  const Work lengthy = h.MakeWork(Tokens(1500));
+  const Work brief = h.MakeWork(Tokens(20, 500));
   h.Submit(lengthy);
   h.Step();
   h.Submit(brief);
@@ -199,10 +199,10 @@ TEST(PrefillLoop, ShortPromptOvertakesALongOne) {
 }
 
 TEST(PrefillLoop, FullPoolMakesPromptsWait) {
-  PrefillHarness h({.num_blocks = 4});
+  LoopHarness h({.num_blocks = 4});
   h.sender.complete_at_once = false;
-  const PrefillWork first = h.Work(Tokens(60));
-  const PrefillWork second = h.Work(Tokens(60, 500));
+  const Work first = h.MakeWork(Tokens(60));
+  const Work second = h.MakeWork(Tokens(60, 500));
   h.Submit(first);
   h.Submit(second);
   h.RunToEnd();
@@ -219,8 +219,8 @@ TEST(PrefillLoop, FullPoolMakesPromptsWait) {
 }
 
 TEST(PrefillLoop, PromptThatCanNeverFitIsRefused) {
-  PrefillHarness h({.num_blocks = 4});
-  const uint64_t id = h.Submit(h.Work(Tokens(65)));
+  LoopHarness h({.num_blocks = 4});
+  const uint64_t id = h.Submit(h.MakeWork(Tokens(65)));
   h.Step();
   EXPECT_EQ(h.Code(id), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(h.replies.at(id).status().message()),
@@ -228,13 +228,13 @@ TEST(PrefillLoop, PromptThatCanNeverFitIsRefused) {
 }
 
 TEST(PrefillLoop, TooManyWaitingAreRefused) {
-  PrefillHarness h({.num_blocks = 4, .max_waiting = 2});
+  LoopHarness h({.num_blocks = 4, .max_waiting = 2});
   h.sender.complete_at_once = false;
-  h.Submit(h.Work(Tokens(64)));
+  h.Submit(h.MakeWork(Tokens(64)));
   h.RunToEnd();
-  h.Submit(h.Work(Tokens(64, 100)));
-  h.Submit(h.Work(Tokens(64, 200)));
-  const uint64_t refused = h.Submit(h.Work(Tokens(64, 300)));
+  h.Submit(h.MakeWork(Tokens(64, 100)));
+  h.Submit(h.MakeWork(Tokens(64, 200)));
+  const uint64_t refused = h.Submit(h.MakeWork(Tokens(64, 300)));
   h.Step();
   EXPECT_EQ(h.Code(refused), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(h.loop->Load().waiting, 2);
@@ -245,9 +245,9 @@ TEST(PrefillLoop, TooManyWaitingAreRefused) {
 }
 
 TEST(PrefillLoop, RepeatedTransferIsRefused) {
-  PrefillHarness h({.max_num_batched_tokens = 16});
-  const PrefillWork work = h.Work(Tokens(40));
-  PrefillWork again = h.Work(Tokens(40));
+  LoopHarness h({.max_num_batched_tokens = 16});
+  const Work work = h.MakeWork(Tokens(40));
+  Work again = h.MakeWork(Tokens(40));
   again.target.id = work.target.id;
   h.Submit(work);
   h.Step();
@@ -256,12 +256,12 @@ TEST(PrefillLoop, RepeatedTransferIsRefused) {
   EXPECT_EQ(h.Code(again.id), absl::StatusCode::kAlreadyExists);
   h.RunToEnd();
   h.ExpectRight(work);
-  PrefillWork late = h.Work(Tokens(40));
+  Work late = h.MakeWork(Tokens(40));
   late.target.id = work.target.id;
   h.Submit(late);
   h.RunToEnd();
   EXPECT_EQ(h.Code(late.id), absl::StatusCode::kAlreadyExists);
-  PrefillWork next_epoch = h.Work(Tokens(40));
+  Work next_epoch = h.MakeWork(Tokens(40));
   next_epoch.target.id = work.target.id;
   next_epoch.target.epoch = 1;
   h.Submit(next_epoch);
@@ -272,16 +272,16 @@ TEST(PrefillLoop, RepeatedTransferIsRefused) {
 TEST(PrefillLoop, CancelAtEveryTurnLeaksNothing) {
   for (int turns = 0; turns < 12; ++turns) {
     SCOPED_TRACE(turns);
-    PrefillHarness h({.num_blocks = 16, .max_num_batched_tokens = 16});
+    LoopHarness h({.num_blocks = 16, .max_num_batched_tokens = 16});
     h.sender.complete_at_once = false;
-    const PrefillWork other = h.Work(Tokens(100, 300));
-    const PrefillWork work = h.Work(Tokens(130));  // waits for blocks until `other` is done
+    const Work other = h.MakeWork(Tokens(100, 300));
+    const Work work = h.MakeWork(Tokens(130));  // waits for blocks until `other` is done
     h.Submit(other);
     h.Submit(work);
     for (int i = 0; i < turns; ++i) h.Step();
     if (turns > 8) h.sender.Complete(other.target.id, 0, absl::OkStatus());
     if (turns > 8) h.Step();
-    h.inbox.Push(PrefillCancelled{work.id});
+    h.inbox.Push(WorkCancelled{work.id});
     h.Step();
     EXPECT_EQ(h.Code(work.id), absl::StatusCode::kCancelled);
     for (const auto& [id, epoch] : h.sender.open()) {
@@ -296,12 +296,12 @@ TEST(PrefillLoop, CancelAtEveryTurnLeaksNothing) {
 }
 
 TEST(PrefillLoop, CancelledPromptKeepsItsBlocksUntilTheSenderIsQuiet) {
-  PrefillHarness h({.max_num_batched_tokens = 32});
+  LoopHarness h({.max_num_batched_tokens = 32});
   h.sender.complete_at_once = false;
-  const PrefillWork work = h.Work(Tokens(100));
+  const Work work = h.MakeWork(Tokens(100));
   h.Submit(work);
   h.Step();
-  h.inbox.Push(PrefillCancelled{work.id});
+  h.inbox.Push(WorkCancelled{work.id});
   h.Step();
   EXPECT_EQ(h.Code(work.id), absl::StatusCode::kCancelled);
   EXPECT_EQ(h.pool.counts().used, 7);
@@ -311,29 +311,29 @@ TEST(PrefillLoop, CancelledPromptKeepsItsBlocksUntilTheSenderIsQuiet) {
   h.sender.Complete(work.target.id, 0, absl::AbortedError("aborted"));
   h.RunToEnd();
   h.ExpectNothingHeld();
-  h.inbox.Push(PrefillCancelled{work.id});  // late: ignored
+  h.inbox.Push(WorkCancelled{work.id});  // late: ignored
   h.RunToEnd();
 }
 
 TEST(PrefillLoop, LostPeerEndsThePromptAndFreesItsBlocks) {
-  PrefillHarness h({.max_num_batched_tokens = 32});
+  LoopHarness h({.max_num_batched_tokens = 32});
   h.sender.complete_at_once = false;
-  const PrefillWork work = h.Work(Tokens(100));
+  const Work work = h.MakeWork(Tokens(100));
   h.Submit(work);
   h.Step();
   h.sender.Complete(work.target.id, 0, absl::UnavailableError("connection reset"));
   h.RunToEnd();
   EXPECT_EQ(h.Code(work.id), absl::StatusCode::kUnavailable);
   h.ExpectNothingHeld();
-  EXPECT_THAT(h.metrics.Render(),
+  EXPECT_THAT(h.engine.metrics.Render(),
               testing::HasSubstr("tandem_kv_transfer_failures_total{dst=\"d0\",src=\"p0\","
                                  "transport=\"tcp\"} 1"));
 }
 
 TEST(PrefillLoop, PeerLostAfterTheReplyFreesTheBlocks) {
-  PrefillHarness h;
+  LoopHarness h;
   h.sender.complete_at_once = false;
-  const PrefillWork work = h.Work(Tokens(40));
+  const Work work = h.MakeWork(Tokens(40));
   h.Submit(work);
   h.RunToEnd();
   h.ExpectRight(work);
@@ -343,10 +343,44 @@ TEST(PrefillLoop, PeerLostAfterTheReplyFreesTheBlocks) {
   h.ExpectNothingHeld();
 }
 
+TEST(PrefillLoop, TheNextChunkIsLaunchedBeforeTheLastIsCollected) {
+  LoopHarness h({.max_num_batched_tokens = 32, .max_in_flight = 2});
+  const Work work = h.MakeWork(Tokens(100));
+  h.Submit(work);
+  h.Step();
+  EXPECT_EQ(h.runner.num_runs(), 0);  // the fake computes when it is collected
+  h.Step();
+  EXPECT_EQ(h.runner.num_runs(), 1);
+  h.RunToEnd();
+  EXPECT_EQ(h.runner.num_tokens(), 100);
+  h.ExpectRight(work);
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, BlocksOfALostPromptWaitForItsLaunchedStep) {
+  LoopHarness h({.max_num_batched_tokens = 32, .max_in_flight = 2});
+  h.sender.complete_at_once = false;
+  const Work work = h.MakeWork(Tokens(100));
+  h.Submit(work);
+  h.Step();
+  h.Step();
+  h.sender.Complete(work.target.id, 0, absl::UnavailableError("connection reset"));
+  int quarantined = -1;
+  h.before_run = [&](const engine::Batch&) {
+    quarantined = h.pool.counts().quarantined;
+    return absl::OkStatus();
+  };
+  h.Step();
+  EXPECT_EQ(h.Code(work.id), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(quarantined, 5);  // of 7; two were cached, and nothing writes them any more
+  h.RunToEnd();
+  h.ExpectNothingHeld();
+}
+
 TEST(PrefillLoop, UnusableTargetIsReported) {
-  PrefillHarness h;
+  LoopHarness h;
   h.sender.open_error = absl::InvalidArgumentError("unknown transport \"pigeon\"");
-  const uint64_t id = h.Submit(h.Work(Tokens(40)));
+  const uint64_t id = h.Submit(h.MakeWork(Tokens(40)));
   h.RunToEnd();
   EXPECT_EQ(h.Code(id), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(h.replies.at(id).status().message()), testing::HasSubstr("pigeon"));
@@ -354,13 +388,13 @@ TEST(PrefillLoop, UnusableTargetIsReported) {
 }
 
 TEST(PrefillLoop, FailedForwardPassFailsItsPromptsOnly) {
-  PrefillHarness h;
-  const uint64_t lost = h.Submit(h.Work(Tokens(40)));
+  LoopHarness h;
+  const uint64_t lost = h.Submit(h.MakeWork(Tokens(40)));
   h.before_run = [](const engine::Batch&) { return absl::InternalError("out of luck"); };
   h.Step();
   h.before_run = nullptr;
   EXPECT_EQ(h.Code(lost), absl::StatusCode::kInternal);
-  const PrefillWork next = h.Work(Tokens(40));
+  const Work next = h.MakeWork(Tokens(40));
   h.Submit(next);
   h.RunToEnd();
   h.ExpectRight(next);
@@ -369,12 +403,12 @@ TEST(PrefillLoop, FailedForwardPassFailsItsPromptsOnly) {
 }
 
 TEST(PrefillLoop, PromptWithBrokenNumbersFailsAlone) {
-  PrefillHarness h;
+  LoopHarness h;
   h.item_status = [](const engine::BatchItem& item) {
     return item.prompt_length == 20 ? absl::InternalError("NaN") : absl::OkStatus();
   };
-  const uint64_t lost = h.Submit(h.Work(Tokens(20)));
-  const PrefillWork next = h.Work(Tokens(30, 7));
+  const uint64_t lost = h.Submit(h.MakeWork(Tokens(20)));
+  const Work next = h.MakeWork(Tokens(30, 7));
   h.Submit(next);
   h.RunToEnd();
   EXPECT_EQ(h.Code(lost), absl::StatusCode::kInternal);
@@ -383,12 +417,12 @@ TEST(PrefillLoop, PromptWithBrokenNumbersFailsAlone) {
 }
 
 TEST(PrefillLoop, DrainingFinishesWhatRunsAndRefusesTheRest) {
-  PrefillHarness h({.max_num_batched_tokens = 16});
-  const PrefillWork work = h.Work(Tokens(60));
+  LoopHarness h({.max_num_batched_tokens = 16});
+  const Work work = h.MakeWork(Tokens(60));
   h.Submit(work);
   h.Step();
-  h.inbox.Push(PrefillDrainWanted{});
-  const uint64_t refused = h.Submit(h.Work(Tokens(10)));
+  h.inbox.Push(worker::DrainWanted{});
+  const uint64_t refused = h.Submit(h.MakeWork(Tokens(10)));
   h.loop->Run();
   h.ExpectRight(work);
   EXPECT_EQ(h.Code(refused), absl::StatusCode::kUnavailable);
@@ -397,12 +431,12 @@ TEST(PrefillLoop, DrainingFinishesWhatRunsAndRefusesTheRest) {
 }
 
 TEST(PrefillLoop, StopGivesEverythingUp) {
-  PrefillHarness h({.num_blocks = 8, .max_num_batched_tokens = 16});
-  const uint64_t running = h.Submit(h.Work(Tokens(100)));
-  const uint64_t waiting = h.Submit(h.Work(Tokens(100, 500)));
+  LoopHarness h({.num_blocks = 8, .max_num_batched_tokens = 16});
+  const uint64_t running = h.Submit(h.MakeWork(Tokens(100)));
+  const uint64_t waiting = h.Submit(h.MakeWork(Tokens(100, 500)));
   h.Step();
-  h.inbox.Push(PrefillStopWanted{});
-  const uint64_t late = h.Submit(h.Work(Tokens(10)));
+  h.inbox.Push(worker::StopWanted{});
+  const uint64_t late = h.Submit(h.MakeWork(Tokens(10)));
   h.loop->Run();
   for (const uint64_t id : {running, waiting, late}) {
     EXPECT_EQ(h.Code(id), absl::StatusCode::kUnavailable);
@@ -410,22 +444,24 @@ TEST(PrefillLoop, StopGivesEverythingUp) {
 }
 
 TEST(PrefillLoop, ReportsLoadAndBlocks) {
-  PrefillHarness h;
-  h.Submit(h.Work(Tokens(64)));
+  LoopHarness h;
+  h.Submit(h.MakeWork(Tokens(64)));
   h.RunToEnd();
   h.clock.Advance(absl::Seconds(1));
   h.Step();
   ASSERT_FALSE(h.reports.empty());
   EXPECT_EQ(h.reports.back().running, 0);
-  EXPECT_EQ(h.reports.back().blocks.cached, 4);
+  EXPECT_EQ(h.reports.back().blocks_cached, 4);
   size_t stored = 0;
   for (const engine::BlockEvents& events : h.block_events) stored += events.stored.size();
   EXPECT_EQ(stored, 4u);
-  h.inbox.Push(PrefillSnapshotWanted{});
+  h.inbox.Push(worker::SnapshotWanted{});
   h.Step();
   EXPECT_EQ(h.block_events.back().stored.size(), 4u);
-  EXPECT_THAT(h.metrics.Render(), testing::HasSubstr("tandem_kv_blocks{state=\"cached\"} 4"));
-  EXPECT_THAT(h.metrics.Render(), testing::HasSubstr("tandem_prefix_cache_query_tokens_total 64"));
+  EXPECT_THAT(h.engine.metrics.Render(),
+              testing::HasSubstr("tandem_kv_blocks{state=\"cached\"} 4"));
+  EXPECT_THAT(h.engine.metrics.Render(),
+              testing::HasSubstr("tandem_prefix_cache_query_tokens_total 64"));
 }
 
 }  // namespace

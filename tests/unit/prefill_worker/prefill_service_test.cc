@@ -8,7 +8,7 @@
 
 #include "common/rpc/server.h"
 #include "tests/support/paths.h"
-#include "tests/unit/prefill_worker/loop_fixture.h"
+#include "tests/unit/prefill_worker/loop_harness.h"
 
 namespace tandem::prefill {
 namespace {
@@ -16,7 +16,7 @@ namespace {
 using testing::HasSubstr;
 using Request = internal::v1::PrefillRequest;
 
-PrefillServiceOptions Options() {
+RequestLimits Options() {
   return {.worker_id = "p0",
           .capability_digest = "digest",
           .vocab_size = 1000,
@@ -54,7 +54,7 @@ TEST(PrefillService, ReadsTheRequest) {
   request.set_priority(3);
   request.set_cache_salt("salt");
   request.mutable_target()->set_epoch(9);
-  const absl::StatusOr<PrefillWork> work = WorkFromProto(request, Options());
+  const absl::StatusOr<Work> work = WorkFromProto(request, Options());
   ASSERT_OK(work);
   EXPECT_EQ(work->tokens.size(), 40u);
   EXPECT_EQ(work->priority, 3);
@@ -135,8 +135,9 @@ class PrefillServiceRpc : public testing::Test {
     while (!call->done.HasBeenNotified()) h_.loop->Step(absl::Milliseconds(5));
   }
 
-  PrefillHarness h_;
-  PrefillService service_{Options(), &h_.inbox, &h_.clock};
+  LoopHarness h_;
+  Intake intake_{Options(), &h_.inbox, &h_.clock};
+  PrefillService service_{&intake_};
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<internal::v1::Prefill::Stub> stub_;
 };
@@ -150,7 +151,7 @@ TEST_F(PrefillServiceRpc, Answers) {
   ASSERT_TRUE(call.status.ok()) << call.status.error_message();
   EXPECT_EQ(call.response.worker_id(), "p0");
   EXPECT_EQ(call.response.first_token().top_size(), 2);
-  EXPECT_EQ(call.response.kv_bytes(), 2 * h_.memory.region().layout.BlockBytes());
+  EXPECT_EQ(call.response.kv_bytes(), 2 * h_.engine.memory.region().layout.BlockBytes());
   engine::SamplingParams greedy;
   greedy.temperature = 0;
   const std::vector<int32_t> prompt(call.request.token_ids().begin(),

@@ -19,11 +19,11 @@ int TokensOf(const std::vector<PromptChunk>& chunks, int prompt) {
   return 0;
 }
 
-TEST(PrefillScheduler, NothingToDo) { EXPECT_TRUE(NextPrefillBatch({}, {}).empty()); }
+TEST(PrefillScheduler, NothingToDo) { EXPECT_TRUE(NextBatch({}, {}).empty()); }
 
 TEST(PrefillScheduler, SeveralPromptsShareABatch) {
   const std::vector<PromptView> prompts = {{100, 0, 1}, {50, 0, 2}, {30, 0, 3}};
-  const auto chunks = NextPrefillBatch(prompts, {.max_num_batched_tokens = 256});
+  const auto chunks = NextBatch(prompts, {.max_num_batched_tokens = 256});
   EXPECT_EQ(TokensOf(chunks, 0), 100);
   EXPECT_EQ(TokensOf(chunks, 1), 50);
   EXPECT_EQ(TokensOf(chunks, 2), 30);
@@ -31,7 +31,7 @@ TEST(PrefillScheduler, SeveralPromptsShareABatch) {
 
 TEST(PrefillScheduler, ShortPromptsDoNotWaitForALongOne) {
   const std::vector<PromptView> prompts = {{30'000, 0, 1}, {200, 0, 2}, {300, 0, 3}};
-  const auto chunks = NextPrefillBatch(prompts, {.max_num_batched_tokens = 1000});
+  const auto chunks = NextBatch(prompts, {.max_num_batched_tokens = 1000});
   EXPECT_EQ(TokensOf(chunks, 1), 200);
   EXPECT_EQ(TokensOf(chunks, 2), 300);
   EXPECT_EQ(TokensOf(chunks, 0), 500);  // all that is left
@@ -39,14 +39,14 @@ TEST(PrefillScheduler, ShortPromptsDoNotWaitForALongOne) {
 
 TEST(PrefillScheduler, OldestAdvancesWhateverComes) {
   const std::vector<PromptView> prompts = {{30'000, 0, 1}, {5'000, 9, 2}, {5'000, 9, 3}};
-  const auto chunks = NextPrefillBatch(prompts, {.max_num_batched_tokens = 1000});
+  const auto chunks = NextBatch(prompts, {.max_num_batched_tokens = 1000});
   EXPECT_EQ(TokensOf(chunks, 0), 250);
   EXPECT_EQ(TokensOf(chunks, 1), 750);
 }
 
 TEST(PrefillScheduler, PriorityGoesBeforeLength) {
   const std::vector<PromptView> prompts = {{10, 0, 1}, {2'000, 5, 2}, {20, 0, 3}};
-  const auto chunks = NextPrefillBatch(prompts, {.max_num_batched_tokens = 1000});
+  const auto chunks = NextBatch(prompts, {.max_num_batched_tokens = 1000});
   EXPECT_EQ(TokensOf(chunks, 0), 10);  // the oldest
   EXPECT_EQ(TokensOf(chunks, 1), 990);
   EXPECT_EQ(TokensOf(chunks, 2), 0);
@@ -54,7 +54,7 @@ TEST(PrefillScheduler, PriorityGoesBeforeLength) {
 
 TEST(PrefillScheduler, BudgetOfOneTokenServesTheOldest) {
   const std::vector<PromptView> prompts = {{10, 0, 2}, {10, 0, 1}};
-  const auto chunks = NextPrefillBatch(prompts, {.max_num_batched_tokens = 1});
+  const auto chunks = NextBatch(prompts, {.max_num_batched_tokens = 1});
   ASSERT_EQ(chunks.size(), 1u);
   EXPECT_EQ(chunks[0].prompt, 1);
 }
@@ -66,8 +66,7 @@ class PrefillSchedulerProperty : public testing::TestWithParam<uint64_t> {};
 TEST_P(PrefillSchedulerProperty, EveryPromptEnds) {
   std::mt19937_64 random(GetParam());
   const auto pick = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
-  const PrefillLimits limits = {.max_num_batched_tokens = 1 + pick(2048),
-                                .max_num_seqs = 1 + pick(16)};
+  const Limits limits = {.max_num_batched_tokens = 1 + pick(2048), .max_num_seqs = 1 + pick(16)};
   std::vector<PromptView> prompts;
   uint64_t last_arrival = 0;
   int arrivals = 150;
@@ -80,7 +79,7 @@ TEST_P(PrefillSchedulerProperty, EveryPromptEnds) {
       const int share = std::max(1, limits.max_num_batched_tokens / 4);
       bound += (length + share - 1) / share + 1;
     }
-    const auto chunks = NextPrefillBatch(prompts, limits);
+    const auto chunks = NextBatch(prompts, limits);
     ASSERT_EQ(chunks.empty(), prompts.empty());
     int total = 0;
     int wanted = 0;
@@ -110,7 +109,7 @@ TEST_P(PrefillSchedulerProperty, EveryPromptEnds) {
 // long one does not hold the short ones up.
 TEST_P(PrefillSchedulerProperty, NeitherLongNorShortStarves) {
   std::mt19937_64 random(GetParam());
-  const PrefillLimits limits = {.max_num_batched_tokens = 1024, .max_num_seqs = 64};
+  const Limits limits = {.max_num_batched_tokens = 1024, .max_num_seqs = 64};
   std::vector<PromptView> prompts = {{30'000, 0, 0}};
   uint64_t arrival = 0;
   int batches = 0;
@@ -122,7 +121,7 @@ TEST_P(PrefillSchedulerProperty, NeitherLongNorShortStarves) {
       prompts.push_back({length, 0, ++arrival});
       left -= length;
     }
-    for (const PromptChunk& chunk : NextPrefillBatch(prompts, limits)) {
+    for (const PromptChunk& chunk : NextBatch(prompts, limits)) {
       prompts[static_cast<size_t>(chunk.prompt)].remaining -= chunk.num_tokens;
     }
     std::erase_if(prompts, [](const PromptView& prompt) { return prompt.remaining == 0; });

@@ -14,7 +14,7 @@
 #include "common/base/status.h"
 #include "prefill_worker/loop.h"
 #include "tests/fakes/fake_clock.h"
-#include "tests/fakes/fake_model_runner.h"
+#include "tests/fakes/fake_engine.h"
 #include "tests/support/paths.h"
 
 namespace tandem::prefill {
@@ -24,7 +24,7 @@ namespace tandem::prefill {
 // Finish, and sources stay unchanged until done.
 class FakeKvSender : public kvtransfer::KvSender {
  public:
-  FakeKvSender(KvRegion source, KvRegion target, PrefillInbox* inbox)
+  FakeKvSender(KvRegion source, KvRegion target, EventInbox* inbox)
       : source_(source), target_(target), inbox_(inbox) {}
 
   absl::Status Open(kvtransfer::KvSendTarget target) override {
@@ -36,8 +36,11 @@ class FakeKvSender : public kvtransfer::KvSender {
 
   void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> blocks,
             std::span<const int32_t> ordinals) override {
-    Transfer& transfer = transfers_.at({id.value.low, epoch});
-    EXPECT_FALSE(transfer.finished || transfer.aborted);
+    // A launched step may outlive its transfer: such a push is ignored.
+    const auto it = transfers_.find({id.value.low, epoch});
+    if (it == transfers_.end() || it->second.aborted) return;
+    Transfer& transfer = it->second;
+    EXPECT_FALSE(transfer.finished);
     ASSERT_EQ(blocks.size(), ordinals.size());
     for (size_t i = 0; i < blocks.size(); ++i) {
       std::string bytes(reinterpret_cast<const char*>(source_.Block(layer, blocks[i])),
@@ -78,7 +81,7 @@ class FakeKvSender : public kvtransfer::KvSender {
                 0)
           << "block " << piece.block << " changed before its transfer was done";
     }
-    inbox_->Push(PrefillShipped{id, epoch, status, kvtransfer::TransferStats{.transport = "tcp"}});
+    inbox_->Push(KvShipped{id, epoch, status, kvtransfer::TransferStats{.transport = "tcp"}});
     transfers_.erase(it);
   }
 
@@ -112,60 +115,67 @@ class FakeKvSender : public kvtransfer::KvSender {
 
   const KvRegion source_;
   const KvRegion target_;
-  PrefillInbox* const inbox_;
+  EventInbox* const inbox_;
   std::map<std::pair<uint64_t, uint64_t>, Transfer> transfers_;
 };
 
-struct LoopSetup {
+struct HarnessOptions {
   int num_blocks = 64;
   int block_size = 16;
   int max_num_batched_tokens = 64;
   int max_num_seqs = 8;
   int max_waiting = 1024;
-  bool prefix_caching = true;
-  engine::ModelRunner* model = nullptr;  // instead of the harness's own
+  bool caching = true;
+  int max_in_flight = 1;
+  engine::ModelRunner* runner = nullptr;  // instead of the fake engine's
 };
 
-class PrefillHarness {
+class LoopHarness {
  public:
-  explicit PrefillHarness(LoopSetup setup = {})
-      : setup_(setup),
-        memory(setup.num_blocks, setup.block_size),
-        remote(kRemoteBlocks, setup.block_size),
-        runner(memory.region(),
-               {.max_num_batched_tokens = setup.max_num_batched_tokens,
-                .before_run = [this](const engine::Batch& batch) { return BeforeRun(batch); },
-                .item_status =
-                    [this](const engine::BatchItem& item) {
-                      return item_status ? item_status(item) : absl::OkStatus();
-                    }}),
-        remote_runner(remote.region(), {}),
-        pool(setup.num_blocks),
-        cache(&pool, setup.block_size, setup.prefix_caching),
+  explicit LoopHarness(HarnessOptions options = {})
+      : options_(options),
+        remote_(kRemoteBlocks, options.block_size),
+        remote_runner_(remote_.region(), {}),
+        engine({.num_blocks = options.num_blocks,
+                .block_size = options.block_size,
+                .caching = options.caching,
+                .model = {.max_num_batched_tokens = options.max_num_batched_tokens,
+                          .before_run =
+                              [this](const engine::Batch& batch) {
+                                return before_run ? before_run(batch) : absl::OkStatus();
+                              },
+                          .item_status =
+                              [this](const engine::BatchItem& item) {
+                                return item_status ? item_status(item) : absl::OkStatus();
+                              },
+                          .max_in_flight = options.max_in_flight}}),
         inbox(4096),
-        sender(memory.region(), remote.region(), &inbox),
-        worker_metrics(&metrics) {
-    PrefillLoopOptions options;
-    options.limits = {setup_.max_num_batched_tokens, setup_.max_num_seqs};
-    options.layout = memory.region().layout;
-    options.max_waiting = setup_.max_waiting;
-    options.worker_id = "p0";
-    PrefillLoopParts parts{setup.model != nullptr ? setup.model : &runner,
-                           &pool,
-                           &cache,
-                           &sender,
-                           &clock,
-                           &worker_metrics,
-                           &inbox};
-    PrefillLoopHooks hooks{.report = [this](const PrefillLoad& load) { reports.push_back(load); },
-                           .blocks = [this](const engine::BlockEvents& events,
-                                            bool) { block_events.push_back(events); }};
-    loop = std::make_unique<PrefillLoop>(options, parts, hooks);
+        sender(engine.memory.region(), remote_.region(), &inbox),
+        worker_metrics(&engine.metrics) {
+    LoopOptions loop_options;
+    loop_options.limits = {options_.max_num_batched_tokens, options_.max_num_seqs};
+    loop_options.layout = engine.memory.region().layout;
+    loop_options.max_waiting = options_.max_waiting;
+    loop_options.worker_id = "p0";
+    LoopParts parts;
+    parts.runner = options.runner != nullptr ? options.runner : &engine.runner();
+    parts.pool = &pool;
+    parts.cache = &cache;
+    parts.sender = &sender;
+    parts.clock = &clock;
+    parts.metrics = &worker_metrics;
+    parts.inbox = &inbox;
+    worker::Reports told;
+    told.load = [this](const LoadReport& load) { reports.push_back(load); };
+    told.blocks = [this](const engine::BlockEvents& events, bool) {
+      block_events.push_back(events);
+    };
+    loop = std::make_unique<Loop>(loop_options, parts, told);
   }
 
   // A request as the service would build it. The receiver holds the first `first_block` blocks.
-  PrefillWork Work(std::vector<int32_t> tokens, int first_block = 0) {
-    PrefillWork work;
+  Work MakeWork(std::vector<int32_t> tokens, int first_block = 0) {
+    Work work;
     work.id = ++last_id_;
     work.tokens = std::move(tokens);
     work.arrived = clock.Now();
@@ -173,20 +183,19 @@ class PrefillHarness {
     work.target.id = TransferId{{1, work.id}};
     work.target.transport = "tcp";
     work.target.peer_worker_id = "d0";
-    const int blocks =
-        (static_cast<int>(work.tokens.size()) + setup_.block_size - 1) / setup_.block_size;
+    const int blocks = BlocksFor(static_cast<int>(work.tokens.size()), options_.block_size);
     for (int i = first_block; i < blocks; ++i) {
       work.target.target_blocks.push_back(next_remote_++ % kRemoteBlocks);
     }
-    work.reply = [this, id = work.id](absl::StatusOr<PrefillOutcome> outcome) {
+    work.reply = [this, id = work.id](absl::StatusOr<Outcome> outcome) {
       EXPECT_TRUE(replies.emplace(id, std::move(outcome)).second) << "two replies";
     };
     return work;
   }
 
-  uint64_t Submit(PrefillWork work) {
+  uint64_t Submit(Work work) {
     const uint64_t id = work.id;
-    EXPECT_TRUE(inbox.TryPush(PrefillArrived{std::move(work)}));
+    EXPECT_TRUE(inbox.TryPush(WorkArrived{std::move(work)}));
     return id;
   }
 
@@ -207,7 +216,7 @@ class PrefillHarness {
 
   // The token that a decode worker would draw next from the blocks that it received: right only if
   // every layer of every block is.
-  int32_t NextTokenAtReceiver(const PrefillWork& work, std::vector<int32_t> blocks_before = {}) {
+  int32_t NextTokenAtReceiver(const Work& work, std::vector<int32_t> blocks_before = {}) {
     std::vector<int32_t> table = std::move(blocks_before);
     table.insert(table.end(), work.target.target_blocks.begin(), work.target.target_blocks.end());
     table.push_back(kRemoteBlocks - 1);  // room for one token more
@@ -220,17 +229,17 @@ class PrefillHarness {
                            .prompt_length = static_cast<int>(work.tokens.size()),
                            .block_table = table,
                            .sampling = &work.sampling});
-    return remote_runner.Run(batch)->items[0].token.token;
+    return remote_runner_.Run(batch)->items[0].token.token;
   }
 
   // Both of them, as one engine without a cluster draws them.
-  static std::vector<int32_t> Expected(const PrefillWork& work) {
+  static std::vector<int32_t> Expected(const Work& work) {
     engine::SamplingParams sampling = work.sampling;
     sampling.max_tokens = 2;
     return engine::FakeReferenceTokens(work.tokens, sampling, 1 << 20);
   }
 
-  void ExpectRight(const PrefillWork& work, std::vector<int32_t> blocks_before = {}) {
+  void ExpectRight(const Work& work, std::vector<int32_t> blocks_before = {}) {
     ASSERT_TRUE(replies.contains(work.id));
     ASSERT_OK(replies.at(work.id));
     EXPECT_EQ(replies.at(work.id)->first_token.token, Expected(work)[0]);
@@ -244,7 +253,7 @@ class PrefillHarness {
   }
 
   void ExpectNothingHeld() {
-    EXPECT_EQ(pool.NumAvailable(), setup_.num_blocks);
+    EXPECT_EQ(pool.NumAvailable(), options_.num_blocks);
     EXPECT_EQ(sender.num_open(), 0u);
     EXPECT_EQ(loop->Load().running, 0);
     EXPECT_EQ(loop->Load().waiting, 0);
@@ -252,31 +261,28 @@ class PrefillHarness {
 
  private:
   static constexpr int kRemoteBlocks = 1024;
-  absl::Status BeforeRun(const engine::Batch& batch) {
-    return before_run ? before_run(batch) : absl::OkStatus();
-  }
-  const LoopSetup setup_;
+
+  const HarnessOptions options_;
+  engine::FakeKvMemory remote_;  // the decode worker's pool
+  engine::FakeModelRunner remote_runner_;
   uint64_t last_id_ = 0;
   int32_t next_remote_ = 0;
 
  public:
-  std::function<absl::Status(const engine::Batch&)> before_run;
+  std::function<absl::Status(const engine::Batch&)> before_run;  // as in FakeModelOptions
   std::function<absl::Status(const engine::BatchItem&)> item_status;
-  engine::FakeKvMemory memory;
-  engine::FakeKvMemory remote;
-  engine::FakeModelRunner runner;
-  engine::FakeModelRunner remote_runner;
-  engine::BlockPool pool;
-  engine::PrefixCache cache;
-  PrefillInbox inbox;
-  FakeKvSender sender;
   FakeClock clock;
-  Metrics metrics;
+  engine::FakeEngine engine;
+  engine::BlockPool& pool = engine.pool;
+  engine::PrefixCache& cache = engine.cache;
+  engine::FakeModelRunner& runner = engine.fake;
+  EventInbox inbox;
+  FakeKvSender sender;
   WorkerMetrics worker_metrics;
-  std::map<uint64_t, absl::StatusOr<PrefillOutcome>> replies;
-  std::vector<PrefillLoad> reports;
+  std::map<uint64_t, absl::StatusOr<Outcome>> replies;
+  std::vector<LoadReport> reports;
   std::vector<engine::BlockEvents> block_events;
-  std::unique_ptr<PrefillLoop> loop;
+  std::unique_ptr<Loop> loop;
 };
 
 }  // namespace tandem::prefill

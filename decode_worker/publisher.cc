@@ -1,9 +1,9 @@
-// How tokens leave the loop, and how sequences end.
+#include "decode_worker/publisher.h"
+
 #include <algorithm>
 #include <utility>
 
-#include "common/base/check.h"
-#include "decode_worker/loop.h"
+#include "common/base/status.h"
 
 namespace tandem::decode {
 namespace {
@@ -12,29 +12,30 @@ bool Contains(const std::vector<int32_t>& values, int32_t value) {
   return std::find(values.begin(), values.end(), value) != values.end();
 }
 
-}  // namespace
-
 // The newest token's effect. kNone: the sequence goes on.
-FinishReason DecodeLoop::EndAfter(const Sequence& s, int32_t token) const {
+FinishReason EndAfter(const Sequence& s, int32_t token) {
   const engine::SamplingParams& sampling = s.work.sampling;
   if (s.generated() > sampling.min_tokens) {
     if (!sampling.ignore_eos && Contains(sampling.eos_token_ids, token)) return FinishReason::kStop;
     if (Contains(sampling.stop_token_ids, token)) return FinishReason::kStop;
   }
-  const bool full = s.generated() >= sampling.max_tokens || s.length() >= options_.max_model_len;
-  return full ? FinishReason::kLength : FinishReason::kNone;
+  return s.length() >= s.max_length ? FinishReason::kLength : FinishReason::kNone;
 }
 
-void DecodeLoop::Emit(Sequence* s, engine::TokenLogprob token, absl::Time now) {
+}  // namespace
+
+Publisher::Publisher(PublisherOptions options, StreamWaker* waker, DecodeMetrics* metrics)
+    : options_(options), waker_(waker), metrics_(metrics) {}
+
+bool Publisher::Emit(Sequence* s, engine::TokenLogprob token, absl::Time now) {
   const int32_t id = token.token;
   s->tokens.push_back(id);
-  parts_.metrics->worker.generation_tokens.Increment();
+  metrics_->worker.generation_tokens.Increment();
   const bool first = s->generated() == 1;
   if (first) {
     s->first_token_at = now;
   } else {
-    parts_.metrics->worker.inter_token_seconds.Observe(
-        absl::ToDoubleSeconds(now - s->last_token_at));
+    metrics_->worker.inter_token_seconds.Observe(absl::ToDoubleSeconds(now - s->last_token_at));
   }
   if (s->generated() == 2) {
     s->times.first_decode_step = absl::ToDoubleMilliseconds(now - s->runnable_at);
@@ -48,47 +49,52 @@ void DecodeLoop::Emit(Sequence* s, engine::TokenLogprob token, absl::Time now) {
   delta.finish = EndAfter(*s, id);
   const bool last = delta.finish != FinishReason::kNone;
   if (first || last) delta.times = s->times;
-  s->stream->Append(std::move(delta));
-  if (last) return Close(s, absl::OkStatus());
-  if (!s->paused() && s->stream->pending() >= options_.max_pending_tokens) {
+  if (s->stream->Append(std::move(delta))) WakeLater(s->stream);
+  if (!last && !s->paused() && s->stream->pending() >= options_.max_pending_tokens) {
     s->paused_at = now;
     s->stream->NotifyWhenDrained();
-    parts_.metrics->slow_readers.Increment();
+    metrics_->slow_readers.Increment();
   }
+  return last;
 }
 
-// Ends the stream and gives all blocks back (or into quarantine). The sequence itself stays until
-// Sweep().
-void DecodeLoop::Close(Sequence* s, const absl::Status& status) {
-  TANDEM_CHECK(!s->closed, "a sequence ends once");
-  s->closed = true;
-  changed_ = true;
-  prefills_.Abandon(s);
-  CacheComputed(s);
-  s->lease.Release();
-  WorkerMetrics& metrics = parts_.metrics->worker;
+void Publisher::End(const Sequence& s, const absl::Status& status, absl::Time now) {
+  WorkerMetrics& metrics = metrics_->worker;
   if (status.ok()) {
-    Observe(*s, parts_.clock->Now());
+    Measure(s, now);
     metrics.requests_finished.Increment();
   } else if (absl::IsCancelled(status) || absl::IsDeadlineExceeded(status)) {
     metrics.requests_cancelled.Increment();
   } else {
     metrics.requests_failed.Increment();
   }
-  s->stream->End(status);
+  if (s.stream->End(status)) WakeLater(s.stream);
 }
 
-// Makes the full blocks computed so far known, so that a next turn of the conversation finds them.
-void DecodeLoop::CacheComputed(Sequence* s) {
-  const int full = s->computed / options_.limits.block_size;
-  if (full <= s->cached_blocks) return;
-  const auto tokens = std::span<const int32_t>(s->tokens).first(static_cast<size_t>(s->computed));
-  parts_.cache->Insert(s->hash_seed, tokens, s->lease, s->cached_blocks);
-  s->cached_blocks = full;
+absl::Status Publisher::CheckReader(Sequence* s, absl::Time now) {
+  if (!s->paused()) return absl::OkStatus();
+  // Only when half of the bound is free again, so that a reader at the bound does not make its
+  // sequence stop and go with every token.
+  if (s->stream->pending() < options_.max_pending_tokens / 2 + 1) {
+    s->paused_at = absl::InfiniteFuture();
+  } else if (now - s->paused_at >= options_.pause_limit) {
+    return Aborted("the reader was {} tokens behind for {} s", s->stream->pending(),
+                   absl::ToInt64Seconds(options_.pause_limit));
+  }
+  return absl::OkStatus();
 }
 
-void DecodeLoop::Observe(const Sequence& s, absl::Time now) {
-  WorkerMetrics& metrics = parts_.metrics->worker;
+void Publisher::Flush() {
+  if (idle_.empty()) return;
+  if (waker_ != nullptr) {
+    waker_->Wake(std::exchange(idle_, {}));
+    return;
+  }
+  for (const auto& stream : std::exchange(idle_, {})) stream->Wake();
+}
+
+void Publisher::Measure(const Sequence& s, absl::Time now) {
+  WorkerMetrics& metrics = metrics_->worker;
   const auto observe = [&metrics](Stage stage, double milliseconds) {
     metrics.stage(stage).Observe(milliseconds / 1e3);
   };
@@ -102,8 +108,8 @@ void DecodeLoop::Observe(const Sequence& s, absl::Time now) {
   }
   if (s.generated() < 2) return;
   observe(Stage::kFirstDecodeStep, s.times.first_decode_step);
-  parts_.metrics->time_per_output_token.Observe(absl::ToDoubleSeconds(now - s.first_token_at) /
-                                                (s.generated() - 1));
+  metrics_->time_per_output_token.Observe(absl::ToDoubleSeconds(now - s.first_token_at) /
+                                          (s.generated() - 1));
 }
 
 }  // namespace tandem::decode

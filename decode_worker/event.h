@@ -10,15 +10,16 @@
 #include "decode_worker/request.h"
 #include "decode_worker/token_stream.h"
 #include "kvtransfer/channel/kv_endpoints.h"
+#include "worker/reports.h"
 
 namespace tandem::decode {
 
 struct WorkArrived {
-  DecodeWork work;
+  Work work;
   std::shared_ptr<TokenStream> stream;
 };
 struct WorkCancelled {  // by the client, its deadline, or a broken connection
-  uint64_t id = 0;      // DecodeWork::id; unknown ones are ignored
+  uint64_t id = 0;      // Work::id; unknown ones are ignored
 };
 struct KvSealed {
   TransferId id;
@@ -34,14 +35,11 @@ struct KvQuiet {
   TransferId id;
   uint64_t epoch = 0;
 };
-struct SnapshotWanted {};  // a router joined: it needs all block hashes
-struct DrainWanted {};     // refuse new work, finish what runs, then stop
-struct StopWanted {};      // end all streams and stop
 
-using DecodeEvent = std::variant<WorkArrived, WorkCancelled, PrefillReply, KvSealed, KvFailed,
-                                 KvQuiet, SnapshotWanted, DrainWanted, StopWanted>;
+using Event = std::variant<WorkArrived, WorkCancelled, PrefillReply, KvSealed, KvFailed, KvQuiet,
+                           worker::SnapshotWanted, worker::DrainWanted, worker::StopWanted>;
 
 // Work is refused when it is full; all other events get in.
-using DecodeInbox = Inbox<DecodeEvent>;
+using EventInbox = Inbox<Event>;
 
 }  // namespace tandem::decode

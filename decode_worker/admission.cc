@@ -1,0 +1,80 @@
+#include "decode_worker/admission.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/status.h"
+
+namespace tandem::decode {
+
+Admission::Admission(AdmissionOptions options, engine::BlockPool* pool, engine::PrefixCache* cache,
+                     Clock* clock)
+    : options_(std::move(options)), pool_(pool), cache_(cache), clock_(clock) {}
+
+Admission::Placement Admission::Place(const Work& work, const Hash128& seed) const {
+  const int length = static_cast<int>(work.tokens.size());
+  const int block_size = options_.limits.block_size;
+  // The last token is always computed, for its output is the first draw.
+  Placement place;
+  place.cached_blocks =
+      cache_->CountMatch(seed, work.tokens, (length - 1) / block_size, &place.idle_blocks);
+  place.ask = !options_.unified && !work.prefill.empty() &&
+              length - place.cached_blocks * block_size > options_.local_prefill_max_tokens;
+  // Logprobs of the prompt exist only where its tokens are computed, so what is cached here does
+  // not help. A prefill worker sees to that itself, and need not ship what is cached here.
+  if (!place.ask && work.sampling.prompt_logprobs >= 0) place.cached_blocks = place.idle_blocks = 0;
+  return place;
+}
+
+absl::Status Admission::CheckRoom(const View& view, int needed_blocks, int idle_blocks) const {
+  const int total = pool_->counts().total;
+  switch (CanAdmit(view, needed_blocks + idle_blocks, total, options_.limits)) {
+    case Room::kTooManySequences:
+      return ResourceExhausted("worker {} already runs max_num_seqs = {} sequences",
+                               options_.worker_id, options_.limits.max_num_seqs);
+    case Room::kNoBlocks:
+      return ResourceExhausted("worker {} has no {} KV blocks free ({} of {} available)",
+                               options_.worker_id, needed_blocks, pool_->NumAvailable(), total);
+    case Room::kYes:
+      break;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
+  if (clock_->Now() >= work.deadline) {
+    return DeadlineExceeded("deadline passed before the request was admitted");
+  }
+  const int length = static_cast<int>(work.tokens.size());
+  TANDEM_CHECK(length > 0 && length < options_.max_model_len,
+               "a prompt of {} tokens came in where max_model_len is {}", length,
+               options_.max_model_len);
+  const Hash128 seed =
+      BlockHashSeed(options_.cluster_secret, options_.model_digest, work.cache_salt);
+  const Placement place = Place(work, seed);
+  const int needed = BlocksFor(length + 1, options_.limits.block_size) - place.cached_blocks;
+  TANDEM_RETURN_IF_ERROR(CheckRoom(view, needed, place.idle_blocks));
+
+  Admitted out;
+  out.ask = place.ask;
+  out.sequence = std::make_unique<Sequence>();
+  Sequence& s = *out.sequence;
+  s.lease = cache_->Match(seed, work.tokens, place.cached_blocks);
+  TANDEM_ASSIGN_OR_RETURN(out.fresh, pool_->Reserve(needed));
+  s.tokens = std::move(work.tokens);
+  s.work = std::move(work);
+  s.prompt_length = length;
+  // In 64 bits: max_tokens may be anything up to 2^30.
+  s.max_length = static_cast<int>(
+      std::min<int64_t>(options_.max_model_len, int64_t{length} + s.work.sampling.max_tokens));
+  s.hash_seed = seed;
+  s.cached_blocks = s.lease.size();
+  s.cached_tokens = s.cached_blocks * options_.limits.block_size;
+  s.computed = s.launched = s.cached_tokens;
+  s.reserved_at = clock_->Now();
+  s.times.decode_queue = absl::ToDoubleMilliseconds(s.reserved_at - s.work.arrived);
+  return out;
+}
+
+}  // namespace tandem::decode

@@ -1,0 +1,30 @@
+#include "prefill_worker/intake.h"
+
+#include <utility>
+
+#include "common/base/status.h"
+
+namespace tandem::prefill {
+
+Intake::Intake(RequestLimits limits, EventInbox* inbox, Clock* clock)
+    : limits_(std::move(limits)), inbox_(inbox), clock_(clock) {}
+
+void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply) {
+  absl::StatusOr<Work> work = WorkFromProto(request, limits_);
+  if (!work.ok()) return reply(work.status());
+  work->id = id;
+  work->arrived = clock_->Now();
+  work->reply = [this, reply](absl::StatusOr<Outcome> outcome) {
+    if (!outcome.ok()) return reply(outcome.status());
+    reply(OutcomeToProto(*outcome, limits_.worker_id));
+  };
+  Event event = WorkArrived{*std::move(work)};
+  if (inbox_->TryPush(std::move(event))) return;
+  reply(inbox_->closed()
+            ? Unavailable("prefill worker {} is stopping", limits_.worker_id)
+            : ResourceExhausted("prefill worker {} has a full queue", limits_.worker_id));
+}
+
+void Intake::Cancel(uint64_t id) { inbox_->Push(WorkCancelled{id}); }
+
+}  // namespace tandem::prefill

@@ -1,0 +1,39 @@
+// How requests and cancellations reach the loop, whatever carries them: the RPC edge without RPC.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+
+#include "absl/status/statusor.h"
+
+#include "common/base/clock.h"
+#include "prefill_worker/event.h"
+#include "prefill_worker/prefill_wire.h"
+
+namespace tandem::prefill {
+
+// Thread-safe; nothing here blocks.
+class Intake {
+ public:
+  using Reply = std::function<void(absl::StatusOr<internal::v1::PrefillResponse>)>;
+
+  // Both pointers outlive the intake and every call.
+  Intake(RequestLimits limits, EventInbox* inbox, Clock* clock);
+
+  // A name for a call, for Submit() and Cancel().
+  uint64_t NewId() { return ++last_id_; }
+  // `reply` is called exactly once: before the return where the request is refused at once, else on
+  // the loop's thread.
+  void Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply);
+  // Idempotent; unknown ids are ignored.
+  void Cancel(uint64_t id);
+
+ private:
+  const RequestLimits limits_;
+  EventInbox* const inbox_;
+  Clock* const clock_;
+  std::atomic<uint64_t> last_id_ = 0;
+};
+
+}  // namespace tandem::prefill

@@ -1,0 +1,105 @@
+#include "prefill_worker/prefill_wire.h"
+
+#include <utility>
+#include <vector>
+
+#include "common/base/kv_layout.h"
+#include "common/base/status.h"
+#include "common/rpc/status.h"
+#include "engine/wire/wire.h"
+
+namespace tandem::prefill {
+namespace {
+
+absl::Status CheckTarget(const internal::v1::KvTarget& target, int prompt_blocks) {
+  TransferId id;
+  if (!TransferId::FromBytes(target.transfer_id(), &id)) {
+    return BadField("target.transfer_id", "must have 16 bytes, got {}",
+                    target.transfer_id().size());
+  }
+  if (target.transport().empty()) {
+    return BadField("target.transport", "must be set");
+  }
+  if (target.address().empty()) {
+    return BadField("target.address", "must be HOST:PORT, got nothing");
+  }
+  const uint64_t covered = uint64_t{target.first_block()} + uint64_t(target.block_ids_size());
+  if (covered != static_cast<uint64_t>(prompt_blocks)) {
+    return WithField(
+        InvalidArgument("target.block_ids: first_block {} and {} ids must make up the prompt's {} "
+                        "blocks",
+                        target.first_block(), target.block_ids_size(), prompt_blocks),
+        "target.block_ids");
+  }
+  for (int i = 0; i < target.block_ids_size(); ++i) {
+    if (target.block_ids(i) < target.num_blocks()) continue;
+    return WithField(InvalidArgument("target.block_ids[{}] is {}; the pool has {} blocks", i,
+                                     target.block_ids(i), target.num_blocks()),
+                     "target.block_ids");
+  }
+  return absl::OkStatus();
+}
+
+kvtransfer::KvSendTarget TargetFromProto(const internal::v1::KvTarget& target) {
+  kvtransfer::KvSendTarget out;
+  TransferId::FromBytes(target.transfer_id(), &out.id);
+  out.epoch = target.epoch();
+  out.transport = target.transport();
+  out.address = target.address();
+  out.token = target.token();
+  out.peer_worker_id = target.worker_id();
+  out.target_blocks.assign(target.block_ids().begin(), target.block_ids().end());
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
+                                   const RequestLimits& limits) {
+  if (request.capability_digest() != limits.capability_digest) {
+    return FailedPrecondition(
+        "capability_digest is {} at the caller and {} at prefill worker {}: model, dtype, block "
+        "size, cluster secret or protocol version differ (`tandem status` shows both)",
+        request.capability_digest(), limits.capability_digest, limits.worker_id);
+  }
+  if (request.token_ids().empty()) {
+    return BadField("token_ids", "must not be empty");
+  }
+  if (request.token_ids_size() > limits.max_model_len) {
+    return BadField("token_ids", "holds {} tokens; max_model_len is {}", request.token_ids_size(),
+                    limits.max_model_len);
+  }
+  Work work;
+  absl::StatusOr<std::vector<int32_t>> tokens =
+      engine::TokensFromProto(request.token_ids(), limits.vocab_size, "token_ids");
+  if (!tokens.ok()) return WithField(tokens.status(), "token_ids");
+  work.tokens = *std::move(tokens);
+  absl::StatusOr<engine::SamplingParams> sampling =
+      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size);
+  if (!sampling.ok()) return WithField(sampling.status(), "sampling");
+  work.sampling = *std::move(sampling);
+  TANDEM_RETURN_IF_ERROR(
+      CheckTarget(request.target(), BlocksFor(request.token_ids_size(), limits.block_size)));
+  work.target = TargetFromProto(request.target());
+  work.first_block = static_cast<int>(request.target().first_block());
+  work.request_id = request.request_id();
+  work.cache_salt = request.cache_salt();
+  work.priority = request.priority();
+  return work;
+}
+
+internal::v1::PrefillResponse OutcomeToProto(const Outcome& outcome, const std::string& worker_id) {
+  internal::v1::PrefillResponse response;
+  *response.mutable_first_token() = engine::LogprobToProto(outcome.first_token);
+  for (const engine::TokenLogprob& logprob : outcome.prompt_logprobs) {
+    *response.add_prompt_logprobs() = engine::LogprobToProto(logprob);
+  }
+  response.set_cached_tokens(static_cast<uint32_t>(outcome.cached_tokens));
+  response.set_queue_ms(absl::ToDoubleMilliseconds(outcome.queue));
+  response.set_prefill_ms(absl::ToDoubleMilliseconds(outcome.prefill));
+  response.set_kv_bytes(outcome.kv_bytes);
+  response.set_worker_id(worker_id);
+  return response;
+}
+
+}  // namespace tandem::prefill

@@ -1,0 +1,44 @@
+// What comes in and what goes out of the prefill loop, as plain values (the wire is
+// prefill_wire.h's).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+#include "engine/runtime/batch.h"
+#include "engine/runtime/sampling_params.h"
+#include "kvtransfer/channel/kv_endpoints.h"
+
+namespace tandem::prefill {
+
+struct Outcome {
+  engine::TokenLogprob first_token;
+  std::vector<engine::TokenLogprob> prompt_logprobs;
+  int cached_tokens = 0;
+  absl::Duration queue;    // arrived to first chunk started
+  absl::Duration prefill;  // first chunk started to first token sampled
+  uint64_t kv_bytes = 0;   // shipped and still to be shipped
+};
+
+// A validated request.
+struct Work {
+  uint64_t id = 0;  // unique in the process, growing, never 0
+  std::string request_id;
+  std::vector<int32_t> tokens;  // the prompt, not empty
+  engine::SamplingParams sampling;
+  std::string cache_salt;
+  int priority = 0;  // higher is scheduled earlier
+  // target_blocks[i] receives prompt block first_block + i; together they cover the prompt.
+  kvtransfer::KvSendTarget target;
+  int first_block = 0;
+  absl::Time arrived;  // Clock
+  // Called exactly once, on the loop's thread; must not block.
+  std::function<void(absl::StatusOr<Outcome>)> reply;
+};
+
+}  // namespace tandem::prefill

@@ -1,0 +1,50 @@
+// One prompt, as the prefill loop holds it. Not thread-safe: owned by the loop.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+
+#include "common/base/block_hash.h"
+#include "common/base/transfer_id.h"
+#include "engine/kv/block_pool.h"
+#include "prefill_worker/request.h"
+
+namespace tandem::prefill {
+
+enum class Phase {
+  kWaiting,   // holds no blocks
+  kRunning,   // the prompt is computed chunk by chunk
+  kShipping,  // replied; the sender still reads the blocks
+};
+
+using TransferKey = std::pair<TransferId, uint64_t>;  // id, epoch
+
+struct Sequence {
+  Work work;
+  Hash128 hash_seed;
+  Phase phase = Phase::kWaiting;
+  int times_passed = 0;
+  engine::BlockLease lease;
+  // In tokens: cached <= computed <= launched. Launched steps compute up to `launched`.
+  int cached = 0;
+  int computed = 0;
+  int launched = 0;
+  int pushed_blocks = 0;                      // all layers are, or will be, with the sender
+  int inserted_blocks = 0;                    // known to the prefix cache
+  absl::Time started = absl::InfinitePast();  // first chunk
+  std::vector<engine::TokenLogprob> prompt_logprobs;
+
+  int length() const { return static_cast<int>(work.tokens.size()); }
+  TransferKey key() const { return {work.target.id, work.target.epoch}; }
+  bool has_started() const { return started != absl::InfinitePast(); }
+  // Logprobs of prompt tokens exist only where the tokens are computed. At least the last token is
+  // computed too: its logits give the first new one.
+  int MaxCachedBlocks(int block_size) const {
+    return work.sampling.prompt_logprobs >= 0 ? 0 : (length() - 1) / block_size;
+  }
+};
+
+}  // namespace tandem::prefill

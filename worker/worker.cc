@@ -1,0 +1,177 @@
+#include "worker/worker.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+#include "common/base/transfer_id.h"
+#include "common/rpc/load_wire.h"
+#include "common/rpc/server.h"
+#include "engine/wire/cluster_wire.h"
+
+namespace tandem::worker {
+namespace {
+
+class Worker final : public WorkerProcess {
+ public:
+  Worker(WorkerProcessOptions process, std::unique_ptr<Role> role, SignalWaiter* signals)
+      : process_(std::move(process)), signals_(signals), role_(std::move(role)) {}
+  ~Worker() override { Stop(absl::ZeroDuration()); }
+
+  absl::Status Init(const engine::EngineOptions& options);
+  const std::string& address() const override { return server_->address(); }
+  const std::string& metrics_address() const override { return metrics_.address(); }
+  absl::Status Drain() override {
+    Stop(absl::Seconds(process_.drain_timeout));
+    absl::MutexLock lock(&mutex_);
+    return refused_;
+  }
+
+ private:
+  Frame MakeFrame();
+  absl::Status Join();
+  internal::v1::Hello MakeHello(const std::string& address, const std::string& metrics) const;
+  void Refuse(const absl::Status& status);
+  void Stop(absl::Duration drain);
+
+  const WorkerProcessOptions process_;
+  SignalWaiter* const signals_;
+  internal::v1::Capability capability_;
+
+  // Each uses those above it; the role is started between engine and server.
+  Metrics metrics_;
+  std::unique_ptr<engine::Engine> engine_;
+  std::unique_ptr<Role> role_;
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<ClusterClient> cluster_;  // set before the loop's thread starts
+  bool role_started_ = false;
+  std::thread thread_;
+  absl::Notification loop_done_;
+
+  absl::Mutex mutex_;
+  absl::Status refused_ ABSL_GUARDED_BY(mutex_);  // by the router
+};
+
+absl::Status Worker::Init(const engine::EngineOptions& options) {
+  TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
+  TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
+  const std::string name = process_.served_model_name.empty()
+                               ? engine::DefaultModelName(engine_->options().model_dir)
+                               : process_.served_model_name;
+  capability_ = engine::CapabilityOf(*engine_, name, process_.cluster_secret);
+  spdlog::info("{}", engine_->Banner());
+  TANDEM_RETURN_IF_ERROR(role_->Start(MakeFrame()));
+  role_started_ = true;
+  RpcServerOptions server;
+  server.listen_address = process_.listen;
+  TANDEM_ASSIGN_OR_RETURN(server_, RpcServer::Start(server, {role_->service()}));
+  TANDEM_RETURN_IF_ERROR(Join());
+  thread_ = std::thread([this] {
+    role_->Run();
+    loop_done_.Notify();
+  });
+  server_->SetServing(true);
+  return absl::OkStatus();
+}
+
+Frame Worker::MakeFrame() {
+  Frame frame;
+  frame.engine = engine_.get();
+  frame.metrics = &metrics_;
+  frame.clock = Clock::Real();
+  frame.process = &process_;
+  frame.capability_digest = CapabilityDigest(capability_);
+  // Called on the loop's thread, which lives shorter than cluster_.
+  frame.reports.load = [this](const LoadReport& load) {
+    if (cluster_ != nullptr) cluster_->PostLoad(LoadReportToProto(load));
+  };
+  frame.reports.blocks = [this](const engine::BlockEvents& events, bool cleared) {
+    if (cluster_ != nullptr) cluster_->PostBlocks(engine::BlockEventsToProto(events, cleared));
+  };
+  return frame;
+}
+
+internal::v1::Hello Worker::MakeHello(const std::string& address,
+                                      const std::string& metrics) const {
+  const engine::EngineOptions& options = engine_->options();
+  internal::v1::Hello hello;
+  hello.set_worker_id(process_.worker_id);
+  hello.set_incarnation(RandomUint64());
+  hello.set_address(address);
+  *hello.mutable_capability() = capability_;
+  hello.set_max_model_len(static_cast<uint32_t>(options.max_model_len));
+  hello.set_max_num_seqs(static_cast<uint32_t>(options.max_num_seqs));
+  hello.set_max_num_batched_tokens(static_cast<uint32_t>(options.max_num_batched_tokens));
+  hello.set_num_blocks(static_cast<uint32_t>(engine_->region().num_blocks));
+  hello.set_metrics_address(metrics);
+  role_->FillHello(&hello);
+  return hello;
+}
+
+absl::Status Worker::Join() {
+  if (process_.router.empty()) return absl::OkStatus();
+  TANDEM_ASSIGN_OR_RETURN(const std::string address,
+                          AdvertisedAddress(process_, server_->address()));
+  TANDEM_ASSIGN_OR_RETURN(const std::string metrics,
+                          AdvertisedAddress(process_, metrics_.address()));
+  ClusterClientOptions cluster;
+  cluster.router_address = process_.router;
+  cluster.hello = MakeHello(address, metrics);
+  cluster.on_joined = [this] { role_->Post(SnapshotWanted{}); };
+  cluster.on_drain = [this] { signals_->Wake(); };
+  cluster.on_refused = [this](const absl::Status& status) { Refuse(status); };
+  cluster_ = ClusterClient::Start(std::move(cluster));
+  return absl::OkStatus();
+}
+
+void Worker::Refuse(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    refused_ = status;
+  }
+  // After the status is there: whom this wakes reads it.
+  signals_->Wake();
+}
+
+void Worker::Stop(absl::Duration drain) {
+  const absl::Time deadline = Clock::Real()->Now() + drain;
+  if (thread_.joinable()) {
+    // The router first, so that it sends no more before health and loop refuse it.
+    if (cluster_ != nullptr) cluster_->PostDraining();
+    server_->SetServing(false);
+    role_->Post(DrainWanted{});
+    if (!loop_done_.WaitForNotificationWithTimeout(drain)) {
+      spdlog::warn("giving up what still runs after {}", absl::FormatDuration(drain));
+      role_->Post(StopWanted{});
+    }
+    thread_.join();
+  } else if (role_started_ && !loop_done_.HasBeenNotified()) {
+    // The start failed behind the server's: whoever called meanwhile still waits for an answer.
+    role_->Post(StopWanted{});
+    role_->Run();
+    loop_done_.Notify();
+  }
+  // The loop has answered everybody, but slow readers may still be taking the last tokens.
+  const absl::Duration left = deadline - Clock::Real()->Now();
+  if (server_ != nullptr) server_->Shutdown(std::max(left, absl::Seconds(1)));
+  cluster_.reset();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WorkerProcess>> StartWorker(const engine::EngineOptions& engine,
+                                                           const WorkerProcessOptions& process,
+                                                           std::unique_ptr<Role> role,
+                                                           SignalWaiter* signals) {
+  auto worker = std::make_unique<Worker>(process, std::move(role), signals);
+  TANDEM_RETURN_IF_ERROR(worker->Init(engine));
+  return worker;
+}
+
+}  // namespace tandem::worker
