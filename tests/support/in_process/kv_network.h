@@ -1,0 +1,38 @@
+// KV shipments between workers of one process: KvSender and KvReceiver over plain memory.
+//
+// Keeps the contract of kvtransfer/channel/kv_endpoints.h that loops can see: tokens are compared,
+// blocks are written by ordinal, a transfer is sealed when every layer of every block was pushed,
+// nothing is written after Cancel or Abort, and every callback comes once. Bytes move inside Push,
+// on the caller's thread, so a test that steps its workers by hand is deterministic.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+
+#include "common/base/kv_layout.h"
+#include "kvtransfer/channel/kv_endpoints.h"
+
+namespace tandem {
+
+// Thread-safe. Outlives the endpoints that it made.
+class InProcessKvNetwork {
+ public:
+  // `options.on_*` are called without locks held, as kvtransfer calls them.
+  std::unique_ptr<kvtransfer::KvReceiver> MakeReceiver(kvtransfer::KvReceiverOptions options);
+  std::unique_ptr<kvtransfer::KvSender> MakeSender(kvtransfer::KvSenderOptions options);
+
+ private:
+  class Receiver;
+  class Sender;
+
+  absl::Mutex mutex_;
+  int last_port_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::flat_hash_map<std::string, Receiver*> receivers_ ABSL_GUARDED_BY(mutex_);  // by address
+};
+
+}  // namespace tandem

@@ -1,0 +1,241 @@
+#include "tests/support/in_process/workers.h"
+
+#include <limits>
+#include <utility>
+#include <variant>
+
+#include "common/base/status.h"
+#include "common/rpc/cluster_client.h"
+#include "common/rpc/load_wire.h"
+#include "engine/wire/cluster_wire.h"
+
+namespace tandem {
+namespace {
+
+constexpr size_t kInboxCapacity = 4096;
+
+internal::v1::Capability MakeCapability(const InProcessWorkerOptions& options) {
+  internal::v1::Capability capability;
+  capability.set_model("fake");
+  capability.set_model_digest(options.model_digest);
+  capability.set_block_size(static_cast<uint32_t>(options.engine.block_size));
+  capability.set_vocab_size(static_cast<uint32_t>(options.engine.model.vocab_size));
+  capability.set_cluster_secret_digest(ClusterSecretDigest(options.cluster_secret));
+  return capability;
+}
+
+worker::Reports MakeReports(Membership membership) {
+  worker::Reports reports;
+  reports.load = [load = std::move(membership.load)](const LoadReport& report) {
+    if (load) load(LoadReportToProto(report));
+  };
+  reports.blocks = [blocks = std::move(membership.blocks)](const engine::BlockEvents& events,
+                                                           bool cleared) {
+    if (blocks) blocks(engine::BlockEventsToProto(events, cleared));
+  };
+  return reports;
+}
+
+prefill::RequestLimits PrefillLimits(const InProcessWorkerOptions& options) {
+  return {.worker_id = options.worker_id,
+          .capability_digest = CapabilityDigest(MakeCapability(options)),
+          .vocab_size = options.engine.model.vocab_size,
+          .max_model_len = options.max_model_len,
+          .block_size = options.engine.block_size};
+}
+
+}  // namespace
+
+internal::v1::Hello MakeHello(const InProcessWorkerOptions& options, const std::string& role,
+                              const std::string& address) {
+  internal::v1::Hello hello;
+  hello.set_worker_id(options.worker_id);
+  hello.set_incarnation(1);
+  hello.set_role(role);
+  hello.set_address(address);
+  *hello.mutable_capability() = MakeCapability(options);
+  hello.set_max_model_len(static_cast<uint32_t>(options.max_model_len));
+  hello.set_max_num_seqs(static_cast<uint32_t>(options.max_num_seqs));
+  hello.set_max_num_batched_tokens(static_cast<uint32_t>(options.max_num_batched_tokens));
+  hello.set_num_blocks(static_cast<uint32_t>(options.engine.num_blocks));
+  return hello;
+}
+
+InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& options,
+                                               InProcessKvNetwork* kv, Clock* clock,
+                                               Membership membership)
+    : options_(options),
+      engine_(options.engine),
+      metrics_(&engine_.metrics),
+      inbox_(kInboxCapacity),
+      intake_(PrefillLimits(options), &inbox_, clock) {
+  kvtransfer::KvSenderOptions sender;
+  sender.region = engine_.memory.region();
+  sender.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
+                          const kvtransfer::TransferStats& stats) {
+    inbox_.Push(prefill::KvShipped{id, epoch, status, stats});
+  };
+  sender_ = kv->MakeSender(std::move(sender));
+  prefill::LoopOptions loop;
+  loop.limits = {options.max_num_batched_tokens, options.max_num_seqs};
+  loop.layout = engine_.memory.region().layout;
+  loop.worker_id = options.worker_id;
+  loop.cluster_secret = options.cluster_secret;
+  loop.model_digest = options.model_digest;
+  prefill::LoopParts parts;
+  parts.runner = &engine_.runner();
+  parts.pool = &engine_.pool;
+  parts.cache = &engine_.cache;
+  parts.sender = sender_.get();
+  parts.clock = clock;
+  parts.metrics = &metrics_;
+  parts.inbox = &inbox_;
+  loop_ =
+      std::make_unique<prefill::Loop>(std::move(loop), parts, MakeReports(std::move(membership)));
+}
+
+InProcessPrefillCaller::InProcessPrefillCaller(decode::CallerIdentity identity, int vocab_size,
+                                               const std::vector<InProcessPrefillWorker*>* workers,
+                                               decode::EventInbox* inbox)
+    : identity_(std::move(identity)), vocab_size_(vocab_size), workers_(workers), inbox_(inbox) {}
+
+void InProcessPrefillCaller::Call(decode::PrefillCall call) {
+  const uint64_t call_id = call.call_id;
+  for (InProcessPrefillWorker* prefill : *workers_) {
+    if (prefill->address() != call.address) continue;
+    const Active active = {&prefill->intake(), prefill->intake().NewId()};
+    {
+      absl::MutexLock lock(&mutex_);
+      active_[call_id] = active;
+    }
+    active.intake->Submit(active.id, decode::CallToProto(call, identity_),
+                          [this, call_id](absl::StatusOr<internal::v1::PrefillResponse> response) {
+                            {
+                              absl::MutexLock lock(&mutex_);
+                              active_.erase(call_id);
+                            }
+                            if (response.ok()) {
+                              inbox_->Push(decode::PrefillReply{
+                                  call_id, decode::OutcomeFromProto(*response, vocab_size_)});
+                            } else {
+                              inbox_->Push(decode::PrefillReply{call_id, response.status()});
+                            }
+                          });
+    return;
+  }
+  inbox_->Push(decode::PrefillReply{
+      call_id, Unavailable("no prefill worker at {} in this process", call.address)});
+}
+
+void InProcessPrefillCaller::Cancel(uint64_t call_id) {
+  Active active;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto it = active_.find(call_id);
+    if (it == active_.end()) return;
+    active = it->second;
+  }
+  active.intake->Cancel(active.id);
+}
+
+InProcessDecodeWorker::InProcessDecodeWorker(
+    const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
+    const std::vector<InProcessPrefillWorker*>* prefill_workers, Clock* clock,
+    Membership membership)
+    : options_(options),
+      engine_(options.engine),
+      metrics_(&engine_.metrics),
+      inbox_(kInboxCapacity),
+      intake_({options.engine.model.vocab_size, options.max_model_len}, &inbox_, clock) {
+  kvtransfer::KvReceiverOptions receiver;
+  receiver.region = engine_.memory.region();
+  receiver.on_sealed = [this](const TransferId& id, uint64_t epoch,
+                              const kvtransfer::TransferStats& stats) {
+    inbox_.Push(decode::KvSealed{id, epoch, stats});
+  };
+  receiver.on_failed = [this](const TransferId& id, uint64_t epoch, const absl::Status& status) {
+    inbox_.Push(decode::KvFailed{id, epoch, status});
+  };
+  receiver.on_quiet = [this](const TransferId& id, uint64_t epoch) {
+    inbox_.Push(decode::KvQuiet{id, epoch});
+  };
+  receiver_ = kv->MakeReceiver(std::move(receiver));
+  decode::CallerIdentity identity;
+  identity.kv_transport = "memory";
+  identity.kv_address = receiver_->address();
+  identity.worker_id = options.worker_id;
+  identity.num_blocks = options.engine.num_blocks;
+  identity.capability_digest = CapabilityDigest(MakeCapability(options));
+  caller_ = std::make_unique<InProcessPrefillCaller>(
+      std::move(identity), options.engine.model.vocab_size, prefill_workers, &inbox_);
+
+  decode::LoopOptions loop;
+  loop.admission.limits = {options.engine.block_size, options.max_num_seqs,
+                           options.max_num_batched_tokens};
+  loop.admission.max_model_len = options.max_model_len;
+  loop.admission.unified = options.unified;
+  loop.admission.local_prefill_max_tokens = options.local_prefill_max_tokens;
+  loop.admission.worker_id = options.worker_id;
+  loop.admission.cluster_secret = options.cluster_secret;
+  loop.admission.model_digest = options.model_digest;
+  loop.prefill.worker_id = options.worker_id;
+  loop.prefill.kv_transport = "memory";
+  loop.prefill.block_size = options.engine.block_size;
+  decode::LoopParts parts;
+  parts.runner = &engine_.runner();
+  parts.pool = &engine_.pool;
+  parts.cache = &engine_.cache;
+  parts.receiver = receiver_.get();
+  parts.caller = caller_.get();
+  parts.clock = clock;
+  parts.metrics = &metrics_;
+  parts.inbox = &inbox_;
+  loop_ =
+      std::make_unique<decode::Loop>(std::move(loop), parts, MakeReports(std::move(membership)));
+}
+
+internal::v1::Hello InProcessDecodeWorker::hello() const {
+  internal::v1::Hello hello =
+      MakeHello(options_, options_.unified ? "unified" : "decode", address());
+  hello.set_local_prefill_max_tokens(
+      options_.unified ? std::numeric_limits<uint32_t>::max()
+                       : static_cast<uint32_t>(options_.local_prefill_max_tokens));
+  return hello;
+}
+
+uint64_t InProcessDecodeWorker::Generate(const internal::v1::DecodeRequest& request,
+                                         absl::Duration left,
+                                         std::function<void(internal::v1::TokenEvent)> on_event,
+                                         std::function<void(absl::Status)> on_end) {
+  absl::StatusOr<decode::Work> work = intake_.Read(request, left);
+  if (!work.ok()) {
+    on_end(work.status());
+    return 0;
+  }
+  const uint64_t id = work->id;
+  const bool logprobs = work->sampling.logprobs >= 0;
+  // The stream's taker needs the stream itself, which the loop keeps alive until it has ended.
+  auto holder = std::make_shared<std::weak_ptr<decode::TokenStream>>();
+  auto stream = intake_.MakeStream([holder, logprobs, on_event, on_end] {
+    const std::shared_ptr<decode::TokenStream> self = holder->lock();
+    while (self != nullptr) {
+      decode::TokenStream::Item item = self->Take();
+      if (auto* delta = std::get_if<decode::TokenDelta>(&item)) {
+        internal::v1::TokenEvent event;
+        decode::DeltaToProto(*delta, logprobs, &event);
+        on_event(std::move(event));
+      } else {
+        if (auto* status = std::get_if<absl::Status>(&item)) on_end(*status);
+        return;
+      }
+    }
+  });
+  *holder = stream;
+  if (absl::Status status = intake_.Push(*std::move(work), stream); !status.ok()) {
+    on_end(status);
+    return 0;
+  }
+  return id;
+}
+
+}  // namespace tandem
