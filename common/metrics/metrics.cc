@@ -1,14 +1,9 @@
 #include "common/metrics/metrics.h"
 
-#include <atomic>
-#include <chrono>
 #include <exception>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <thread>
-#include <unistd.h>
 #include <utility>
 
+#include "absl/synchronization/mutex.h"
 #include "prometheus/exposer.h"
 #include "prometheus/text_serializer.h"
 
@@ -51,58 +46,41 @@ std::vector<double> HalvedDecadeBuckets(double from, double to) {
   return out;
 }
 
-// civetweb notices that it shall stop only when its accept loop wakes, up to 2 s later: connections
-// wake it at once, so that a process ends when it says so.
-void StopPromptly(std::unique_ptr<prometheus::Exposer> exposer, int port) {
-  std::atomic<bool> stopped = false;
-  std::thread waker([&stopped, port] {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    while (!stopped) {
-      const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-      // A listener on another interface is not reached, and stops in its own time.
-      connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address));
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      close(fd);
-    }
-  });
-  exposer.reset();
-  stopped = true;
-  waker.join();
+// The servers of this process, which live as long as it does: civetweb takes up to 2 s to notice
+// that it shall stop, and a process that has said that it ends must not wait for that. A server
+// knows its registry weakly, so after its Metrics are gone it serves an empty page.
+void KeepForGood(std::unique_ptr<prometheus::Exposer> exposer) {
+  static absl::Mutex mutex(absl::kConstInit);
+  static auto* const kept = new std::vector<std::unique_ptr<prometheus::Exposer>>();
+  absl::MutexLock lock(&mutex);
+  kept->push_back(std::move(exposer));
 }
 
 }  // namespace
 
 struct Metrics::Impl {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
-  std::unique_ptr<prometheus::Exposer> exposer;
-  int port = 0;
-  std::string address;
-
-  ~Impl() {
-    if (exposer != nullptr) StopPromptly(std::move(exposer), port);
-  }
+  std::string address;  // empty before Serve
 };
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
 Metrics::~Metrics() = default;
 
 absl::Status Metrics::Serve(const std::string& address) {
-  TANDEM_CHECK(impl_->exposer == nullptr, "Serve is called once");
+  TANDEM_CHECK(impl_->address.empty(), "Serve is called once");
   TANDEM_ASSIGN_OR_RETURN(HostPort parsed, ParseHostPort(address));
+  std::unique_ptr<prometheus::Exposer> exposer;
   try {
-    impl_->exposer = std::make_unique<prometheus::Exposer>(
+    exposer = std::make_unique<prometheus::Exposer>(
         std::vector<std::string>{"listening_ports", parsed.ToString(), "num_threads", "2"});
-    impl_->exposer->RegisterCollectable(impl_->registry);
-    const std::vector<int> ports = impl_->exposer->GetListeningPorts();
+    exposer->RegisterCollectable(impl_->registry);
+    const std::vector<int> ports = exposer->GetListeningPorts();
     if (!ports.empty()) parsed.port = ports.front();
   } catch (const std::exception&) {
     // civetweb's message does not say why.
     return Unavailable("cannot serve metrics on {}: {}", address, WhyCannotListen(address));
   }
-  impl_->port = parsed.port;
+  KeepForGood(std::move(exposer));
   impl_->address = parsed.ToString();
   return absl::OkStatus();
 }

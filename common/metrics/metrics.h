@@ -25,7 +25,8 @@ class Metrics {
   Metrics();
   ~Metrics();
 
-  // Serves /metrics on HOST:PORT ("127.0.0.1:0" picks a port). Error: address in use, named.
+  // Serves /metrics on HOST:PORT ("127.0.0.1:0" picks a port) until the process ends; nothing is on
+  // the page any more when this is gone. Once. Error: address in use, named.
   absl::Status Serve(const std::string& address);
   // "" before Serve.
   const std::string& address() const;

@@ -51,6 +51,18 @@ TEST(MetricsTest, ServesWhatIsCounted) {
   EXPECT_THAT(page, HasSubstr("tandem_gap_seconds_bucket{le=\"0.001\"} 1"));
 }
 
+TEST(MetricsTest, ThePageIsEmptyWhenItsMetricsAreGone) {
+  std::string address;
+  {
+    Metrics metrics;
+    ASSERT_TRUE(metrics.Serve("127.0.0.1:0").ok());
+    metrics.Gauge("tandem_level", "Level.").Set(1);
+    address = metrics.address();
+    EXPECT_THAT(Scrape(address), HasSubstr("tandem_level"));
+  }
+  EXPECT_THAT(Scrape(address), testing::Not(HasSubstr("tandem_level")));
+}
+
 TEST(MetricsTest, SameNameAndLabelsAreTheSameChild) {
   Metrics metrics;
   metrics.Counter("tandem_x_total", "X.", {{"k", "1"}}).Increment();
