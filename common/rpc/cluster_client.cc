@@ -65,6 +65,12 @@ class JoinCall : public grpc::ClientBidiReactor<WorkerMessage, RouterMessage> {
   }
   void Cancel() { context_.TryCancel(); }
 
+  // The client holds its mailbox's mutex; this tells the thread analysis that it is this stream's
+  // mailbox too.
+  void AssertMailboxHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK(mailbox_->mutex) {
+    mailbox_->mutex.AssertHeld();
+  }
+
   // Sends what is pending, if the stream is idle.
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_->mutex) {
     if (writing_ || broken_ || !welcomed_) return;
@@ -185,7 +191,9 @@ class GrpcClusterClient : public ClusterClient {
 
  private:
   void PumpStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mailbox_.mutex) {
-    if (stream_ != nullptr) stream_->Pump();
+    if (stream_ == nullptr) return;
+    stream_->AssertMailboxHeld();
+    stream_->Pump();
   }
 
   void Run() {
@@ -238,6 +246,7 @@ class GrpcClusterClient : public ClusterClient {
           return stream.done() || mailbox_.call_joined || mailbox_.call_drain;
         };
         mailbox_.mutex.Await(absl::Condition(&due));
+        stream.AssertMailboxHeld();
         if (stream.done()) {
           stream_ = nullptr;
           mailbox_.joined = false;
