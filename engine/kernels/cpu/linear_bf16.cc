@@ -26,18 +26,6 @@ namespace {
 constexpr size_t kLanes = 16;    // float32 per vector
 constexpr size_t kMaxRows = 12;  // 24 accumulators, 2 or 4 weight vectors, 1 broadcast, 1 mask
 
-// Weights to fetch while others are multiplied: `step` bytes per pair of inputs.
-struct Ahead {
-  const std::byte* at = nullptr;
-  size_t step = 0;
-
-  TANDEM_BF16 void Prefetch() {
-    _mm_prefetch(at, _MM_HINT_T1);
-    _mm_prefetch(at + step / 2, _MM_HINT_T1);
-    at += step;
-  }
-};
-
 // A tile of the result: some rows of one panel.
 template <class Input>
 struct Tile {
@@ -45,7 +33,7 @@ struct Tile {
   size_t x_stride = 0;
   const uint16_t* panel = nullptr;
   size_t pairs = 0;  // of inputs
-  Ahead ahead;
+  WeightsAhead ahead;
   const float* bias = nullptr;  // may stay null
   float* y = nullptr;
   size_t y_stride = 0;
@@ -89,7 +77,7 @@ struct DotPairs {
     Sums<kRows> sums;
     for (size_t r = 0; r < kRows; ++r) sums.low[r] = sums.high[r] = _mm512_setzero_ps();
     const uint16_t* w = tile.panel;
-    Ahead ahead = tile.ahead;
+    WeightsAhead ahead = tile.ahead;
     for (size_t i = 0; i < tile.pairs; ++i, w += 2 * kPanel) {
       ahead.Prefetch();
       const __m512bh low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
@@ -124,7 +112,7 @@ struct Widen {
     Sums<kRows> sums;
     for (size_t r = 0; r < kRows; ++r) sums.low[r] = sums.high[r] = _mm512_setzero_ps();
     const uint16_t* w = tile.panel;
-    Ahead ahead = tile.ahead;
+    WeightsAhead ahead = tile.ahead;
     for (size_t i = 0; i < tile.pairs; ++i, w += 2 * kPanel) {
       ahead.Prefetch();
       const Words low = reinterpret_cast<Words>(_mm512_loadu_si512(w));
@@ -170,15 +158,6 @@ void RoundRows(const LinearArgs& args, size_t begin, size_t end, void* inputs) {
   }
 }
 
-// What pass `pass` of `passes` over a panel fetches. A lone pass fetches a little ahead of itself,
-// for the hardware's prefetcher stops at page ends. Several share the next panel evenly, so that
-// memory works in all of them and not in the first alone.
-Ahead AheadOf(const std::byte* panel, size_t panel_bytes, bool last, size_t pass, size_t passes) {
-  constexpr size_t kPairBytes = kPanel * 2 * sizeof(uint16_t), kLonePairs = 32;
-  if (passes == 1 || last) return {panel + kLonePairs * kPairBytes, kPairBytes};
-  return {panel + panel_bytes + panel_bytes / passes * pass, kPairBytes / passes};
-}
-
 // One panel of the rows [row_begin, row_end). `last`: no other panel follows.
 template <class Arithmetic>
 void PanelOfRows(const LinearArgs& args, const typename Arithmetic::Input* x, size_t row_begin,
@@ -207,7 +186,7 @@ void PanelOfRows(const LinearArgs& args, const typename Arithmetic::Input* x, si
     float* y = args.y + row * args.y_stride + column;
     tile.x = x + row * padded;
     tile.y = whole ? y : edge;
-    tile.ahead = AheadOf(weights, panel_bytes, last, pass, passes);
+    tile.ahead = WeightsAhead(weights, panel_bytes, last, pass, passes);
     ComputeTile<Arithmetic>(rows, tile);
     for (size_t i = 0; !whole && i < rows; ++i) {
       std::memcpy(y + i * args.y_stride, edge + i * kPanel, columns * sizeof(float));

@@ -31,13 +31,14 @@ constexpr size_t kMaxRows = 4;
 // kRows rows times two vectors of columns. w: first of those columns in its panel.
 template <size_t kRows>
 HWY_INLINE void Tile(const float* HWY_RESTRICT x, size_t x_stride, const float* HWY_RESTRICT w,
-                     size_t k, const float* HWY_RESTRICT bias, float* HWY_RESTRICT y,
-                     size_t y_stride) {
+                     size_t k, WeightsAhead ahead, const float* HWY_RESTRICT bias,
+                     float* HWY_RESTRICT y, size_t y_stride) {
   const D d;
   const size_t lanes = hn::Lanes(d);
   V sum0[kRows], sum1[kRows];
   for (size_t r = 0; r < kRows; ++r) sum0[r] = sum1[r] = hn::Zero(d);
   for (size_t i = 0; i < k; ++i) {
+    ahead.Prefetch();
     const V w0 = hn::Load(d, w + i * kPanel);
     const V w1 = hn::Load(d, w + i * kPanel + lanes);
     for (size_t r = 0; r < kRows; ++r) {
@@ -60,16 +61,17 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT x, size_t x_stride, const float* 
 }
 
 template <size_t kRows>
-void PanelRows(const float* x, size_t x_stride, const float* panel, size_t k, const float* bias,
-               float* y, size_t y_stride) {
+void PanelRows(const float* x, size_t x_stride, const float* panel, size_t k, WeightsAhead ahead,
+               const float* bias, float* y, size_t y_stride) {
   const size_t step = 2 * hn::Lanes(D());
   for (size_t c = 0; c < kPanel; c += step) {
-    Tile<kRows>(x, x_stride, panel + c, k, bias != nullptr ? bias + c : nullptr, y + c, y_stride);
+    Tile<kRows>(x, x_stride, panel + c, k, ahead, bias != nullptr ? bias + c : nullptr, y + c,
+                y_stride);
   }
 }
 
-using PanelFunction = void (*)(const float*, size_t, const float*, size_t, const float*, float*,
-                               size_t);
+using PanelFunction = void (*)(const float*, size_t, const float*, size_t, WeightsAhead,
+                               const float*, float*, size_t);
 
 // PanelRows<rows> for rows in [1, kMaxRows].
 PanelFunction PanelRowsFor(size_t rows) {
@@ -111,15 +113,21 @@ void LinearPanels(const LinearArgs& args, size_t panel_begin, size_t panel_end) 
         std::memcpy(edge_bias, bias, columns * sizeof(float));
         bias = edge_bias;
       }
-      for (size_t r = r0, rows = 0; r < r1; r += rows) {
-        rows = NextTileRows(r1 - r, kMaxRows);
+      const float* panel = weights + p * kPanel * k;
+      const size_t passes = (r1 - r0 + kMaxRows - 1) / kMaxRows;
+      size_t r = r0;
+      for (size_t pass = 0; pass < passes; ++pass) {
+        const size_t rows = NextTileRows(r1 - r, kMaxRows);
+        const WeightsAhead ahead(reinterpret_cast<const std::byte*>(panel),
+                                 kPanel * k * sizeof(float), p + 1 == panel_end, pass, passes);
         float* y = args.y + r * args.y_stride + column;
         const bool whole = columns == kPanel;
-        PanelRowsFor(rows)(args.x + r * args.x_stride, args.x_stride, weights + p * kPanel * k, k,
-                           bias, whole ? y : edge, whole ? args.y_stride : kPanel);
+        PanelRowsFor(rows)(args.x + r * args.x_stride, args.x_stride, panel, k, ahead, bias,
+                           whole ? y : edge, whole ? args.y_stride : kPanel);
         for (size_t i = 0; !whole && i < rows; ++i) {
           std::memcpy(y + i * args.y_stride, edge + i * kPanel, columns * sizeof(float));
         }
+        r += rows;
       }
     }
   }

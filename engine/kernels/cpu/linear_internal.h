@@ -48,4 +48,34 @@ inline size_t NextTileRows(size_t left, size_t most) {
   return (left + tiles - 1) / tiles;
 }
 
+// Weights to fetch from memory while others are multiplied. A lone pass over a panel fetches a
+// little ahead of itself, for the hardware's prefetcher stops at page ends. Several passes, of one
+// row tile each, share the next panel evenly, so that memory works in all of them and not in the
+// first alone.
+class WeightsAhead {
+ public:
+  WeightsAhead() = default;
+  // `last`: no panel follows this one.
+  WeightsAhead(const std::byte* panel, size_t panel_bytes, bool last, size_t pass, size_t passes) {
+    const bool own = passes == 1 || last;
+    at_ = own ? panel + kOwnSteps * kStepBytes : panel + panel_bytes + panel_bytes / passes * pass;
+    step_ = own ? kStepBytes : kStepBytes / passes;
+  }
+
+  // Once per kStepBytes of weights multiplied. Inlined by force: GCC takes a function that only
+  // prefetches for one without effect, and drops its calls.
+  __attribute__((always_inline)) void Prefetch() {
+    __builtin_prefetch(at_, 0, 2);
+    __builtin_prefetch(at_ + step_ / 2, 0, 2);
+    at_ += step_;
+  }
+
+ private:
+  static constexpr size_t kStepBytes = 128;  // one float32 input, or a pair of bfloat16 ones
+  static constexpr size_t kOwnSteps = 32;
+
+  const std::byte* at_ = nullptr;
+  size_t step_ = 0;
+};
+
 }  // namespace tandem::engine
