@@ -104,7 +104,7 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
       "template {}, queue {}",
       served.name, served.config.architecture, served.config.MaxModelLen(),
       served.config.vocab_size, served.tokenizer != nullptr ? "yes" : "none",
-      served.chat_template.name(), flags.max_queued_requests);
+      served.chat_template.has_template() ? "yes" : "none", flags.max_queued_requests);
   fmt::print("listening {} metrics {}\n", router->address(), metrics.address());
   std::fflush(stdout);
   const int signal = signals->Wait();

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Makes the fixtures of the text tests (tests/data/text) with Hugging Face's own libraries.
 
-Made with tokenizers 0.23.3, transformers 5.23.0 and jinja2 3.1.6 from PyPI on Python 3.11:
-
-    python3 -m venv venv && venv/bin/pip install tokenizers==0.23.3 transformers==5.23.0 jinja2==3.1.6
+    python3 -m venv venv && venv/bin/pip install --require-hashes -r scripts/fixture_requirements.txt
     venv/bin/python scripts/make_text_fixtures.py
 
 Writes
   tokenizer.json        a byte-level BPE of a few hundred merges with the Qwen2 pipeline and added tokens of every kind
   tokenizer_cases.json  text -> ids -> decoded (with and without special tokens)
   decode_cases.json     random ids -> decoded
-  chat_cases.json       messages and tools -> prompt, for each of chat_templates/*.jinja (which are not made here: they are
-                        the published templates of Qwen models)
+  llama3_tokenizer.json, llama3_cases.json  the same with Llama 3's pipeline (numbers in threes, ignore_merges, a token
+                        before every text); `with_special`: the ids with that token
+  gpt2_tokenizer.json, gpt2_cases.json      the same with single digits and GPT-2's pattern (SmolLM and others)
+  chat_cases.json       messages and tools -> prompt, for each of chat_templates/*.jinja (which are not made here: the published
+                        templates of Qwen models, Apache 2.0, and two written for the tests)
 """
 
 import json
@@ -19,6 +20,7 @@ import pathlib
 import random
 import unicodedata
 
+import jinja2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -27,6 +29,8 @@ OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "data" / "text"
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 CORPUS = [
     "The tokenizer cuts a text into pieces, and merges the bytes of each piece into tokens, the most frequent pairs first.",
@@ -79,6 +83,53 @@ def make_tokenizer():
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens(ADDED)
     return tokenizer
+
+
+def train(tokenizer, vocab_size):
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(CORPUS + ["1234567 89 2024 100,000 7"], trainer)
+    return tokenizer
+
+
+def make_llama3_tokenizer():
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False),
+    ])
+    train(tokenizer, 560)
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    bos = tokenizer.token_to_id("<|begin_of_text|>")
+    tokenizer.post_processor = processors.Sequence([
+        processors.ByteLevel(trim_offsets=False),
+        processors.TemplateProcessing(single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1",
+                                      special_tokens=[("<|begin_of_text|>", bos)]),
+    ])
+    # Words that no merge gives any more: only ignore_merges finds them.
+    file = json.loads(tokenizer.to_str())
+    file["model"]["merges"] = [m for i, m in enumerate(file["model"]["merges"]) if i % 7]
+    kept = {"".join(m) for m in file["model"]["merges"]} | set(pre_tokenizers.ByteLevel.alphabet())
+    file["model"]["merges"] = [m for m in file["model"]["merges"] if set(m) <= kept]
+    return Tokenizer.from_str(json.dumps(file))
+
+
+def make_gpt2_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+    ])
+    train(tokenizer, 420)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
+def pipeline_cases(tokenizer, rnd):
+    texts = CORPUS + PIECES + ["", "12345678", "a1b22c333d4444", "it's 1,234.5678!", "<|begin_of_text|>x<|eot_id|>", "x" * 90]
+    texts += [random_text(rnd) for _ in range(120)]
+    return [{"text": text, **both_ways(tokenizer, tokenizer.encode(text, add_special_tokens=False).ids),
+             "with_special": tokenizer.encode(text, add_special_tokens=True).ids} for text in texts]
 
 
 def random_text(rnd):
@@ -138,6 +189,8 @@ CONVERSATIONS = [
     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
     [{"role": "user", "content": "a"}, {"role": "system", "content": "late"}, {"role": "user", "content": "<b>&\"'{{ x }}{% y %}"}],
     [{"role": "assistant", "content": "first"}],
+    [{"role": "user", "content": " \u00a0wide\u3000\n"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nyes"}, {"role": "user", "content": "why?"},
+     {"role": "assistant", "content": "<think>because</think>so"}],
 ]
 TOOL_CONVERSATIONS = [
     [{"role": "user", "content": "w?"}, {"role": "assistant", "content": "", "tool_calls": [call("get_weather", '{"city":"Hefei"}')]},
@@ -160,15 +213,18 @@ def chat_cases():
     cases = []
     for path in sorted((OUT / "chat_templates").glob("*.jinja")):
         source = path.read_text()
-        has_tools = "tool_call" in source
+        has_tools = "tools" in source
         for messages in CONVERSATIONS + (TOOL_CONVERSATIONS if has_tools else []):
             for tools in ([], [WEATHER, NUMBERS]) if has_tools else ([],):
                 for prompt in (True, False):
-                    rendered, _ = render_jinja_template(
-                        conversations=[[for_jinja(m) for m in messages]], tools=[json.loads(t) for t in tools] or None,
-                        chat_template=source, add_generation_prompt=prompt)
-                    cases.append({"template": path.name, "messages": messages, "tools": tools,
-                                  "add_generation_prompt": prompt, "prompt": rendered[0]})
+                    case = {"template": path.name, "messages": messages, "tools": tools, "add_generation_prompt": prompt}
+                    try:
+                        rendered, _ = render_jinja_template(
+                            conversations=[[for_jinja(m) for m in messages]], tools=[json.loads(t) for t in tools] or None,
+                            chat_template=source, add_generation_prompt=prompt, bos_token="<s>", eos_token="</s>")
+                        cases.append({**case, "prompt": rendered[0]})
+                    except jinja2.exceptions.TemplateError as error:
+                        cases.append({**case, "error": str(error)})
     return cases
 
 
@@ -184,6 +240,10 @@ def main():
     tokenizer.save(str(OUT / "tokenizer.json"), pretty=False)
     write("tokenizer_cases.json", tokenizer_cases(tokenizer, rnd))
     write("decode_cases.json", decode_cases(tokenizer, rnd))
+    for name, make in (("llama3", make_llama3_tokenizer), ("gpt2", make_gpt2_tokenizer)):
+        tokenizer = make()
+        tokenizer.save(str(OUT / f"{name}_tokenizer.json"), pretty=False)
+        write(f"{name}_cases.json", pipeline_cases(tokenizer, rnd))
     write("chat_cases.json", chat_cases())
 
 

@@ -34,7 +34,7 @@ struct ModelFamily {
 std::span<const ModelFamily> ModelFamilies();
 // By architecture, or by model_type where `architecture` is empty; null if there is none.
 const ModelFamily* FindModelFamily(std::string_view architecture, std::string_view model_type);
-// "LlamaForCausalLM (Llama 2, ...), ...", for messages.
+// "LlamaForCausalLM (Llama 3, ...), ...", for messages.
 std::string KnownModelFamilies();
 
 }  // namespace tandem

@@ -44,8 +44,10 @@ std::string ShortMessage(const std::string& message) {
   return prefix == std::string::npos ? message : message.substr(prefix + 2);
 }
 
-// A float as Python's repr prints it: shortest digits, exponent below 1e-4 and from 1e16 on.
+}  // namespace
+
 std::string PythonFloat(double value) {
+  if (!std::isfinite(value)) return std::isnan(value) ? "nan" : value < 0 ? "-inf" : "inf";
   char buffer[32];
   const auto end =
       std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
@@ -72,8 +74,7 @@ std::string PythonFloat(double value) {
   return sign + digits.substr(0, whole) + "." + digits.substr(whole);
 }
 
-// A string as json.dumps(..., ensure_ascii=False) prints it.
-void AppendQuoted(std::string_view text, std::string* out) {
+void AppendJsonString(std::string_view text, std::string* out) {
   out->push_back('"');
   for (const char c : text) {
     switch (c) {
@@ -109,6 +110,8 @@ void AppendQuoted(std::string_view text, std::string* out) {
   out->push_back('"');
 }
 
+namespace {
+
 // Writes the values that nlohmann's parser reports. Also remembers where parsing failed.
 class PythonWriter {
  public:
@@ -130,7 +133,7 @@ class PythonWriter {
   }
   bool string(string_t& value) {
     std::string quoted;
-    AppendQuoted(value, &quoted);
+    AppendJsonString(value, &quoted);
     return Add(std::move(quoted));
   }
   bool binary(binary_t&) { return Fail("binary value"); }
@@ -143,7 +146,7 @@ class PythonWriter {
     std::string out = "{";
     for (const auto& [name, value] : stack_.back().members) {
       if (out.size() > 1) out += ", ";
-      AppendQuoted(name, &out);
+      AppendJsonString(name, &out);
       out += ": " + value;
     }
     stack_.pop_back();

@@ -25,4 +25,9 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view
 // Hugging Face chat templates.
 absl::StatusOr<std::string> ToPythonJson(std::string_view text, std::string_view what);
 
+// A float as Python's repr prints it: shortest digits, exponent below 1e-4 and from 1e16 on.
+std::string PythonFloat(double value);
+// Appends a string as json.dumps(..., ensure_ascii=False) prints it. `text` must be valid UTF-8.
+void AppendJsonString(std::string_view text, std::string* out);
+
 }  // namespace tandem

@@ -72,7 +72,12 @@ std::string DigestOf(const TokenizerFile& file) {
     hash.Add(token.special | token.single_word << 1 | token.lstrip << 2 | token.rstrip << 3 |
              token.normalized << 4);
   }
-  hash.Add(file.split_regex);
+  hash.Add(static_cast<int64_t>(file.split_regexes.size()));
+  for (const std::string& regex : file.split_regexes) hash.Add(regex);
+  for (const auto* ids : {&file.prefix_ids, &file.suffix_ids}) {
+    hash.Add(static_cast<int64_t>(ids->size()));
+    for (const int32_t id : *ids) hash.Add(id);
+  }
   hash.Add(file.nfc | file.ignore_merges << 1);
   return hash.Hex();
 }
@@ -93,17 +98,23 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(
 
 absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Parse(std::string_view json) {
   TANDEM_ASSIGN_OR_RETURN(TokenizerFile file, ParseTokenizerFile(json));
-  auto split = SplitPattern::Compile(file.split_regex);
-  if (!split.ok()) {
-    return InvalidArgument("tokenizer.json: pre_tokenizer.pretokenizers[0].pattern.Regex: {}",
-                           std::string(split.status().message()));
+  std::vector<SplitPattern> splits;
+  for (size_t i = 0; i < file.split_regexes.size(); ++i) {
+    auto split = SplitPattern::Compile(file.split_regexes[i]);
+    if (!split.ok()) {
+      return InvalidArgument("tokenizer.json: pre_tokenizer.pretokenizers[{}].pattern.Regex: {}", i,
+                             std::string(split.status().message()));
+    }
+    splits.push_back(*std::move(split));
   }
-  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(file), *std::move(split)));
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(file), std::move(splits)));
 }
 
-Tokenizer::Tokenizer(TokenizerFile file, SplitPattern split)
+Tokenizer::Tokenizer(TokenizerFile file, std::vector<SplitPattern> splits)
     : bpe_(file.byte_ids, file.merges),
-      split_(std::move(split)),
+      splits_(std::move(splits)),
+      prefix_ids_(file.prefix_ids),
+      suffix_ids_(file.suffix_ids),
       raw_matcher_(Select(file, false)),
       normalized_matcher_(Select(file, true)),
       nfc_(file.nfc),
@@ -234,12 +245,23 @@ absl::Status Tokenizer::EncodeRaw(std::string_view raw, size_t offset,
 }
 
 absl::Status Tokenizer::EncodePlain(std::string_view text, std::vector<int32_t>* ids) const {
-  std::vector<size_t> ends;
-  TANDEM_RETURN_IF_ERROR(split_.Split(text, &ends));
-  size_t pos = 0;
+  std::vector<size_t> ends = {text.size()};
+  std::vector<size_t> finer, within;
+  for (const SplitPattern& split : splits_) {
+    size_t begin = 0;
+    finer.clear();
+    for (const size_t end : ends) {
+      within.clear();
+      TANDEM_RETURN_IF_ERROR(split.Split(text.substr(begin, end - begin), &within));
+      for (const size_t piece_end : within) finer.push_back(begin + piece_end);
+      begin = end;
+    }
+    ends.swap(finer);
+  }
+  size_t begin = 0;
   for (const size_t end : ends) {
-    bpe_.Encode(text.substr(pos, end - pos), ids);
-    pos = end;
+    bpe_.Encode(text.substr(begin, end - begin), ids);
+    begin = end;
   }
   return absl::OkStatus();
 }

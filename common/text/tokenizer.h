@@ -1,11 +1,11 @@
-// Text to token ids and back, equal to Hugging Face `tokenizers` for byte-level BPE models with the
-// Qwen2 pipeline.
+// Text to token ids and back, equal to Hugging Face `tokenizers` for byte-level BPE models (those
+// of Qwen, Llama 3 and their like).
 //
 // Immutable after construction; every method is thread-safe and runs in the caller's thread.
 //
 // Encoding: added tokens that match raw text are cut out first; the rest is normalised (NFC, if the
 // file says so) piece by piece, added tokens that match normalised text are cut out, and what
-// remains is cut by the split pattern into pieces that are byte-pair encoded one by one. See
+// remains is cut by the split patterns into pieces that are byte-pair encoded one by one. See
 // tokenizer_file.h for what of tokenizer.json is supported.
 #pragma once
 
@@ -53,6 +53,11 @@ class Tokenizer {
   absl::Status Encode(std::span<const TextSegment> segments, std::vector<int32_t>* ids) const;
   absl::Status Encode(std::string_view text, bool parse_special, std::vector<int32_t>* ids) const;
 
+  // What the model's texts begin and end with (`<|begin_of_text|>`): Hugging Face adds these ids to
+  // a plain prompt, but not to one that a chat template rendered, which spells them itself.
+  std::span<const int32_t> prefix_ids() const { return prefix_ids_; }
+  std::span<const int32_t> suffix_ids() const { return suffix_ids_; }
+
   // The text of `ids`; bytes that are not UTF-8 become U+FFFD. Ids that are no tokens are skipped,
   // as Hugging Face does.
   std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
@@ -87,7 +92,7 @@ class Tokenizer {
     bool special = false;
   };
 
-  Tokenizer(TokenizerFile file, SplitPattern split);
+  Tokenizer(TokenizerFile file, std::vector<SplitPattern> splits);
 
   void AddTokens(const TokenizerFile& file);
   absl::Status EncodeText(std::string_view text, std::span<const TextRange> special,
@@ -101,7 +106,9 @@ class Tokenizer {
   std::vector<Token> tokens_;  // by id
   TextMap<int32_t> id_by_token_;
   BpeModel bpe_;
-  SplitPattern split_;
+  std::vector<SplitPattern> splits_;
+  std::vector<int32_t> prefix_ids_;
+  std::vector<int32_t> suffix_ids_;
   AddedTokenMatcher raw_matcher_;
   AddedTokenMatcher normalized_matcher_;
   bool nfc_;

@@ -68,38 +68,117 @@ absl::Status CheckByteLevel(const json& component, const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::Status ReadPreTokenizer(const json& root, TokenizerFile* file) {
-  const std::string path = "pre_tokenizer";
-  const json& sequence = Member(root, "pre_tokenizer");
-  TANDEM_RETURN_IF_ERROR(CheckType(sequence, path, "Sequence"));
-  const json& parts = Member(sequence, "pretokenizers");
-  if (!parts.is_array() || parts.size() != 2) {
-    return Bad(path + ".pretokenizers", "must be [Split, ByteLevel], got {}", Show(parts));
-  }
-  const std::string split_path = path + ".pretokenizers[0]";
-  const json& split = parts[0];
-  TANDEM_RETURN_IF_ERROR(CheckType(split, split_path, "Split"));
+// What a ByteLevel pre-tokenizer with use_regex cuts by: GPT-2's pattern.
+constexpr std::string_view kByteLevelPattern =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+absl::StatusOr<std::string> ReadSplit(const json& split, const std::string& path) {
   const json& regex = Member(Member(split, "pattern"), "Regex");
   if (!regex.is_string()) {
-    return Bad(split_path + ".pattern", "must be {{\"Regex\": \"...\"}}, got {}",
+    return Bad(path + ".pattern", "must be {{\"Regex\": \"...\"}}, got {}",
                Show(Member(split, "pattern")));
   }
   if (const json& behavior = Member(split, "behavior"); behavior != "Isolated") {
-    return Bad(split_path + ".behavior", "only Isolated is supported, got {}", Show(behavior));
+    return Bad(path + ".behavior", "only Isolated is supported, got {}", Show(behavior));
   }
-  TANDEM_ASSIGN_OR_RETURN(const bool invert, ReadBool(split, "invert", split_path));
-  if (invert) return Bad(split_path + ".invert", "true is not supported");
-  file->split_regex = regex.get<std::string>();
+  TANDEM_ASSIGN_OR_RETURN(const bool invert, ReadBool(split, "invert", path));
+  if (invert) return Bad(path + ".invert", "true is not supported");
+  return regex.get<std::string>();
+}
 
-  const std::string level_path = path + ".pretokenizers[1]";
-  const json& level = parts[1];
-  TANDEM_RETURN_IF_ERROR(CheckByteLevel(level, level_path));
-  for (const char* key : {"add_prefix_space", "use_regex"}) {
-    // Both are true where a ByteLevel pre-tokenizer does not say.
-    if (Member(level, key) != false) {
-      return Bad(level_path + "." + key, "only false is supported, got {}",
-                 Show(Member(level, key)));
+absl::Status ReadByteLevelStep(const json& level, const std::string& path, TokenizerFile* file) {
+  TANDEM_RETURN_IF_ERROR(CheckByteLevel(level, path));
+  // Both are true where a ByteLevel pre-tokenizer does not say.
+  if (const json& prefix = Member(level, "add_prefix_space"); prefix != false) {
+    return Bad(path + ".add_prefix_space", "only false is supported, got {}", Show(prefix));
+  }
+  const json& regex = Member(level, "use_regex");
+  if (!regex.is_null() && !regex.is_boolean()) {
+    return Bad(path + ".use_regex", "must be a boolean, got {}", Show(regex));
+  }
+  if (regex != false) file->split_regexes.emplace_back(kByteLevelPattern);
+  return absl::OkStatus();
+}
+
+absl::Status ReadPreTokenizer(const json& root, TokenizerFile* file) {
+  const std::string path = "pre_tokenizer";
+  const json& component = Member(root, "pre_tokenizer");
+  if (Member(component, "type") == "ByteLevel") return ReadByteLevelStep(component, path, file);
+  TANDEM_RETURN_IF_ERROR(CheckType(component, path, "Sequence"));
+  const json& steps = Member(component, "pretokenizers");
+  if (!steps.is_array() || steps.empty() || Member(steps.back(), "type") != "ByteLevel") {
+    return Bad(path + ".pretokenizers", "must be [Split or Digits, ..., ByteLevel], got {}",
+               Show(steps));
+  }
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const std::string step_path = fmt::format("{}.pretokenizers[{}]", path, i);
+    const json& type = Member(steps[i], "type");
+    if (i + 1 == steps.size()) {
+      TANDEM_RETURN_IF_ERROR(ReadByteLevelStep(steps[i], step_path, file));
+    } else if (type == "Split") {
+      TANDEM_ASSIGN_OR_RETURN(std::string regex, ReadSplit(steps[i], step_path));
+      file->split_regexes.push_back(std::move(regex));
+    } else if (type == "Digits") {
+      TANDEM_ASSIGN_OR_RETURN(const bool each, ReadBool(steps[i], "individual_digits", step_path));
+      file->split_regexes.emplace_back(each ? "\\p{N}" : "\\p{N}+");
+    } else {
+      return Bad(step_path, "only types Split and Digits are supported here, got {}", Show(type));
     }
+  }
+  return absl::OkStatus();
+}
+
+// The ids of {"SpecialToken": {"id": "<name>"}} in `special_tokens` of a TemplateProcessing.
+absl::Status AppendSpecialIds(const json& post, const json& piece, const std::string& path,
+                              std::vector<int32_t>* ids) {
+  const json& name = Member(Member(piece, "SpecialToken"), "id");
+  const json& token = name.is_string() ? Member(Member(post, "special_tokens"),
+                                                name.get_ref<const std::string&>().c_str())
+                                       : name;
+  const json& listed = Member(token, "ids");
+  if (!listed.is_array()) {
+    return Bad(path, "must be a Sequence or a SpecialToken listed in special_tokens, got {}",
+               Show(piece));
+  }
+  for (const json& id : listed) {
+    if (IdOrNone(id) < 0) return BadId(id, path);
+    ids->push_back(IdOrNone(id));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadTemplateProcessing(const json& post, const std::string& path,
+                                    TokenizerFile* file) {
+  const json& single = Member(post, "single");
+  if (!single.is_array()) return Bad(path + ".single", "must be an array, got {}", Show(single));
+  bool behind_text = false;
+  for (size_t i = 0; i < single.size(); ++i) {
+    if (!Member(single[i], "Sequence").is_null()) {
+      if (behind_text) return Bad(path + ".single", "has the text twice");
+      behind_text = true;
+      continue;
+    }
+    TANDEM_RETURN_IF_ERROR(AppendSpecialIds(post, single[i], fmt::format("{}.single[{}]", path, i),
+                                            behind_text ? &file->suffix_ids : &file->prefix_ids));
+  }
+  if (!behind_text) return Bad(path + ".single", "must have {{\"Sequence\": ...}}, the text");
+  return absl::OkStatus();
+}
+
+// ByteLevel only moves offsets, which nobody asks for here.
+absl::Status ReadPostProcessor(const json& post, const std::string& path, TokenizerFile* file) {
+  const json& type = Member(post, "type");
+  if (post.is_null() || type == "ByteLevel") return absl::OkStatus();
+  if (type == "TemplateProcessing") return ReadTemplateProcessing(post, path, file);
+  const json& steps = Member(post, "processors");
+  if (type != "Sequence" || !steps.is_array()) {
+    return Bad(path, "only types ByteLevel, TemplateProcessing and Sequence are supported, got {}",
+               post.is_object() ? Show(type) : Show(post));
+  }
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (Member(steps[i], "type") == "Sequence") return Bad(path, "has a Sequence in a Sequence");
+    TANDEM_RETURN_IF_ERROR(
+        ReadPostProcessor(steps[i], fmt::format("{}.processors[{}]", path, i), file));
   }
   return absl::OkStatus();
 }
@@ -112,9 +191,7 @@ absl::Status ReadPipeline(const json& root, TokenizerFile* file) {
   }
   TANDEM_RETURN_IF_ERROR(ReadPreTokenizer(root, file));
   TANDEM_RETURN_IF_ERROR(CheckByteLevel(Member(root, "decoder"), "decoder"));
-  const json& post = Member(root, "post_processor");
-  if (!post.is_null()) TANDEM_RETURN_IF_ERROR(CheckByteLevel(post, "post_processor"));
-  return absl::OkStatus();
+  return ReadPostProcessor(Member(root, "post_processor"), "post_processor", file);
 }
 
 absl::Status CheckModelOptions(const json& model, TokenizerFile* file) {

@@ -3,9 +3,10 @@
 //
 // Pure function, thread-safe. Errors are InvalidArgument "tokenizer.json: <JSON path>: ...". What
 // is read: `model` (type BPE with all 256 byte symbols in its vocabulary), `added_tokens`,
-// `normalizer` (NFC or null), `pre_tokenizer` (a Split by a regular expression, Isolated, followed
-// by ByteLevel), `decoder` and `post_processor` (ByteLevel; the latter may be null). `truncation`
-// and `padding` are ignored: they are how a text is batched, not how it is read.
+// `normalizer` (NFC or null), `pre_tokenizer` (Splits by a regular expression, Isolated, and
+// Digits, followed by ByteLevel), `decoder` (ByteLevel) and `post_processor` (null, ByteLevel,
+// TemplateProcessing, or a Sequence of those). `truncation` and `padding` are ignored: they are how
+// a text is batched, not how it is read.
 #pragma once
 
 #include <array>
@@ -33,7 +34,11 @@ struct TokenizerFile {
   std::vector<BpeMerge> merges;
   std::array<int32_t, 256> byte_ids;
   std::vector<AddedToken> added_tokens;  // no empty contents, no two equal
-  std::string split_regex;
+  // Regular expressions that cut a text one after the other, each the pieces of the one before.
+  std::vector<std::string> split_regexes;
+  // What stands before and behind a single text (TemplateProcessing): ids of special tokens.
+  std::vector<int32_t> prefix_ids;
+  std::vector<int32_t> suffix_ids;
   bool nfc = false;
   bool ignore_merges = false;
 };

@@ -1,6 +1,7 @@
 #include "router/api/request_wire.h"
 
 #include <algorithm>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -210,8 +211,13 @@ absl::StatusOr<TokenizedPrompt> TokenizeText(const ServedModel& model, const Req
     if (!normal.ok()) return WithField(normal.status(), "text");
     out.text = *std::move(normal);
   }
+  const auto append = [&](std::span<const int32_t> ids) {
+    out.ids.insert(out.ids.end(), ids.begin(), ids.end());
+  };
+  append(model.tokenizer->prefix_ids());
   const absl::Status encoded = model.tokenizer->Encode(out.text, /*parse_special=*/true, &out.ids);
   if (!encoded.ok()) return WithField(encoded, "text");
+  append(model.tokenizer->suffix_ids());
   return out;
 }
 

@@ -53,6 +53,14 @@ void FuzzText(std::string_view text) {
   if (once.ok()) TANDEM_CHECK(NormalizePrompt(*once).value() == *once);
 }
 
+void FuzzChatTemplate(std::string_view source) {
+  const auto chat = ChatTemplate::FromJinja(source, {{"bos_token", "<s>"}});
+  if (!chat.ok()) return;
+  const std::vector<ChatMessage> messages = {{.role = "user", .content = "a"},
+                                             {.role = "assistant", .content = "<think>b</think>c"}};
+  (void)chat->Render(messages, {}, true);
+}
+
 }  // namespace
 }  // namespace tandem
 
@@ -71,7 +79,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 2:
       (void)ChatTemplate::FromTokenizerConfig(input);
-      (void)ChatTemplate::FromJinja(input);
+      FuzzChatTemplate(input);
       break;
     case 3:
       (void)ParseGenerationConfig(input);

@@ -158,7 +158,7 @@ TEST(Mistakes, MalformedModelFiles) {
   ExpectBrokenModel("tokenizer.json", "{\"model\": 7}", "tandem_router", "tokenizer.json");
   ExpectBrokenModel("tokenizer.json", "[", "tandem_router", "tokenizer.json");
   ExpectBrokenModel("config.json", "nonsense", "tandem_router", "config.json");
-  ExpectBrokenModel("tokenizer_config.json", R"({"chat_template": "{{ bos_token }} surprise"})",
+  ExpectBrokenModel("tokenizer_config.json", R"({"chat_template": "{% if surprise %}"})",
                     "tandem_router", "chat_template");
 }
 

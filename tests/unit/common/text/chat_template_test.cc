@@ -3,7 +3,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "common/text/jinja_shape.h"
 #include "tests/unit/common/text/text_fixtures.h"
 
 namespace tandem {
@@ -19,7 +18,8 @@ std::string Join(const std::vector<TextSegment>& segments) {
 }
 
 ChatTemplate Template(const std::string& file) {
-  auto result = ChatTemplate::FromJinja(FixtureText("chat_templates/" + file));
+  auto result = ChatTemplate::FromJinja(FixtureText("chat_templates/" + file),
+                                        {{"bos_token", "<s>"}, {"eos_token", "</s>"}});
   EXPECT_OK(result);
   return *std::move(result);
 }
@@ -50,9 +50,13 @@ TEST(ChatTemplateTest, EqualsHuggingFaceForEveryTemplate) {
     const auto segments =
         chat.Render(Messages(test["messages"]), test["tools"].get<std::vector<std::string>>(),
                     test["add_generation_prompt"].get<bool>());
+    ++n;
+    if (test.contains("error")) {
+      EXPECT_THAT(segments.status().ToString(), HasSubstr(test["error"].get<std::string>()));
+      continue;
+    }
     ASSERT_OK(segments);
     EXPECT_EQ(Join(*segments), test["prompt"].get<std::string>()) << test.dump();
-    ++n;
   }
   EXPECT_GT(n, 50u);
 }
@@ -64,7 +68,6 @@ TEST(ChatTemplateTest, EqualsTheReferenceInTextAndIds) {
   ASSERT_OK(tokenizer);
   const auto chat = ChatTemplate::Load(dir + "/qwen2.5-tokenizer");
   ASSERT_OK(chat);
-  EXPECT_EQ(chat->name(), "Qwen2.5");
   const auto cases = nlohmann::ordered_json::parse(ReadFile(dir + "/qwen_chat_cases.json").value());
   ASSERT_FALSE(cases.empty());
   for (const auto& test : cases) {
@@ -118,37 +121,58 @@ TEST(ChatTemplateTest, AnyDefaultSystemMessageOrSpacing) {
       "+ '<|im_end|>' + '\\n' }}{% endfor -%}\n{% if add_generation_prompt %}{{ "
       "'<|im_start|>assistant\\n' }}{% endif %}\n");
   ASSERT_OK(spaced);
-  EXPECT_EQ(spaced->name(), "ChatML");
+  EXPECT_EQ(Join(*spaced->Render(messages, {}, true)),
+            "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n");
 }
 
-TEST(ChatTemplateTest, OtherTemplatesAreRefused) {
-  std::string changed = FixtureText("chat_templates/qwen2.jinja");
-  changed.replace(changed.find("assistant\\n' }}{% endif %}"), 9, "Assistant");
-  for (const std::string& source :
-       {std::string(
-            "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"),
-        changed, std::string("{% if"), std::string("{{ 'unclosed }}"), std::string(),
-        std::string("{{ 'x\\q' }}")}) {
+TEST(ChatTemplateTest, WhatCannotBeRunIsRefusedByLine) {
+  const auto error = [](std::string_view source) {
     const auto chat = ChatTemplate::FromJinja(source);
     EXPECT_EQ(chat.status().code(), absl::StatusCode::kInvalidArgument) << source;
-    EXPECT_THAT(std::string(chat.status().message()),
-                HasSubstr("chat_template is not one that Tandem renders"));
-  }
+    return std::string(chat.status().message());
+  };
+  EXPECT_THAT(error(""), HasSubstr("chat_template is empty"));
+  EXPECT_THAT(error("{% if"),
+              HasSubstr("chat_template cannot be used: line 1: a tag is not closed"));
+  EXPECT_THAT(error("x\n{{ 'unclosed }}"), HasSubstr("line 2: a string is not closed"));
+  EXPECT_THAT(error("{{ x | filesizeformat }}"),
+              HasSubstr("the filter \"filesizeformat\" is not supported"));
+  EXPECT_THAT(error("{% include 'x' %}"), HasSubstr("the tag \"include\" is not supported"));
+  EXPECT_THAT(error("{% for m in messages %}"), HasSubstr("\"endfor\" is missing"));
+}
+
+TEST(ChatTemplateTest, AConversationThatTheTemplateRefusesIsTheMessagesFault) {
+  const auto chat = ChatTemplate::FromJinja(
+      "{% if messages | length > 1 %}{{ raise_exception('One at a time!') }}{% endif %}ok");
+  ASSERT_OK(chat);
+  const ChatMessage user = {.role = "user", .content = "x"};
+  EXPECT_EQ(Join(*chat->Render(std::vector<ChatMessage>{user}, {}, true)), "ok");
+  const absl::Status status = chat->Render(std::vector<ChatMessage>{user, user}, {}, true).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("messages: this model's chat template"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("One at a time!"));
+}
+
+TEST(ChatTemplateTest, TheDateIsTheOneOfTheRequest) {
+  const auto chat = ChatTemplate::FromJinja("{{ strftime_now('%d %b %Y') }}");
+  ASSERT_OK(chat);
+  const absl::Time now = absl::FromCivil(absl::CivilDay(2026, 3, 7), absl::LocalTimeZone());
+  const std::vector<ChatMessage> messages = {{.role = "user", .content = "x"}};
+  EXPECT_EQ(Join(*chat->Render(messages, {}, true, now)), "07 Mar 2026");
 }
 
 TEST(ChatTemplateTest, TokenizerConfigForms) {
   const std::string source = FixtureText("chat_templates/qwen2.jinja");
-  const auto name = [](const json& config) {
+  const auto has = [](const json& config) {
     const auto chat = ChatTemplate::FromTokenizerConfig(config.dump());
     EXPECT_OK(chat);
-    return chat.ok() ? std::string(chat->name()) : "";
+    return chat.ok() && chat->has_template();
   };
-  EXPECT_EQ(name({{"chat_template", source}}), "Qwen2");
-  EXPECT_EQ(name({{"chat_template", json::array({{{"name", "default"}, {"template", source}}})}}),
-            "Qwen2");
-  EXPECT_EQ(name({{"chat_template", nullptr}}), "none");
-  EXPECT_EQ(name({{"model_max_length", 5}}), "none");
-  EXPECT_EQ(ChatTemplate::Load(SourcePath("tests/data/text")).value().name(), "none");
+  EXPECT_TRUE(has({{"chat_template", source}}));
+  EXPECT_TRUE(has({{"chat_template", json::array({{{"name", "default"}, {"template", source}}})}}));
+  EXPECT_FALSE(has({{"chat_template", nullptr}}));
+  EXPECT_FALSE(has({{"model_max_length", 5}}));
+  EXPECT_FALSE(ChatTemplate::Load(SourcePath("tests/data/text"))->has_template());
   for (const char* bad : {"", "[]", "{\"chat_template\": 5}", "{\"chat_template\": []}",
                           "{\"chat_template\": [{\"name\": \"default\", \"template\": 3}]}",
                           "{\"chat_template\": [7]}"}) {
@@ -196,17 +220,23 @@ TEST(ChatTemplateTest, ErrorsNameTheField) {
   odd.tool_calls = {{"", "f", "{}"}};
   EXPECT_THAT(error(tools, {odd}), HasSubstr("messages[0].tool_calls: only an assistant message"));
   EXPECT_THAT(error(plain, {user}, {"{}"}),
-              HasSubstr("tools: this model's chat template (Qwen2) has no tools"));
+              HasSubstr("tools: this model's chat template has no tools"));
   EXPECT_THAT(error(plain, {user, {.role = "tool"}}), HasSubstr("messages[1].role is tool"));
   EXPECT_THAT(error(plain, {user, called("f", "{}")}), HasSubstr("messages[1].tool_calls"));
 }
 
-TEST(JinjaShapeTest, WhiteSpaceControl) {
-  const auto tokens = ReadJinja("a \n{%- if x -%}\n b {% endif %}\n  {# note #}\nc{{ y }}\n");
-  ASSERT_TRUE(tokens.has_value());
-  std::string shape;
-  for (const JinjaToken& token : *tokens) shape += "|" + token.value;
-  EXPECT_EQ(shape, "|a|{%|if|x|%}|b |{%|endif|%}|c|{{|y|}}");
+TEST(ChatTemplateTest, SpecialTokensComeFromTheTokenizerConfig) {
+  const json config = {{"chat_template", "{{ bos_token }}{{ eos_token }}{{ pad_token }}|"},
+                       {"bos_token", "<s>"},
+                       {"eos_token", {{"content", "</s>"}, {"lstrip", false}}},
+                       {"pad_token", nullptr}};
+  const auto chat = ChatTemplate::FromTokenizerConfig(config.dump());
+  ASSERT_OK(chat);
+  const std::vector<ChatMessage> messages = {{.role = "user", .content = "x"}};
+  const auto segments = chat->Render(messages, {}, true);
+  ASSERT_OK(segments);
+  EXPECT_EQ(Join(*segments), "<s></s>|");
+  EXPECT_TRUE(segments->front().parse_special);
 }
 
 }  // namespace

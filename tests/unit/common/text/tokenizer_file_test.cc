@@ -80,9 +80,12 @@ TEST(TokenizerFileTest, ErrorsNameTheJsonPath) {
        },
        "pre_tokenizer: only type Sequence"},
       {"three parts", [](json& f) { f["pre_tokenizer"]["pretokenizers"].push_back({}); },
-       "pre_tokenizer.pretokenizers: must be [Split, ByteLevel]"},
+       "pre_tokenizer.pretokenizers: must be [Split or Digits, ..., ByteLevel]"},
       {"behavior", [](json& f) { f["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"; },
        "behavior: only Isolated"},
+      {"unknown step",
+       [](json& f) { f["pre_tokenizer"]["pretokenizers"][0]["type"] = "Punctuation"; },
+       "pretokenizers[0]: only types Split and Digits are supported here, got \"Punctuation\""},
       {"invert", [](json& f) { f["pre_tokenizer"]["pretokenizers"][0]["invert"] = true; },
        "invert"},
       {"string pattern",
@@ -99,15 +102,26 @@ TEST(TokenizerFileTest, ErrorsNameTheJsonPath) {
       {"prefix space",
        [](json& f) { f["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; },
        "pretokenizers[1].add_prefix_space"},
-      {"second regex", [](json& f) { f["pre_tokenizer"]["pretokenizers"][1].erase("use_regex"); },
+      {"second regex", [](json& f) { f["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = 1; },
        "pretokenizers[1].use_regex"},
       {"decoder", [](json& f) { f["decoder"] = nullptr; },
        "decoder: only type ByteLevel is supported, got null"},
       {"post-processor",
        [](json& f) {
-         f["post_processor"] = {{"type", "TemplateProcessing"}};
+         f["post_processor"] = {{"type", "BertProcessing"}};
        },
-       "post_processor: only type ByteLevel"},
+       "post_processor: only types ByteLevel, TemplateProcessing and Sequence are supported"},
+      {"template without a text",
+       [](json& f) {
+         f["post_processor"] = {{"type", "TemplateProcessing"}, {"single", json::array()}};
+       },
+       "post_processor.single: must have {\"Sequence\""},
+      {"template with an unlisted token",
+       [](json& f) {
+         f["post_processor"] = {{"type", "TemplateProcessing"},
+                                {"single", {{{"SpecialToken", {{"id", "<s>"}}}}}}};
+       },
+       "post_processor.single[0]: must be a Sequence or a SpecialToken"},
       {"added",
        [](json& f) {
          f["added_tokens"] = {{"a", 1}};

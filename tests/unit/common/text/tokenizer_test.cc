@@ -65,6 +65,23 @@ TEST(TokenizerTest, EqualsHuggingFaceOnQwen) {
                           json::parse(ReadFile(dir + "/qwen_tokenizer_cases.json").value()));
 }
 
+TEST(TokenizerTest, EqualsHuggingFaceOnThePipelinesOfOtherFamilies) {
+  for (const std::string name : {"llama3", "gpt2"}) {
+    SCOPED_TRACE(name);
+    const auto tokenizer = Tokenizer::Parse(FixtureText(name + "_tokenizer.json"));
+    ASSERT_OK(tokenizer);
+    const json cases = FixtureJson(name + "_cases.json");
+    ExpectEqualsHuggingFace(**tokenizer, cases);
+    for (const json& test : cases) {
+      std::vector<int32_t> ids((*tokenizer)->prefix_ids().begin(),
+                               (*tokenizer)->prefix_ids().end());
+      ASSERT_OK((*tokenizer)->Encode(test["text"].get<std::string>(), true, &ids));
+      ids.insert(ids.end(), (*tokenizer)->suffix_ids().begin(), (*tokenizer)->suffix_ids().end());
+      EXPECT_EQ(ids, test["with_special"].get<std::vector<int32_t>>()) << test.dump();
+    }
+  }
+}
+
 TEST(TokenizerTest, MergesAsStringsAndAsPairsAreTheSame) {
   json file = FixtureJson("tokenizer.json");
   json& merges = file["model"]["merges"];
