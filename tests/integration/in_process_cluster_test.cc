@@ -1,0 +1,237 @@
+// A whole cluster in one process, whose model is a hash of everything it was given: a lost, stale
+// or mixed-up block changes the tokens. Every answer is compared with what the request gives alone.
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "common/base/status.h"
+#include "router/api/request_wire.h"
+#include "tests/fakes/fake_model_runner.h"
+#include "tests/support/in_process/cluster.h"
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+constexpr int32_t kEos = 3;
+constexpr int kMaxInFlight = 48;
+
+InProcessClusterOptions Options() {
+  InProcessClusterOptions options;
+  options.worker.engine.num_blocks = 160;  // small enough that blocks are evicted and reused
+  options.worker.engine.model.vocab_size = 200;
+  options.worker.max_model_len = 512;
+  return options;
+}
+
+struct Plan {
+  v1::GenerateRequest message;
+  engine::SamplingParams sampling;
+  std::vector<int32_t> prompt;
+  int turns_per_message = 1;  // of the client
+  int cancel_after = 0;       // turns; 0: never
+};
+
+// Conversations that share beginnings: a third of the requests goes on where an earlier one was.
+class Workload {
+ public:
+  Workload(const InProcessClusterOptions& options, uint32_t seed)
+      : vocab_(options.worker.engine.model.vocab_size), random_(seed) {
+    for (int i = 0; i < 24; ++i) prefixes_.push_back(Tokens(Uniform(16, 300)));
+  }
+
+  Plan Next() {
+    Plan plan;
+    plan.prompt = prefixes_[static_cast<size_t>(Uniform(0, 23))];
+    const std::vector<int32_t> tail = Tokens(Uniform(1, 90));
+    plan.prompt.insert(plan.prompt.end(), tail.begin(), tail.end());
+    if (Uniform(0, 2) == 0) prefixes_[static_cast<size_t>(Uniform(0, 23))] = Shortened(plan.prompt);
+    plan.sampling.temperature = Uniform(0, 1) == 0 ? 0.0f : 1.0f;
+    plan.sampling.seed = static_cast<uint64_t>(Uniform(0, 1 << 20));
+    plan.sampling.max_tokens = Uniform(1, 40);
+    plan.sampling.eos_token_ids = {kEos};
+    plan.sampling.ignore_eos = Uniform(0, 3) == 0;
+    if (Uniform(0, 9) == 0) plan.turns_per_message = 5;
+    if (Uniform(0, 19) == 0) plan.cancel_after = Uniform(1, 30);
+
+    for (int32_t id : plan.prompt) {
+      plan.message.mutable_token_ids()->add_ids(static_cast<uint32_t>(id));
+    }
+    v1::SamplingParams& sampling = *plan.message.mutable_sampling();
+    sampling.set_temperature(plan.sampling.temperature);
+    sampling.set_seed(plan.sampling.seed);
+    sampling.set_max_tokens(static_cast<uint32_t>(plan.sampling.max_tokens));
+    sampling.set_ignore_eos(plan.sampling.ignore_eos);
+    return plan;
+  }
+
+ private:
+  int Uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
+  std::vector<int32_t> Tokens(int count) {
+    std::vector<int32_t> out;
+    for (int i = 0; i < count; ++i) out.push_back(Uniform(4, vocab_ - 1));
+    return out;
+  }
+  static std::vector<int32_t> Shortened(std::vector<int32_t> tokens) {
+    tokens.resize(std::min<size_t>(tokens.size(), 320));
+    return tokens;
+  }
+
+  const int vocab_;
+  std::mt19937 random_;
+  std::vector<std::vector<int32_t>> prefixes_;
+};
+
+// Runs requests against a cluster, a bounded number at a time, and checks every answer.
+class Clients {
+ public:
+  Clients(InProcessCluster* cluster, const InProcessClusterOptions& options)
+      : cluster_(cluster), options_(options), model_(InProcessCluster::MakeModel(options.worker)) {
+    model_.eos_token_ids = {kEos};
+  }
+
+  void Requests(int count, uint32_t seed) {
+    Workload workload(options_, seed);
+    int64_t turns = 0;
+    for (int submitted = 0; submitted < count || !running_.empty();) {
+      while (submitted < count && running_.size() < kMaxInFlight) {
+        Submit(workload.Next());
+        ++submitted;
+      }
+      cluster_->Turn();
+      Pump();
+      ASSERT_LT(++turns, 2'000'000) << running_.size() << " requests never end";
+    }
+  }
+
+  // What cancelled transfers and late replies still hold is given back.
+  void Unwind() {
+    for (int i = 0; i < 20'000 && !cluster_->Held().empty(); ++i) cluster_->Turn();
+  }
+
+  int finished = 0;
+  int cancelled = 0;
+  int64_t cached_tokens = 0;
+  std::set<std::string> prefill_workers, decode_workers;
+
+ private:
+  struct Running {
+    Plan plan;
+    std::unique_ptr<InProcessClient> client;
+    int turns = 0;
+  };
+
+  void Submit(Plan plan) {
+    const absl::Time now = cluster_->clock().Now();
+    router::RequestLimits limits;
+    limits.max_model_len = options_.worker.max_model_len;
+    auto request = router::GenerateRequestFromProto(model_, limits, plan.message, now,
+                                                    now + absl::Hours(1), &cluster_->clock());
+    ASSERT_OK(request);
+    const int turns_per_message = plan.turns_per_message;
+    running_.push_back(
+        {std::move(plan), std::make_unique<InProcessClient>(&cluster_->core(), *std::move(request),
+                                                            turns_per_message)});
+  }
+
+  void Pump() {
+    for (Running& running : running_) {
+      if (running.plan.cancel_after > 0 && ++running.turns == running.plan.cancel_after) {
+        running.client->Cancel();
+      }
+      running.client->Pump();
+      if (running.client->finished()) Check(running);
+    }
+    std::erase_if(running_, [](const Running& r) { return r.client->finished(); });
+  }
+
+  void Check(const Running& running) {
+    const std::vector<int32_t> want = engine::FakeReferenceTokens(
+        running.plan.prompt, running.plan.sampling, options_.worker.max_model_len,
+        options_.worker.engine.model.vocab_size);
+    const std::vector<int32_t> got = running.client->tokens();
+    if (absl::IsCancelled(running.client->outcome())) {
+      ++cancelled;
+      EXPECT_GT(running.plan.cancel_after, 0);
+      ASSERT_LE(got.size(), want.size());
+      EXPECT_TRUE(std::equal(got.begin(), got.end(), want.begin()));
+      return;
+    }
+    ++finished;
+    EXPECT_OK(running.client->outcome());
+    EXPECT_EQ(got, want);
+    const router::GenerateResponse last = running.client->last();
+    EXPECT_EQ(last.prompt_tokens, static_cast<int>(running.plan.prompt.size()));
+    EXPECT_EQ(last.completion_tokens, static_cast<int>(want.size()));
+    ASSERT_TRUE(last.timing.has_value());
+    cached_tokens += last.cached_tokens;
+    decode_workers.insert(last.timing->decode_worker);
+    prefill_workers.insert(last.timing->prefill_worker);
+  }
+
+  InProcessCluster* const cluster_;
+  const InProcessClusterOptions options_;
+  router::ServedModel model_;
+  std::vector<Running> running_;
+};
+
+TEST(InProcessClusterTest, AThousandRequestsGiveTheTokensThatEachGivesAlone) {
+  const InProcessClusterOptions options = Options();
+  InProcessCluster cluster(options);
+  Clients clients(&cluster, options);
+  clients.Requests(1000, 1);
+  EXPECT_EQ(clients.finished + clients.cancelled, 1000);
+  EXPECT_GT(clients.cancelled, 10);
+  EXPECT_GT(clients.cached_tokens, 0);
+  EXPECT_EQ(clients.decode_workers, (std::set<std::string>{"decode-0", "decode-1"}));
+  EXPECT_TRUE(clients.prefill_workers.contains("prefill-0"));
+  EXPECT_TRUE(clients.prefill_workers.contains("prefill-1"));
+  clients.Unwind();
+  EXPECT_EQ(cluster.Held(), "");
+}
+
+TEST(InProcessClusterTest, ADeviceThatRunsAStepAheadGivesTheSameTokens) {
+  InProcessClusterOptions options = Options();
+  options.worker.engine.model.max_in_flight = 2;
+  options.worker.engine.step_delay = [] { return absl::Microseconds(50); };
+  InProcessCluster cluster(options);
+  Clients clients(&cluster, options);
+  clients.Requests(300, 2);
+  EXPECT_EQ(clients.finished + clients.cancelled, 300);
+  clients.Unwind();
+  EXPECT_EQ(cluster.Held(), "");
+}
+
+TEST(InProcessClusterTest, UnifiedWorkersGiveTheSameTokens) {
+  InProcessClusterOptions options = Options();
+  options.prefill_workers = 0;
+  options.unified = true;
+  InProcessCluster cluster(options);
+  Clients clients(&cluster, options);
+  clients.Requests(300, 3);
+  EXPECT_EQ(clients.finished + clients.cancelled, 300);
+  clients.Unwind();
+  EXPECT_EQ(cluster.Held(), "");
+}
+
+TEST(InProcessClusterTest, WorkersOnThreadsOfTheirOwnGiveTheSameTokens) {
+  InProcessClusterOptions options = Options();
+  options.turn = absl::Microseconds(20);  // a turn does not wait for the workers
+  InProcessCluster cluster(options);
+  cluster.Start();
+  Clients clients(&cluster, options);
+  clients.Requests(300, 4);
+  cluster.Stop();
+  EXPECT_EQ(clients.finished + clients.cancelled, 300);
+  clients.Unwind();
+  EXPECT_EQ(cluster.Held(), "");
+}
+
+}  // namespace
+}  // namespace tandem
