@@ -73,7 +73,7 @@ absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
   s.cached_tokens = s.cached_blocks * options_.limits.block_size;
   s.computed = s.launched = s.cached_tokens;
   s.reserved_at = clock_->Now();
-  s.times.decode_queue = absl::ToDoubleMilliseconds(s.reserved_at - s.work.arrived);
+  s.timing.stages[Stage::kQueue] = absl::ToDoubleMilliseconds(s.reserved_at - s.work.arrived);
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "common/rpc/status.h"
+#include "common/rpc/token_wire.h"
 
 namespace tandem::decode {
 namespace {
@@ -22,7 +23,6 @@ class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::Toke
     absl::StatusOr<Work> work = intake_->Read(request, left);
     if (!work.ok()) return End(work.status());
     id_ = work->id;
-    logprobs_ = work->sampling.logprobs >= 0;
     stream_ = intake_->MakeStream([this] { Pump(); });
     // Where this succeeds the stream may have ended, and this object with it, when it returns.
     const absl::Status status = intake_->Push(*std::move(work), stream_);
@@ -33,9 +33,9 @@ class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::Toke
   void Pump() {
     while (true) {
       TokenStream::Item item = stream_->Take();
-      if (auto* delta = std::get_if<TokenDelta>(&item)) {
+      if (auto* event = std::get_if<TokenEvent>(&item)) {
         if (broken_) continue;
-        DeltaToProto(*delta, logprobs_, &event_);
+        TokenEventToProto(*event, &event_);
         StartWrite(&event_);
         return;
       }
@@ -61,8 +61,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::Toke
   }
 
   Intake* const intake_;
-  uint64_t id_ = 0;  // 0, which the loop does not know, until the request was read
-  bool logprobs_ = false;
+  uint64_t id_ = 0;      // 0, which the loop does not know, until the request was read
   bool broken_ = false;  // the peer is gone: tokens are dropped until the loop ends the stream
   std::shared_ptr<TokenStream> stream_;
   internal::v1::TokenEvent event_;  // being written

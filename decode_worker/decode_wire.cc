@@ -12,39 +12,13 @@ namespace {
 // More candidates than any router names; a longer list is cut.
 constexpr int kMaxCandidates = 16;
 
-v1::FinishReason ToProto(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kNone:
-      return v1::FINISH_REASON_UNSPECIFIED;
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
-}
-
-void TimesToProto(const WorkerTimes& times, v1::Timing* out) {
-  out->set_queue(times.decode_queue);
-  out->set_prefill_queue(times.prefill_queue);
-  out->set_prefill(times.prefill);
-  out->set_kv_transfer_total(times.kv_transfer_total);
-  out->set_kv_transfer_exposed(times.kv_transfer_exposed);
-  out->set_first_decode_step(times.first_decode_step);
-  out->set_kv_bytes(times.kv_bytes);
-  out->set_prefill_worker(times.prefill_worker);
-  out->set_transport(times.transport);
-  out->set_prefill_attempts(static_cast<uint32_t>(times.prefill_attempts));
-  out->set_preemptions(static_cast<uint32_t>(times.preemptions));
-}
-
 absl::StatusOr<PrefillOutcome> ReadOutcome(const internal::v1::PrefillResponse& response,
                                            int vocab_size) {
   PrefillOutcome outcome;
   TANDEM_ASSIGN_OR_RETURN(outcome.first_token, engine::LogprobFromProto(response.first_token(),
                                                                         vocab_size, "first_token"));
   for (const v1::TokenLogprob& logprob : response.prompt_logprobs()) {
-    TANDEM_ASSIGN_OR_RETURN(engine::TokenLogprob value,
+    TANDEM_ASSIGN_OR_RETURN(TokenLogprob value,
                             engine::LogprobFromProto(logprob, vocab_size, "prompt_logprobs"));
     outcome.prompt_logprobs.push_back(std::move(value));
   }
@@ -85,20 +59,6 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
     work.prefill.push_back({candidate.worker_id(), candidate.address()});
   }
   return work;
-}
-
-void DeltaToProto(const TokenDelta& delta, bool logprobs, internal::v1::TokenEvent* out) {
-  out->Clear();
-  for (const engine::TokenLogprob& token : delta.tokens) {
-    out->add_token_ids(static_cast<uint32_t>(token.token));
-    if (logprobs) *out->add_logprobs() = engine::LogprobToProto(token);
-  }
-  for (const engine::TokenLogprob& token : delta.prompt_logprobs) {
-    *out->add_prompt_logprobs() = engine::LogprobToProto(token);
-  }
-  out->set_finish_reason(ToProto(delta.finish));
-  out->set_cached_tokens(static_cast<uint32_t>(delta.cached_tokens));
-  if (delta.times.has_value()) TimesToProto(*delta.times, out->mutable_timing());
 }
 
 internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerIdentity& identity) {

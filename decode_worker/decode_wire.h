@@ -24,8 +24,6 @@ struct RequestLimits {
 // All of Work that the request says; not its id and its times.
 absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
                                    const RequestLimits& limits);
-// `logprobs`: whether the request asked for those of its tokens. Overwrites `out`.
-void DeltaToProto(const TokenDelta& delta, bool logprobs, internal::v1::TokenEvent* out);
 
 // How this worker introduces itself to prefill workers.
 struct CallerIdentity {

@@ -96,8 +96,8 @@ absl::Status Loop::Admit(WorkArrived* event) {
     TANDEM_RETURN_IF_ERROR(prefills_.Begin(s, std::move(admitted.fresh)));
   } else {
     s->lease.Append(std::move(admitted.fresh));
-    s->times.transport = "local";
-    s->times.prefill_worker = options_.admission.worker_id;
+    s->timing.transport = "local";
+    s->timing.prefill_worker = options_.admission.worker_id;
   }
   s->stream = std::move(event->stream);
   running_.Insert(std::move(admitted.sequence));
@@ -117,7 +117,7 @@ void Loop::Handle(PrefillReply event) {
     if (!status.ok()) Close(s, status);
     return;
   }
-  engine::TokenLogprob first_token = std::move(event.outcome->first_token);
+  TokenLogprob first_token = std::move(event.outcome->first_token);
   prefills_.TakeOutcome(s, *std::move(event.outcome));
   // Its KV may still be on the way: the token need not wait for it.
   if (publisher_.Emit(s, std::move(first_token), parts_.clock->Now())) {
@@ -159,7 +159,7 @@ bool Loop::Launch(const Plan& plan) {
   for (int i : plan.preempt) {
     Sequence* s = running_.at(i);
     running_.Preempt(s);
-    ++s->times.preemptions;
+    ++s->timing.preemptions;
     parts_.metrics->worker.preemptions.Increment();
     reporter_.NoteChange();
   }
@@ -263,8 +263,9 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
   // A later launched step has a token of its own pending by now, unless this was the last one.
   if (s->launched == s->computed) s->pending = {};
   if (s->generated() == 0) {  // a local prefill is done
-    s->times.prefill_queue = absl::ToDoubleMilliseconds(s->prefill_started_at - s->reserved_at);
-    s->times.prefill = absl::ToDoubleMilliseconds(now - s->prefill_started_at);
+    s->timing.stages[Stage::kPrefillQueue] =
+        absl::ToDoubleMilliseconds(s->prefill_started_at - s->reserved_at);
+    s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(now - s->prefill_started_at);
     s->runnable_at = now;
   }
   if (publisher_.Emit(s, output.token, now)) Close(s, absl::OkStatus());

@@ -32,8 +32,8 @@ struct PrefillCall {
 
 // What a prefill worker answers.
 struct PrefillOutcome {
-  engine::TokenLogprob first_token;
-  std::vector<engine::TokenLogprob> prompt_logprobs;
+  TokenLogprob first_token;
+  std::vector<TokenLogprob> prompt_logprobs;
   int cached_tokens = 0;
   absl::Duration queue;
   absl::Duration prefill;

@@ -27,7 +27,7 @@ FinishReason EndAfter(const Sequence& s, int32_t token) {
 Publisher::Publisher(PublisherOptions options, StreamWaker* waker, DecodeMetrics* metrics)
     : options_(options), waker_(waker), metrics_(metrics) {}
 
-bool Publisher::Emit(Sequence* s, engine::TokenLogprob token, absl::Time now) {
+bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now) {
   const int32_t id = token.token;
   s->tokens.push_back(id);
   metrics_->worker.generation_tokens.Increment();
@@ -38,18 +38,19 @@ bool Publisher::Emit(Sequence* s, engine::TokenLogprob token, absl::Time now) {
     metrics_->worker.inter_token_seconds.Observe(absl::ToDoubleSeconds(now - s->last_token_at));
   }
   if (s->generated() == 2) {
-    s->times.first_decode_step = absl::ToDoubleMilliseconds(now - s->runnable_at);
+    s->timing.stages[Stage::kFirstDecodeStep] = absl::ToDoubleMilliseconds(now - s->runnable_at);
   }
   s->last_token_at = now;
 
-  TokenDelta delta;
-  delta.tokens.push_back(std::move(token));
-  if (first) delta.prompt_logprobs = std::exchange(s->prompt_logprobs, {});
-  delta.cached_tokens = s->cached_tokens;
-  delta.finish = EndAfter(*s, id);
-  const bool last = delta.finish != FinishReason::kNone;
-  if (first || last) delta.times = s->times;
-  if (s->stream->Append(std::move(delta))) WakeLater(s->stream);
+  TokenEvent event;
+  event.token_ids.push_back(id);
+  if (s->work.sampling.logprobs >= 0) event.logprobs.push_back(std::move(token));
+  if (first) event.prompt_logprobs = std::exchange(s->prompt_logprobs, {});
+  event.cached_tokens = s->cached_tokens;
+  event.finish_reason = EndAfter(*s, id);
+  const bool last = event.finish_reason != FinishReason::kNone;
+  if (first || last) event.timing = s->timing;
+  if (s->stream->Append(std::move(event))) WakeLater(s->stream);
   if (!last && !s->paused() && s->stream->pending() >= options_.max_pending_tokens) {
     s->paused_at = now;
     s->stream->NotifyWhenDrained();
@@ -95,19 +96,19 @@ void Publisher::Flush() {
 
 void Publisher::Measure(const Sequence& s, absl::Time now) {
   WorkerMetrics& metrics = metrics_->worker;
-  const auto observe = [&metrics](Stage stage, double milliseconds) {
-    metrics.stage(stage).Observe(milliseconds / 1e3);
+  const auto observe = [&](Stage stage) {
+    metrics.stage(stage).Observe(s.timing.stages[stage] / 1e3);
   };
-  observe(Stage::kQueue, s.times.decode_queue);
-  if (s.times.prefill_attempts == 0) {  // else the prefill worker tells
-    observe(Stage::kPrefillQueue, s.times.prefill_queue);
-    observe(Stage::kPrefill, s.times.prefill);
+  observe(Stage::kQueue);
+  if (s.timing.prefill_attempts == 0) {  // else the prefill worker tells
+    observe(Stage::kPrefillQueue);
+    observe(Stage::kPrefill);
   } else {
-    observe(Stage::kKvTransferTotal, s.times.kv_transfer_total);
-    observe(Stage::kKvTransferExposed, s.times.kv_transfer_exposed);
+    observe(Stage::kKvTransferTotal);
+    observe(Stage::kKvTransferExposed);
   }
   if (s.generated() < 2) return;
-  observe(Stage::kFirstDecodeStep, s.times.first_decode_step);
+  observe(Stage::kFirstDecodeStep);
   metrics_->time_per_output_token.Observe(absl::ToDoubleSeconds(now - s.first_token_at) /
                                           (s.generated() - 1));
 }

@@ -28,7 +28,7 @@ class Publisher {
 
   // Appends the sequence's next token and sends it on its way. True: it is the last one, and the
   // caller ends the sequence.
-  bool Emit(Sequence* sequence, engine::TokenLogprob token, absl::Time now);
+  bool Emit(Sequence* sequence, TokenLogprob token, absl::Time now);
   // The last that the reader hears; counts and measures the request. OK after a last token.
   void End(const Sequence& sequence, const absl::Status& status, absl::Time now);
   // Lets a sequence go on whose reader has caught up. ABORTED: it was paused for too long.

@@ -26,7 +26,7 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target) {
   auto attempt = std::make_unique<PrefillAttempt>();
   attempt->call_id = ++last_call_id_;
   attempt->transfer = TransferId::Random();
-  attempt->epoch = static_cast<uint64_t>(++s->times.prefill_attempts);
+  attempt->epoch = static_cast<uint64_t>(++s->timing.prefill_attempts);
   attempt->peer = s->work.prefill[s->next_candidate++];
   attempt->target = std::move(target);
   PrefillCall call = MakeCall(*s, *attempt);
@@ -112,11 +112,11 @@ bool RemotePrefills::SealIsLate(const Sequence& s) const {
 void RemotePrefills::TakeOutcome(Sequence* s, PrefillOutcome outcome) {
   s->cached_tokens = outcome.cached_tokens;
   s->prompt_logprobs = std::move(outcome.prompt_logprobs);
-  s->times.prefill_queue = absl::ToDoubleMilliseconds(outcome.queue);
-  s->times.prefill = absl::ToDoubleMilliseconds(outcome.prefill);
-  s->times.kv_bytes = outcome.kv_bytes;
-  s->times.prefill_worker = std::move(outcome.worker_id);
-  s->times.transport = options_.kv_transport;
+  s->timing.stages[Stage::kPrefillQueue] = absl::ToDoubleMilliseconds(outcome.queue);
+  s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(outcome.prefill);
+  s->timing.kv_bytes = outcome.kv_bytes;
+  s->timing.prefill_worker = std::move(outcome.worker_id);
+  s->timing.transport = options_.kv_transport;
 }
 
 void RemotePrefills::Complete(Sequence* s) {
@@ -127,10 +127,10 @@ void RemotePrefills::Complete(Sequence* s) {
   // Sealed is when this loop saw it, which may be a step later than the last byte.
   const absl::Duration exposed =
       std::max(attempt.sealed_at - attempt.replied_at, absl::ZeroDuration());
-  s->times.kv_transfer_total = absl::ToDoubleMilliseconds(std::max(took, exposed));
-  s->times.kv_transfer_exposed = absl::ToDoubleMilliseconds(exposed);
-  s->times.kv_bytes = stats.bytes;
-  s->times.transport = stats.transport;
+  s->timing.stages[Stage::kKvTransferTotal] = absl::ToDoubleMilliseconds(std::max(took, exposed));
+  s->timing.stages[Stage::kKvTransferExposed] = absl::ToDoubleMilliseconds(exposed);
+  s->timing.kv_bytes = stats.bytes;
+  s->timing.transport = stats.transport;
   KvLinkMetrics& link =
       metrics_->worker.KvLink(attempt.peer.worker_id, options_.worker_id, stats.transport);
   link.seconds.Observe(absl::ToDoubleSeconds(took));
@@ -173,8 +173,8 @@ void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
                s->attempt->peer.worker_id, why.ToString());
   metrics_->kv_recomputes.Increment();
   Abandon(s);
-  s->times.transport = "local";
-  s->times.kv_bytes = 0;
+  s->timing.transport = "local";
+  s->timing.kv_bytes = 0;
   s->lease.Release();
   s->computed = s->launched = 0;
   s->cached_blocks = 0;

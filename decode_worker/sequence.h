@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 
 #include "common/base/block_hash.h"
+#include "common/base/token_event.h"
 #include "common/base/transfer_id.h"
 #include "decode_worker/request.h"
 #include "decode_worker/scheduler.h"
@@ -63,8 +64,8 @@ struct Sequence {
   size_t next_candidate = 0;                // of work.prefill
 
   int cached_tokens = 0;
-  std::vector<engine::TokenLogprob> prompt_logprobs;  // until the first token is out
-  WorkerTimes times;
+  std::vector<TokenLogprob> prompt_logprobs;  // until the first token is out
+  Timing timing;
   absl::Time reserved_at;
   absl::Time prefill_started_at = absl::InfiniteFuture();  // of a local prefill
   absl::Time runnable_at;                                  // first decode step could begin

@@ -20,17 +20,18 @@ TokenStream::TokenStream(std::function<void()> wake, std::function<void()> on_dr
 
 bool TokenStream::TakeIdle() { return std::exchange(idle_, false); }
 
-bool TokenStream::Append(TokenDelta delta) {
+bool TokenStream::Append(TokenEvent event) {
   absl::MutexLock lock(&mutex_);
   TANDEM_CHECK(!end_.has_value(), "tokens after the end of a stream");
   if (!pending_.has_value()) {
-    pending_ = std::move(delta);
+    pending_ = std::move(event);
   } else {
-    MoveAppend(&pending_->tokens, std::move(delta.tokens));
-    MoveAppend(&pending_->prompt_logprobs, std::move(delta.prompt_logprobs));
-    pending_->finish = delta.finish;
-    pending_->cached_tokens = delta.cached_tokens;
-    if (delta.times.has_value()) pending_->times = std::move(delta.times);
+    MoveAppend(&pending_->token_ids, std::move(event.token_ids));
+    MoveAppend(&pending_->logprobs, std::move(event.logprobs));
+    MoveAppend(&pending_->prompt_logprobs, std::move(event.prompt_logprobs));
+    pending_->finish_reason = event.finish_reason;
+    pending_->cached_tokens = event.cached_tokens;
+    if (event.timing.has_value()) pending_->timing = std::move(event.timing);
   }
   return TakeIdle();
 }
@@ -49,7 +50,7 @@ void TokenStream::Wake() {
 
 size_t TokenStream::pending() const {
   absl::MutexLock lock(&mutex_);
-  return pending_.has_value() ? pending_->tokens.size() : 0;
+  return pending_.has_value() ? pending_->token_ids.size() : 0;
 }
 
 void TokenStream::NotifyWhenDrained() {

@@ -2,7 +2,7 @@
 // reader neither blocks the loop nor piles up messages.
 //
 // Thread-safe: one writer (the loop), one taker (the RPC reaction). Tokens appended while a write
-// is in flight merge into one delta. The writer looks at pending() and stops computing the request
+// is in flight merge into one event. The writer looks at pending() and stops computing the request
 // when its reader is behind; when the reader has caught up, `on_drained` wakes the loop.
 //
 // Appending never wakes the taker itself: serialising a message and starting its write takes
@@ -19,7 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 
-#include "decode_worker/request.h"
+#include "common/base/token_event.h"
 
 namespace tandem::decode {
 
@@ -27,7 +27,7 @@ class TokenStream {
  public:
   // What Take() finds: nothing (the taker goes idle and is woken), tokens, or the end of the
   // stream.
-  using Item = std::variant<std::monostate, TokenDelta, absl::Status>;
+  using Item = std::variant<std::monostate, TokenEvent, absl::Status>;
 
   // `wake` is what Wake() calls: it takes until there is nothing left. `on_drained` is called on
   // the taker's thread when it took everything after NotifyWhenDrained(). Either may be empty.
@@ -35,8 +35,8 @@ class TokenStream {
 
   // ---- the loop ----
   // True: the taker is idle, and it is now the caller's to see that Wake() is called, once.
-  [[nodiscard]] bool Append(TokenDelta delta);
-  // The last call. OK after a delta with a finish reason; tokens not yet taken are still delivered
+  [[nodiscard]] bool Append(TokenEvent event);
+  // The last call. OK after an event with a finish reason; tokens not yet taken are still delivered
   // first. True as for Append.
   [[nodiscard]] bool End(absl::Status status);
   size_t pending() const;  // tokens appended and not taken
@@ -56,7 +56,7 @@ class TokenStream {
   mutable absl::Mutex mutex_;
   bool idle_ ABSL_GUARDED_BY(mutex_) = true;
   bool notify_drained_ ABSL_GUARDED_BY(mutex_) = false;
-  std::optional<TokenDelta> pending_ ABSL_GUARDED_BY(mutex_);
+  std::optional<TokenEvent> pending_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
 };
 

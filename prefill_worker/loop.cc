@@ -278,7 +278,7 @@ void Loop::PublishChunk(Sequence* s, const worker::LaunchedRun& run, engine::Ite
   if (run.draws) Finish(s, std::move(output.token));
 }
 
-void Loop::Finish(Sequence* s, engine::TokenLogprob first_token) {
+void Loop::Finish(Sequence* s, TokenLogprob first_token) {
   const absl::Time now = parts_.clock->Now();
   shipper_.Finish(*s);
   std::erase(running_, s);

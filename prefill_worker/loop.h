@@ -103,7 +103,7 @@ class Loop {
   bool CollectAndPublish(bool launched);
   void Publish(worker::CollectedStep step);
   void PublishChunk(Sequence* sequence, const worker::LaunchedRun& run, engine::ItemOutput output);
-  void Finish(Sequence* sequence, engine::TokenLogprob first_token);
+  void Finish(Sequence* sequence, TokenLogprob first_token);
   void FailComputed(Sequence* sequence, const absl::Status& status);  // in a collected step
 
   // The open prompt with this Work::id; null: it was replied to.

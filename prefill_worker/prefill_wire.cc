@@ -6,6 +6,7 @@
 #include "common/base/kv_layout.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
+#include "common/rpc/token_wire.h"
 #include "engine/wire/wire.h"
 
 namespace tandem::prefill {
@@ -90,9 +91,9 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
 
 internal::v1::PrefillResponse OutcomeToProto(const Outcome& outcome, const std::string& worker_id) {
   internal::v1::PrefillResponse response;
-  *response.mutable_first_token() = engine::LogprobToProto(outcome.first_token);
-  for (const engine::TokenLogprob& logprob : outcome.prompt_logprobs) {
-    *response.add_prompt_logprobs() = engine::LogprobToProto(logprob);
+  LogprobToProto(outcome.first_token, response.mutable_first_token());
+  for (const TokenLogprob& logprob : outcome.prompt_logprobs) {
+    LogprobToProto(logprob, response.add_prompt_logprobs());
   }
   response.set_cached_tokens(static_cast<uint32_t>(outcome.cached_tokens));
   response.set_queue_ms(absl::ToDoubleMilliseconds(outcome.queue));

@@ -17,8 +17,8 @@
 namespace tandem::prefill {
 
 struct Outcome {
-  engine::TokenLogprob first_token;
-  std::vector<engine::TokenLogprob> prompt_logprobs;
+  TokenLogprob first_token;
+  std::vector<TokenLogprob> prompt_logprobs;
   int cached_tokens = 0;
   absl::Duration queue;    // arrived to first chunk started
   absl::Duration prefill;  // first chunk started to first token sampled

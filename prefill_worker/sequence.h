@@ -35,7 +35,7 @@ struct Sequence {
   int pushed_blocks = 0;                      // all layers are, or will be, with the sender
   int inserted_blocks = 0;                    // known to the prefix cache
   absl::Time started = absl::InfinitePast();  // first chunk
-  std::vector<engine::TokenLogprob> prompt_logprobs;
+  std::vector<TokenLogprob> prompt_logprobs;
 
   int length() const { return static_cast<int>(work.tokens.size()); }
   TransferKey key() const { return {work.target.id, work.target.epoch}; }

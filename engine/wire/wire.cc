@@ -101,12 +101,6 @@ v1::SamplingParams SamplingToProto(const SamplingParams& sampling) {
   return proto;
 }
 
-v1::TokenLogprob LogprobToProto(const TokenLogprob& logprob) {
-  v1::TokenLogprob proto;
-  tandem::LogprobToProto(logprob, &proto);
-  return proto;
-}
-
 absl::StatusOr<TokenLogprob> LogprobFromProto(const v1::TokenLogprob& proto, int vocab_size,
                                               std::string_view field) {
   TANDEM_RETURN_IF_ERROR(

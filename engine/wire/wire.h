@@ -37,7 +37,6 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto
 // Sets every field; eos ids are a field of the request.
 v1::SamplingParams SamplingToProto(const SamplingParams& sampling);
 
-v1::TokenLogprob LogprobToProto(const TokenLogprob& logprob);
 absl::StatusOr<TokenLogprob> LogprobFromProto(const v1::TokenLogprob& proto, int vocab_size,
                                               std::string_view field);
 

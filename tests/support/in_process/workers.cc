@@ -7,6 +7,7 @@
 #include "common/base/status.h"
 #include "common/rpc/cluster_client.h"
 #include "common/rpc/load_wire.h"
+#include "common/rpc/token_wire.h"
 #include "engine/wire/cluster_wire.h"
 
 namespace tandem {
@@ -213,17 +214,16 @@ uint64_t InProcessDecodeWorker::Generate(const internal::v1::DecodeRequest& requ
     return 0;
   }
   const uint64_t id = work->id;
-  const bool logprobs = work->sampling.logprobs >= 0;
   // The stream's taker needs the stream itself, which the loop keeps alive until it has ended.
   auto holder = std::make_shared<std::weak_ptr<decode::TokenStream>>();
-  auto stream = intake_.MakeStream([holder, logprobs, on_event, on_end] {
+  auto stream = intake_.MakeStream([holder, on_event, on_end] {
     const std::shared_ptr<decode::TokenStream> self = holder->lock();
     while (self != nullptr) {
       decode::TokenStream::Item item = self->Take();
-      if (auto* delta = std::get_if<decode::TokenDelta>(&item)) {
-        internal::v1::TokenEvent event;
-        decode::DeltaToProto(*delta, logprobs, &event);
-        on_event(std::move(event));
+      if (auto* event = std::get_if<TokenEvent>(&item)) {
+        internal::v1::TokenEvent message;
+        TokenEventToProto(*event, &message);
+        on_event(std::move(message));
       } else {
         if (auto* status = std::get_if<absl::Status>(&item)) on_end(*status);
         return;

@@ -116,8 +116,8 @@ TEST(LoopDepthTest, APreemptedSequenceDrawsItsPendingTokenAgain) {
     h.StepAll();
     h.ExpectFinished(old);
     h.ExpectFinished(young);
-    EXPECT_EQ(old.deltas.back().times->preemptions, 0);
-    EXPECT_GE(young.deltas.back().times->preemptions, 1);
+    EXPECT_EQ(old.events.back().timing->preemptions, 0);
+    EXPECT_GE(young.events.back().timing->preemptions, 1);
     h.ExpectNoLeak();
   }
 }
@@ -145,13 +145,14 @@ TEST(LoopDepthTest, AFailedStepTakesTheOneThatBuildsOnItAlong) {
 
 struct Result {
   std::vector<int32_t> prompt;
-  std::vector<engine::TokenLogprob> tokens;
-  std::vector<engine::TokenLogprob> prompt_logprobs;
+  std::vector<int32_t> tokens;
+  std::vector<TokenLogprob> logprobs;  // empty, or of each token
+  std::vector<TokenLogprob> prompt_logprobs;
   FinishReason finish = FinishReason::kNone;
   bool ok = false;
 };
 
-bool Same(const engine::TokenLogprob& a, const engine::TokenLogprob& b) {
+bool Same(const TokenLogprob& a, const TokenLogprob& b) {
   if (a.token != b.token || a.logprob != b.logprob || a.top.size() != b.top.size()) return false;
   for (size_t i = 0; i < a.top.size(); ++i) {
     if (a.top[i].token != b.top[i].token || a.top[i].logprob != b.top[i].logprob) return false;
@@ -207,10 +208,11 @@ class Workload {
     result.prompt = client.prompt;
     result.ok = client.end.has_value() && client.end->ok();
     result.finish = client.Finish();
-    for (const TokenDelta& delta : client.deltas) {
-      result.tokens.insert(result.tokens.end(), delta.tokens.begin(), delta.tokens.end());
-      result.prompt_logprobs.insert(result.prompt_logprobs.end(), delta.prompt_logprobs.begin(),
-                                    delta.prompt_logprobs.end());
+    result.tokens = client.Tokens();
+    for (const TokenEvent& event : client.events) {
+      result.logprobs.insert(result.logprobs.end(), event.logprobs.begin(), event.logprobs.end());
+      result.prompt_logprobs.insert(result.prompt_logprobs.end(), event.prompt_logprobs.begin(),
+                                    event.prompt_logprobs.end());
     }
     return result;
   }
@@ -236,7 +238,11 @@ TEST_P(LoopEquality, TwoStepsInFlightGiveWhatOneGives) {
       ASSERT_EQ(one[i].prompt, two[i].prompt);
       // A cancelled or refused request got as far as it got.
       const size_t common = std::min(one[i].tokens.size(), two[i].tokens.size());
-      for (size_t t = 0; t < common; ++t) ASSERT_TRUE(Same(one[i].tokens[t], two[i].tokens[t]));
+      for (size_t t = 0; t < common; ++t) {
+        ASSERT_EQ(one[i].tokens[t], two[i].tokens[t]);
+        if (one[i].logprobs.empty()) continue;
+        ASSERT_TRUE(Same(one[i].logprobs[t], two[i].logprobs[t]));
+      }
       if (!one[i].ok || !two[i].ok) continue;
       ASSERT_EQ(one[i].tokens.size(), two[i].tokens.size());
       ASSERT_EQ(one[i].finish, two[i].finish);

@@ -77,24 +77,24 @@ struct Client {
   engine::SamplingParams sampling;
   std::shared_ptr<TokenStream> stream;
   bool reading = true;
-  std::vector<TokenDelta> deltas;
+  std::vector<TokenEvent> events;
   std::optional<absl::Status> end;
 
   std::vector<int32_t> Tokens() const {
     std::vector<int32_t> out;
-    for (const TokenDelta& delta : deltas) {
-      for (const engine::TokenLogprob& token : delta.tokens) out.push_back(token.token);
+    for (const TokenEvent& event : events) {
+      out.insert(out.end(), event.token_ids.begin(), event.token_ids.end());
     }
     return out;
   }
   FinishReason Finish() const {
-    return deltas.empty() ? FinishReason::kNone : deltas.back().finish;
+    return events.empty() ? FinishReason::kNone : events.back().finish_reason;
   }
   void Read() {
     while (reading && !end.has_value()) {
       TokenStream::Item item = stream->Take();
-      if (auto* delta = std::get_if<TokenDelta>(&item)) {
-        deltas.push_back(std::move(*delta));
+      if (auto* event = std::get_if<TokenEvent>(&item)) {
+        events.push_back(std::move(*event));
       } else if (auto* status = std::get_if<absl::Status>(&item)) {
         end = *status;
       } else {

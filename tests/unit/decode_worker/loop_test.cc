@@ -49,16 +49,16 @@ TEST(LoopTest, TheFirstTokenGoesOutBeforeItsKvIsHere) {
   h.StepAll();
   h.ExpectFinished(client);
   EXPECT_EQ(h.runner.num_tokens(), 4);  // nothing of the prompt was computed here
-  const WorkerTimes& times = *client.deltas.back().times;
-  EXPECT_NEAR(times.kv_transfer_exposed, 7, 0.01);
-  EXPECT_GE(times.kv_transfer_total, times.kv_transfer_exposed);
-  EXPECT_EQ(times.prefill_queue, 1);
-  EXPECT_EQ(times.prefill, 2);
-  EXPECT_EQ(times.transport, "tcp");
-  EXPECT_EQ(times.prefill_worker, "far");
-  EXPECT_EQ(times.prefill_attempts, 1);
-  EXPECT_GT(times.kv_bytes, 0u);
-  EXPECT_EQ(client.deltas.back().cached_tokens, 3);  // as the prefill worker said
+  const Timing& timing = *client.events.back().timing;
+  EXPECT_NEAR(timing.stages[Stage::kKvTransferExposed], 7, 0.01);
+  EXPECT_GE(timing.stages[Stage::kKvTransferTotal], timing.stages[Stage::kKvTransferExposed]);
+  EXPECT_EQ(timing.stages[Stage::kPrefillQueue], 1);
+  EXPECT_EQ(timing.stages[Stage::kPrefill], 2);
+  EXPECT_EQ(timing.transport, "tcp");
+  EXPECT_EQ(timing.prefill_worker, "far");
+  EXPECT_EQ(timing.prefill_attempts, 1);
+  EXPECT_GT(timing.kv_bytes, 0u);
+  EXPECT_EQ(client.events.back().cached_tokens, 3);  // as the prefill worker said
   h.ExpectNoLeak();
 }
 
@@ -76,7 +76,7 @@ TEST(LoopTest, KvBeforeTheReplyIsFine) {
   h.Reply(call);
   h.StepAll();
   h.ExpectFinished(client);
-  EXPECT_EQ(client.deltas.back().times->kv_transfer_exposed, 0);
+  EXPECT_EQ(client.events.back().timing->stages[Stage::kKvTransferExposed], 0);
   h.ExpectNoLeak();
 }
 
@@ -139,8 +139,8 @@ TEST(LoopTest, ASecondTurnFindsTheFirstOne) {
   h.StepAll();
   h.ExpectFinished(second);
   EXPECT_EQ(h.caller.calls.size(), 1u);  // so little is left that it is prefilled here
-  EXPECT_EQ(second.deltas[0].cached_tokens, 48);
-  EXPECT_EQ(second.deltas[0].times->transport, "local");
+  EXPECT_EQ(second.events[0].cached_tokens, 48);
+  EXPECT_EQ(second.events[0].timing->transport, "local");
   h.ExpectNoLeak();
 }
 
@@ -187,9 +187,9 @@ TEST(LoopTest, TheYoungestIsPreemptedAndLosesNoToken) {
     h.StepAll();
     h.ExpectFinished(old);
     h.ExpectFinished(young);
-    EXPECT_EQ(old.deltas.back().times->preemptions, 0);
-    EXPECT_GE(young.deltas.back().times->preemptions, 1);
-    EXPECT_EQ(h.decode_metrics.worker.preemptions.Value(), young.deltas.back().times->preemptions);
+    EXPECT_EQ(old.events.back().timing->preemptions, 0);
+    EXPECT_GE(young.events.back().timing->preemptions, 1);
+    EXPECT_EQ(h.decode_metrics.worker.preemptions.Value(), young.events.back().timing->preemptions);
     h.ExpectNoLeak();
   }
 }
@@ -201,8 +201,8 @@ TEST(LoopTest, HigherPriorityKeepsItsBlocks) {
   h.StepAll();
   h.ExpectFinished(low);
   h.ExpectFinished(high);
-  EXPECT_GE(low.deltas.back().times->preemptions, 1);
-  EXPECT_EQ(high.deltas.back().times->preemptions, 0);
+  EXPECT_GE(low.events.back().timing->preemptions, 1);
+  EXPECT_EQ(high.events.back().timing->preemptions, 0);
 }
 
 TEST(LoopTest, PromptLogprobsAreWholeWhateverHappens) {
@@ -220,7 +220,7 @@ TEST(LoopTest, PromptLogprobsAreWholeWhateverHappens) {
     h.StepAll();
     h.ExpectFinished(client);
     std::vector<float> out;
-    for (const engine::TokenLogprob& logprob : client.deltas[0].prompt_logprobs) {
+    for (const TokenLogprob& logprob : client.events[0].prompt_logprobs) {
       EXPECT_EQ(logprob.top.size(), 1u);
       out.push_back(logprob.logprob);
     }
@@ -254,8 +254,8 @@ TEST(LoopTest, ASlowReaderIsPausedAndItsNeighboursAreNot) {
   slow.Read();
   h.StepAll();
   h.ExpectFinished(slow);
-  EXPECT_LT(slow.deltas.size(), 40u);
-  EXPECT_EQ(slow.deltas[0].tokens.size(), 4u);  // coalesced
+  EXPECT_LT(slow.events.size(), 40u);
+  EXPECT_EQ(slow.events[0].token_ids.size(), 4u);  // coalesced
   h.ExpectNoLeak();
 }
 
@@ -309,7 +309,7 @@ TEST(LoopTest, KvThatNeverComesIsComputedHere) {
   h.ExpectFinished(client);
   EXPECT_EQ(h.caller.calls.size(), 1u);
   EXPECT_EQ(h.decode_metrics.kv_recomputes.Value(), 1);
-  EXPECT_EQ(client.deltas.back().times->transport, "local");
+  EXPECT_EQ(client.events.back().timing->transport, "local");
   EXPECT_EQ(h.pool.counts().quarantined, 6);
   h.Quiet(*h.caller.calls[0]);
   h.StepAll();

@@ -8,32 +8,32 @@
 namespace tandem::decode {
 namespace {
 
-TokenDelta Token(int id, FinishReason finish = FinishReason::kNone) {
-  TokenDelta delta;
-  delta.tokens.emplace_back();
-  delta.tokens.back().token = id;
-  delta.cached_tokens = id;
-  delta.finish = finish;
-  return delta;
+TokenEvent Token(int id, FinishReason finish = FinishReason::kNone) {
+  TokenEvent event;
+  event.token_ids.push_back(id);
+  event.logprobs.push_back({.token = id});
+  event.cached_tokens = id;
+  event.finish_reason = finish;
+  return event;
 }
 
 TEST(TokenStreamTest, TellsOnceThatTheTakerIsIdleAndMergesMeanwhile) {
   TokenStream stream(nullptr, nullptr);
   EXPECT_TRUE(stream.Append(Token(1)));
   auto first = stream.Take();
-  ASSERT_TRUE(std::holds_alternative<TokenDelta>(first));
+  ASSERT_TRUE(std::holds_alternative<TokenEvent>(first));
   // A write is in flight now: what comes is merged, nobody is to be woken.
   EXPECT_FALSE(stream.Append(Token(2)));
   EXPECT_FALSE(stream.Append(Token(3, FinishReason::kStop)));
   EXPECT_FALSE(stream.End(absl::OkStatus()));
   EXPECT_EQ(stream.pending(), 2u);
   auto second = stream.Take();
-  const TokenDelta& delta = std::get<TokenDelta>(second);
-  ASSERT_EQ(delta.tokens.size(), 2u);
-  EXPECT_EQ(delta.tokens[0].token, 2);
-  EXPECT_EQ(delta.tokens[1].token, 3);
-  EXPECT_EQ(delta.finish, FinishReason::kStop);
-  EXPECT_EQ(delta.cached_tokens, 3);
+  const TokenEvent& event = std::get<TokenEvent>(second);
+  EXPECT_EQ(event.token_ids, (std::vector<int32_t>{2, 3}));
+  ASSERT_EQ(event.logprobs.size(), 2u);
+  EXPECT_EQ(event.logprobs[1].token, 3);
+  EXPECT_EQ(event.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(event.cached_tokens, 3);
   EXPECT_TRUE(std::get<absl::Status>(stream.Take()).ok());
 }
 
@@ -70,8 +70,8 @@ TEST(TokenStreamTest, KeepsOrderBetweenThreads) {
     while (more) {
       TokenStream::Item item = self->Take();
       if (std::holds_alternative<std::monostate>(item)) return;
-      if (auto* delta = std::get_if<TokenDelta>(&item)) {
-        for (const engine::TokenLogprob& token : delta->tokens) got.push_back(token.token);
+      if (auto* event = std::get_if<TokenEvent>(&item)) {
+        got.insert(got.end(), event->token_ids.begin(), event->token_ids.end());
       } else {
         ended = true;
         more = false;

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/rpc/token_wire.h"
 #include "tests/support/paths.h"
 
 namespace tandem::engine {
@@ -138,7 +139,8 @@ TEST(Wire, LogprobsRoundTripAndAreChecked) {
   in.token = 5;
   in.logprob = -1.5f;
   in.top = {{5, -1.5f}, {7, -2.0f}};
-  v1::TokenLogprob proto = LogprobToProto(in);
+  v1::TokenLogprob proto;
+  LogprobToProto(in, &proto);
   const auto out = LogprobFromProto(proto, kVocab, "first_token");
   ASSERT_OK(out);
   EXPECT_EQ(out->token, 5);
