@@ -1,0 +1,357 @@
+// A decode step of Qwen2.5-7B on one GPU: 28 layers with distinct random weights, as a CUDA graph,
+// beside its floor in the same run: bytes that must be read / measured read bandwidth.
+//
+//   cuda_decode_bench [--steps batch:context,...] [--ops batch,...] [--no-overlap]
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/skinny_linear.h"
+#include "engine/kernels/cuda/step.h"
+#include "tests/gpu/device_array.h"
+
+namespace tandem::engine::cuda {
+namespace {
+
+using BFloat16 = __nv_bfloat16;
+
+constexpr int kHidden = 3584, kHeads = 28, kKvHeads = 4, kDim = 128, kInner = 18944;
+constexpr int kVocab = 152064, kLayers = 28, kBlockSize = 16;
+constexpr int kQWidth = kHeads * kDim, kQkvWidth = (kHeads + 2 * kKvHeads) * kDim;
+constexpr size_t kBlockElements = 2ull * kKvHeads * kBlockSize * kDim;
+
+struct Layer {
+  DeviceArray<BFloat16> qkv, bias, output, gate_up, down, input_norm, post_norm;
+};
+
+struct Model {
+  Model() {
+    const float scale = 0.03f;
+    for (int i = 0; i < kLayers; ++i) {
+      const uint64_t seed = static_cast<uint64_t>(i) * 8 + 10;
+      layers.push_back({RandomArray<BFloat16>(1ull * kQkvWidth * kHidden, seed, scale),
+                        RandomArray<BFloat16>(kQkvWidth, seed + 1, scale),
+                        RandomArray<BFloat16>(1ull * kHidden * kQWidth, seed + 2, scale),
+                        RandomArray<BFloat16>(2ull * kInner * kHidden, seed + 3, scale),
+                        RandomArray<BFloat16>(1ull * kHidden * kInner, seed + 4, scale),
+                        RandomArray<BFloat16>(kHidden, seed + 5, 0.1f, 1),
+                        RandomArray<BFloat16>(kHidden, seed + 6, 0.1f, 1)});
+    }
+    embedding = RandomArray<BFloat16>(1ull * kVocab * kHidden, 1, 0.5f);
+    head = RandomArray<BFloat16>(1ull * kVocab * kHidden, 2, scale);
+    final_norm = RandomArray<BFloat16>(kHidden, 3, 0.1f, 1);
+    std::vector<float> values;
+    for (int i = 0; i < kDim / 2; ++i) {
+      values.push_back(static_cast<float>(std::pow(1e6, -2.0 * i / kDim)));
+    }
+    frequencies = DeviceArray<float>(values);
+  }
+  std::vector<Layer> layers;
+  DeviceArray<BFloat16> embedding, head, final_norm;
+  DeviceArray<float> frequencies;
+};
+
+// Bytes of weights that a step reads: everything but the embedding table.
+constexpr double kLayerBytes =
+    2.0 * (1.0 * kQkvWidth * kHidden + 1.0 * kHidden * kQWidth + 3.0 * kInner * kHidden);
+constexpr double kHeadBytes = 2.0 * kVocab * kHidden;
+constexpr double kKvBytesPerToken = 2.0 * 2 * kKvHeads * kDim * kLayers;
+
+// The buffers of a step, and the step itself.
+class Step {
+ public:
+  Step(const Model& model, int rows, int context, const LaunchOptions& options)
+      : model_(model), rows_(rows), context_(context), options_(options) {
+    const size_t n = static_cast<size_t>(rows);
+    stride_ = (context + kBlockSize - 1) / kBlockSize;
+    const size_t blocks = n * static_cast<size_t>(stride_);
+    pool_ = DeviceArray<BFloat16>(blocks * kBlockElements * kLayers);
+    FillRandom(pool_.get(), pool_.size(), 99);
+    std::vector<int32_t> tables(blocks);
+    // A fixed scatter: multiplication by a number without common divisor.
+    const size_t step = blocks % 7919 == 0 ? 1 : 7919;
+    for (size_t i = 0; i < blocks; ++i) tables[i] = static_cast<int32_t>(i * step % blocks);
+    tables_ = DeviceArray<int32_t>(tables);
+    lengths_ = DeviceArray<int32_t>(std::vector<int32_t>(n, context));
+    tokens_ = DeviceArray<int32_t>(std::vector<int32_t>(n, 42));
+    starts_ = DeviceArray<int32_t>(n + 1);
+    slots_ = DeviceArray<int64_t>(n);
+    cos_ = DeviceArray<float>(n * kDim / 2);
+    sin_ = DeviceArray<float>(n * kDim / 2);
+    residual_ = DeviceArray<float>(n * kHidden);
+    scaled_ = DeviceArray<BFloat16>(n * kHidden);
+    q_ = DeviceArray<BFloat16>(n * kQWidth);
+    attended_ = DeviceArray<BFloat16>(n * kQWidth);
+    gated_ = DeviceArray<BFloat16>(n * kInner);
+    first_share_ = DeviceArray<float>(kMaxSkinnyRows);
+    shares_ = DeviceArray<float>(1ull * kMaxSquareParts * kMaxSkinnyRows);
+    const int multiprocessors = options.multiprocessors;
+    best_parts_ = LogitsBestParts(rows, kVocab, kHidden, multiprocessors);
+    best_ = DeviceArray<uint64_t>(static_cast<size_t>(best_parts_) * kMaxSkinnyRows);
+    partial_ = DeviceArray<float>(SkinnyPartialFloats(multiprocessors));
+    attention_partial_ = DeviceArray<float>(DecodeAttentionPartialFloats(kDim, multiprocessors));
+    counters_ = DeviceArray<uint32_t>(kSkinnyCounters);
+    counters_.Zero();
+    attention_counters_ = DeviceArray<uint32_t>(n * kKvHeads);
+    attention_counters_.Zero();
+  }
+
+  double Bytes() const {
+    return kLayers * kLayerBytes + kHeadBytes + kKvBytesPerToken * context_ * rows_;
+  }
+
+  void Run() {
+    // The ends of a step have few thread blocks: a kernel that starts beside them would not spread
+    // evenly over the multiprocessors.
+    const LaunchOptions o = options_;
+    options_.overlap = false;
+    Prepare();
+    SquareSums squares = {first_share_.get(), 1};
+    for (int i = 0; i < kLayers; ++i) {
+      Qkv(i, squares);
+      options_ = o;
+      Attention(i);
+      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kQWidth, o.multiprocessors)};
+      Output(i);
+      GateUp(i, squares);
+      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kInner, o.multiprocessors)};
+      Down(i);
+    }
+    Logits(squares);
+    TANDEM_CUDA_CHECK(SelectGreedy(best_.get(), best_parts_, rows_, tokens_.get(), o));
+  }
+
+  void Prepare() {
+    TANDEM_CUDA_CHECK(PrepareStep({tokens_.get(),
+                                   lengths_.get(),
+                                   tables_.get(),
+                                   model_.embedding.get(),
+                                   model_.layers[0].input_norm.get(),
+                                   model_.frequencies.get(),
+                                   residual_.get(),
+                                   scaled_.get(),
+                                   first_share_.get(),
+                                   cos_.get(),
+                                   sin_.get(),
+                                   slots_.get(),
+                                   starts_.get(),
+                                   rows_,
+                                   kHidden,
+                                   kKvHeads,
+                                   kDim,
+                                   kBlockSize,
+                                   stride_,
+                                   1.0f},
+                                  options_));
+  }
+  void Qkv(int i, SquareSums squares) {
+    const Layer& layer = model_.layers[static_cast<size_t>(i)];
+    TANDEM_CUDA_CHECK(SkinnyQkv({layer.qkv.get(), layer.bias.get(), scaled_.get(), q_.get(),
+                                 Pages(i), cos_.get(), sin_.get(), slots_.get(), rows_, kHeads,
+                                 kKvHeads, kDim, kBlockSize, kHidden, squares, kEpsilon},
+                                Scratch(), options_));
+  }
+  void Attention(int i) {
+    TANDEM_CUDA_CHECK(DecodeAttention(
+        {q_.get(), Pages(i), tables_.get(), lengths_.get(), starts_.get(), attended_.get(), rows_,
+         kHeads, kKvHeads, kDim, kBlockSize, stride_, 1 / std::sqrt(static_cast<float>(kDim))},
+        {attention_partial_.get(), attention_counters_.get()}, options_));
+  }
+  void Output(int i) {
+    const Layer& layer = model_.layers[static_cast<size_t>(i)];
+    TANDEM_CUDA_CHECK(
+        SkinnyResidual({layer.output.get(), attended_.get(), residual_.get(), layer.post_norm.get(),
+                        scaled_.get(), shares_.get(), rows_, kHidden, kQWidth},
+                       Scratch(), options_));
+  }
+  void GateUp(int i, SquareSums squares) {
+    const Layer& layer = model_.layers[static_cast<size_t>(i)];
+    TANDEM_CUDA_CHECK(SkinnyGateUp({layer.gate_up.get(), scaled_.get(), gated_.get(), rows_, kInner,
+                                    kHidden, squares, kEpsilon},
+                                   Scratch(), options_));
+  }
+  void Down(int i) {
+    const Layer& layer = model_.layers[static_cast<size_t>(i)];
+    TANDEM_CUDA_CHECK(SkinnyResidual({layer.down.get(), gated_.get(), residual_.get(), NextNorm(i),
+                                      scaled_.get(), shares_.get(), rows_, kHidden, kInner},
+                                     Scratch(), options_));
+  }
+  void Logits(SquareSums squares) {
+    TANDEM_CUDA_CHECK(SkinnyLogits({model_.head.get(), scaled_.get(), nullptr, best_.get(), rows_,
+                                    kVocab, kHidden, squares, kEpsilon},
+                                   Scratch(), options_));
+  }
+  SquareSums FirstSquares() const { return {first_share_.get(), 1}; }
+
+ private:
+  static constexpr float kEpsilon = 1e-6f;
+  const BFloat16* NextNorm(int i) const {
+    return i + 1 < kLayers ? model_.layers[static_cast<size_t>(i + 1)].input_norm.get()
+                           : model_.final_norm.get();
+  }
+  SkinnyScratch Scratch() const { return {partial_.get(), counters_.get()}; }
+  BFloat16* Pages(int layer) const {
+    return pool_.get() + pool_.size() / kLayers * static_cast<size_t>(layer);
+  }
+
+  const Model& model_;
+  int rows_, context_, stride_, best_parts_;
+  LaunchOptions options_;
+  DeviceArray<BFloat16> pool_, scaled_, q_, attended_, gated_;
+  DeviceArray<int32_t> tables_, lengths_, tokens_, starts_;
+  DeviceArray<int64_t> slots_;
+  DeviceArray<float> cos_, sin_, residual_, first_share_, shares_, partial_, attention_partial_;
+  DeviceArray<uint64_t> best_;
+  DeviceArray<uint32_t> counters_, attention_counters_;
+};
+
+// Median milliseconds of `runs` replays of what `record` launches, captured as a graph.
+double MedianMs(cudaStream_t stream, int runs, const std::function<void()>& record) {
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  TANDEM_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  record();
+  TANDEM_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  TANDEM_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+  std::vector<cudaEvent_t> events(static_cast<size_t>(runs) + 1);
+  for (cudaEvent_t& event : events) TANDEM_CUDA_CHECK(cudaEventCreate(&event));
+  for (int i = 0; i < 3; ++i) TANDEM_CUDA_CHECK(cudaGraphLaunch(exec, stream));
+  TANDEM_CUDA_CHECK(cudaEventRecord(events[0], stream));
+  for (size_t i = 1; i < events.size(); ++i) {
+    TANDEM_CUDA_CHECK(cudaGraphLaunch(exec, stream));
+    TANDEM_CUDA_CHECK(cudaEventRecord(events[i], stream));
+  }
+  TANDEM_CUDA_CHECK(cudaStreamSynchronize(stream));
+  std::vector<float> times(static_cast<size_t>(runs));
+  for (size_t i = 0; i < times.size(); ++i) {
+    TANDEM_CUDA_CHECK(cudaEventElapsedTime(&times[i], events[i], events[i + 1]));
+  }
+  for (cudaEvent_t event : events) cudaEventDestroy(event);
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+// Every thread reads 16 bytes a turn, four turns in flight.
+__global__ void ReadKernel(const uint4* data, size_t count, unsigned* sink) {
+  const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
+  unsigned mixed = 0;
+  size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+  for (; i + 3 * stride < count; i += 4 * stride) {
+    uint4 v[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) v[j] = __ldcs(data + i + static_cast<size_t>(j) * stride);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) mixed ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+  }
+  if (mixed == 0x12345678u) *sink = mixed;
+}
+
+// Bytes per second.
+double ReadBandwidth(cudaStream_t stream, const LaunchOptions& options) {
+  constexpr size_t kBytes = 4ull << 30;
+  DeviceArray<uint4> data(kBytes / sizeof(uint4));
+  FillRandom(reinterpret_cast<float*>(data.get()), kBytes / 4, 7);
+  DeviceArray<unsigned> sink(1);
+  double best = 0;
+  for (const int blocks : {2, 4, 8, 16}) {
+    const double ms = MedianMs(stream, 9, [&] {
+      ReadKernel<<<options.multiprocessors * blocks, 512, 0, stream>>>(data.get(), data.size(),
+                                                                       sink.get());
+    });
+    best = std::max(best, kBytes / (ms * 1e-3));
+  }
+  return best;
+}
+
+void PrintRow(const std::string& name, double ms, double floor_ms) {
+  std::printf("%-32s %9.4f ms  floor %9.4f  ratio %.3f\n", name.c_str(), ms, floor_ms,
+              ms / floor_ms);
+  std::fflush(stdout);
+}
+
+// Each kernel of a layer, 28 times in a row over the layers' own weights.
+void BenchOps(const Model& model, int rows, int context, double bandwidth,
+              const LaunchOptions& options) {
+  Step step(model, rows, context, options);
+  step.Run();  // the buffers hold numbers
+  const SquareSums squares = step.FirstSquares();
+  const double kv = kKvBytesPerToken / kLayers * context * rows;
+  const struct {
+    const char* name;
+    double bytes;
+    std::function<void(int)> run;
+  } ops[] = {
+      {"qkv", 2.0 * kQkvWidth * kHidden, [&](int i) { step.Qkv(i, squares); }},
+      {"attention", kv, [&](int i) { step.Attention(i); }},
+      {"output", 2.0 * kHidden * kQWidth, [&](int i) { step.Output(i); }},
+      {"gate_up", 4.0 * kInner * kHidden, [&](int i) { step.GateUp(i, squares); }},
+      {"down", 2.0 * kHidden * kInner, [&](int i) { step.Down(i); }},
+      {"logits", kHeadBytes,
+       [&](int i) {
+         if (i < 4) step.Logits(squares);
+       }},
+  };
+  for (const auto& op : ops) {
+    const double calls = std::strcmp(op.name, "logits") == 0 ? 4 : kLayers;
+    const double ms = MedianMs(options.stream, 9, [&] {
+      for (int i = 0; i < kLayers; ++i) op.run(i);
+    });
+    PrintRow("  " + std::string(op.name) + " batch " + std::to_string(rows), ms / calls,
+             op.bytes / bandwidth * 1e3);
+  }
+}
+
+std::vector<std::string> Split(const std::string& text, char by) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(by, begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+void Main(int argc, char** argv) {
+  std::string steps = "1:2048,16:2048,64:2048,1:32768,1:131072", ops;
+  LaunchOptions options;
+  cudaDeviceProp properties;
+  TANDEM_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  options.multiprocessors = properties.multiProcessorCount;
+  options.overlap = properties.major >= 9;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--no-overlap") options.overlap = false;
+    if (flag == "--steps" && i + 1 < argc) steps = argv[++i];
+    if (flag == "--ops" && i + 1 < argc) ops = argv[++i];
+  }
+  TANDEM_CUDA_CHECK(cudaStreamCreate(&options.stream));
+  const double bandwidth = ReadBandwidth(options.stream, options);
+  std::printf("%s, %d multiprocessors: read %.0f GB/s\n", properties.name, options.multiprocessors,
+              bandwidth * 1e-9);
+  const Model model;
+  for (const std::string& step_name : Split(steps, ',')) {
+    const std::vector<std::string> shape = Split(step_name, ':');
+    const int rows = std::stoi(shape[0]), context = std::stoi(shape[1]);
+    Step step(model, rows, context, options);
+    const double ms = MedianMs(options.stream, 15, [&] { step.Run(); });
+    PrintRow("step batch " + shape[0] + " context " + shape[1], ms, step.Bytes() / bandwidth * 1e3);
+  }
+  for (const std::string& batch : Split(ops, ',')) {
+    BenchOps(model, std::stoi(batch), 2048, bandwidth, options);
+  }
+}
+
+}  // namespace
+}  // namespace tandem::engine::cuda
+
+int main(int argc, char** argv) {
+  tandem::engine::cuda::Main(argc, argv);
+  return 0;
+}

@@ -1,0 +1,463 @@
+// The kernel behind decode_attention.h.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/ptx.cuh"
+
+namespace tandem::engine::cuda {
+
+inline constexpr int kAttentionWarps = 4;
+inline constexpr int kAttentionThreads = kAttentionWarps * 32;
+inline constexpr int kAttentionGroup = 8;  // query heads of a KV head, padded
+inline constexpr float kLog2E = 1.4426950408889634f;
+// Maximum of no scores; finite, so that differences stay numbers.
+inline constexpr float kNone = -1e30f;
+
+// A partial result: [kAttentionGroup][head_dim] unnormalised values, then [kAttentionGroup] maxima
+// and [kAttentionGroup] sums of exp2(score - maximum).
+__host__ __device__ constexpr int AttentionPartialFloats(int head_dim) {
+  return kAttentionGroup * (head_dim + 2);
+}
+
+// kStages: tiles in a warp's ring.
+template <int kDim, int kStages>
+struct AttentionLayout {
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kHalfBytes = kAttentionTile * kRowBytes;  // keys, or values, of a tile
+  static constexpr int kRingBytes = kStages * 2 * kHalfBytes;    // of a warp
+  // The last kAttentionWarps - 1 warps hand their results to the first.
+  static constexpr int kMergeBytes = (kAttentionWarps - 1) * AttentionPartialFloats(kDim) * 4;
+  static constexpr int kStartsBytes = (kMaxDecodeRows + 4) * 4;
+  static constexpr int kSharedBytes = kAttentionWarps * kRingBytes + kMergeBytes + kStartsBytes;
+};
+
+// One thread block's part of the attention. Begin fetches pages and may run before the newest
+// position's keys and values are written, Finish needs them and the queries.
+template <int kDim, int kStages>
+class Attention {
+ public:
+  using L = AttentionLayout<kDim, kStages>;
+
+  __device__ Attention(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
+                       unsigned char* shared)
+      : a_(args), scratch_(scratch), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32) {
+    ring_ = SharedAddress(shared) + warp_ * L::kRingBytes;
+    merge_ = reinterpret_cast<float*>(shared + kAttentionWarps * L::kRingBytes);
+    starts_ = reinterpret_cast<int*>(shared + kAttentionWarps * L::kRingBytes + L::kMergeBytes);
+  }
+
+  // False if this thread block has no work; then Finish is not called.
+  __device__ bool Begin() {
+    for (int i = threadIdx.x; i <= a_.rows; i += kAttentionThreads) {
+      starts_[i] = __ldcg(a_.tile_starts + i);
+    }
+    __syncthreads();
+    units_ = starts_[a_.rows] * a_.kv_heads;
+    // As many tiles per thread block at least as its rings fetch ahead.
+    constexpr int kMinTiles = kAttentionWarps * (kStages - 1);
+    grid_ = min(static_cast<int>(gridDim.x), (units_ + kMinTiles - 1) / kMinTiles);
+    if (static_cast<int>(blockIdx.x) >= grid_) return false;
+    begin_ = UnitOf(blockIdx.x);
+    end_ = UnitOf(blockIdx.x + 1);
+    next_load_ = begin_ + warp_;
+
+    LocateTiles();
+    for (int i = 0; i < kStages - 1; ++i) LoadTile(i);
+    return true;
+  }
+
+  __device__ void Finish() {
+    int unit = begin_;
+    while (unit < end_) unit = RunItem(unit);
+    WaitForCopies<0>();
+  }
+
+ private:
+  // One KV head of one sequence.
+  struct Item {
+    int row, kv_head, first_unit, tiles;
+  };
+
+  __device__ int UnitOf(int thread_block) const {
+    return static_cast<int>(static_cast<int64_t>(thread_block) * units_ / grid_);
+  }
+  __device__ int OwnerOf(int unit) const {
+    return static_cast<int>(((static_cast<int64_t>(unit) + 1) * grid_ - 1) / units_);
+  }
+
+  __device__ Item ItemOf(int unit) const {
+    int low = 0, high = a_.rows;  // starts_[low] * kv_heads <= unit < starts_[high] * kv_heads
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      if (starts_[middle] * a_.kv_heads <= unit) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    const int tiles = starts_[low + 1] - starts_[low];
+    const int head = (unit - starts_[low] * a_.kv_heads) / tiles;
+    return {low, head, starts_[low] * a_.kv_heads + head * tiles, tiles};
+  }
+
+  // Each lane finds where one of the warp's next 32 tiles lies.
+  __device__ void LocateTiles() {
+    const int unit = next_load_ + lane_ * kAttentionWarps;
+    located_ = 0;
+    if (unit >= end_) {
+      tile_offset_ = -1;
+      return;
+    }
+    const Item item = ItemOf(unit);
+    const int position = (unit - item.first_unit) * kAttentionTile;
+    const int64_t block = a_.block_tables[static_cast<int64_t>(item.row) * a_.block_table_stride +
+                                          position / a_.block_size];
+    tile_offset_ =
+        ((block * 2 * a_.kv_heads + item.kv_head) * a_.block_size + position % a_.block_size) *
+        kDim;
+    tile_valid_ = __ldg(a_.lengths + item.row) - position;
+  }
+
+  __device__ static uint32_t Offset(int row, int chunk) {
+    return static_cast<uint32_t>(row * L::kRowBytes + ((chunk ^ (row & 7)) << 4));
+  }
+
+  // Fetches the warp's next tile; an empty group of copies if there is none. Of the last
+  // tile, the newest position follows in CopyNewest, and what is beyond it becomes zeros, for what
+  // lies there may be no number.
+  __device__ void LoadTile(int stage) {
+    if (located_ == 32) LocateTiles();
+    const int64_t offset = __shfl_sync(~0u, tile_offset_, located_);
+    const int valid = __shfl_sync(~0u, tile_valid_, located_);
+    ++located_;
+    next_load_ += kAttentionWarps;
+    if (offset >= 0) {
+      constexpr int kChunks = L::kRowBytes / 16;
+      const __nv_bfloat16* keys = a_.kv + offset;
+      const __nv_bfloat16* values = keys + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kDim;
+      const uint32_t to = ring_ + stage * 2 * L::kHalfBytes;
+#pragma unroll
+      for (int i = 0; i < kAttentionTile * kChunks / 32; ++i) {
+        const int index = i * 32 + lane_, row = index / kChunks, chunk = index % kChunks;
+        CopyAsync(to + Offset(row, chunk), keys + index * 8, row + 1 < valid);
+        CopyAsync(to + L::kHalfBytes + Offset(row, chunk), values + index * 8, row + 1 < valid);
+      }
+    }
+    CommitCopies();
+  }
+
+  // Queries as the tensor core's B operand: lane holds head lane / 4, elements of its column pair.
+  __device__ void LoadQueries(const Item& item) {
+    const int group = a_.heads / a_.kv_heads, head = lane_ / 4;
+    const __nv_bfloat16* q =
+        a_.q + (static_cast<int64_t>(item.row) * a_.heads + item.kv_head * group + head) * kDim +
+        lane_ % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      q_[i] = head < group ? __ldcg(reinterpret_cast<const unsigned*>(q + i * 8)) : 0u;
+    }
+  }
+
+  // Computes this thread block's tiles of the item that `unit` begins or continues; returns the
+  // first unit after them.
+  __device__ int RunItem(int unit) {
+    const Item item = ItemOf(unit);
+    const int stop = min(end_, item.first_unit + item.tiles);
+    const int length = __ldcg(a_.lengths + item.row);
+    LoadQueries(item);
+    maximum_[0] = maximum_[1] = kNone;
+    sum_[0] = sum_[1] = 0;
+#pragma unroll
+    for (int m = 0; m < kDim / 16; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o_[m][i] = 0;
+    }
+    for (int tile = begin_ + warp_ + next_tile_ * kAttentionWarps; tile < stop;
+         tile += kAttentionWarps) {
+      WaitForCopies<kStages - 2>();
+      __syncwarp();
+      LoadTile((next_tile_ + kStages - 1) % kStages);
+      const int valid = length - (tile - item.first_unit) * kAttentionTile;
+      const uint32_t keys = ring_ + next_tile_ % kStages * 2 * L::kHalfBytes;
+      if (valid <= kAttentionTile) CopyNewest(item, length, keys);
+      AddTile(keys, valid);
+      ++next_tile_;
+    }
+    MergeWarps();
+    FinishItem(item, unit > item.first_unit, stop < item.first_unit + item.tiles);
+    return stop;
+  }
+
+  // Brings key and value of the item's last position into the tile that holds it.
+  __device__ void CopyNewest(const Item& item, int length, uint32_t keys) const {
+    constexpr int kChunks = L::kRowBytes / 16;
+    const int position = length - 1, row = position % kAttentionTile;
+    const int64_t block = a_.block_tables[static_cast<int64_t>(item.row) * a_.block_table_stride +
+                                          position / a_.block_size];
+    const __nv_bfloat16* from = a_.kv + ((block * 2 * a_.kv_heads + item.kv_head) * a_.block_size +
+                                         position % a_.block_size) *
+                                            kDim;
+    if (lane_ < 2 * kChunks) {
+      const int half = lane_ / kChunks, chunk = lane_ % kChunks;
+      from += static_cast<int64_t>(half) * a_.kv_heads * a_.block_size * kDim + chunk * 8;
+      const uint4 value = __ldcg(reinterpret_cast<const uint4*>(from));
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(keys + half * L::kHalfBytes +
+                                                                    Offset(row, chunk)),
+                   "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+                   : "memory");
+    }
+    __syncwarp();
+  }
+
+  // Scores of 16 positions x 8 heads, softmax over the running maximum, and values. `valid`: how
+  // many of the tile's positions exist.
+  __device__ void AddTile(uint32_t keys, int valid) {
+    float s[4] = {0, 0, 0, 0}, s_odd[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int step = 0; step < kDim / 16; step += 2) {
+      uint32_t k[4];
+      LoadMatrices(k, keys + Offset(lane_ % 16, step * 2 + lane_ / 16));
+      MultiplyAdd(s, k, q_[step * 2], q_[step * 2 + 1]);
+      LoadMatrices(k, keys + Offset(lane_ % 16, step * 2 + 2 + lane_ / 16));
+      MultiplyAdd(s_odd, k, q_[step * 2 + 2], q_[step * 2 + 3]);
+    }
+    // s[0], s[1]: position lane / 4, heads lane % 4 * 2 and + 1; s[2], s[3]: position + 8.
+    const float scale = a_.scale * kLog2E;
+    float p[4], rescale[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool exists = lane_ / 4 + i / 2 * 8 < valid;
+      p[i] = exists ? (s[i] + s_odd[i]) * scale : kNone;
+    }
+#pragma unroll
+    for (int head = 0; head < 2; ++head) {
+      float maximum = fmaxf(p[head], p[head + 2]);
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, lanes));
+      }
+      maximum = fmaxf(maximum, maximum_[head]);
+      rescale[head] = exp2f(maximum_[head] - maximum);
+      maximum_[head] = maximum;
+      p[head] = exp2f(p[head] - maximum);
+      p[head + 2] = exp2f(p[head + 2] - maximum);
+      sum_[head] = sum_[head] * rescale[head] + p[head] + p[head + 2];  // this lane's share
+    }
+    const uint32_t b0 = TransposeMatrix(PackBFloat16(p[0], p[1]));
+    const uint32_t b1 = TransposeMatrix(PackBFloat16(p[2], p[3]));
+#pragma unroll
+    for (int m = 0; m < kDim / 16; ++m) {
+      uint32_t v[4];
+      // Transposed: dimensions become rows. Matrices: (positions 0-7, dimensions 0-7), (0-7, 8-15),
+      // (8-15, 0-7), (8-15, 8-15).
+      const int row = lane_ / 16 * 8 + lane_ % 8, chunk = m * 2 + lane_ / 8 % 2;
+      LoadMatricesTransposed(v, keys + L::kHalfBytes + Offset(row, chunk));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o_[m][i] *= rescale[i % 2];
+      MultiplyAdd(o_[m], v, b0, b1);
+    }
+  }
+
+  // Adds all warps' results into warp 0's, in the order of warps. All threads.
+  __device__ void MergeWarps() {
+#pragma unroll
+    for (int head = 0; head < 2; ++head) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        sum_[head] += __shfl_xor_sync(~0u, sum_[head], lanes);
+      }
+    }
+    __syncthreads();
+    if (warp_ > 0) StoreResult(merge_ + (warp_ - 1) * AttentionPartialFloats(kDim));
+    __syncthreads();
+    if (warp_ > 0) return;
+    for (int w = 0; w < kAttentionWarps - 1; ++w) {
+      const float* other = merge_ + w * AttentionPartialFloats(kDim);
+      float mine[2], theirs[2];
+#pragma unroll
+      for (int head = 0; head < 2; ++head) {
+        const int h = lane_ % 4 * 2 + head;
+        const float their_maximum = other[kAttentionGroup * kDim + h];
+        const float maximum = fmaxf(maximum_[head], their_maximum);
+        mine[head] = exp2f(maximum_[head] - maximum);
+        theirs[head] = exp2f(their_maximum - maximum);
+        maximum_[head] = maximum;
+        sum_[head] =
+            sum_[head] * mine[head] + other[kAttentionGroup * (kDim + 1) + h] * theirs[head];
+      }
+#pragma unroll
+      for (int m = 0; m < kDim / 16; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          o_[m][i] = o_[m][i] * mine[i % 2] + other[At(m, i)] * theirs[i % 2];
+        }
+      }
+    }
+  }
+
+  // Index of o_[m][i] in a partial result.
+  __device__ int At(int m, int i) const {
+    return (lane_ % 4 * 2 + i % 2) * kDim + m * 16 + lane_ / 4 + i / 2 * 8;
+  }
+
+  __device__ void StoreResult(float* to) const {
+#pragma unroll
+    for (int m = 0; m < kDim / 16; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[At(m, i)] = o_[m][i];
+    }
+    if (lane_ < 4) {
+#pragma unroll
+      for (int head = 0; head < 2; ++head) {
+        to[kAttentionGroup * kDim + lane_ * 2 + head] = maximum_[head];
+        to[kAttentionGroup * (kDim + 1) + lane_ * 2 + head] = sum_[head];
+      }
+    }
+  }
+
+  __device__ __nv_bfloat16* OutputOf(const Item& item) const {
+    return a_.out +
+           (static_cast<int64_t>(item.row) * a_.heads + item.kv_head * (a_.heads / a_.kv_heads)) *
+               kDim;
+  }
+
+  // Writes the output, or this thread block's part of it. A thread block shares at most two items
+  // with others: the one it continues and the one it leaves unfinished.
+  __device__ void FinishItem(const Item& item, bool continued, bool unfinished) {
+    // Through shared memory, so that it is written in rows.
+    if (warp_ == 0) StoreResult(merge_);
+    __syncthreads();
+    if (!continued && !unfinished) {
+      WriteOutput(item, merge_, merge_ + kAttentionGroup * (kDim + 1));
+      return;
+    }
+    float4* partial = reinterpret_cast<float4*>(Partial(blockIdx.x, continued));
+    for (int i = threadIdx.x; i < AttentionPartialFloats(kDim) / 4; i += kAttentionThreads) {
+      __stcg(partial + i, reinterpret_cast<const float4*>(merge_)[i]);
+    }
+    __threadfence();
+    __syncthreads();
+    const int first = OwnerOf(item.first_unit);
+    const int owners = OwnerOf(item.first_unit + item.tiles - 1) - first + 1;
+    bool* is_last = reinterpret_cast<bool*>(merge_);
+    if (threadIdx.x == 0) {
+      uint32_t* counter = scratch_.counters + item.row * a_.kv_heads + item.kv_head;
+      *is_last = atomicAdd(counter, 1u) + 1 == static_cast<unsigned>(owners);
+      if (*is_last) *counter = 0;
+    }
+    __syncthreads();
+    const bool last = *is_last;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    MergePartials(item, first, owners);
+  }
+
+  __device__ float* Partial(int owner, bool continued) const {
+    return scratch_.partial +
+           (static_cast<int64_t>(owner) * 2 + continued) * AttentionPartialFloats(kDim);
+  }
+
+  // Two columns of four elements per thread; parts are added in order, many in flight at a time.
+  __device__ void MergePartials(const Item& item, int first, int owners) {
+    WeighParts(first, owners);
+    const float* weights = merge_;
+    const int columns = a_.heads / a_.kv_heads * kDim / 4;
+    const int column[2] = {min(static_cast<int>(threadIdx.x), columns - 1),
+                           min(static_cast<int>(threadIdx.x) + kAttentionThreads, columns - 1)};
+    float4 total[2] = {};
+    constexpr int kAtOnce = 12;
+    for (int begin = 0; begin < owners; begin += kAtOnce) {
+      float4 parts[kAtOnce][2];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (begin + k >= owners) continue;
+        const float4* part =
+            reinterpret_cast<const float4*>(Partial(first + begin + k, begin + k > 0));
+        parts[k][0] = __ldcg(part + column[0]);
+        parts[k][1] = __ldcg(part + column[1]);
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (begin + k >= owners) continue;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float weight = weights[(begin + k) * kAttentionGroup + column[i] / (kDim / 4)];
+          total[i].x += parts[k][i].x * weight;
+          total[i].y += parts[k][i].y * weight;
+          total[i].z += parts[k][i].z * weight;
+          total[i].w += parts[k][i].w * weight;
+        }
+      }
+    }
+    uint2* out = reinterpret_cast<uint2*>(OutputOf(item));
+    // Beyond the last column, several threads write the same.
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      out[column[i]] = {PackBFloat16(total[i].x, total[i].y), PackBFloat16(total[i].z, total[i].w)};
+    }
+    __syncthreads();
+  }
+
+  // merge_[part][head] = exp2(the part's maximum - the largest) / sum. All threads.
+  __device__ void WeighParts(int first, int owners) {
+    float* maxima = merge_;
+    float* sums = merge_ + owners * kAttentionGroup;
+    for (int i = threadIdx.x; i < owners * kAttentionGroup; i += kAttentionThreads) {
+      const float* part = Partial(first + i / kAttentionGroup, i >= kAttentionGroup) +
+                          kAttentionGroup * kDim + i % kAttentionGroup;
+      maxima[i] = __ldcg(part);
+      sums[i] = __ldcg(part + kAttentionGroup);
+    }
+    __syncthreads();
+    // A quarter of the parts per thread, four neighbouring threads per head.
+    const int head = threadIdx.x / 4, begin = threadIdx.x % 4;
+    if (threadIdx.x < 4 * kAttentionGroup) {
+      float maximum = kNone, sum = 0;
+      for (int k = begin; k < owners; k += 4)
+        maximum = fmaxf(maximum, maxima[k * kAttentionGroup + head]);
+      maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 1));
+      maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 2));
+      for (int k = begin; k < owners; k += 4) {
+        const float weight = exp2f(maxima[k * kAttentionGroup + head] - maximum);
+        maxima[k * kAttentionGroup + head] = weight;
+        sum += sums[k * kAttentionGroup + head] * weight;
+      }
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      for (int k = begin; k < owners; k += 4) maxima[k * kAttentionGroup + head] /= sum;
+    }
+    __syncthreads();
+  }
+
+  __device__ void WriteOutput(const Item& item, const float* values, const float* sums) const {
+    const int group = a_.heads / a_.kv_heads;
+    __nv_bfloat16* out = OutputOf(item);
+    for (int column = threadIdx.x; column < group * kDim / 2; column += kAttentionThreads) {
+      const float inverse = 1.0f / sums[column / (kDim / 2)];
+      reinterpret_cast<uint32_t*>(out)[column] =
+          PackBFloat16(values[column * 2] * inverse, values[column * 2 + 1] * inverse);
+    }
+    __syncthreads();
+  }
+
+  const DecodeAttentionArgs& a_;
+  const DecodeAttentionScratch& scratch_;
+  const int lane_, warp_;
+  uint32_t ring_;
+  float* merge_;
+  int* starts_;
+  int units_ = 0, grid_ = 0, begin_ = 0, end_ = 0;
+  int next_load_ = 0;         // unit of the warp's next LoadTile
+  int next_tile_ = 0;         // how many tiles the warp has computed
+  int located_ = 0;           // how many of the 32 located tiles are used up
+  int64_t tile_offset_ = -1;  // of this lane's located tile: its keys in the pool; -1: none
+  int tile_valid_ = 0;        // positions of the sequence from its first on
+  uint32_t q_[kDim / 8];
+  float maximum_[2], sum_[2];  // of heads lane % 4 * 2 and + 1
+  float o_[kDim / 16][4];      // [dimension][head], laid out as At() says
+};
+
+}  // namespace tandem::engine::cuda

@@ -1,0 +1,192 @@
+// What differs between the products of skinny_linear.h: rows of the weights and epilogues, see
+// skinny_linear_kernel.cuh; and how a product is cut.
+//
+// Epilogues load before they store, many values at a time: they stand at the end of a kernel, where
+// nothing else hides their latency.
+#pragma once
+
+#include <algorithm>
+
+#include "engine/kernels/cuda/argmax.cuh"
+#include "engine/kernels/cuda/skinny_linear_kernel.cuh"
+
+namespace tandem::engine::cuda {
+
+struct GateUpOp : GateUpArgs {
+  static constexpr bool kPaired = true, kNormed = true;
+  int granules = 0;
+
+  __device__ int FirstRow(int granule) const { return granule; }
+  __device__ int SecondRow(int granule) const { return inner + granule; }
+
+  __device__ void Prefetch(int, int) const {}
+
+  __device__ void Finish(const OutputTile& t) const {
+    for (int i = threadIdx.x; i < t.columns * t.granules; i += kSkinnyThreads) {
+      const int row = t.first_column + i / t.granules, g = i % t.granules;
+      const float scale = t.inverse_rms[row];
+      const float gate = t.Get(row, g) * scale, up = t.Get(row, t.granules + g) * scale;
+      const float value = gate / (1.0f + __expf(-gate)) * up;
+      out[static_cast<int64_t>(row) * inner + t.first_granule + g] = __float2bfloat16_rn(value);
+    }
+  }
+};
+
+struct QkvOp : QkvArgs {
+  static constexpr bool kPaired = true, kNormed = true;
+  int granules = 0;
+
+  // Granule g is the pair (i, i + half) of head g / half, with i = g % half.
+  __device__ int FirstRow(int granule) const { return granule + granule / Half() * Half(); }
+  __device__ int SecondRow(int granule) const { return FirstRow(granule) + Half(); }
+  __device__ int Half() const { return head_dim / 2; }
+
+  __device__ void Prefetch(int first_granule, int granules) const {
+    const int i = threadIdx.x;
+    if (bias != nullptr && i < granules) {
+      PrefetchToL2(bias + FirstRow(first_granule + i));
+      PrefetchToL2(bias + SecondRow(first_granule + i));
+    }
+    if (i < rows * Half() / 32) {
+      PrefetchToL2(cos + i * 32);
+      PrefetchToL2(sin + i * 32);
+    }
+    if (i < rows) PrefetchToL2(slots + i);
+  }
+
+  __device__ void Finish(const OutputTile& t) const {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < t.columns * t.granules; i += kSkinnyThreads) {
+      FinishPair(t, t.first_column + i / t.granules, i % t.granules);
+    }
+  }
+
+  __device__ void FinishPair(const OutputTile& t, int row, int g) const {
+    const int half = Half(), granule = t.first_granule + g;
+    const int head = granule / half, element = granule % half;
+    float low = t.Get(row, g) * t.inverse_rms[row];
+    float high = t.Get(row, t.granules + g) * t.inverse_rms[row];
+    if (bias != nullptr) {
+      low += __bfloat162float(__ldg(bias + FirstRow(granule)));
+      high += __bfloat162float(__ldg(bias + SecondRow(granule)));
+    }
+    if (head < heads + kv_heads) {
+      const float c = __ldg(cos + row * half + element), s = __ldg(sin + row * half + element);
+      const float rotated = low * c - high * s;
+      high = high * c + low * s;
+      low = rotated;
+    }
+    __nv_bfloat16* to;
+    if (head < heads) {
+      to = q + (static_cast<int64_t>(row) * heads + head) * head_dim;
+    } else {
+      // K heads then V heads, as the pages lie in a block.
+      to = kv + __ldg(slots + row) + static_cast<int64_t>(head - heads) * block_size * head_dim;
+    }
+    to[element] = __float2bfloat16_rn(low);
+    to[element + half] = __float2bfloat16_rn(high);
+  }
+};
+
+struct ResidualOp : ResidualArgs {
+  static constexpr bool kPaired = false, kNormed = false;
+  int granules = 0;
+
+  __device__ void Prefetch(int first_granule, int granules) const {
+    const int i = threadIdx.x;
+    if (i < granules) PrefetchToL2(norm_weight + first_granule + i);
+    // The ends of a row's share: it is two lines at most where few rows make this worth while.
+    for (int row = i; row < rows; row += kSkinnyThreads) {
+      PrefetchToL2(residual + At(row, first_granule));
+      PrefetchToL2(residual + At(row, first_granule + granules - 1));
+    }
+  }
+
+  // A warp takes every eighth column, at most kColumns of them, and all their rows.
+  static constexpr int kColumns = 4, kTurns = 4;
+
+  __device__ void Finish(const OutputTile& t) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float before[kColumns][kTurns];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i) {
+        const int column = warp + c * kSkinnyWarps, g = lane + i * 32;
+        if (column < t.columns && g < t.granules) {
+          before[c][i] = __ldcg(residual + At(t.first_column + column, t.first_granule + g));
+        }
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = warp + c * kSkinnyWarps;
+      if (column < t.columns) FinishColumn(t, t.first_column + column, before[c]);
+    }
+  }
+
+  __device__ int64_t At(int row, int output) const {
+    return static_cast<int64_t>(row) * outputs + output;
+  }
+
+  __device__ void FinishColumn(const OutputTile& t, int row, const float (&before)[kTurns]) const {
+    const int lane = threadIdx.x % 32;
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      const int g = lane + i * 32, output = t.first_granule + g;
+      if (g >= t.granules) continue;
+      const float value = before[i] + t.Get(row, g);
+      residual[At(row, output)] = value;
+      scaled[At(row, output)] =
+          __float2bfloat16_rn(value * __bfloat162float(__ldg(norm_weight + output)));
+      squares += value * value;
+    }
+    squares = WarpSum(squares);
+    if (lane == 0) square_shares[t.block * kMaxSkinnyRows + row] = squares;
+  }
+};
+
+struct LogitsOp : LogitsArgs {
+  static constexpr bool kPaired = false, kNormed = true;
+  int granules = 0;
+
+  __device__ void Prefetch(int, int) const {}
+
+  __device__ void Finish(const OutputTile& t) const {
+    const int lane = threadIdx.x % 32;
+    for (int c = threadIdx.x / 32; c < t.columns; c += kSkinnyWarps) {
+      const int row = t.first_column + c;
+      uint64_t winner = 0;
+      for (int g = lane; g < t.granules; g += 32) {
+        const int token = t.first_granule + g;
+        const float value = t.Get(row, g) * t.inverse_rms[row];
+        if (logits != nullptr) logits[static_cast<int64_t>(row) * vocab + token] = value;
+        winner = max(winner, RankOf(value, token));
+      }
+      winner = WarpBest(winner);
+      if (lane == 0) best[t.block * kMaxSkinnyRows + row] = winner;
+    }
+  }
+};
+
+inline int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+
+// Few rows: row blocks are cut so that every thread block has the same number of whole ones, and no
+// sum is shared. Many rows: blocks are as high as the tile, for the sake of the activations that
+// each of them reads again, and K is cut where it must be.
+template <class Tile>
+SkinnyPlan PlanFor(int granules, bool paired, int inputs, int multiprocessors) {
+  constexpr int kLargestUnshared = 16;
+  const int height = paired ? Tile::kM / 2 : Tile::kM;
+  SkinnyPlan plan;
+  plan.blocks = CeilDiv(granules, height);
+  if (Tile::kN <= kLargestUnshared) {
+    plan.blocks = std::min(granules, multiprocessors * CeilDiv(plan.blocks, multiprocessors));
+  }
+  plan.slices = CeilDiv(inputs, Tile::kK);
+  plan.grid = std::min(multiprocessors, plan.blocks * plan.slices);
+  return plan;
+}
+
+}  // namespace tandem::engine::cuda

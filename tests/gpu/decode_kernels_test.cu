@@ -1,0 +1,487 @@
+// The decode kernels against plain ones in float64: one thread per output, the formulas of the
+// headers read literally, on the same bfloat16 inputs.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/skinny_linear.h"
+#include "engine/kernels/cuda/step.h"
+#include "tests/gpu/device_array.h"
+
+namespace tandem::engine::cuda {
+namespace {
+
+using BFloat16 = __nv_bfloat16;
+
+int failures = 0;
+
+void Expect(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+double ToDouble(float value) { return value; }
+double ToDouble(BFloat16 value) { return __bfloat162float(value); }
+
+// ||got - wanted|| / ||wanted||; NaN anywhere gives NaN.
+template <typename T, typename U>
+double RelativeError(const std::vector<T>& got, const std::vector<U>& wanted) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double d = ToDouble(got[i]) - static_cast<double>(wanted[i]);
+    difference += d * d;
+    norm += static_cast<double>(wanted[i]) * static_cast<double>(wanted[i]);
+  }
+  return std::sqrt(difference / norm);
+}
+
+template <typename T, typename U>
+void ExpectClose(const std::vector<T>& got, const std::vector<U>& wanted, double limit,
+                 const std::string& what) {
+  const double error = RelativeError(got, wanted);
+  Expect(error <= limit, what + ": relative error " + std::to_string(error));
+}
+
+// Rounding of a result to bfloat16 costs 2^-9 at most, 0.29 of that on average.
+constexpr double kBFloat16Limit = 2.5e-3;
+constexpr double kFloat32Limit = 2e-5;
+
+// out[row][n] = sum_k w[n][k] x[row][k] / rms[row].
+__global__ void ReferenceLinear(const BFloat16* w, const BFloat16* x, int outputs, int inputs,
+                                const double* inverse_rms, double* out) {
+  const int n = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), row = blockIdx.y;
+  if (n >= outputs) return;
+  double sum = 0;
+  for (int k = 0; k < inputs; ++k) {
+    sum += static_cast<double>(__bfloat162float(w[static_cast<int64_t>(n) * inputs + k])) *
+           static_cast<double>(__bfloat162float(x[static_cast<int64_t>(row) * inputs + k]));
+  }
+  out[static_cast<int64_t>(row) * outputs + n] =
+      inverse_rms == nullptr ? sum : sum * inverse_rms[row];
+}
+
+struct Shape {
+  const char* name;
+  int hidden, heads, kv_heads, head_dim, inner, vocab;
+};
+constexpr Shape kShapes[] = {
+    {"0.5b", 896, 14, 2, 64, 4864, 151936},
+    {"7b", 3584, 28, 4, 128, 18944, 152064},
+};
+
+// What the tests of one shape share.
+struct Fixture {
+  explicit Fixture(const Shape& s) : shape(s) {
+    cudaDeviceProp properties;
+    TANDEM_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    options.multiprocessors = properties.multiProcessorCount;
+    partial = DeviceArray<float>(SkinnyPartialFloats(options.multiprocessors));
+    partial.Poison();
+    counters = DeviceArray<uint32_t>(kSkinnyCounters);
+    counters.Zero();
+  }
+  SkinnyScratch Scratch() const { return {partial.get(), counters.get()}; }
+  std::string Name(const char* test, int rows) const {
+    return std::string(test) + " " + shape.name + " rows " + std::to_string(rows);
+  }
+  void ExpectCountersZero(const std::string& name) const {
+    const std::vector<uint32_t> values = counters.ToHost();
+    Expect(std::all_of(values.begin(), values.end(), [](uint32_t v) { return v == 0; }),
+           name + ": counters are left as they were found");
+  }
+
+  Shape shape;
+  LaunchOptions options;
+  DeviceArray<float> partial;
+  DeviceArray<uint32_t> counters;
+};
+
+std::vector<double> Reference(const DeviceArray<BFloat16>& w, const DeviceArray<BFloat16>& x,
+                              int rows, int outputs, int inputs,
+                              const std::vector<double>& inverse_rms) {
+  DeviceArray<double> out(static_cast<size_t>(rows) * outputs);
+  DeviceArray<double> scales;
+  if (!inverse_rms.empty()) scales = DeviceArray<double>(inverse_rms);
+  ReferenceLinear<<<dim3((outputs + 127) / 128, rows), 128>>>(w.get(), x.get(), outputs, inputs,
+                                                              scales.get(), out.get());
+  TANDEM_CUDA_CHECK(cudaGetLastError());
+  return out.ToHost();
+}
+
+// Shares of the sums of squares, and the 1 / rms they stand for.
+struct Norm {
+  Norm(int rows, int hidden) {
+    shares = RandomArray<float>(kParts * kMaxSkinnyRows, 5, 10, 100);
+    const std::vector<float> host = shares.ToHost();
+    for (int row = 0; row < rows; ++row) {
+      double sum = 0;
+      for (int part = 0; part < kParts; ++part) sum += host[part * kMaxSkinnyRows + row];
+      inverse_rms.push_back(1 / std::sqrt(sum / hidden + kEpsilon));
+    }
+  }
+  SquareSums Squares() const { return {shares.get(), kParts}; }
+  static constexpr int kParts = 37;
+  static constexpr float kEpsilon = 1e-6f;
+  DeviceArray<float> shares;
+  std::vector<double> inverse_rms;
+};
+
+void GateUpMatches(const Fixture& f, int rows) {
+  const auto [hidden, inner] = std::pair(f.shape.hidden, f.shape.inner);
+  const auto w = RandomArray<BFloat16>(2ull * inner * hidden, 1, 0.05f);
+  const auto x = RandomArray<BFloat16>(static_cast<size_t>(rows) * hidden, 2);
+  const Norm norm(rows, hidden);
+  DeviceArray<BFloat16> out(static_cast<size_t>(rows) * inner);
+  out.Poison();
+  TANDEM_CUDA_CHECK(SkinnyGateUp(
+      {w.get(), x.get(), out.get(), rows, inner, hidden, norm.Squares(), Norm::kEpsilon},
+      f.Scratch(), f.options));
+  const auto sums = Reference(w, x, rows, 2 * inner, hidden, norm.inverse_rms);
+  std::vector<double> wanted;
+  for (int row = 0; row < rows; ++row) {
+    for (int i = 0; i < inner; ++i) {
+      const double gate = sums[row * 2ull * inner + i], up = sums[row * 2ull * inner + inner + i];
+      wanted.push_back(gate / (1 + std::exp(-gate)) * up);
+    }
+  }
+  ExpectClose(out.ToHost(), wanted, kBFloat16Limit, f.Name("gate_up", rows));
+  f.ExpectCountersZero(f.Name("gate_up", rows));
+}
+
+void ResidualMatches(const Fixture& f, int rows, int inputs) {
+  const int outputs = f.shape.hidden;
+  const auto w = RandomArray<BFloat16>(static_cast<size_t>(outputs) * inputs, 1, 0.05f);
+  const auto x = RandomArray<BFloat16>(static_cast<size_t>(rows) * inputs, 2);
+  const auto g = RandomArray<BFloat16>(outputs, 3);
+  auto residual = RandomArray<float>(static_cast<size_t>(rows) * outputs, 4);
+  const auto before = residual.ToHost();
+  const int parts = ResidualSquareParts(rows, outputs, inputs, f.options.multiprocessors);
+  DeviceArray<BFloat16> scaled(static_cast<size_t>(rows) * outputs);
+  DeviceArray<float> shares(static_cast<size_t>(parts) * kMaxSkinnyRows);
+  scaled.Poison();
+  shares.Poison();
+  TANDEM_CUDA_CHECK(SkinnyResidual({w.get(), x.get(), residual.get(), g.get(), scaled.get(),
+                                    shares.get(), rows, outputs, inputs},
+                                   f.Scratch(), f.options));
+  std::vector<double> wanted = Reference(w, x, rows, outputs, inputs, {});
+  std::vector<double> wanted_scaled, wanted_squares(rows), squares(rows);
+  const auto weights = g.ToHost();
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    wanted[i] += before[i];
+    wanted_scaled.push_back(wanted[i] * ToDouble(weights[i % outputs]));
+    wanted_squares[i / outputs] += wanted[i] * wanted[i];
+  }
+  const auto got_shares = shares.ToHost();
+  for (int part = 0; part < parts; ++part) {
+    for (int row = 0; row < rows; ++row) squares[row] += got_shares[part * kMaxSkinnyRows + row];
+  }
+  const std::string name = f.Name("residual", rows) + " inputs " + std::to_string(inputs);
+  ExpectClose(residual.ToHost(), wanted, kFloat32Limit, name);
+  ExpectClose(scaled.ToHost(), wanted_scaled, kBFloat16Limit, name + " scaled");
+  ExpectClose(std::vector<float>(squares.begin(), squares.end()), wanted_squares, kFloat32Limit,
+              name + " squares");
+  f.ExpectCountersZero(name);
+}
+
+void QkvMatches(const Fixture& f, int rows) {
+  const auto [name, hidden, heads, kv_heads, dim, inner, vocab] = f.shape;
+  constexpr int kBlockSize = 32;
+  const int outputs = (heads + 2 * kv_heads) * dim, half = dim / 2, blocks = rows + 3;
+  const auto w = RandomArray<BFloat16>(static_cast<size_t>(outputs) * hidden, 1, 0.05f);
+  const auto bias = RandomArray<BFloat16>(outputs, 6);
+  const auto x = RandomArray<BFloat16>(static_cast<size_t>(rows) * hidden, 2);
+  const auto cos = RandomArray<float>(static_cast<size_t>(rows) * half, 7);
+  const auto sin = RandomArray<float>(static_cast<size_t>(rows) * half, 8);
+  const Norm norm(rows, hidden);
+  const size_t page = static_cast<size_t>(kBlockSize) * dim;
+  std::vector<int64_t> slots;
+  for (int row = 0; row < rows; ++row) {
+    slots.push_back(static_cast<int64_t>((rows + 1 - row) * 2 * kv_heads * page) +
+                    row * 7 % kBlockSize * dim);
+  }
+  const DeviceArray<int64_t> device_slots(slots);
+  DeviceArray<BFloat16> q(static_cast<size_t>(rows) * heads * dim);
+  DeviceArray<BFloat16> kv(blocks * 2ull * kv_heads * page);
+  q.Poison();
+  kv.Poison();
+  TANDEM_CUDA_CHECK(SkinnyQkv(
+      {w.get(), bias.get(), x.get(), q.get(), kv.get(), cos.get(), sin.get(), device_slots.get(),
+       rows, heads, kv_heads, dim, kBlockSize, hidden, norm.Squares(), Norm::kEpsilon},
+      f.Scratch(), f.options));
+  const auto sums = Reference(w, x, rows, outputs, hidden, norm.inverse_rms);
+  const auto b = bias.ToHost();
+  const auto c = cos.ToHost(), s = sin.ToHost();
+  const auto got_q = q.ToHost(), got_kv = kv.ToHost();
+  std::vector<double> wanted;
+  std::vector<BFloat16> got;
+  for (int row = 0; row < rows; ++row) {
+    for (int head = 0; head < heads + 2 * kv_heads; ++head) {
+      const auto value = [&](int i) {
+        return sums[static_cast<size_t>(row) * outputs + head * dim + i] +
+               ToDouble(b[head * dim + i]);
+      };
+      for (int i = 0; i < dim; ++i) {
+        const double other = i < half ? -value(i + half) : value(i - half);
+        const int at = row * half + i % half;
+        wanted.push_back(head < heads + kv_heads ? value(i) * c[at] + other * s[at] : value(i));
+        got.push_back(head < heads ? got_q[(static_cast<size_t>(row) * heads + head) * dim + i]
+                                   : got_kv[slots[row] + (head - heads) * page + i]);
+      }
+    }
+  }
+  ExpectClose(got, wanted, kBFloat16Limit, f.Name("qkv", rows));
+  const size_t written = std::count_if(got_kv.begin(), got_kv.end(),
+                                       [](BFloat16 v) { return !std::isnan(__bfloat162float(v)); });
+  Expect(written == static_cast<size_t>(rows) * 2 * kv_heads * dim,
+         f.Name("qkv", rows) + ": only the new positions' slots are written");
+  f.ExpectCountersZero(f.Name("qkv", rows));
+}
+
+void LogitsMatch(const Fixture& f, int rows) {
+  const int hidden = f.shape.hidden, vocab = f.shape.vocab;
+  const auto w = RandomArray<BFloat16>(static_cast<size_t>(vocab) * hidden, 1, 0.05f);
+  const auto x = RandomArray<BFloat16>(static_cast<size_t>(rows) * hidden, 2);
+  const Norm norm(rows, hidden);
+  const int parts = LogitsBestParts(rows, vocab, hidden, f.options.multiprocessors);
+  DeviceArray<float> logits(static_cast<size_t>(rows) * vocab);
+  DeviceArray<uint64_t> best(static_cast<size_t>(parts) * kMaxSkinnyRows);
+  DeviceArray<int32_t> tokens(rows);
+  logits.Poison();
+  best.Poison();
+  tokens.Poison();
+  TANDEM_CUDA_CHECK(SkinnyLogits({w.get(), x.get(), logits.get(), best.get(), rows, vocab, hidden,
+                                  norm.Squares(), Norm::kEpsilon},
+                                 f.Scratch(), f.options));
+  TANDEM_CUDA_CHECK(SelectGreedy(best.get(), parts, rows, tokens.get(), f.options));
+  const auto got = logits.ToHost();
+  ExpectClose(got, Reference(w, x, rows, vocab, hidden, norm.inverse_rms), kFloat32Limit,
+              f.Name("logits", rows));
+  const auto chosen = tokens.ToHost();
+  for (int row = 0; row < rows; ++row) {
+    const auto begin = got.begin() + static_cast<ptrdiff_t>(row) * vocab;
+    Expect(chosen[row] == std::max_element(begin, begin + vocab) - begin,
+           f.Name("greedy", rows) + " row " + std::to_string(row));
+  }
+}
+
+// One thread block per (row, head); one thread per dimension, scores computed by all.
+__global__ void ReferenceAttention(DecodeAttentionArgs a, double* out) {
+  extern __shared__ double scores[];
+  const int row = blockIdx.x, head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads);
+  const int length = a.lengths[row];
+  const auto element = [&](int position, int value, int d) {
+    const int64_t block =
+        a.block_tables[static_cast<int64_t>(row) * a.block_table_stride + position / a.block_size];
+    const int64_t page = (block * 2 + value) * a.kv_heads + kv_head;
+    return static_cast<double>(
+        __bfloat162float(a.kv[(page * a.block_size + position % a.block_size) * a.head_dim + d]));
+  };
+  const BFloat16* q = a.q + (static_cast<int64_t>(row) * a.heads + head) * a.head_dim;
+  for (int p = threadIdx.x; p < length; p += blockDim.x) {
+    double sum = 0;
+    for (int d = 0; d < a.head_dim; ++d) {
+      sum += static_cast<double>(__bfloat162float(q[d])) * element(p, 0, d);
+    }
+    scores[p] = sum * a.scale;
+  }
+  __syncthreads();
+  double maximum = -1e300, total = 0, value = 0;
+  for (int p = 0; p < length; ++p) maximum = fmax(maximum, scores[p]);
+  for (int p = 0; p < length; ++p) {
+    const double weight = exp(scores[p] - maximum);
+    total += weight;
+    value += weight * element(p, 1, threadIdx.x);
+  }
+  out[(static_cast<int64_t>(row) * a.heads + head) * a.head_dim + threadIdx.x] = value / total;
+}
+
+void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int block_size) {
+  const auto [name, hidden, heads, kv_heads, dim, inner, vocab] = f.shape;
+  const int rows = static_cast<int>(lengths.size());
+  const int longest = *std::max_element(lengths.begin(), lengths.end());
+  const int stride = (longest + block_size - 1) / block_size;
+  // Blocks are handed out in a scattered order; what no position uses holds NaN.
+  const int blocks = rows * stride;
+  std::vector<int32_t> tables(static_cast<size_t>(blocks));
+  for (int i = 0; i < blocks; ++i) {
+    tables[i] = static_cast<int32_t>(static_cast<int64_t>(i) * 7919 % blocks);
+  }
+  if (blocks % 7919 == 0) std::iota(tables.begin(), tables.end(), 0);
+  const size_t page = static_cast<size_t>(block_size) * dim;
+  const auto random = RandomArray<BFloat16>(blocks * 2ull * kv_heads * page, 11);
+  auto pages = random.ToHost();
+  for (int row = 0; row < rows; ++row) {
+    for (int p = lengths[row]; p < stride * block_size; ++p) {
+      const size_t block = static_cast<size_t>(tables[row * stride + p / block_size]);
+      for (size_t part = 0; part < 2ull * kv_heads; ++part) {
+        const size_t at = (block * 2 * kv_heads + part) * page + p % block_size * dim;
+        for (int d = 0; d < dim; ++d) pages[at + d] = __float2bfloat16(NAN);
+      }
+    }
+  }
+  const DeviceArray<BFloat16> kv(pages);
+  const auto q = RandomArray<BFloat16>(static_cast<size_t>(rows) * heads * dim, 12, 4);
+  const DeviceArray<int32_t> device_tables(tables), device_lengths(lengths);
+  std::vector<int32_t> starts = {0};
+  for (const int length : lengths) starts.push_back(starts.back() + (length + 15) / 16);
+  const DeviceArray<int32_t> device_starts(starts);
+  DeviceArray<BFloat16> out(static_cast<size_t>(rows) * heads * dim);
+  DeviceArray<float> partial(DecodeAttentionPartialFloats(dim, f.options.multiprocessors));
+  DeviceArray<uint32_t> counters(static_cast<size_t>(rows) * kv_heads);
+  out.Poison();
+  partial.Poison();
+  counters.Zero();
+  const DecodeAttentionArgs args = {q.get(),
+                                    kv.get(),
+                                    device_tables.get(),
+                                    device_lengths.get(),
+                                    device_starts.get(),
+                                    out.get(),
+                                    rows,
+                                    heads,
+                                    kv_heads,
+                                    dim,
+                                    block_size,
+                                    stride,
+                                    1 / std::sqrt(static_cast<float>(dim))};
+  TANDEM_CUDA_CHECK(DecodeAttention(args, {partial.get(), counters.get()}, f.options));
+  DeviceArray<double> wanted(static_cast<size_t>(rows) * heads * dim);
+  const int shared = longest * 8;
+  TANDEM_CUDA_CHECK(cudaFuncSetAttribute(ReferenceAttention,
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  ReferenceAttention<<<dim3(rows, heads), dim, shared>>>(args, wanted.get());
+  TANDEM_CUDA_CHECK(cudaGetLastError());
+  const std::string what = f.Name("attention", rows) + " longest " + std::to_string(longest) +
+                           " block size " + std::to_string(block_size);
+  // Probabilities are rounded to bfloat16 before they meet the values.
+  ExpectClose(out.ToHost(), wanted.ToHost(), 2 * kBFloat16Limit, what);
+  const auto left = counters.ToHost();
+  Expect(std::all_of(left.begin(), left.end(), [](uint32_t v) { return v == 0; }),
+         what + ": counters are left as they were found");
+}
+
+void PrepareStepMatches(const Fixture& f) {
+  const int hidden = f.shape.hidden, dim = f.shape.head_dim, kv_heads = f.shape.kv_heads;
+  constexpr int kRows = 5, kBlockSize = 16, kStride = 8192, kVocab = 1000;
+  const std::vector<int32_t> lengths = {1, 16, 17, 2048, 131072}, tokens = {0, 999, 5, 5, 123};
+  std::vector<int32_t> tables(kRows * kStride);
+  for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(i * 31 % 65536);
+  std::vector<float> frequencies;
+  for (int i = 0; i < dim / 2; ++i) {
+    frequencies.push_back(static_cast<float>(std::pow(1e6, -2.0 * i / dim)));
+  }
+  const DeviceArray<int32_t> d_lengths(lengths), d_tokens(tokens), d_tables(tables);
+  const DeviceArray<float> d_frequencies(frequencies);
+  const auto embedding = RandomArray<BFloat16>(static_cast<size_t>(kVocab) * hidden, 1);
+  const auto g = RandomArray<BFloat16>(hidden, 2);
+  DeviceArray<float> residual(static_cast<size_t>(kRows) * hidden), shares(kMaxSkinnyRows);
+  DeviceArray<BFloat16> scaled(static_cast<size_t>(kRows) * hidden);
+  DeviceArray<float> cos(static_cast<size_t>(kRows) * dim / 2), sin(cos.size());
+  DeviceArray<int64_t> slots(kRows);
+  DeviceArray<int32_t> starts(kRows + 1);
+  TANDEM_CUDA_CHECK(PrepareStep({d_tokens.get(),
+                                 d_lengths.get(),
+                                 d_tables.get(),
+                                 embedding.get(),
+                                 g.get(),
+                                 d_frequencies.get(),
+                                 residual.get(),
+                                 scaled.get(),
+                                 shares.get(),
+                                 cos.get(),
+                                 sin.get(),
+                                 slots.get(),
+                                 starts.get(),
+                                 kRows,
+                                 hidden,
+                                 kv_heads,
+                                 dim,
+                                 kBlockSize,
+                                 kStride,
+                                 1.25f},
+                                f.options));
+  const auto e = embedding.ToHost();
+  const auto weights = g.ToHost();
+  std::vector<double> wanted, wanted_scaled, wanted_cos, wanted_sin, wanted_squares(kRows);
+  const auto got_slots = slots.ToHost();
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < hidden; ++i) {
+      const double value = ToDouble(e[static_cast<size_t>(tokens[row]) * hidden + i]);
+      wanted.push_back(value);
+      wanted_scaled.push_back(value * ToDouble(weights[i]));
+      wanted_squares[row] += value * value;
+    }
+    const int position = lengths[row] - 1;
+    for (int i = 0; i < dim / 2; ++i) {
+      const double angle = static_cast<float>(position) * frequencies[i];
+      wanted_cos.push_back(std::cos(angle) * 1.25);
+      wanted_sin.push_back(std::sin(angle) * 1.25);
+    }
+    const int64_t block = tables[row * kStride + position / kBlockSize];
+    Expect(got_slots[row] == (block * 2 * kv_heads * kBlockSize + position % kBlockSize) * dim,
+           "prepare_step slot of row " + std::to_string(row));
+  }
+  ExpectClose(residual.ToHost(), wanted, 0, "prepare_step residual");
+  ExpectClose(scaled.ToHost(), wanted_scaled, kBFloat16Limit, "prepare_step scaled");
+  ExpectClose(cos.ToHost(), wanted_cos, 1e-6, "prepare_step cos");
+  ExpectClose(sin.ToHost(), wanted_sin, 1e-6, "prepare_step sin");
+  auto got_shares = shares.ToHost();
+  got_shares.resize(kRows);
+  ExpectClose(got_shares, wanted_squares, kFloat32Limit, "prepare_step squares");
+  Expect(starts.ToHost() == std::vector<int32_t>{0, 1, 2, 4, 132, 8324}, "prepare_step tiles");
+}
+
+std::vector<int> RandomLengths(int rows, int longest) {
+  std::vector<int> lengths;
+  for (int i = 0; i < rows; ++i) {
+    lengths.push_back(1 + static_cast<int>((RandomAt(77, i) * 0.5f + 0.5f) * (longest - 1)));
+  }
+  return lengths;
+}
+
+// `only`: the name of a shape, or null for all.
+void RunAll(const char* only) {
+  for (const Shape& shape : kShapes) {
+    if (only != nullptr && std::strcmp(only, shape.name) != 0) continue;
+    const Fixture f(shape);
+    for (const int rows : {1, 2, 8, 9, 16, 17, 32, 33, 64}) {
+      GateUpMatches(f, rows);
+      ResidualMatches(f, rows, shape.heads * shape.head_dim);
+      ResidualMatches(f, rows, shape.inner);
+      QkvMatches(f, rows);
+    }
+    for (const int rows : {1, 7, 16, 32, 64}) LogitsMatch(f, rows);
+    PrepareStepMatches(f);
+    AttentionMatches(f, {1}, 16);
+    AttentionMatches(f, {2048}, 16);
+    AttentionMatches(f, {20000}, 32);
+    AttentionMatches(f, {5, 2048, 1, 16, 17, 777, 4096}, 64);
+    AttentionMatches(f, RandomLengths(64, 2048), 16);
+    AttentionMatches(f, RandomLengths(256, 600), 16);
+  }
+}
+
+}  // namespace
+}  // namespace tandem::engine::cuda
+
+// What ctest takes for "skipped".
+constexpr int kSkipped = 77;
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return kSkipped;
+  }
+  tandem::engine::cuda::RunAll(argc > 1 ? argv[1] : nullptr);
+  TANDEM_CUDA_CHECK(cudaDeviceSynchronize());
+  std::printf("%d failures\n", tandem::engine::cuda::failures);
+  return tandem::engine::cuda::failures == 0 ? 0 : 1;
+}
