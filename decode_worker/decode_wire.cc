@@ -42,15 +42,12 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
                     "has {} tokens; max_model_len {} leaves room for a prompt of at most {}",
                     request.token_ids_size(), limits.max_model_len, limits.max_model_len - 1);
   }
-  absl::StatusOr<std::vector<int32_t>> tokens =
-      engine::TokensFromProto(request.token_ids(), limits.vocab_size, "token_ids");
-  if (!tokens.ok()) return WithField(tokens.status(), "token_ids");
-  absl::StatusOr<engine::SamplingParams> sampling =
-      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size);
-  if (!sampling.ok()) return WithField(sampling.status(), "sampling");
   Work work;
-  work.tokens = *std::move(tokens);
-  work.sampling = *std::move(sampling);
+  TANDEM_ASSIGN_OR_RETURN(
+      work.tokens, engine::TokensFromProto(request.token_ids(), limits.vocab_size, "token_ids"));
+  TANDEM_ASSIGN_OR_RETURN(
+      work.sampling,
+      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size));
   work.request_id = request.request_id();
   work.cache_salt = request.cache_salt();
   work.priority = request.priority();

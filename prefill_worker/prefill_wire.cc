@@ -26,17 +26,14 @@ absl::Status CheckTarget(const internal::v1::KvTarget& target, int prompt_blocks
   }
   const uint64_t covered = uint64_t{target.first_block()} + uint64_t(target.block_ids_size());
   if (covered != static_cast<uint64_t>(prompt_blocks)) {
-    return WithField(
-        InvalidArgument("target.block_ids: first_block {} and {} ids must make up the prompt's {} "
-                        "blocks",
-                        target.first_block(), target.block_ids_size(), prompt_blocks),
-        "target.block_ids");
+    return BadField("target.block_ids",
+                    "and first_block must make up the prompt's {} blocks, got {} ids from block {}",
+                    prompt_blocks, target.block_ids_size(), target.first_block());
   }
   for (int i = 0; i < target.block_ids_size(); ++i) {
     if (target.block_ids(i) < target.num_blocks()) continue;
-    return WithField(InvalidArgument("target.block_ids[{}] is {}; the pool has {} blocks", i,
-                                     target.block_ids(i), target.num_blocks()),
-                     "target.block_ids");
+    return BadField(fmt::format("target.block_ids[{}]", i), "is {}; the pool has {} blocks",
+                    target.block_ids(i), target.num_blocks());
   }
   return absl::OkStatus();
 }
@@ -71,14 +68,11 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
                     limits.max_model_len);
   }
   Work work;
-  absl::StatusOr<std::vector<int32_t>> tokens =
-      engine::TokensFromProto(request.token_ids(), limits.vocab_size, "token_ids");
-  if (!tokens.ok()) return WithField(tokens.status(), "token_ids");
-  work.tokens = *std::move(tokens);
-  absl::StatusOr<engine::SamplingParams> sampling =
-      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size);
-  if (!sampling.ok()) return WithField(sampling.status(), "sampling");
-  work.sampling = *std::move(sampling);
+  TANDEM_ASSIGN_OR_RETURN(
+      work.tokens, engine::TokensFromProto(request.token_ids(), limits.vocab_size, "token_ids"));
+  TANDEM_ASSIGN_OR_RETURN(
+      work.sampling,
+      engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size));
   TANDEM_RETURN_IF_ERROR(
       CheckTarget(request.target(), BlocksFor(request.token_ids_size(), limits.block_size)));
   work.target = TargetFromProto(request.target());

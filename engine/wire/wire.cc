@@ -1,10 +1,13 @@
 #include "engine/wire/wire.h"
 
+#include <string>
+
 #include "fmt/format.h"
 
 #include "common/base/sampling_ranges.h"
 #include "common/base/status.h"
 #include "common/rpc/sampling_check.h"
+#include "common/rpc/status.h"
 #include "common/rpc/token_wire.h"
 
 namespace tandem::engine {
@@ -12,14 +15,14 @@ namespace {
 
 absl::Status CheckToken(uint32_t id, int vocab_size, std::string_view field) {
   if (id < static_cast<uint32_t>(vocab_size)) return absl::OkStatus();
-  return InvalidArgument("{} is {}; the vocabulary has {} tokens (ids 0 to {})", field, id,
-                         vocab_size, vocab_size - 1);
+  return BadField(std::string(field), "is {}; the vocabulary has {} tokens (ids 0 to {})", id,
+                  vocab_size, vocab_size - 1);
 }
 
 absl::StatusOr<int> CountFromProto(std::string_view field, uint32_t value, uint32_t least,
                                    uint32_t most) {
   if (value < least || value > most) {
-    return InvalidArgument("sampling.{} must be in [{}, {}], got {}", field, least, most, value);
+    return BadField(std::string(field), "must be in [{}, {}], got {}", least, most, value);
   }
   return static_cast<int>(value);
 }
@@ -27,7 +30,7 @@ absl::StatusOr<int> CountFromProto(std::string_view field, uint32_t value, uint3
 absl::StatusOr<std::vector<int32_t>> StopIdsFromProto(const ProtoTokens& ids, int vocab_size,
                                                       std::string_view field) {
   if (ids.size() > kMaxEndTokenIds) {
-    return InvalidArgument("{} may hold {} ids, got {}", field, kMaxEndTokenIds, ids.size());
+    return BadField(std::string(field), "may hold {} ids, got {}", kMaxEndTokenIds, ids.size());
   }
   return TokensFromProto(ids, vocab_size, field);
 }
@@ -67,10 +70,10 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto
   if (proto.has_frequency_penalty()) s.frequency_penalty = proto.frequency_penalty();
   if (proto.has_seed()) s.seed = proto.seed();
   s.ignore_eos = proto.ignore_eos();
-  TANDEM_ASSIGN_OR_RETURN(s.max_tokens,
-                          CountFromProto("max_tokens", proto.max_tokens(), 1, kMostTokens));
-  TANDEM_ASSIGN_OR_RETURN(s.min_tokens,
-                          CountFromProto("min_tokens", proto.min_tokens(), 0, kMostTokens));
+  TANDEM_ASSIGN_OR_RETURN(
+      s.max_tokens, CountFromProto("sampling.max_tokens", proto.max_tokens(), 1, kMostTokens));
+  TANDEM_ASSIGN_OR_RETURN(
+      s.min_tokens, CountFromProto("sampling.min_tokens", proto.min_tokens(), 0, kMostTokens));
   if (proto.has_logprobs()) s.logprobs = static_cast<int>(proto.logprobs());
   if (proto.has_prompt_logprobs()) s.prompt_logprobs = static_cast<int>(proto.prompt_logprobs());
   TANDEM_ASSIGN_OR_RETURN(s.stop_token_ids, StopIdsFromProto(proto.stop_token_ids(), vocab_size,
@@ -106,8 +109,8 @@ absl::StatusOr<TokenLogprob> LogprobFromProto(const v1::TokenLogprob& proto, int
   TANDEM_RETURN_IF_ERROR(
       CheckToken(proto.token_id(), vocab_size, fmt::format("{}.token_id", field)));
   if (proto.top_size() > kMaxLogprobs) {
-    return InvalidArgument("{}.top may hold {} alternatives, got {}", field, kMaxLogprobs,
-                           proto.top_size());
+    return BadField(fmt::format("{}.top", field), "may hold {} alternatives, got {}", kMaxLogprobs,
+                    proto.top_size());
   }
   for (int i = 0; i < proto.top_size(); ++i) {
     TANDEM_RETURN_IF_ERROR(CheckToken(proto.top(i).token_id(), vocab_size,

@@ -2,8 +2,8 @@
 // thread-safe.
 //
 // What comes from the wire is validated here once more, because a worker must survive any peer.
-// Errors are INVALID_ARGUMENT and name the field (as a proto path below the request), the position
-// where there is one, the limit and what was got.
+// Errors are INVALID_ARGUMENT with a google.rpc.BadRequest: they name the field (as a proto path
+// below the request), the position where there is one, the limit and what was got.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,8 @@ absl::StatusOr<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto
 // Sets every field; eos ids are a field of the request.
 v1::SamplingParams SamplingToProto(const SamplingParams& sampling);
 
+// Checked: ids within the vocabulary, at most kMaxLogprobs alternatives. The way back is
+// LogprobToProto of common/rpc/token_wire.h.
 absl::StatusOr<TokenLogprob> LogprobFromProto(const v1::TokenLogprob& proto, int vocab_size,
                                               std::string_view field);
 
