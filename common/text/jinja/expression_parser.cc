@@ -11,7 +11,7 @@ namespace {
 
 using Kind = Expr::Kind;
 
-constexpr int kMaxNesting = 100;
+constexpr int kMaxExpressionNesting = 100;
 // Operators, attributes or filters in a row: each is one level deeper in the tree.
 constexpr int kMaxChain = 1000;
 
@@ -73,7 +73,8 @@ void TokenStream::Fail(std::string_view what) {
 // Bounds the recursion of the parser, and so of whatever walks the tree.
 struct ExpressionParser::Nesting {
   explicit Nesting(ExpressionParser* parser) : parser(parser) {
-    if (++parser->depth_ > kMaxNesting) parser->tokens_.Fail("an expression is nested too deeply");
+    if (++parser->depth_ > kMaxExpressionNesting)
+      parser->tokens_.Fail("an expression is nested too deeply");
   }
   ~Nesting() { --parser->depth_; }
   ExpressionParser* const parser;

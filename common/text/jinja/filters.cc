@@ -70,6 +70,7 @@ absl::StatusOr<Value> Join(const Call& call) {
   const Value attribute = call.Argument(1, "attribute");
   Text joined;
   for (size_t i = 0; i < elements.size(); ++i) {
+    if (joined.size() > kMaxTextBytes) return InvalidArgument("join: the text grows too long");
     if (i > 0) joined.Append(separator);
     joined.Append((attribute.IsUndefined() ? elements[i] : Item(elements[i], attribute)).ToText());
   }

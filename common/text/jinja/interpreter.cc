@@ -8,8 +8,8 @@
 namespace tandem::jinja {
 namespace {
 
-constexpr int64_t kMaxSteps = 2'000'000;
-constexpr size_t kMaxTextBytes = size_t{256} << 20;
+constexpr int64_t kMaxSteps = 1'000'000;
+constexpr int64_t kStepsOfTurn = 5;  // what a loop costs beside its body
 constexpr int kMaxCalls = 50;
 
 }  // namespace
@@ -108,7 +108,7 @@ Interpreter::Flow Interpreter::RunFor(const Stmt& statement) {
     elements = std::move(kept);
   }
   if (elements.empty()) return RunBody(statement.otherwise);
-  steps_ += static_cast<int64_t>(elements.size());
+  steps_ += kStepsOfTurn * static_cast<int64_t>(elements.size());
   for (size_t i = 0; i < elements.size() && ok(); ++i) {
     CountStep(statement.line);
     // What a turn sets is gone with it: only namespaces carry values out of a loop.
@@ -143,6 +143,9 @@ void Interpreter::RunSet(const Stmt& statement) {
   Dict* dict = Lookup(statement.targets[0]).dict();
   if (dict == nullptr || !dict->is_namespace) {
     return Fail(statement.line, fmt::format("{} is no namespace", statement.targets[0]));
+  }
+  if (value.dict() != nullptr && value.dict()->is_namespace) {
+    return Fail(statement.line, "a namespace cannot be part of another value");
   }
   dict->Set(Text(statement.attribute), value);
 }
@@ -253,6 +256,11 @@ Value Interpreter::Add(const Expr& expr, const Value& a, const Value& b) {
     return Value(std::move(text));
   }
   if (a.list() != nullptr && b.list() != nullptr) {
+    if (a.list()->size() + b.list()->size() > kMaxListLength) {
+      Fail(expr.line, "a list grows too long");
+      return Value();
+    }
+    steps_ += static_cast<int64_t>(a.list()->size() + b.list()->size()) / 10;
     List list = *a.list();
     list.insert(list.end(), b.list()->begin(), b.list()->end());
     return Value(std::move(list));

@@ -76,6 +76,7 @@ class Writer {
   explicit Writer(const JsonStyle& style) : style_(style) {}
 
   absl::Status Write(const Value& value, int level) {
+    if (out_.size() > kMaxTextBytes) return InvalidArgument("tojson: the text grows too long");
     if (const Text* text = value.text()) {
       WriteText(text->chars());
     } else if (const bool* boolean = value.As<bool>()) {

@@ -13,7 +13,7 @@ namespace {
 
 using Kind = Stmt::Kind;
 
-constexpr int kMaxNesting = 50;
+constexpr int kMaxBlockNesting = 50;
 
 class Parser {
  public:
@@ -37,7 +37,7 @@ class Parser {
   // end_. Without `ends`: to the end of the template.
   Body ParseBody(std::initializer_list<std::string_view> ends) {
     Body body;
-    if (++depth_ > kMaxNesting) tokens_.Fail("blocks are nested too deeply");
+    if (++depth_ > kMaxBlockNesting) tokens_.Fail("blocks are nested too deeply");
     while (tokens_.status().ok()) {
       const Token::Kind kind = tokens_.Peek().kind;
       if (kind == Token::Kind::kEnd) {
@@ -88,7 +88,7 @@ class Parser {
     EndTag();
     statement->body = ParseBody({"elif", "else", "endif"});
     if (end_ == "elif") {
-      if (++depth_ > kMaxNesting) tokens_.Fail("blocks are nested too deeply");
+      if (++depth_ > kMaxBlockNesting) tokens_.Fail("blocks are nested too deeply");
       statement->otherwise.push_back(ParseIf());
       --depth_;
       return statement;

@@ -104,6 +104,7 @@ Text Replace(const Text& text, std::string_view from, const Text& to, int64_t li
   Text result;
   bool first = true;
   for (const Text& part : Split(text, from, limit, false)) {
+    if (result.size() > kMaxTextBytes) break;
     if (!first) result.Append(to);
     first = false;
     result.Append(part);

@@ -16,7 +16,7 @@ Text Strip(const Text& text, std::string_view chars, bool left, bool right);
 // any number. `from_right`: str.rsplit.
 std::vector<Text> Split(const Text& text, std::string_view separator, int64_t limit,
                         bool from_right);
-// str.replace, at most `limit` times, < 0: any number.
+// str.replace, at most `limit` times, < 0: any number. Stops replacing beyond kMaxTextBytes.
 Text Replace(const Text& text, std::string_view from, const Text& to, int64_t limit);
 // ASCII letters only; other letters stay.
 Text Upper(const Text& text);

@@ -1,5 +1,7 @@
 #include "common/text/jinja/value.h"
 
+#include <algorithm>
+
 #include "fmt/format.h"
 
 #include "common/text/json.h"
@@ -42,16 +44,34 @@ void AppendEscaped(const Text& text, char quote, Text* out) {
 
 }  // namespace
 
-Value::Value(List list) : data_(std::make_shared<List>(std::move(list))) {}
-Value::Value(Dict dict) : data_(std::make_shared<Dict>(std::move(dict))) {}
+Value::Value(List list) : data_(Undefined{"a list that nests too deeply"}) {
+  int nesting = 1;
+  for (const Value& element : list) nesting = std::max(nesting, element.Nesting() + 1);
+  if (nesting > kMaxNesting) return;
+  data_ = std::make_shared<NestedList>(NestedList{std::move(list), nesting});
+}
+
+Value::Value(Dict dict) : data_(Undefined{"a dictionary that nests too deeply"}) {
+  for (const auto& [key, value] : dict.members) {
+    dict.nesting = std::max(dict.nesting, value.Nesting() + 1);
+  }
+  if (dict.nesting > kMaxNesting) return;
+  data_ = std::make_shared<Dict>(std::move(dict));
+}
+
+int Value::Nesting() const {
+  if (const auto* list = As<std::shared_ptr<NestedList>>()) return (*list)->nesting;
+  if (const Dict* value = dict()) return value->is_namespace ? kMaxNesting : value->nesting;
+  return 0;
+}
 
 const Text* Value::text() const {
   const auto* text = As<std::shared_ptr<const Text>>();
   return text == nullptr ? nullptr : text->get();
 }
 List* Value::list() const {
-  const auto* list = As<std::shared_ptr<List>>();
-  return list == nullptr ? nullptr : list->get();
+  const auto* list = As<std::shared_ptr<NestedList>>();
+  return list == nullptr ? nullptr : &(*list)->elements;
 }
 Dict* Value::dict() const {
   const auto* dict = As<std::shared_ptr<Dict>>();
@@ -102,6 +122,7 @@ Text Value::ToText() const {
 }
 
 void Value::AppendRepr(Text* out) const {
+  if (out->size() > kMaxTextBytes) return;
   const auto plain = [out](std::string_view chars) { out->Append(Text(chars)); };
   if (const bool* value = As<bool>()) return plain(*value ? "True" : "False");
   if (const int64_t* value = As<int64_t>()) return plain(std::to_string(*value));

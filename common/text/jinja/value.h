@@ -41,9 +41,15 @@ class Text {
   std::string marks_;  // '\1' for data
 };
 
+// Bounds of what a template may build.
+inline constexpr size_t kMaxTextBytes = size_t{64} << 20;
+inline constexpr size_t kMaxListLength = 1'000'000;
+inline constexpr int kMaxNesting = 100;  // of lists and dictionaries
+
 class Value;
 using List = std::vector<Value>;
 struct Dict;
+struct NestedList;
 struct Macro;
 
 struct Undefined {
@@ -64,13 +70,15 @@ struct Function {
 class Value {
  public:
   using Data = std::variant<Undefined, None, bool, int64_t, Float, std::shared_ptr<const Text>,
-                            std::shared_ptr<List>, std::shared_ptr<Dict>, Function>;
+                            std::shared_ptr<NestedList>, std::shared_ptr<Dict>, Function>;
 
   Value() : data_(Undefined{}) {}
   explicit Value(Data data) : data_(std::move(data)) {}
   explicit Value(bool value) : data_(value) {}
   explicit Value(int64_t value) : data_(value) {}
   explicit Value(Text text) : data_(std::make_shared<const Text>(std::move(text))) {}
+  // Undefined if that nests deeper than kMaxNesting, or would hold a namespace: so no value can
+  // hold itself, and walking one needs little stack.
   explicit Value(List list);
   explicit Value(Dict dict);
 
@@ -91,21 +99,29 @@ class Value {
 
   bool Truth() const;
   bool operator==(const Value& other) const;
-  // As str() shows it; within a list or dictionary as repr() does.
+  // As str() shows it, cut off beyond kMaxTextBytes; within a list or dictionary as repr() does.
   Text ToText() const;
   // "a list", for messages.
   std::string_view KindName() const;
 
  private:
+  // Levels of lists and dictionaries; a namespace counts as too many to be part of another value.
+  int Nesting() const;
   void AppendRepr(Text* out) const;
 
   Data data_;
+};
+
+struct NestedList {
+  List elements;
+  int nesting;
 };
 
 // Keys are texts; they stay in the order of their first insertion.
 struct Dict {
   std::vector<std::pair<Text, Value>> members;
   bool is_namespace = false;  // its attributes may be assigned
+  int nesting = 1;            // when it became a value
 
   Value* Find(std::string_view key);
   void Set(Text key, Value value);

@@ -74,13 +74,29 @@ TEST(JinjaTest, ErrorsNameTheLine) {
 }
 
 TEST(JinjaTest, NoTemplateRunsOrNestsWithoutEnd) {
-  EXPECT_EQ(
-      ErrorOf("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
-          .code(),
-      absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ErrorOf("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}")
+                .code(),
+            absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(ErrorOf("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").ToString(),
               HasSubstr("deep"));
   EXPECT_THAT(ErrorOf("{{ range(1000000) }}").ToString(), HasSubstr("range is over"));
+  EXPECT_THAT(ErrorOf("{% set ns = namespace() %}{% set ns.self = ns %}").ToString(),
+              HasSubstr("a namespace cannot be part"));
+  EXPECT_THAT(
+      ErrorOf("{% set ns = namespace() %}{% set ns.self = [ns] %}{{ ns.self[0] }}").ToString(),
+      HasSubstr("nests too deeply"));
+  const std::string grow =
+      "{% set ns = namespace(x=START) %}{% for i in range(999) %}"
+      "{% set ns.x = MORE %}{% endfor %}{{ ns.x | string | length }}";
+  const auto growing = [&](const char* start, const char* more) {
+    std::string source = grow;
+    source.replace(source.find("START"), 5, start);
+    return ErrorOf(source.replace(source.find("MORE"), 4, more)).ToString();
+  };
+  EXPECT_THAT(growing("[]", "[ns.x]"), HasSubstr("OK"));
+  EXPECT_THAT(growing("[1]", "ns.x + ns.x"), HasSubstr("too long"));
+  EXPECT_THAT(growing("'ab'", "ns.x + ns.x"), HasSubstr("too long"));
+  EXPECT_THAT(growing("'ab'", "ns.x ~ ns.x"), HasSubstr("too long"));
   EXPECT_THAT(ErrorOf("{{ " + std::string(100000, '(')).ToString(), HasSubstr("line 1"));
   EXPECT_THAT(ErrorOf("{{ " + std::string(100000, '-') + "1 }}").ToString(), HasSubstr("line 1"));
   std::string sum = "{{ 1";
