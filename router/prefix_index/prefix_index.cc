@@ -32,7 +32,7 @@ void PrefixIndex::Apply(Slot worker, bool cleared, std::span<const Hash128> stor
     for (const Hash128& hash : entry.blocks) Erase(worker, hash);
     entry.blocks.clear();
   }
-  const auto remove = [&] {
+  const auto remove = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     for (const Hash128& hash : removed) {
       if (entry.blocks.erase(hash) > 0) Erase(worker, hash);
     }
