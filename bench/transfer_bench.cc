@@ -1,13 +1,17 @@
-// Throughput of a KV transfer over loopback TCP, beside a memcpy and a bare socket that move the
-// same bytes in the same run: what tokens, framing, digests and scattering cost.
+// A KV transfer over each transport, beside a memcpy and a bare socket that move the same bytes in
+// the same run: what tokens, framing, digests and scattering cost. Both ends live in this process;
+// over shm the sender still maps the receiver's pool by its descriptor, as another process would.
 //
-//   transfer_bench [REPEATS]    prints medians in GB/s
+//   transfer_bench [REPEATS]    prints medians: GB/s and, as the last columns, shares of memcpy
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <sys/mman.h>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
@@ -16,7 +20,7 @@
 #include "common/base/check.h"
 #include "common/base/clock.h"
 #include "kvtransfer/channel/kv_endpoints.h"
-#include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/kv_connection.h"
 
 namespace tandem::kvtransfer {
 namespace {
@@ -33,12 +37,12 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// A pair of connected TCP sockets with the transport's own settings and framing, but nothing else.
+// A pair of connected TCP sockets with the project's own settings and framing, but nothing else.
 struct BareLink {
   BareLink() {
-    auto listener = TcpTransport()->Listen("127.0.0.1", 0);
+    auto listener = TcpNetwork()->Listen("127.0.0.1", 0);
     TANDEM_CHECK(listener.ok());
-    auto dialed = TcpTransport()->Dial((*listener)->address(), absl::Seconds(5));
+    auto dialed = TcpNetwork()->Dial((*listener)->address(), absl::Seconds(5));
     auto accepted = (*listener)->Accept(absl::Seconds(5));
     TANDEM_CHECK(dialed.ok() && accepted.ok());
     sender = *std::move(dialed);
@@ -57,9 +61,9 @@ struct BareLink {
     FrameHeader header;
     header.type = FrameType::kData;
     for (size_t done = 0; done < bytes; done += kFrame) {
-      const KvPiece piece = {from + done, std::min(kFrame, bytes - done), 0};
-      header.payload_bytes = static_cast<uint32_t>(piece.bytes);
-      TANDEM_CHECK(sender->Send(header, {&piece, 1}, absl::Seconds(5)).ok());
+      const ConstBytes part(from + done, std::min(kFrame, bytes - done));
+      header.payload_bytes = static_cast<uint32_t>(part.size());
+      TANDEM_CHECK(sender->Send(header, {&part, 1}, absl::Seconds(5)).ok());
     }
     reader.join();
   }
@@ -67,21 +71,81 @@ struct BareLink {
   std::unique_ptr<KvConnection> receiver;
 };
 
+// A pool in shared memory, every page touched.
+class SharedPool {
+ public:
+  SharedPool(const KvLayout& layout, int num_blocks, int fill) {
+    region_.layout = layout;
+    region_.num_blocks = num_blocks;
+    region_.fd = memfd_create("transfer-bench", MFD_CLOEXEC);
+    TANDEM_CHECK(ftruncate(region_.fd, static_cast<off_t>(region_.TotalBytes())) == 0);
+    void* data =
+        mmap(nullptr, region_.TotalBytes(), PROT_READ | PROT_WRITE, MAP_SHARED, region_.fd, 0);
+    TANDEM_CHECK(data != MAP_FAILED);
+    region_.base = static_cast<std::byte*>(data);
+    std::memset(region_.base, fill, region_.TotalBytes());
+  }
+  ~SharedPool() {
+    munmap(region_.base, region_.TotalBytes());
+    close(region_.fd);
+  }
+  SharedPool(const SharedPool&) = delete;
+  const KvRegion& region() const { return region_; }
+
+ private:
+  KvRegion region_;
+};
+
+// Both ends of one transport over two pools.
+class Pair {
+ public:
+  Pair(const char* transport, const KvRegion& source, const KvRegion& target)
+      : transport_(transport) {
+    KvReceiverOptions receiver;
+    receiver.region = target;
+    receiver.transports = transport;
+    receiver.on_sealed = [this](const TransferId&, uint64_t, const TransferStats&) {
+      sealed_->Notify();
+    };
+    receiver.on_failed = [](const TransferId&, uint64_t, const absl::Status& status) {
+      TANDEM_CHECK(false, "{}", status.ToString());
+    };
+    KvSenderOptions sender;
+    sender.region = source;
+    sender.transports = transport;
+    sender.slow_link_bytes_per_second = 0;
+    receiver_ = *KvReceiver::Start(std::move(receiver));
+    sender_ = *KvSender::Start(std::move(sender));
+  }
+
+  // From Expect to on_sealed.
+  void Ship(const std::vector<int32_t>& blocks, const std::vector<int32_t>& ordinals, int layers) {
+    absl::Notification done;
+    sealed_ = &done;
+    const TransferId id = TransferId::Random();
+    auto token = receiver_->Expect(id, 1, blocks);
+    TANDEM_CHECK(token.ok());
+    TANDEM_CHECK(sender_->Open({id, 1, transport_, receiver_->address(), *token, "", blocks}).ok());
+    for (int layer = 0; layer < layers; ++layer) sender_->Push(id, 1, layer, blocks, ordinals);
+    sender_->Finish(id, 1);
+    done.WaitForNotification();
+  }
+
+ private:
+  const std::string transport_;
+  absl::Notification* sealed_ = nullptr;
+  std::unique_ptr<KvReceiver> receiver_;
+  std::unique_ptr<KvSender> sender_;
+};
+
 void Run(const char* name, const KvLayout& layout, int num_blocks, int repeats) {
-  const size_t bytes = layout.BlockBytes() * static_cast<size_t>(num_blocks);
-  std::vector<std::byte> source(bytes, std::byte{1});
-  std::vector<std::byte> target(bytes, std::byte{2});
-  absl::Notification* sealed = nullptr;
-  KvReceiverOptions receiver_options;
-  receiver_options.region = {target.data(), layout, num_blocks};
-  receiver_options.on_sealed = [&](const TransferId&, uint64_t, const TransferStats&) {
-    sealed->Notify();
-  };
-  KvSenderOptions sender_options;
-  sender_options.region = {source.data(), layout, num_blocks};
-  auto receiver = KvReceiver::Start(receiver_options);
-  auto sender = KvSender::Start(sender_options);
-  TANDEM_CHECK(receiver.ok() && sender.ok());
+  const SharedPool source(layout, num_blocks, 1);
+  const SharedPool target(layout, num_blocks, 2);
+  const size_t bytes = source.region().TotalBytes();
+  std::byte* from = source.region().base;
+  std::byte* to = target.region().base;
+  Pair tcp("tcp", source.region(), target.region());
+  Pair shm("shm", source.region(), target.region());
   BareLink bare;
 
   // Every other block, so that neither side is one contiguous copy.
@@ -92,49 +156,46 @@ void Run(const char* name, const KvLayout& layout, int num_blocks, int repeats) 
   std::vector<int32_t> ordinals(blocks.size());
   for (size_t i = 0; i < ordinals.size(); ++i) ordinals[i] = static_cast<int32_t>(i);
 
-  std::vector<double> copy, socket, transfer;
+  std::vector<double> copy, socket, over_tcp, over_shm;
   for (int repeat = 0; repeat <= repeats; ++repeat) {
-    const double copied = Seconds([&] { std::memcpy(target.data(), source.data(), bytes); });
-    const double sent = Seconds([&] { bare.Move(source.data(), target.data(), bytes); });
-    const double shipped = Seconds([&] {
-      absl::Notification done;
-      sealed = &done;
-      const TransferId id = TransferId::Random();
-      auto token = (*receiver)->Expect(id, 1, blocks);
-      TANDEM_CHECK(token.ok());
-      TANDEM_CHECK(
-          (*sender)->Open({id, 1, "tcp", (*receiver)->address(), *token, "", blocks}).ok());
-      for (int layer = 0; layer < layout.num_layers; ++layer) {
-        (*sender)->Push(id, 1, layer, blocks, ordinals);
-      }
-      (*sender)->Finish(id, 1);
-      done.WaitForNotification();
-    });
-    if (repeat == 0) continue;  // connects, and touches the memory
-    copy.push_back(static_cast<double>(bytes) / copied / 1e9);
-    socket.push_back(static_cast<double>(bytes) / sent / 1e9);
-    transfer.push_back(static_cast<double>(bytes) / shipped / 1e9);
+    const double seconds[] = {
+        Seconds([&] { std::memcpy(to, from, bytes); }),
+        Seconds([&] { bare.Move(from, to, bytes); }),
+        Seconds([&] { tcp.Ship(blocks, ordinals, layout.num_layers); }),
+        Seconds([&] { shm.Ship(blocks, ordinals, layout.num_layers); }),
+    };
+    if (repeat == 0) continue;  // connects, and maps the memory
+    copy.push_back(seconds[0]);
+    socket.push_back(seconds[1]);
+    over_tcp.push_back(seconds[2]);
+    over_shm.push_back(seconds[3]);
   }
-  std::printf("%-28s %8.2f MB %8.2f %8.2f %8.2f   %5.2f %5.2f\n", name,
-              static_cast<double>(bytes) / 1e6, Median(copy), Median(socket), Median(transfer),
-              Median(transfer) / Median(copy), Median(transfer) / Median(socket));
+  const auto rate = [&](const std::vector<double>& times) {
+    return static_cast<double>(bytes) / Median(times) / 1e9;
+  };
+  std::printf("%-22s %7.2f MB %7.2f %7.2f %7.2f %7.2f   %5.2f %5.2f   %8.0f %8.0f\n", name,
+              static_cast<double>(bytes) / 1e6, rate(copy), rate(socket), rate(over_tcp),
+              rate(over_shm), rate(over_tcp) / rate(copy), rate(over_shm) / rate(copy),
+              Median(over_tcp) * 1e6, Median(over_shm) * 1e6);
 }
 
 }  // namespace
 }  // namespace tandem::kvtransfer
 
 int main(int argc, char** argv) {
-  using namespace tandem;
-  using namespace tandem::kvtransfer;
+  using tandem::DType;
+  using tandem::kvtransfer::Run;
   spdlog::set_level(spdlog::level::warn);
   const int repeats = argc > 1 ? std::max(1, std::atoi(argv[1])) : 9;
-  std::printf("%-28s %11s %8s %8s %8s   %5s %5s\n", "layout", "bytes", "memcpy", "socket", "kv",
-              "/copy", "/sock");
+  std::printf("%-22s %10s %7s %7s %7s %7s   %5s %5s   %8s %8s\n", "layout", "bytes", "memcpy",
+              "socket", "tcp", "shm", "t/cpy", "s/cpy", "tcp us", "shm us");
   // Layers, kv heads, head dim, block size.
-  Run("demo, 2 blocks", {4, 2, 32, 16, DType::kBFloat16}, 2, repeats);
+  Run("demo, 1 block", {4, 2, 32, 16, DType::kBFloat16}, 1, 10 * repeats);
+  Run("0.5B, 1 block", {24, 2, 64, 16, DType::kBFloat16}, 1, 10 * repeats);
   Run("0.5B, 64 tokens", {24, 2, 64, 16, DType::kBFloat16}, 4, repeats);
   Run("0.5B, 1,024 tokens", {24, 2, 64, 16, DType::kBFloat16}, 64, repeats);
   Run("7B, 256 tokens", {28, 4, 128, 16, DType::kBFloat16}, 16, repeats);
+  Run("7B, 1,024 tokens", {28, 4, 128, 16, DType::kBFloat16}, 64, repeats);
   Run("7B, 4,096 tokens", {28, 4, 128, 16, DType::kBFloat16}, 256, repeats);
   return 0;
 }

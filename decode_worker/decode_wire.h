@@ -27,7 +27,7 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
 
 // How this worker introduces itself to prefill workers.
 struct CallerIdentity {
-  std::string kv_transport = "tcp";
+  std::string kv_transport = "auto";
   std::string kv_address;  // HOST:PORT of this worker's KV listener
   std::string worker_id;
   int num_blocks = 0;  // of this worker's pool

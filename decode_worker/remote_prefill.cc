@@ -116,7 +116,6 @@ void RemotePrefills::TakeOutcome(Sequence* s, PrefillOutcome outcome) {
   s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(outcome.prefill);
   s->timing.kv_bytes = outcome.kv_bytes;
   s->timing.prefill_worker = std::move(outcome.worker_id);
-  s->timing.transport = options_.kv_transport;
 }
 
 void RemotePrefills::Complete(Sequence* s) {

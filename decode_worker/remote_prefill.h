@@ -28,7 +28,7 @@ namespace tandem::decode {
 
 struct RemotePrefillOptions {
   std::string worker_id;  // of this worker
-  std::string kv_transport = "tcp";
+  std::string kv_transport = "auto";
   int block_size = 16;                                 // tokens
   absl::Duration call_timeout = absl::Minutes(10);     // of one Prefill call
   absl::Duration kv_seal_timeout = absl::Seconds(10);  // from the first token to the last block

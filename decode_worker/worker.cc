@@ -75,6 +75,8 @@ absl::Status DecodeRole::StartTransfers(const worker::Frame& frame) {
   kv.region = frame.engine->region();
   kv.worker_id = frame.process->worker_id;
   kv.capability_digest = frame.capability_digest;
+  kv.transports = frame.process->kv_transport;
+  kv.metrics = frame.metrics;
   kv.on_sealed = [this](const TransferId& id, uint64_t epoch,
                         const kvtransfer::TransferStats& stats) {
     inbox_.Push(KvSealed{id, epoch, stats});
@@ -87,6 +89,7 @@ absl::Status DecodeRole::StartTransfers(const worker::Frame& frame) {
 
   CallerIdentity identity;
   identity.kv_address = receiver_->address();
+  identity.kv_transport = frame.process->kv_transport;
   identity.worker_id = frame.process->worker_id;
   identity.num_blocks = frame.engine->region().num_blocks;
   identity.capability_digest = frame.capability_digest;
@@ -107,6 +110,7 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
   loop.admission.model_digest = frame.engine->model_digest();
   loop.prefill.worker_id = frame.process->worker_id;
   loop.prefill.block_size = engine.block_size;
+  loop.prefill.kv_transport = frame.process->kv_transport;
   loop.prefill.call_timeout = absl::Seconds(options_.prefill_timeout);
   loop.prefill.kv_seal_timeout = absl::Seconds(options_.kv_seal_timeout);
   LoopParts parts;

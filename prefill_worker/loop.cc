@@ -96,8 +96,9 @@ void Loop::Handle(KvShipped event) {
   Sequence* s = it->second.get();
   TANDEM_CHECK(s->phase != Phase::kWaiting, "a transfer ended that was never opened");
   const kvtransfer::KvSendTarget& target = s->work.target;
-  KvLinkMetrics& link =
-      parts_.metrics->KvLink(options_.worker_id, target.peer_worker_id, target.transport);
+  KvLinkMetrics& link = parts_.metrics->KvLink(
+      options_.worker_id, target.peer_worker_id,
+      event.stats.transport.empty() ? target.transport : event.stats.transport);
   link.bytes.Increment(static_cast<double>(event.stats.bytes));
   if (event.status.ok()) {
     link.seconds.Observe(absl::ToDoubleSeconds(event.stats.last_byte - event.stats.first_byte));

@@ -65,6 +65,8 @@ absl::Status PrefillRole::StartSender(const worker::Frame& frame) {
   sender.region = frame.engine->region();
   sender.worker_id = frame.process->worker_id;
   sender.capability_digest = frame.capability_digest;
+  sender.transports = frame.process->kv_transport;
+  sender.metrics = frame.metrics;
   sender.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
                           const kvtransfer::TransferStats& stats) {
     inbox_.Push(KvShipped{id, epoch, status, stats});

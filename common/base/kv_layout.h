@@ -39,11 +39,24 @@ struct KvLayout {
   bool operator==(const KvLayout&) const = default;
 };
 
+// Where the bytes of a pool lie, which says who can copy and digest them.
+enum class KvMemoryKind {
+  kHost,    // the CPU can read and write them
+  kDevice,  // only copies and kernels of a device can
+};
+
 // A pool's memory as kvtransfer sees it. Not owning; valid as long as the pool.
 struct KvRegion {
   std::byte* base = nullptr;
   KvLayout layout;
   int num_blocks = 0;
+  KvMemoryKind memory = KvMemoryKind::kHost;
+  // Descriptor of the shared memory that `base` maps from its beginning, so that a process of the
+  // same host can map it too; -1 where the pool is memory of this process alone.
+  int fd = -1;
+  // Number, among all KV heads of the model, of head 0 of this pool: not 0 only where tensor
+  // parallelism splits the heads over several pools.
+  int first_kv_head = 0;
 
   size_t TotalBytes() const { return layout.BlockBytes() * static_cast<size_t>(num_blocks); }
   // First byte of `block` in `layer`; layout.BlockLayerBytes() bytes belong to it.

@@ -44,10 +44,11 @@ class ClusterClient {
 };
 
 // One line that says what differs between two capabilities, "" if they agree. Names fields:
-// "block_size 16 here, 32 there".
+// "block_size 16 here, 32 there". Fields that may differ because KV can be converted
+// (tensor_parallel_size) are not compared.
 std::string DescribeDifference(const internal::v1::Capability& expected,
                                const internal::v1::Capability& got);
-// A digest of all fields, equal exactly when DescribeDifference is "".
+// A digest of the fields that are compared, equal exactly when DescribeDifference is "".
 std::string CapabilityDigest(const internal::v1::Capability& capability);
 // For Capability::tokenizer_digest: of MODEL_DIR/tokenizer.json's bytes, "" where it cannot be
 // read.

@@ -24,6 +24,10 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
   flags->Add("--worker-id", &o->worker_id, "name in the cluster; default: drawn at random");
   flags->Add("--served-model-name", &o->served_model_name,
              "name of the model in the API; default: the name of the model directory");
+  flags->Add("--kv-transport", &o->kv_transport,
+             "how KV blocks travel between workers: auto (the best that both have), or some of "
+             "shm,tcp in order of preference",
+             "NAMES");
   flags->Add("--cluster-secret", &o->cluster_secret,
              "shared by all processes of a cluster; default: TANDEM_CLUSTER_SECRET");
   flags->Add("--drain-timeout", &o->drain_timeout,

@@ -22,7 +22,8 @@ struct WorkerProcessOptions {
   std::string worker_id;          // empty: drawn at random
   std::string served_model_name;  // empty: the model directory's name
   std::string cluster_secret;     // default: TANDEM_CLUSTER_SECRET
-  double drain_timeout = 30;      // s
+  std::string kv_transport = "auto";
+  double drain_timeout = 30;  // s
 };
 
 // Used by one thread.

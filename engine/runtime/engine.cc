@@ -172,6 +172,7 @@ class LoadedEngine final : public Engine {
                             ResolvePool(config_, region_.layout, device, &options_));
     TANDEM_ASSIGN_OR_RETURN(kv_memory_, device.AllocateKvPool(region_.TotalBytes()));
     region_.base = kv_memory_.as<std::byte>();
+    region_.fd = kv_memory_.fd();
     pool_ = std::make_unique<BlockPool>(region_.num_blocks);
     cache_ = std::make_unique<PrefixCache>(pool_.get(), options_.block_size,
                                            options_.enable_prefix_caching);

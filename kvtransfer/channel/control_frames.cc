@@ -9,8 +9,8 @@ absl::Status SendControl(KvConnection* connection, FrameHeader header, std::stri
   const auto* bytes = reinterpret_cast<const std::byte*>(payload.data());
   header.payload_bytes = static_cast<uint32_t>(payload.size());
   header.payload_digest = PayloadDigest({bytes, payload.size()});
-  const KvPiece piece = {bytes, payload.size(), 0};
-  return connection->Send(header, {&piece, payload.empty() ? 0u : 1u}, timeout);
+  const ConstBytes part(bytes, payload.size());
+  return connection->Send(header, {&part, payload.empty() ? 0u : 1u}, timeout);
 }
 
 absl::Status SendStatus(KvConnection* connection, FrameType type, const TransferKey& key,

@@ -9,7 +9,7 @@
 #include "absl/time/time.h"
 
 #include "kvtransfer/channel/transfer_key.h"
-#include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/kv_connection.h"
 
 namespace tandem::kvtransfer {
 

@@ -3,8 +3,9 @@
 #include <cstring>
 
 #include "common/base/status.h"
-#include "kvtransfer/plan/copy_plan.h"
+#include "kvtransfer/store/page_digest.h"
 #include "kvtransfer/transport/frame.h"
+#include "kvtransfer/transport/kv_transport.h"
 
 namespace tandem::kvtransfer {
 namespace {
@@ -38,9 +39,9 @@ class Cursor {
     return value;
   }
 
-  std::string TakeText() {
+  std::string TakeText(size_t most = kMaxHelloText) {
     const auto size = Take<uint16_t>();
-    if (size > kMaxHelloText || size > rest_.size()) {
+    if (size > most || size > rest_.size()) {
       ok_ = false;
       return "";
     }
@@ -59,79 +60,89 @@ class Cursor {
 }  // namespace
 
 std::string EncodeHello(const Hello& hello) {
+  const KvLayout& layout = hello.shape.layout;
   std::string out;
   Append(&out, kKvProtocolVersion);
-  Append(&out, static_cast<int32_t>(hello.layout.num_layers));
-  Append(&out, static_cast<int32_t>(hello.layout.num_kv_heads));
-  Append(&out, static_cast<int32_t>(hello.layout.head_dim));
-  Append(&out, static_cast<int32_t>(hello.layout.block_size));
-  Append(&out, static_cast<int32_t>(hello.layout.dtype));
-  Append(&out, static_cast<int32_t>(hello.num_blocks));
+  Append(&out, kPageDigestVersion);
+  for (const int value :
+       {layout.num_layers, layout.num_kv_heads, layout.head_dim, layout.block_size,
+        static_cast<int>(layout.dtype), hello.shape.num_blocks, hello.shape.first_head}) {
+    Append(&out, static_cast<int32_t>(value));
+  }
   AppendText(&out, hello.worker_id);
   AppendText(&out, hello.capability_digest);
+  Append(&out, static_cast<uint16_t>(hello.transports.size()));
+  for (const TransportOffer& offer : hello.transports) {
+    AppendText(&out, offer.name);
+    AppendText(&out, offer.advert);
+  }
   return out;
 }
 
 absl::StatusOr<Hello> DecodeHello(std::span<const std::byte> payload) {
   Cursor cursor(payload);
   const auto version = cursor.Take<uint32_t>();
+  if (payload.size() >= sizeof(version) && version != kKvProtocolVersion) {
+    return FailedPrecondition("KV protocol version: here {}, peer {}", kKvProtocolVersion, version);
+  }
+  const auto digest_version = cursor.Take<uint32_t>();
   Hello hello;
-  hello.layout.num_layers = cursor.Take<int32_t>();
-  hello.layout.num_kv_heads = cursor.Take<int32_t>();
-  hello.layout.head_dim = cursor.Take<int32_t>();
-  hello.layout.block_size = cursor.Take<int32_t>();
+  KvLayout& layout = hello.shape.layout;
+  layout.num_layers = cursor.Take<int32_t>();
+  layout.num_kv_heads = cursor.Take<int32_t>();
+  layout.head_dim = cursor.Take<int32_t>();
+  layout.block_size = cursor.Take<int32_t>();
   const auto dtype = cursor.Take<int32_t>();
-  hello.num_blocks = cursor.Take<int32_t>();
+  hello.shape.num_blocks = cursor.Take<int32_t>();
+  hello.shape.first_head = cursor.Take<int32_t>();
   hello.worker_id = cursor.TakeText();
   hello.capability_digest = cursor.TakeText();
+  const auto offers = cursor.Take<uint16_t>();
+  for (size_t i = 0; i < offers && i < kMaxOffers; ++i) {
+    TransportOffer& offer = hello.transports.emplace_back();
+    offer.name = cursor.TakeText(kMaxTransportName);
+    offer.advert = cursor.TakeText(kMaxAdvertBytes);
+  }
   if (!cursor.Complete()) return InvalidArgument("malformed KV hello of {} bytes", payload.size());
-  if (version != kKvProtocolVersion) {
-    return FailedPrecondition("KV protocol version: here {}, peer {}", kKvProtocolVersion, version);
+  if (digest_version != kPageDigestVersion) {
+    return FailedPrecondition("KV digest version: here {}, peer {}", kPageDigestVersion,
+                              digest_version);
   }
   if (dtype < static_cast<int32_t>(DType::kFloat32) ||
       dtype > static_cast<int32_t>(DType::kFloat16)) {
     return InvalidArgument("KV hello: unknown dtype {}", dtype);
   }
-  hello.layout.dtype = static_cast<DType>(dtype);
+  layout.dtype = static_cast<DType>(dtype);
   TANDEM_RETURN_IF_ERROR(ValidateHello(hello));
   return hello;
 }
 
 absl::Status ValidateHello(const Hello& hello) {
-  TANDEM_RETURN_IF_ERROR(ValidateLayout(hello.layout));
-  if (hello.num_blocks < 0 || static_cast<uint32_t>(hello.num_blocks) > kMaxOrdinals) {
-    return InvalidArgument("num_blocks must be in [0, {}], got {}", kMaxOrdinals, hello.num_blocks);
-  }
+  TANDEM_RETURN_IF_ERROR(ValidateShape(hello.shape));
   if (hello.worker_id.size() > kMaxHelloText || hello.capability_digest.size() > kMaxHelloText) {
     return InvalidArgument("worker_id and capability_digest must have at most {} bytes",
                            kMaxHelloText);
   }
+  if (hello.transports.size() > kMaxOffers) {
+    return InvalidArgument("{} transports are more than {}", hello.transports.size(), kMaxOffers);
+  }
   return absl::OkStatus();
 }
 
-absl::Status CheckCompatible(const Hello& here, const Hello& peer) {
-  const struct {
-    const char* name;
-    int here;
-    int peer;
-  } fields[] = {{"layers", here.layout.num_layers, peer.layout.num_layers},
-                {"kv_heads", here.layout.num_kv_heads, peer.layout.num_kv_heads},
-                {"head_dim", here.layout.head_dim, peer.layout.head_dim},
-                {"block_size", here.layout.block_size, peer.layout.block_size}};
-  for (const auto& field : fields) {
-    if (field.here != field.peer) {
-      return FailedPrecondition("KV {}: {} has {}, {} has {}", field.name, here.worker_id,
-                                field.here, peer.worker_id, field.peer);
-    }
+absl::Status CheckCompatible(const Hello& receiver, const Hello& sender) {
+  TANDEM_RETURN_IF_ERROR(
+      CheckConvertible(receiver.shape, sender.shape, receiver.worker_id, sender.worker_id));
+  const HeadRange wanted = receiver.shape.heads();
+  const HeadRange held = sender.shape.heads();
+  if (!held.Contains(wanted)) {
+    // A transfer has one sender, so that one must have everything.
+    return FailedPrecondition("KV heads: {} needs [{}, {}), {} has [{}, {})", receiver.worker_id,
+                              wanted.begin, wanted.end(), sender.worker_id, held.begin, held.end());
   }
-  if (here.layout.dtype != peer.layout.dtype) {
-    return FailedPrecondition("KV dtype: {} has {}, {} has {}", here.worker_id,
-                              DTypeName(here.layout.dtype), peer.worker_id,
-                              DTypeName(peer.layout.dtype));
-  }
-  if (here.capability_digest != peer.capability_digest) {
-    return FailedPrecondition("capability digest: {} has {}, {} has {}", here.worker_id,
-                              here.capability_digest, peer.worker_id, peer.capability_digest);
+  if (receiver.capability_digest != sender.capability_digest) {
+    return FailedPrecondition("capability digest: {} has {}, {} has {}", receiver.worker_id,
+                              receiver.capability_digest, sender.worker_id,
+                              sender.capability_digest);
   }
   return absl::OkStatus();
 }

@@ -1,34 +1,34 @@
 #include "kvtransfer/channel/incoming_transfer.h"
 
 #include <algorithm>
-#include <array>
+#include <utility>
 
 #include "spdlog/spdlog.h"
 
-#include "common/base/check.h"
 #include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
+#include "kvtransfer/channel/frame_reception.h"
 #include "kvtransfer/channel/transfer_table.h"
 
 namespace tandem::kvtransfer {
 namespace {
 
-// What one read under the lock takes at most: bounds how long Cancel() waits.
-constexpr size_t kMaxReadBytes = 512 << 10;
 // Replies are small and rare; a peer whose buffer is full of them does not read and is dead.
 constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
+// How often the end of a one-sided writer is looked for, once its connection is lost.
+constexpr absl::Duration kFencePeriod = absl::Milliseconds(10);
 
 }  // namespace
 
 IncomingTransfer::IncomingTransfer(const TransferKey& key, std::vector<int32_t> blocks,
                                    std::string token, const ReceiverContext* context)
-    : key_(key), blocks_(std::move(blocks)), token_(std::move(token)), context_(context) {
-  missing_ = blocks_.size() * static_cast<size_t>(context->options->region.layout.num_layers);
-  arrived_.resize(missing_, false);
-  digests_.resize(blocks_.size(), 0);
-  stats_.transport = context->transport;
-}
+    : key_(key),
+      blocks_(std::move(blocks)),
+      token_(std::move(token)),
+      context_(context),
+      arrival_(blocks_.size(), context->store->shape().layout.num_layers,
+               context->store->shape().heads()) {}
 
 bool IncomingTransfer::quiet() const {
   absl::MutexLock lock(&mutex_);
@@ -44,277 +44,270 @@ bool IncomingTransfer::TokenMatches(std::string_view token) const {
   return difference == 0;
 }
 
-absl::Status IncomingTransfer::Open(const std::shared_ptr<KvConnection>& connection,
-                                    uint32_t num_blocks) {
+absl::StatusOr<std::string> IncomingTransfer::Open(const BoundConnection& bound,
+                                                   uint32_t num_blocks) {
   absl::MutexLock lock(&mutex_);
-  if (bound_ == connection.get()) return absl::OkStatus();
-  if (bound_ != nullptr) return AlreadyExists("transfer was opened on another channel");
-  if (quiet_ || expired_) return Cancelled("transfer is over at the receiver");
+  if (state_ == State::kOpen && opened_by_ == bound.connection.get()) return grant_;
+  if (opened_by_ == bound.connection.get()) return std::string();  // over: the answer was RESULT
+  if (opened_by_ != nullptr) return AlreadyExists("transfer was opened on another connection");
+  if (state_ != State::kExpected) return Cancelled("transfer was given up by the receiver");
   if (num_blocks != blocks_.size()) {
     return InvalidArgument("receiver expects {} blocks, sender has {}", blocks_.size(), num_blocks);
   }
-  connection_ = connection;
-  bound_ = connection.get();
-  if (state_ == State::kCancelled) {
-    // Bound all the same: its sender will say quiet, or its channel will die.
-    deadline_ = Clock::Real()->Now() + context_->options->quiet_timeout;
-    return Cancelled("transfer was cancelled by the receiver");
+  if (bound.transport->capabilities().one_sided) {
+    TANDEM_ASSIGN_OR_RETURN(grant_, bound.reader->Grant());
   }
+  bound_ = bound;
+  opened_by_ = bound.connection.get();
+  stats_.transport = bound.transport->name();
   state_ = State::kOpen;
-  return absl::OkStatus();
+  return grant_;
 }
 
-std::byte* IncomingTransfer::Target(uint32_t layer, uint32_t ordinal) const {
-  return context_->options->region.Block(static_cast<int>(layer), blocks_[ordinal]);
-}
-
-absl::Status IncomingTransfer::CheckDataHeader(const FrameHeader& header) const {
+absl::Status IncomingTransfer::CheckData(const FrameHeader& header) const {
   // DecodeHeader has bounded every field, so sums fit; the product is checked in 64 bits.
-  const KvLayout& layout = context_->options->region.layout;
+  const KvPoolShape& shape = context_->store->shape();
+  const HeadRange heads = {static_cast<int>(header.head_begin),
+                           static_cast<int>(header.head_count)};
   if (header.ordinal_begin + header.ordinal_count > blocks_.size() ||
-      header.layer_begin + header.layer_count > static_cast<uint32_t>(layout.num_layers)) {
-    return InvalidArgument("DATA for ordinals [{}, +{}) of {}, layers [{}, +{}) of {}",
-                           header.ordinal_begin, header.ordinal_count, blocks_.size(),
-                           header.layer_begin, header.layer_count, layout.num_layers);
+      header.layer_begin + header.layer_count > static_cast<uint32_t>(shape.layout.num_layers) ||
+      !shape.heads().Contains(heads)) {
+    return InvalidArgument(
+        "DATA for ordinals [{}, +{}) of {}, layers [{}, +{}) of {}, heads [{}, +{}) of [{}, {})",
+        header.ordinal_begin, header.ordinal_count, blocks_.size(), header.layer_begin,
+        header.layer_count, shape.layout.num_layers, header.head_begin, header.head_count,
+        shape.heads().begin, shape.heads().end());
   }
-  const uint64_t pieces = uint64_t{header.ordinal_count} * header.layer_count;
-  if (pieces > kMaxDataPayload || pieces * layout.BlockLayerBytes() != header.payload_bytes) {
-    return InvalidArgument("DATA frame of {} bytes for {} pieces of {}", header.payload_bytes,
-                           pieces, layout.BlockLayerBytes());
-  }
-  return absl::OkStatus();
-}
-
-std::vector<IncomingTransfer::Segment> IncomingTransfer::PlanSegments(const FrameHeader& header,
-                                                                      bool* wanted) const {
-  const size_t bytes = context_->options->region.layout.BlockLayerBytes();
-  std::vector<Segment> segments;
-  *wanted = false;
-  for (uint32_t l = 0; l < header.layer_count; ++l) {
-    for (uint32_t i = 0; i < header.ordinal_count; ++i) {
-      const uint32_t layer = header.layer_begin + l;
-      const uint32_t ordinal = header.ordinal_begin + i;
-      std::byte* target = arrived_[Bit(layer, ordinal)] ? nullptr : Target(layer, ordinal);
-      *wanted = *wanted || target != nullptr;
-      if (!segments.empty()) {
-        Segment& last = segments.back();
-        const bool adjacent = target != nullptr
-                                  ? last.target != nullptr && last.target + last.bytes == target
-                                  : last.target == nullptr;
-        if (adjacent) {
-          last.bytes += bytes;
-          continue;
-        }
-      }
-      segments.push_back({target, bytes});
-    }
-  }
-  return segments;
-}
-
-absl::Status IncomingTransfer::ReceiveSegments(KvConnection* connection,
-                                               std::vector<Segment> segments,
-                                               MutableBytes scratch) {
-  size_t current = 0;
-  bool discard_all = false;
-  while (current < segments.size()) {
-    size_t received = 0;
-    {
-      absl::MutexLock lock(&mutex_);
-      if (!discard_all && !WritableBy(connection)) {
-        discard_all = true;  // cancelled in the middle of the frame
-        for (Segment& segment : segments) segment.target = nullptr;
-      }
-      std::array<MutableBytes, 64> into;
-      size_t count = 0;
-      size_t total = 0;
-      for (size_t i = current; i < segments.size() && count < into.size() && total < kMaxReadBytes;
-           ++i) {
-        const Segment& segment = segments[i];
-        if (segment.target == nullptr) {
-          if (count == 0) into[count++] = scratch.first(std::min(scratch.size(), segment.bytes));
-          break;
-        }
-        const size_t n = std::min(segment.bytes, kMaxReadBytes - total);
-        into[count++] = MutableBytes(segment.target, n);
-        total += n;
-        if (n < segment.bytes) break;
-      }
-      TANDEM_ASSIGN_OR_RETURN(received, connection->ReceiveSome({into.data(), count}));
-    }
-    if (received == 0) {
-      TANDEM_RETURN_IF_ERROR(connection->WaitReadable(context_->options->io_timeout));
-    }
-    while (received > 0) {
-      Segment& segment = segments[current];
-      const size_t n = std::min(received, segment.bytes);
-      segment.bytes -= n;
-      if (segment.target != nullptr) segment.target += n;
-      received -= n;
-      if (segment.bytes == 0) ++current;
-    }
+  const uint64_t pages = uint64_t{2} * header.ordinal_count * header.layer_count;
+  const uint64_t bytes = header.head_count * shape.layout.PageBytes();
+  if (pages > kMaxDataPayload || bytes > kMaxDataPayload || pages * bytes != header.payload_bytes) {
+    return InvalidArgument("DATA frame of {} bytes for {} runs of pages of {}",
+                           header.payload_bytes, pages, bytes);
   }
   return absl::OkStatus();
 }
 
-void IncomingTransfer::CountArrived(KvConnection* connection, const FrameHeader& header) {
-  const size_t bytes = context_->options->region.layout.BlockLayerBytes();
+std::vector<TargetPiece> IncomingTransfer::PlanPieces(const FrameHeader& header,
+                                                      bool* any_wanted) const {
+  const KvPoolShape& shape = context_->store->shape();
+  const uint64_t bytes = shape.layout.PageBytes();
+  std::vector<TargetPiece> pieces;
+  *any_wanted = false;
+  const auto append = [&](uint64_t offset, bool wanted) {
+    *any_wanted = *any_wanted || wanted;
+    if (!pieces.empty() && pieces.back().wanted == wanted &&
+        (!wanted || pieces.back().target_offset + pieces.back().bytes == offset)) {
+      pieces.back().bytes += bytes;
+    } else {
+      pieces.push_back({offset, bytes, wanted});
+    }
+  };
+  const auto first = static_cast<int>(header.head_begin);
   for (uint32_t l = 0; l < header.layer_count; ++l) {
+    const auto layer = static_cast<int>(header.layer_begin + l);
     for (uint32_t i = 0; i < header.ordinal_count; ++i) {
-      const uint32_t layer = header.layer_begin + l;
-      const uint32_t ordinal = header.ordinal_begin + i;
-      // One piece per lock: the pool may not be read after a Cancel() either.
-      absl::MutexLock lock(&mutex_);
-      if (!WritableBy(connection)) return;
-      if (arrived_[Bit(layer, ordinal)]) continue;
-      digests_[ordinal] ^= BlockLayerDigest({Target(layer, ordinal), bytes}, layer);
-      arrived_[Bit(layer, ordinal)] = true;
-      --missing_;
-      stats_.bytes += bytes;
-      context_->counters->bytes += bytes;
-      stats_.last_byte = Clock::Real()->Now();
+      const size_t ordinal = header.ordinal_begin + i;
+      for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
+        for (int head = first; head < first + static_cast<int>(header.head_count); ++head) {
+          append(shape.PageOffset(layer, blocks_[ordinal], kind, head),
+                 !arrival_.Has(layer, ordinal, head));
+        }
+      }
     }
   }
+  return pieces;
 }
 
-absl::StatusOr<IncomingTransfer::Receipt> IncomingTransfer::ReceiveData(KvConnection* connection,
-                                                                        const FrameHeader& header,
-                                                                        MutableBytes scratch) {
-  TANDEM_RETURN_IF_ERROR(CheckDataHeader(header));
-  std::vector<Segment> segments;
-  bool writable = false;
-  bool wanted = false;
+absl::StatusOr<IncomingTransfer::Receipt> IncomingTransfer::ReceiveData(const BoundConnection& from,
+                                                                        const FrameHeader& header) {
+  TANDEM_RETURN_IF_ERROR(CheckData(header));
+  const KvConnection* connection = from.connection.get();
+  std::shared_ptr<Reception> reception;
+  bool any_wanted = false;
   bool over = false;
   {
     absl::MutexLock lock(&mutex_);
-    writable = WritableBy(connection);
-    over = bound_ == connection && (state_ == State::kSealed || state_ == State::kFailed);
-    if (writable) {
-      segments = PlanSegments(header, &wanted);
-      if (stats_.bytes == 0) stats_.first_byte = Clock::Real()->Now();
-    } else {
-      segments.push_back({nullptr, header.payload_bytes});
+    over = opened_by_ == connection && (state_ == State::kSealed || state_ == State::kFailed);
+    if (WritableBy(connection)) {
+      std::vector<TargetPiece> pieces = PlanPieces(header, &any_wanted);
+      if (any_wanted && stats_.bytes == 0) stats_.first_byte = Clock::Real()->Now();
+      reception = std::make_shared<TransferReception>(shared_from_this(), connection, header,
+                                                      std::move(pieces));
     }
   }
-  if (header.payload_bytes > 0) {
-    TANDEM_RETURN_IF_ERROR(ReceiveSegments(connection, std::move(segments), scratch));
-  }
+  const bool writable = reception != nullptr;
+  if (!writable || !any_wanted) reception = std::make_shared<UnwantedReception>(header);
+  TANDEM_RETURN_IF_ERROR(from.reader->Receive(header, std::move(reception)));
   if (!writable) {
     // After its RESULT the sender needs no further answer: a duplicate, not a disagreement.
     ++context_->counters->late_frames;
     return over ? Receipt::kTaken : Receipt::kLate;
   }
-  if (!wanted) {
-    ++context_->counters->duplicate_frames;
-    return Receipt::kTaken;
-  }
-  CountArrived(connection, header);
-  SealOrFail(connection);
+  if (!any_wanted) ++context_->counters->duplicate_frames;
   return Receipt::kTaken;
 }
 
-absl::StatusOr<IncomingTransfer::Receipt> IncomingTransfer::Finish(KvConnection* connection,
+bool IncomingTransfer::WriteIfOpen(const KvConnection* connection,
+                                   absl::FunctionRef<void()> write) {
+  absl::MutexLock lock(&mutex_);
+  if (!WritableBy(connection)) return false;
+  write();
+  return true;
+}
+
+void IncomingTransfer::Arrived(const KvConnection* connection, const FrameHeader& header) {
+  const KvLayout& layout = context_->store->shape().layout;
+  const HeadRange heads = {static_cast<int>(header.head_begin),
+                           static_cast<int>(header.head_count)};
+  std::vector<uint64_t> digests(header.head_count);
+  for (uint32_t l = 0; l < header.layer_count; ++l) {
+    const auto layer = static_cast<int>(header.layer_begin + l);
+    for (uint32_t i = 0; i < header.ordinal_count; ++i) {
+      const size_t ordinal = header.ordinal_begin + i;
+      // One block per lock: the pool may not be read after a Cancel() either.
+      absl::MutexLock lock(&mutex_);
+      if (!WritableBy(connection)) return;
+      context_->store->Digest(layer, blocks_[ordinal], heads, digests);
+      uint64_t bytes = 0;
+      for (int k = 0; k < heads.count; ++k) {
+        if (arrival_.Add(layer, ordinal, heads.begin + k, digests[static_cast<size_t>(k)])) {
+          bytes += 2 * layout.PageBytes();
+        }
+      }
+      stats_.bytes += bytes;
+      context_->counters->bytes += bytes;
+      stats_.last_byte = Clock::Real()->Now();
+    }
+  }
+  SealOrFail(connection);
+}
+
+absl::StatusOr<IncomingTransfer::Receipt> IncomingTransfer::Finish(const KvConnection* connection,
+                                                                   const HeadRange& heads,
                                                                    std::vector<uint64_t> digests) {
   {
     absl::MutexLock lock(&mutex_);
     if (!WritableBy(connection)) {
       ++context_->counters->late_frames;
-      const bool over = bound_ == connection && state_ != State::kCancelled;
+      const bool over = opened_by_ == connection && state_ != State::kCancelled;
       return over ? Receipt::kTaken : Receipt::kLate;
     }
-    if (finished_) {
+    if (digests.size() != blocks_.size() || heads.count < 1 ||
+        !context_->store->shape().heads().Contains(heads)) {
+      return InvalidArgument("FINISH with {} digests for {} blocks, heads [{}, +{})",
+                             digests.size(), blocks_.size(), heads.begin, heads.count);
+    }
+    if (!arrival_.Finish(heads, std::move(digests))) {
       ++context_->counters->duplicate_frames;
       return Receipt::kTaken;
     }
-    if (digests.size() != blocks_.size()) {
-      return InvalidArgument("FINISH with {} digests for {} blocks", digests.size(),
-                             blocks_.size());
-    }
-    finished_ = true;
-    expected_digests_ = std::move(digests);
-    deadline_ = Clock::Real()->Now() + context_->options->incomplete_timeout;
+    if (arrival_.AllFinished())
+      deadline_ = Clock::Real()->Now() + context_->options->incomplete_timeout;
     if (blocks_.empty()) stats_.first_byte = stats_.last_byte = Clock::Real()->Now();
   }
   SealOrFail(connection);
   return Receipt::kTaken;
 }
 
-void IncomingTransfer::SealOrFail(KvConnection* connection) {
+void IncomingTransfer::SealOrFail(const KvConnection* connection) {
   absl::Status outcome;
   {
     absl::MutexLock lock(&mutex_);
-    if (!WritableBy(connection) || !CompleteLocked()) return;
-    for (size_t i = 0; i < digests_.size(); ++i) {
-      if (digests_[i] == expected_digests_[i]) continue;
+    if (!WritableBy(connection) || !arrival_.Complete()) return;
+    if (const ptrdiff_t ordinal = arrival_.FirstMismatch(); ordinal >= 0) {
       outcome =
           DataLoss("transfer {}: block {} (ordinal {}) does not have the digest it was sent with",
-                   key_.ToString(), blocks_[i], i);
-      break;
+                   key_.ToString(), blocks_[static_cast<size_t>(ordinal)], ordinal);
     }
   }
-  Settle(outcome, KvFailure::kDigestMismatch);
+  Settle(outcome, KvFailure::kDigestMismatch, /*writer_ended=*/true);
 }
 
-void IncomingTransfer::SenderQuiet(KvConnection* connection, const absl::Status& reason) {
+void IncomingTransfer::SenderQuiet(const KvConnection* connection, const absl::Status& reason) {
   {
     absl::MutexLock lock(&mutex_);
-    if (bound_ != connection) return;
+    if (opened_by_ != connection) return;
   }
-  Settle(Aborted("sender gave up: {}", std::string(reason.message())), KvFailure::kPeerAborted);
+  Settle(Aborted("sender gave up: {}", std::string(reason.message())), KvFailure::kPeerAborted,
+         /*writer_ended=*/true);
 }
 
-void IncomingTransfer::ConnectionLost(KvConnection* connection, const absl::Status& reason) {
+void IncomingTransfer::ConnectionLost(const KvConnection* connection, const absl::Status& reason) {
   {
     absl::MutexLock lock(&mutex_);
-    if (bound_ != connection) return;
+    if (opened_by_ != connection) return;
+    lost_ = true;
   }
-  Settle(Unavailable("channel lost: {}", std::string(reason.message())), KvFailure::kChannelLost);
+  Settle(Unavailable("connection lost: {}", std::string(reason.message())),
+         KvFailure::kConnectionLost, /*writer_ended=*/false);
 }
 
-void IncomingTransfer::Close() { Settle(Cancelled("receiver is closing"), KvFailure::kCancelled); }
+void IncomingTransfer::Close() {
+  Settle(Cancelled("receiver is closing"), KvFailure::kCancelled, /*writer_ended=*/true);
+  BecomeQuiet();
+}
 
-void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason) {
+void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason, bool writer_ended) {
   TransferStats stats;
   std::shared_ptr<KvConnection> connection;
-  bool cancelled = false;
+  bool settled = false;
   {
     absl::MutexLock lock(&mutex_);
-    if (state_ == State::kSealed || state_ == State::kFailed) return;
-    cancelled = state_ == State::kCancelled;
-    if (!cancelled) {
+    settled = state_ != State::kExpected && state_ != State::kOpen;
+    if (!settled) {
       state_ = outcome.ok() ? State::kSealed : State::kFailed;
       notifying_ = std::this_thread::get_id();
       stats = stats_;
-      connection = connection_;
+      connection = bound_.connection;
+      deadline_ = absl::InfiniteFuture();
     }
   }
-  if (cancelled) {
-    BecomeQuiet();
-    return;
-  }
-  // Nothing writes to it from here on. Before the callbacks, so that a worker that has heard of the
-  // end may name the blocks again at once.
-  context_->table->Release(*this);
-  const KvReceiverOptions& options = *context_->options;
-  if (outcome.ok()) {
-    ++context_->counters->transfers;
-    if (options.on_sealed) options.on_sealed(key_.id, key_.epoch, stats);
-  } else {
-    context_->counters->CountFailure(reason);
-    spdlog::warn("kv transfer {} failed: {}", key_.ToString(), std::string(outcome.message()));
-    if (options.on_failed) options.on_failed(key_.id, key_.epoch, outcome);
-  }
-  {
+  if (!settled) {
+    // Where nothing writes any more, before the callbacks: a worker that has heard of the end may
+    // name the blocks again at once.
+    if (writer_ended) context_->table->Release(*this);
+    const KvReceiverOptions& options = *context_->options;
+    if (outcome.ok()) {
+      ++context_->counters->transfers;
+      if (options.on_sealed) options.on_sealed(key_.id, key_.epoch, stats);
+    } else {
+      context_->counters->CountFailure(reason);
+      spdlog::warn("kv transfer {} failed: {}", key_.ToString(), std::string(outcome.message()));
+      if (options.on_failed) options.on_failed(key_.id, key_.epoch, outcome);
+    }
     absl::MutexLock lock(&mutex_);
     notifying_ = std::thread::id();
   }
-  BecomeQuiet();
+  if (writer_ended) {
+    BecomeQuiet();
+  } else {
+    BecomeQuietOnceWriterIsGone();
+  }
   const bool sender_waits =
       outcome.ok() || reason == KvFailure::kDigestMismatch || reason == KvFailure::kIncomplete;
-  if (connection != nullptr && sender_waits) {
+  if (!settled && connection != nullptr && sender_waits) {
     // A failure here is a dead connection, which its reading thread notices by itself.
     (void)SendStatus(connection.get(), FrameType::kResult, key_, outcome, kReplyTimeout);
   }
+}
+
+void IncomingTransfer::BecomeQuietOnceWriterIsGone() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (quiet_) return;
+    if (bound_.reader != nullptr && !bound_.reader->WriterGone()) {
+      if (!std::exchange(fenced_, true)) {
+        ++context_->counters->fenced_transfers;
+        spdlog::warn(
+            "kv transfer {}: the connection is lost, but its writer is not known to have ended; "
+            "{} blocks wait for that",
+            key_.ToString(), blocks_.size());
+      }
+      deadline_ = Clock::Real()->Now() + kFencePeriod;
+      return;
+    }
+  }
+  BecomeQuiet();
 }
 
 void IncomingTransfer::BecomeQuiet() {
@@ -324,11 +317,11 @@ void IncomingTransfer::BecomeQuiet() {
     quiet_ = true;
     deadline_ = absl::InfiniteFuture();
     abort_due_ = false;
+    if (!grant_.empty()) bound_.reader->Release(grant_);
+    grant_.clear();
     // It may be remembered for long: keep neither the socket nor the bookkeeping.
-    connection_ = nullptr;
-    arrived_ = {};
-    digests_ = {};
-    expected_digests_ = {};
+    bound_ = BoundConnection();
+    arrival_.Clear();
   }
   context_->table->Release(*this);
   if (context_->options->on_quiet) context_->options->on_quiet(key_.id, key_.epoch);
@@ -341,46 +334,70 @@ void IncomingTransfer::Cancel() {
   };
   if (notifying_ != std::this_thread::get_id()) mutex_.Await(absl::Condition(&settled));
   if (state_ != State::kExpected && state_ != State::kOpen) return;
+  const bool opened = state_ == State::kOpen;
   state_ = State::kCancelled;
   context_->counters->CountFailure(KvFailure::kCancelled);
-  abort_due_ = connection_ != nullptr;
+  if (!grant_.empty()) bound_.reader->Revoke(grant_);
+  abort_due_ = opened;
+  // A transfer that nobody has opened is quiet already, for Open() now refuses it: the next Tick
+  // says so.
   deadline_ =
-      Clock::Real()->Now() + (connection_ != nullptr ? context_->options->quiet_timeout
-                                                     : context_->options->no_sender_timeout);
+      opened ? Clock::Real()->Now() + context_->options->quiet_timeout : absl::InfinitePast();
+}
+
+void IncomingTransfer::SendAbortIfDue() {
+  std::shared_ptr<KvConnection> connection;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!std::exchange(abort_due_, false) || lost_) return;
+    connection = bound_.connection;
+  }
+  (void)SendStatus(connection.get(), FrameType::kAbort, key_,
+                   Cancelled("cancelled by the receiver"), kReplyTimeout);
+}
+
+IncomingTransfer::Due IncomingTransfer::TakeDue(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  if (quiet_ || now < deadline_) return Due::kNothing;
+  if (lost_) return Due::kWriterCheck;
+  deadline_ = absl::InfiniteFuture();
+  if (state_ == State::kOpen) return Due::kIncomplete;
+  return opened_by_ == nullptr ? Due::kNeverOpened : Due::kNoAnswer;
 }
 
 absl::Time IncomingTransfer::Tick(absl::Time now) {
+  SendAbortIfDue();
+  switch (TakeDue(now)) {
+    case Due::kNothing:
+      break;
+    case Due::kWriterCheck:
+      BecomeQuietOnceWriterIsGone();
+      break;
+    case Due::kIncomplete:
+      Settle(DataLoss("transfer {}: the sender finished, but pages never arrived", key_.ToString()),
+             KvFailure::kIncomplete, /*writer_ended=*/true);
+      break;
+    case Due::kNeverOpened:
+      BecomeQuiet();
+      break;
+    case Due::kNoAnswer:
+      ShutDownConnection();
+      break;
+  }
+  absl::MutexLock lock(&mutex_);
+  return deadline_;
+}
+
+void IncomingTransfer::ShutDownConnection() {
   std::shared_ptr<KvConnection> connection;
-  bool abort_due = false;
-  bool overdue = false;
-  bool cancelled = false;
-  absl::Time next;
   {
     absl::MutexLock lock(&mutex_);
-    connection = connection_;
-    abort_due = std::exchange(abort_due_, false);
-    overdue = now >= deadline_;
-    if (overdue) deadline_ = absl::InfiniteFuture();
-    cancelled = state_ == State::kCancelled;
-    if (overdue && cancelled && connection == nullptr) expired_ = true;
-    next = deadline_;
+    connection = bound_.connection;
   }
-  if (abort_due) {
-    (void)SendStatus(connection.get(), FrameType::kAbort, key_,
-                     Cancelled("cancelled by the receiver"), kReplyTimeout);
-  }
-  if (!overdue) return next;
-  if (!cancelled) {
-    Settle(DataLoss("transfer {}: the sender finished, but pieces never arrived", key_.ToString()),
-           KvFailure::kIncomplete);
-  } else if (connection == nullptr) {
-    BecomeQuiet();
-  } else {
-    spdlog::warn("kv transfer {}: {} does not answer the abort; closing its channel",
-                 key_.ToString(), connection->peer());
-    connection->Shutdown();  // its reading thread ends and reports the connection lost
-  }
-  return absl::InfiniteFuture();
+  if (connection == nullptr) return;  // it has become quiet in the meantime
+  spdlog::warn("kv transfer {}: {} does not answer the abort; closing its connection",
+               key_.ToString(), connection->peer());
+  connection->Shutdown();  // its reading thread ends and reports the connection lost
 }
 
 }  // namespace tandem::kvtransfer

@@ -1,26 +1,31 @@
 // The two ends of a KV shipment as the worker loops see them. A prefill worker owns one KvSender, a
-// decode worker one KvReceiver; each has one channel per peer, and a channel one FIFO, over a
-// KvTransport.
+// decode worker one KvReceiver; between each pair of them there is one connection, and on it one
+// FIFO. Which transport moves the bytes the two agree on when they connect.
 //
 // Life of a transfer
 //   decode   KvReceiver::Expect(id, epoch, blocks) -> a token for the sender
-//   prefill  KvSender::Open(target) ... Push(blocks, layer) after every layer ... Finish() or
+//   prefill  KvSender::Open(target) ... Push(blocks, layer, ready) for every layer ... Finish() or
 //            Abort()
-//   decode   every layer of every block arrived and all digests match -> on_sealed(id)
-//            a digest differs, the channel dies, or the sender aborts   -> on_failed(id, status)
-//   both     sender will write nothing more for (id, epoch)             -> on_quiet(id)
+//   decode   every layer of every block arrived and all digests match    -> on_sealed(id)
+//            a digest differs, the connection dies, or the sender aborts -> on_failed(id, status)
+//   both     sender will write nothing more for (id, epoch)              -> on_quiet(id)
 // A receiver that gives up calls Cancel(id): later frames are dropped, counted and answered with an
-// abort; its blocks go to quarantine until on_quiet. on_quiet comes exactly once for every expected
-// transfer, when the sender says so, when its channel dies, or, if no sender ever showed up,
-// `no_sender_timeout` after Cancel. It comes after on_sealed or on_failed, at once.
+// abort; its blocks go to quarantine until on_quiet.
+//
+// on_quiet comes exactly once for every expected transfer, and after on_sealed or on_failed: at
+// once if the sender has said that it is done, or was never admitted. Else it waits until the
+// sender says so or can write no more. Over tcp, where the receiver itself writes, that is the end
+// of the connection; over a one-sided transport the sender's process must have detached or be gone,
+// and a sender that is stopped keeps the blocks in quarantine for as long as it is.
 //
 // Protocol (docs/kv_transfer.md has the wire format, the state machines and a table of failures).
-// Per peer: HELLO both ways (version, layout, capability digest; a mismatch is refused with a line
-// that says what differs), a link self-test, then transfers: OPEN with the token that Expect()
-// returned, DATA frames in any order, FINISH with one digest per block, RESULT back. QUIET or ABORT
-// end a transfer early from either side. Everything a frame claims is checked before a byte is
-// written; only a connection that opened a transfer with its token can write, and only to that
-// transfer's blocks, each byte once.
+// Per peer: HELLO both ways (version, shape of the pool, capability digest, transports; a mismatch
+// is refused with a line that says what differs), the choice of a transport, a link self-test, then
+// transfers: OPEN with the token that Expect() returned, DATA frames in any order, FINISH with one
+// digest per block, RESULT back. QUIET or ABORT end a transfer early from either side. Everything a
+// frame claims is checked before a byte is written; only a connection that opened a transfer with
+// its token can write, and only to that transfer's blocks, each byte once. (A one-sided sender is
+// trusted to keep to the blocks that it was granted: it is a process of the same user.)
 //
 // Thread-safe. Callbacks run on transport threads, without locks held; they must not block: they
 // push to the worker's inbox. They may call the endpoint, but not destroy it.
@@ -39,11 +44,18 @@
 #include "absl/time/time.h"
 
 #include "common/base/kv_layout.h"
+#include "common/base/ready_event.h"
 #include "common/base/transfer_id.h"
 #include "kvtransfer/channel/kv_counters.h"
 
+namespace tandem {
+class Metrics;
+}  // namespace tandem
+
 namespace tandem::kvtransfer {
 
+class KvNetwork;
+class KvStore;
 class KvTransport;
 
 // What a finished or failed transfer measured.
@@ -51,7 +63,7 @@ struct TransferStats {
   uint64_t bytes = 0;     // KV payload
   absl::Time first_byte;  // Clock::Real()
   absl::Time last_byte;
-  std::string transport;  // "tcp"
+  std::string transport;  // that carried it: "tcp", "shm"
 };
 
 struct KvReceiverOptions {
@@ -62,9 +74,10 @@ struct KvReceiverOptions {
   KvRegion region;
   std::string worker_id;
   std::string capability_digest;  // senders must present the same
-  absl::Duration no_sender_timeout = absl::Seconds(10);
+  // What to offer, as ParseTransports (transport/kv_transport.h) reads it.
+  std::string transports = "auto";
   std::function<void(const TransferId&, uint64_t epoch, const TransferStats&)> on_sealed;
-  // DATA_LOSS: digests differ or pieces are missing. UNAVAILABLE: the channel died. ABORTED: the
+  // DATA_LOSS: digests differ or pieces are missing. UNAVAILABLE: the connection died. ABORTED: the
   // sender gave up. CANCELLED: this receiver was closed.
   std::function<void(const TransferId&, uint64_t epoch, const absl::Status&)> on_failed;
   std::function<void(const TransferId&, uint64_t epoch)> on_quiet;
@@ -75,18 +88,22 @@ struct KvReceiverOptions {
   absl::Duration io_timeout = absl::Seconds(20);
   // From FINISH until pieces that are still missing count as lost.
   absl::Duration incomplete_timeout = absl::Seconds(2);
-  // From Cancel until a sender that does not say quiet has its channel closed.
+  // From Cancel until a sender that does not say quiet has its connection closed.
   absl::Duration quiet_timeout = absl::Seconds(10);
   int max_connections = 256;
-  KvTransport* transport = nullptr;  // not owned; nullptr: tcp
+  Metrics* metrics = nullptr;  // not owned; exports the counters if given
+  // For tests, not owned. nullptr: TCP, and the store over `region`.
+  KvNetwork* network = nullptr;
+  const KvStore* store = nullptr;
 };
 
 class KvReceiver {
  public:
   // INVALID_ARGUMENT names a bad option; UNAVAILABLE if it cannot listen.
   static absl::StatusOr<std::unique_ptr<KvReceiver>> Start(KvReceiverOptions options);
-  // Closes all channels; what is not over fails (on_failed CANCELLED, on_quiet). Callbacks have
-  // ended when it returns.
+  // Closes all connections; what is not over fails (on_failed CANCELLED, on_quiet). Callbacks have
+  // ended when it returns. A one-sided writer gets a moment to detach; the pool's memory should not
+  // be used again afterwards, for a writer that is stopped may still have it mapped.
   virtual ~KvReceiver() = default;
 
   // HOST:PORT that senders dial.
@@ -97,9 +114,10 @@ class KvReceiver {
   // block that another transfer may still write (it is not quiet yet).
   virtual absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
                                              std::vector<int32_t> blocks) = 0;
-  // No byte is written for (id, epoch) once this has returned. Waits at most for the copy of what
-  // one read took from the socket (under 1 MiB), never for the peer. Idempotent; on_sealed and
-  // on_failed no longer come.
+  // Over tcp no byte is written for (id, epoch) once this has returned, and over a one-sided
+  // transport none once on_quiet has come: the blocks may be reused only then. Waits at most for
+  // the copy of what one read took from the socket (under 1 MiB), never for the peer. Idempotent;
+  // on_sealed and on_failed no longer come.
   virtual void Cancel(const TransferId& id, uint64_t epoch) = 0;
   virtual KvTransferCounters Counters() const { return {}; }
 };
@@ -108,6 +126,8 @@ struct KvSenderOptions {
   KvRegion region;
   std::string worker_id;
   std::string capability_digest;
+  // What to use, as ParseTransports reads it: the first that the peer offers and that works.
+  std::string transports = "auto";
   absl::Duration connect_timeout = absl::Seconds(5);
   absl::Duration io_timeout = absl::Seconds(20);  // a peer that takes nothing for so long is dead
   // All bytes were handed to the peer and acknowledged, or the transfer failed, or was aborted: the
@@ -115,16 +135,20 @@ struct KvSenderOptions {
   std::function<void(const TransferId&, uint64_t epoch, const absl::Status&, const TransferStats&)>
       on_done;
 
-  // Below this the link self-test warns, in bytes per second.
-  double slow_link_bytes_per_second = 0.5e9;
+  // A link below this many bytes per second is warned of, once, and counted; negative: what its
+  // transport should reach.
+  double slow_link_bytes_per_second = -1;
   int max_peers = 1024;
-  KvTransport* transport = nullptr;  // not owned; nullptr: tcp
+  Metrics* metrics = nullptr;  // not owned; exports the counters if given
+  // For tests, not owned. nullptr: TCP, and the store over `region`.
+  KvNetwork* network = nullptr;
+  const KvStore* store = nullptr;
 };
 
 struct KvSendTarget {
   TransferId id;
   uint64_t epoch = 0;
-  std::string transport;  // "tcp"
+  std::string transport;  // what the receiver offers, as its options say it: "auto", "tcp", ...
   std::string address;
   std::string token;
   std::string peer_worker_id;          // if not empty, the peer must present it
@@ -138,16 +162,22 @@ class KvSender {
   // Fails what is not done (on_done CANCELLED). Callbacks have ended when it returns.
   virtual ~KvSender() = default;
 
-  // Begins a transfer; connects to the peer in the background if there is no channel yet.
-  // INVALID_ARGUMENT for an unknown transport or a malformed target. A target without blocks is
-  // fine: Finish() seals it at once. ALREADY_EXISTS for a transfer that is not done;
-  // RESOURCE_EXHAUSTED beyond max_peers.
+  // Begins a transfer; connects to the peer in the background if there is no connection yet.
+  // INVALID_ARGUMENT for a malformed target, or one that offers no transport that this end uses. A
+  // target without blocks is fine: Finish() seals it at once. ALREADY_EXISTS for a transfer that is
+  // not done; RESOURCE_EXHAUSTED beyond max_peers.
   virtual absl::Status Open(KvSendTarget target) = 0;
-  // Queues one layer of some blocks: source_blocks[i] of the own pool -> ordinal ordinals[i]. Never
-  // blocks and never fails: trouble comes out of on_done. The blocks must stay unchanged until
-  // on_done. What was pushed before is not sent again.
+  // Queues one layer of some blocks: source_blocks[i] of the own pool -> ordinal ordinals[i]. They
+  // are read once `ready` is true; nullptr: they are ready now. Never blocks and never fails:
+  // trouble comes out of on_done. The blocks must stay unchanged until on_done. What was pushed
+  // before is not sent again.
   virtual void Push(const TransferId& id, uint64_t epoch, int layer,
-                    std::span<const int32_t> source_blocks, std::span<const int32_t> ordinals) = 0;
+                    std::span<const int32_t> source_blocks, std::span<const int32_t> ordinals,
+                    std::shared_ptr<const ReadyEvent> ready) = 0;
+  void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> source_blocks,
+            std::span<const int32_t> ordinals) {
+    Push(id, epoch, layer, source_blocks, ordinals, nullptr);
+  }
   // All layers of all blocks have been pushed: send the digests.
   virtual void Finish(const TransferId& id, uint64_t epoch) = 0;
   // Send nothing more, tell the receiver quiet. Idempotent; unknown transfers are ignored.

@@ -10,23 +10,28 @@
 #include "common/base/status.h"
 #include "kvtransfer/channel/hello.h"
 #include "kvtransfer/channel/kv_endpoints.h"
-#include "kvtransfer/channel/receiver_connection.h"
+#include "kvtransfer/channel/receiver_link.h"
 #include "kvtransfer/channel/transfer_table.h"
 #include "kvtransfer/transport/kv_transport.h"
 
 namespace tandem::kvtransfer {
 namespace {
 
+constexpr absl::Duration kDetachTimeout = absl::Seconds(2);
+
 class KvReceiverImpl : public KvReceiver {
  public:
-  KvReceiverImpl(KvReceiverOptions options, KvTransport* transport,
+  KvReceiverImpl(KvReceiverOptions options, std::unique_ptr<KvStore> own_store,
+                 const KvStore* store, std::vector<RegisteredTransport> transports,
                  std::unique_ptr<KvListener> listener, std::string address)
       : options_(std::move(options)),
-        hello_{options_.worker_id, options_.capability_digest, options_.region.layout,
-               options_.region.num_blocks},
+        own_store_(std::move(own_store)),
+        transports_(std::move(transports)),
+        hello_{options_.worker_id, options_.capability_digest, store->shape(), {}},
         address_(std::move(address)),
-        table_(options_.region.num_blocks),
-        context_{&options_, &counters_, &table_, transport->name()},
+        counters_(options_.metrics, "receiver"),
+        table_(store->shape().num_blocks),
+        context_{&options_, store, &counters_, &table_},
         listener_(std::move(listener)),
         acceptor_([this] { AcceptLoop(); }),
         housekeeper_([this] { HousekeepingLoop(); }) {}
@@ -44,8 +49,8 @@ class KvReceiverImpl : public KvReceiver {
       for (Served& served : connections_) served.connection->Shutdown();
     }
     housekeeper_.join();  // joins the connections' threads
+    WaitForWriters();
     for (const auto& transfer : table_.Live()) transfer->Close();
-    // A transfer that was cancelled without a sender becomes quiet by Close() as well.
   }
 
   const std::string& address() const override { return address_; }
@@ -72,9 +77,22 @@ class KvReceiverImpl : public KvReceiver {
 
  private:
   struct Served {
-    std::unique_ptr<ReceiverConnection> connection;
+    std::unique_ptr<ReceiverLink> connection;
     std::thread thread;
   };
+
+  // Their connections are closed, so one-sided writers that still run detach at once.
+  void WaitForWriters() {
+    const absl::Time end = Clock::Real()->Now() + kDetachTimeout;
+    while (Clock::Real()->Now() < end) {
+      bool waiting = false;
+      for (const auto& transfer : table_.Live()) {
+        waiting = transfer->Tick(Clock::Real()->Now()) < end || waiting;
+      }
+      if (!waiting) return;
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+  }
 
   void WakeHousekeeper() {
     absl::MutexLock lock(&mutex_);
@@ -95,15 +113,15 @@ class KvReceiverImpl : public KvReceiver {
         continue;
       }
       if (connections_.size() >= static_cast<size_t>(options_.max_connections)) {
-        ++counters_.refused_channels;
+        ++counters_.refused_connections;
         spdlog::warn("kv receiver: refused {}, there are {} connections already, the limit",
                      (*accepted)->peer(), connections_.size());
         continue;
       }
-      auto connection =
-          std::make_unique<ReceiverConnection>(std::shared_ptr<KvConnection>(std::move(*accepted)),
-                                               &context_, &hello_, [this] { WakeHousekeeper(); });
-      ReceiverConnection* raw = connection.get();
+      auto connection = std::make_unique<ReceiverLink>(
+          std::shared_ptr<KvConnection>(std::move(*accepted)), &context_, &hello_, transports_,
+          [this] { WakeHousekeeper(); });
+      ReceiverLink* raw = connection.get();
       connections_.push_back({std::move(connection), std::thread([raw] { raw->Run(); })});
     }
   }
@@ -137,6 +155,8 @@ class KvReceiverImpl : public KvReceiver {
   }
 
   const KvReceiverOptions options_;
+  const std::unique_ptr<KvStore> own_store_;  // unless a test brought one
+  const std::vector<RegisteredTransport> transports_;
   const Hello hello_;
   const std::string address_;
   KvCounterBlock counters_;
@@ -156,27 +176,34 @@ class KvReceiverImpl : public KvReceiver {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions options) {
-  KvTransport* transport = options.transport != nullptr ? options.transport : TcpTransport();
-  if (options.region.base == nullptr || options.region.num_blocks < 1) {
-    return InvalidArgument("region must have memory and at least one block");
+  std::unique_ptr<KvStore> own_store;
+  const KvStore* store = options.store;
+  if (store == nullptr) {
+    TANDEM_ASSIGN_OR_RETURN(own_store, MakeKvStore(options.region));
+    store = own_store.get();
   }
-  TANDEM_RETURN_IF_ERROR(ValidateHello({options.worker_id, options.capability_digest,
-                                        options.region.layout, options.region.num_blocks}));
+  TANDEM_RETURN_IF_ERROR(
+      ValidateHello({options.worker_id, options.capability_digest, store->shape(), {}}));
   if (options.max_connections < 1) {
     return InvalidArgument("max_connections must be at least 1, got {}", options.max_connections);
   }
   if (options.port < 0 || options.port > 65535) {
     return InvalidArgument("port must be in [0, 65535], got {}", options.port);
   }
+  TANDEM_ASSIGN_OR_RETURN(
+      std::vector<RegisteredTransport> transports,
+      RegisterTransports(options.transports, store, {.io = options.io_timeout}));
+  KvNetwork* network = options.network != nullptr ? options.network : TcpNetwork();
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvListener> listener,
-                          transport->Listen(options.listen_host, options.port));
+                          network->Listen(options.listen_host, options.port));
   std::string address = listener->address();
   if (!options.advertise_host.empty()) {
     TANDEM_ASSIGN_OR_RETURN(HostPort announced, ParseHostPort(address));
     announced.host = options.advertise_host;
     address = announced.ToString();
   }
-  return std::make_unique<KvReceiverImpl>(std::move(options), transport, std::move(listener),
+  return std::make_unique<KvReceiverImpl>(std::move(options), std::move(own_store), store,
+                                          std::move(transports), std::move(listener),
                                           std::move(address));
 }
 

@@ -16,9 +16,14 @@ namespace {
 
 class KvSenderImpl : public KvSender {
  public:
-  KvSenderImpl(KvSenderOptions options, KvTransport* transport)
+  KvSenderImpl(KvSenderOptions options, std::unique_ptr<KvStore> own_store, const KvStore* store,
+               std::vector<RegisteredTransport> transports)
       : options_(std::move(options)),
-        context_{&options_, transport, &counters_,
+        own_store_(std::move(own_store)),
+        transports_(std::move(transports)),
+        counters_(options_.metrics, "sender"),
+        context_{{&options_, store, &transports_,
+                  options_.network != nullptr ? options_.network : TcpNetwork(), &counters_},
                  [this](const TransferKey& key, const absl::Status& status,
                         const TransferStats& stats) { Done(key, status, stats); }} {}
 
@@ -34,10 +39,7 @@ class KvSenderImpl : public KvSender {
   }
 
   absl::Status Open(KvSendTarget target) override {
-    if (target.transport != context_.transport->name()) {
-      return InvalidArgument("transport must be {}, got {}", context_.transport->name(),
-                             target.transport);
-    }
+    TANDEM_RETURN_IF_ERROR(CheckTransports(target.transport));
     TANDEM_RETURN_IF_ERROR(ParseHostPort(target.address).status());
     if (target.token.size() != kKvTokenBytes) {
       return InvalidArgument("token must have {} bytes, got {}", kKvTokenBytes,
@@ -53,7 +55,7 @@ class KvSenderImpl : public KvSender {
     absl::MutexLock lock(&mutex_);
     if (closing_) return Cancelled("sender is closing");
     const TransferKey key = {target.id, target.epoch};
-    if (routes_.contains(key)) {
+    if (peer_of_.contains(key)) {
       return AlreadyExists("transfer {} is under way already", key.ToString());
     }
     // The worker id is part of the key: an address taken over by another worker is another peer.
@@ -68,35 +70,36 @@ class KvSenderImpl : public KvSender {
     }
     std::shared_ptr<SenderPeer>& fresh = peers_[peer_key];  // DropIdlePeers may have moved it
     if (fresh == nullptr) {
-      fresh = std::make_shared<SenderPeer>(target.address, target.peer_worker_id, &context_);
+      fresh = std::make_shared<SenderPeer>(
+          PeerAddress{target.address, target.peer_worker_id, target.transport}, &context_);
     }
-    routes_.emplace(key, fresh);
+    peer_of_.emplace(key, fresh);
     fresh->Open(std::move(target));
     return absl::OkStatus();
   }
 
   void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> source_blocks,
-            std::span<const int32_t> ordinals) override {
+            std::span<const int32_t> ordinals, std::shared_ptr<const ReadyEvent> ready) override {
     const TransferKey key = {id, epoch};
-    const std::shared_ptr<SenderPeer> peer = Route(key);
+    const std::shared_ptr<SenderPeer> peer = PeerOf(key);
     if (peer == nullptr) return;
     if (source_blocks.size() != ordinals.size()) {
       // As a run that no transfer has, so that the transfer fails like on any malformed push.
       const int32_t impossible = -1;
-      peer->Push(key, layer, {&impossible, 1}, {&impossible, 1});
+      peer->Push(key, layer, {&impossible, 1}, {&impossible, 1}, nullptr);
       return;
     }
-    peer->Push(key, layer, source_blocks, ordinals);
+    peer->Push(key, layer, source_blocks, ordinals, std::move(ready));
   }
 
   void Finish(const TransferId& id, uint64_t epoch) override {
     const TransferKey key = {id, epoch};
-    if (const auto peer = Route(key); peer != nullptr) peer->Finish(key);
+    if (const auto peer = PeerOf(key); peer != nullptr) peer->Finish(key);
   }
 
   void Abort(const TransferId& id, uint64_t epoch) override {
     const TransferKey key = {id, epoch};
-    if (const auto peer = Route(key); peer != nullptr) peer->Abort(key);
+    if (const auto peer = PeerOf(key); peer != nullptr) peer->Abort(key);
   }
 
   std::vector<std::pair<std::string, double>> LinkRates() const override {
@@ -117,10 +120,22 @@ class KvSenderImpl : public KvSender {
   // So many peers are kept whether or not they are connected: their link rates are worth something.
   static constexpr size_t kKeepIdlePeers = 32;
 
-  std::shared_ptr<SenderPeer> Route(const TransferKey& key) const {
+  absl::Status CheckTransports(const std::string& offered) const {
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<KvTransport*> theirs, ParseTransports(offered));
+    for (const RegisteredTransport& own : transports_) {
+      if (std::find(theirs.begin(), theirs.end(), own.transport) != theirs.end()) {
+        return absl::OkStatus();
+      }
+    }
+    return InvalidArgument(
+        "the receiver offers transport {}, which is not among this sender's ({})", offered,
+        options_.transports);
+  }
+
+  std::shared_ptr<SenderPeer> PeerOf(const TransferKey& key) const {
     absl::MutexLock lock(&mutex_);
-    const auto it = routes_.find(key);
-    return it == routes_.end() ? nullptr : it->second.lock();
+    const auto it = peer_of_.find(key);
+    return it == peer_of_.end() ? nullptr : it->second.lock();
   }
 
   void DropIdlePeers(std::vector<std::shared_ptr<SenderPeer>>* dropped)
@@ -135,33 +150,42 @@ class KvSenderImpl : public KvSender {
   void Done(const TransferKey& key, const absl::Status& status, const TransferStats& stats) {
     {
       absl::MutexLock lock(&mutex_);
-      routes_.erase(key);
+      peer_of_.erase(key);
     }
     if (options_.on_done) options_.on_done(key.id, key.epoch, status, stats);
   }
 
   const KvSenderOptions options_;
+  const std::unique_ptr<KvStore> own_store_;  // unless a test brought one
+  const std::vector<RegisteredTransport> transports_;
   KvCounterBlock counters_;
   const SenderContext context_;
   mutable absl::Mutex mutex_;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   Peers peers_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<TransferKey, std::weak_ptr<SenderPeer>> routes_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<TransferKey, std::weak_ptr<SenderPeer>> peer_of_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvSender>> KvSender::Start(KvSenderOptions options) {
-  KvTransport* transport = options.transport != nullptr ? options.transport : TcpTransport();
-  if (options.region.base == nullptr || options.region.num_blocks < 1) {
-    return InvalidArgument("region must have memory and at least one block");
+  std::unique_ptr<KvStore> own_store;
+  const KvStore* store = options.store;
+  if (store == nullptr) {
+    TANDEM_ASSIGN_OR_RETURN(own_store, MakeKvStore(options.region));
+    store = own_store.get();
   }
-  TANDEM_RETURN_IF_ERROR(ValidateHello({options.worker_id, options.capability_digest,
-                                        options.region.layout, options.region.num_blocks}));
+  TANDEM_RETURN_IF_ERROR(
+      ValidateHello({options.worker_id, options.capability_digest, store->shape(), {}}));
   if (options.max_peers < 1) {
     return InvalidArgument("max_peers must be at least 1, got {}", options.max_peers);
   }
-  return std::make_unique<KvSenderImpl>(std::move(options), transport);
+  TANDEM_ASSIGN_OR_RETURN(
+      std::vector<RegisteredTransport> transports,
+      RegisterTransports(options.transports, store,
+                         {.connect = options.connect_timeout, .io = options.io_timeout}));
+  return std::make_unique<KvSenderImpl>(std::move(options), std::move(own_store), store,
+                                        std::move(transports));
 }
 
 }  // namespace tandem::kvtransfer

@@ -1,141 +1,123 @@
-// SenderPeer's connection: making it, listening to it, losing it.
-#include <vector>
+#include "kvtransfer/channel/sender_link.h"
+
+#include <algorithm>
+#include <utility>
 
 #include "spdlog/spdlog.h"
 
-#include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
-#include "kvtransfer/channel/hello.h"
-#include "kvtransfer/channel/link_probe.h"
-#include "kvtransfer/channel/sender_peer.h"
 
 namespace tandem::kvtransfer {
 
-absl::Status SenderPeer::EnsureConnected() {
-  if (wire_ != nullptr) return absl::OkStatus();
-  const KvSenderOptions& options = *context_->options;
+absl::StatusOr<std::unique_ptr<SenderLink>> SenderLink::Connect(
+    const LinkContext& context, const PeerAddress& peer,
+    absl::FunctionRef<bool(std::shared_ptr<KvConnection>)> on_dialed) {
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvConnection> dialed,
-                          context_->transport->Dial(address_, options.connect_timeout));
-  std::shared_ptr<KvConnection> connection(std::move(dialed));
-  {
-    absl::MutexLock lock(&mutex_);
-    if (stopping_) return Cancelled("sender is closing");
-    connection_ = connection;  // from here on the destructor can end a wait
-  }
-  absl::Status status = Handshake(connection.get());
-  if (!status.ok()) {
-    connection->Shutdown();
-    absl::MutexLock lock(&mutex_);
-    connection_ = nullptr;
-    return status;
-  }
-  wire_ = std::move(connection);
-  ++generation_;
-  ++context_->counters->channels_opened;
-  reader_ =
-      std::thread([this, wire = wire_, generation = generation_] { ReaderLoop(wire, generation); });
-  return absl::OkStatus();
+                          context.network->Dial(peer.address, context.options->connect_timeout));
+  std::unique_ptr<SenderLink> link(new SenderLink(context, std::move(dialed)));
+  if (!on_dialed(link->connection_)) return Cancelled("sender is closing");
+  TANDEM_RETURN_IF_ERROR(link->ShakeHands(peer));
+  TANDEM_RETURN_IF_ERROR(link->SelectTransport(peer.transports));
+  TANDEM_ASSIGN_OR_RETURN(link->probed_rate_, link->writer_->Probe());
+  spdlog::info("kv link to {}: {} {:.0f} MB/s", link->peer_.worker_id, link->transport_->name(),
+               link->probed_rate_ / 1e6);
+  link->NoteRate(link->probed_rate_);
+  ++context.counters->connections_opened;
+  return link;
 }
 
-absl::Status SenderPeer::Handshake(KvConnection* connection) {
-  const KvSenderOptions& options = *context_->options;
-  const Hello here = {options.worker_id, options.capability_digest, options.region.layout,
-                      options.region.num_blocks};
+SenderLink::~SenderLink() {
+  connection_->Shutdown();
+  if (writer_ != nullptr) writer_->Detach();
+}
+
+absl::Status SenderLink::ShakeHands(const PeerAddress& peer) {
+  const KvSenderOptions& options = *context_.options;
+  Hello here = {options.worker_id, options.capability_digest, context_.store->shape(), {}};
+  for (const RegisteredTransport& own : *context_.transports) {
+    here.transports.push_back({own.transport->name(), ""});
+  }
   FrameHeader hello;
   hello.type = FrameType::kHello;
   TANDEM_RETURN_IF_ERROR(
-      SendControl(connection, hello, EncodeHello(here), options.connect_timeout));
+      SendControl(connection_.get(), hello, EncodeHello(here), options.connect_timeout));
   TANDEM_ASSIGN_OR_RETURN(const FrameHeader reply,
-                          connection->ReceiveHeader(options.connect_timeout));
+                          connection_->ReceiveHeader(options.connect_timeout));
   if (reply.type != FrameType::kHelloOk && reply.type != FrameType::kRefuse) {
     return InvalidArgument("expected HELLO_OK, got {}", FrameTypeName(reply.type));
   }
   TANDEM_ASSIGN_OR_RETURN(const std::string payload,
-                          ReceiveControl(connection, reply, options.connect_timeout));
+                          ReceiveControl(connection_.get(), reply, options.connect_timeout));
   if (reply.type == FrameType::kRefuse) {
-    ++context_->counters->refused_channels;
-    return FailedPrecondition("{} refused the channel: {}", address_, payload);
+    ++context_.counters->refused_connections;
+    return FailedPrecondition("{} refused the connection: {}", peer.address, payload);
   }
-  TANDEM_ASSIGN_OR_RETURN(const Hello peer, DecodeHello(std::as_bytes(std::span(payload))));
-  TANDEM_RETURN_IF_ERROR(CheckCompatible(here, peer));
-  if (!worker_id_.empty() && peer.worker_id != worker_id_) {
-    return FailedPrecondition("{} is worker {}, not {}", address_, peer.worker_id, worker_id_);
+  TANDEM_ASSIGN_OR_RETURN(peer_, DecodeHello(std::as_bytes(std::span(payload))));
+  TANDEM_RETURN_IF_ERROR(CheckCompatible(/*receiver=*/peer_, /*sender=*/here));
+  if (!peer.worker_id.empty() && peer_.worker_id != peer.worker_id) {
+    return FailedPrecondition("{} is worker {}, not {}", peer.address, peer_.worker_id,
+                              peer.worker_id);
   }
-  peer_num_blocks_ = peer.num_blocks;
-  TANDEM_ASSIGN_OR_RETURN(const double rate, ProbeLink(connection, options.connect_timeout));
-  spdlog::info("kv link to {}: {} {:.0f} MB/s", peer.worker_id, context_->transport->name(),
-               rate / 1e6);
-  if (rate < options.slow_link_bytes_per_second) {
-    spdlog::warn("kv link to {} is slow: {:.0f} MB/s, expected at least {:.0f} MB/s",
-                 peer.worker_id, rate / 1e6, options.slow_link_bytes_per_second / 1e6);
-  }
-  absl::MutexLock lock(&mutex_);
-  presented_id_ = peer.worker_id;
-  rate_ = rate;
   return absl::OkStatus();
 }
 
-void SenderPeer::ReaderLoop(std::shared_ptr<KvConnection> connection, uint64_t generation) {
-  absl::Status status;
-  while (status.ok()) status = ReadReply(connection.get());
-  connection->Shutdown();  // a writer that waits for this peer stops waiting
-  absl::MutexLock lock(&mutex_);
-  events_.push_back(LostEvent{generation, status});
-}
-
-absl::Status SenderPeer::ReadReply(KvConnection* connection) {
-  TANDEM_ASSIGN_OR_RETURN(const FrameHeader header,
-                          connection->ReceiveHeader(absl::InfiniteDuration()));
-  TANDEM_ASSIGN_OR_RETURN(
-      const std::string message,
-      header.payload_bytes <= kMaxControlPayload
-          ? ReceiveControl(connection, header, context_->options->io_timeout)
-          : absl::StatusOr<std::string>(InvalidArgument(
-                "{} frame of {} bytes", FrameTypeName(header.type), header.payload_bytes)));
-  switch (header.type) {
-    case FrameType::kResult:
-    case FrameType::kAbort: {
-      absl::MutexLock lock(&mutex_);
-      events_.push_back(PeerEvent{header.type, TransferKey{header.id, header.epoch},
-                                  StatusOfFrame(header, message)});
+absl::Status SenderLink::SelectTransport(const std::string& offered) {
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<KvTransport*> wanted, ParseTransports(offered));
+  absl::Status last = FailedPrecondition("{} offers no KV transport that {} uses", peer_.worker_id,
+                                         context_.options->worker_id);
+  bool first = true;
+  for (const RegisteredTransport& own : *context_.transports) {
+    if (std::find(wanted.begin(), wanted.end(), own.transport) == wanted.end()) continue;
+    const std::string& name = own.transport->name();
+    const auto names = [&](const TransportOffer& offer) { return offer.name == name; };
+    const auto it = std::find_if(peer_.transports.begin(), peer_.transports.end(), names);
+    if (it == peer_.transports.end()) continue;
+    auto writer = own.registration->Connect(connection_.get(), it->advert, peer_.shape,
+                                            [&] { return Select(name); });
+    if (writer.ok()) {
+      writer_ = *std::move(writer);
+      transport_ = own.transport;
+      if (!first) ++context_.counters->transport_fallbacks;
       return absl::OkStatus();
     }
-    case FrameType::kHelloOk:  // repeated
-    case FrameType::kProbeAck:
-      return absl::OkStatus();
-    default:
-      return InvalidArgument("a receiver may not send {}", FrameTypeName(header.type));
+    last = writer.status();
+    first = false;
+    spdlog::warn("kv transport {} to {} does not work, trying the next: {}", name, peer_.worker_id,
+                 std::string(last.message()));
   }
+  return last;
 }
 
-void SenderPeer::LoseConnection(absl::Status status) {
-  CloseConnection();
-  {
-    // Where the reader saw more than an end, that is the cause.
-    absl::MutexLock lock(&mutex_);
-    for (const Event& event : events_) {
-      const auto* lost = std::get_if<LostEvent>(&event);
-      if (lost != nullptr && lost->generation == generation_ &&
-          !absl::IsUnavailable(lost->status)) {
-        status = lost->status;
-      }
+absl::Status SenderLink::Select(const std::string& name) {
+  const absl::Duration timeout = context_.options->connect_timeout;
+  FrameHeader select;
+  select.type = FrameType::kSelect;
+  TANDEM_RETURN_IF_ERROR(SendControl(connection_.get(), select, name, timeout));
+  // Replies of the handshake that a bad network repeats come before it.
+  while (true) {
+    TANDEM_ASSIGN_OR_RETURN(const FrameHeader reply, connection_->ReceiveHeader(timeout));
+    TANDEM_ASSIGN_OR_RETURN(const std::string message,
+                            ReceiveControl(connection_.get(), reply, timeout));
+    if (reply.type == FrameType::kSelected) return StatusOfFrame(reply, message);
+    if (reply.type != FrameType::kHelloOk) {
+      return InvalidArgument("expected SELECTED, got {}", FrameTypeName(reply.type));
     }
   }
-  spdlog::warn("kv link to {} ({}) lost with {} transfers under way: {}", worker_id_, address_,
-               transfers_.size(), std::string(status.message()));
-  // Transfers whose OPEN is still queued go out on the next connection.
-  FailAll(Unavailable("kv link to {} lost: {}", address_, std::string(status.message())),
-          KvFailure::kChannelLost);
 }
 
-void SenderPeer::CloseConnection() {
-  if (wire_ == nullptr) return;
-  wire_->Shutdown();
-  reader_.join();
-  absl::MutexLock lock(&mutex_);
-  connection_ = nullptr;
-  wire_ = nullptr;
+double SenderLink::expected_rate() const {
+  const double limit = context_.options->slow_link_bytes_per_second;
+  return limit >= 0 ? limit : transport_->capabilities().expected_bytes_per_second;
+}
+
+bool SenderLink::NoteRate(double rate) {
+  if (found_slow_ || rate >= expected_rate()) return false;
+  found_slow_ = true;
+  ++context_.counters->slow_links;
+  spdlog::warn("kv link to {} over {} is slow: {:.0f} MB/s, expected at least {:.0f} MB/s",
+               peer_.worker_id, transport_->name(), rate / 1e6, expected_rate() / 1e6);
+  return true;
 }
 
 }  // namespace tandem::kvtransfer

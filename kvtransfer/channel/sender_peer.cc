@@ -1,15 +1,13 @@
 #include "kvtransfer/channel/sender_peer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "spdlog/spdlog.h"
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
-#include "kvtransfer/channel/hello.h"
-#include "kvtransfer/channel/link_probe.h"
-#include "kvtransfer/plan/copy_plan.h"
 
 namespace tandem::kvtransfer {
 namespace {
@@ -17,270 +15,211 @@ namespace {
 // Payload of one DATA frame, unless a single piece is larger: enough to amortise the system calls,
 // small enough that an abort or another transfer does not wait long.
 constexpr size_t kFrameBytes = 1 << 20;
+constexpr size_t kMaxPosts = 16;  // under way at a time
 // Transfers below this are ruled by latency and say little about the link.
 constexpr uint64_t kMinRateBytes = 256 << 10;
 constexpr double kRateWeight = 0.2;  // of the newest transfer
 
 }  // namespace
 
-SenderPeer::SenderPeer(std::string address, std::string worker_id, const SenderContext* context)
-    : address_(std::move(address)),
-      worker_id_(std::move(worker_id)),
+SenderPeer::SenderPeer(PeerAddress peer, const SenderContext* context)
+    : peer_(std::move(peer)),
       context_(context),
-      writer_([this] { WriterLoop(); }) {}
+      queue_(context->link.store->shape().layout.BlockLayerBytes(), kFrameBytes),
+      thread_([this] { Loop(); }) {}
 
 void SenderPeer::Stop() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-    if (connection_ != nullptr) connection_->Shutdown();  // ends a Send() that waits
-  }
-  if (writer_.joinable()) writer_.join();
+  queue_.Stop();
+  if (thread_.joinable()) thread_.join();
 }
 
 void SenderPeer::Open(KvSendTarget target) {
-  absl::MutexLock lock(&mutex_);
-  ++under_way_;
-  queue_.push_back(OpenItem{std::move(target)});
+  {
+    absl::MutexLock lock(&mutex_);
+    ++under_way_;
+  }
+  queue_.Push(OpenItem{std::move(target)});
 }
 
 void SenderPeer::Push(const TransferKey& key, int layer, std::span<const int32_t> source_blocks,
-                      std::span<const int32_t> ordinals) {
-  const size_t piece = context_->options->region.layout.BlockLayerBytes();
-  const std::vector<OrdinalRun> runs =
-      SplitIntoRuns(ordinals, std::max<size_t>(1, kFrameBytes / piece));
-  absl::MutexLock lock(&mutex_);
-  for (const OrdinalRun& run : runs) {
+                      std::span<const int32_t> ordinals, std::shared_ptr<const ReadyEvent> ready) {
+  const size_t piece = context_->link.store->shape().layout.BlockLayerBytes();
+  for (const OrdinalRun& run : SplitIntoRuns(ordinals, std::max<size_t>(1, kFrameBytes / piece))) {
     const auto blocks = source_blocks.subspan(run.begin, run.count);
-    queue_.push_back(
-        PushItem{key, PushedRun{layer, ordinals[run.begin], {blocks.begin(), blocks.end()}}});
+    queue_.Push(PushItem{
+        key, PushedRun{layer, 1, ordinals[run.begin], {blocks.begin(), blocks.end()}}, ready});
   }
 }
 
-void SenderPeer::Finish(const TransferKey& key) {
-  absl::MutexLock lock(&mutex_);
-  queue_.push_back(FinishItem{key});
-}
+void SenderPeer::Finish(const TransferKey& key) { queue_.Push(FinishItem{key}); }
 
-void SenderPeer::Abort(const TransferKey& key) {
-  absl::MutexLock lock(&mutex_);
-  // An event, so that it overtakes what is queued; the writer skips what it overtook.
-  events_.push_back(AbortEvent{key});
-}
+void SenderPeer::Abort(const TransferKey& key) { queue_.PushAbort(key); }
 
 std::optional<std::pair<std::string, double>> SenderPeer::LinkRate() const {
   absl::MutexLock lock(&mutex_);
   if (rate_ <= 0) return std::nullopt;
-  const std::string& name = !worker_id_.empty() ? worker_id_ : presented_id_;
-  return std::make_pair(name.empty() ? address_ : name, rate_);
+  const std::string& name = !peer_.worker_id.empty() ? peer_.worker_id : presented_id_;
+  return std::make_pair(name.empty() ? peer_.address : name, rate_);
 }
 
 bool SenderPeer::idle() const {
   absl::MutexLock lock(&mutex_);
-  return connection_ == nullptr && queue_.empty() && events_.empty() && under_way_ == 0;
+  return under_way_ == 0 && queue_.empty() && !queue_.connected();
 }
 
-void SenderPeer::WriterLoop() {
-  const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return stopping_ || !events_.empty() || !queue_.empty();
-  };
+void SenderPeer::Loop() {
   while (true) {
-    std::deque<Event> events;
-    std::optional<Item> item;
-    {
-      const absl::Time deadline = NextDeadline();
-      absl::MutexLock lock(&mutex_);
-      mutex_.AwaitWithTimeout(absl::Condition(&ready), deadline - Clock::Real()->Now());
-      if (stopping_) break;
-      events.swap(events_);
-      if (events.empty() && !queue_.empty()) {
-        item = std::move(queue_.front());
-        queue_.pop_front();
+    queue_.Wait(/*items_wanted=*/posts_.size() < kMaxPosts, NextDeadline());
+    if (queue_.stopping()) break;
+    HandleAborts();
+    HandleReplies();
+    HandlePosts();
+    if (posts_.size() < kMaxPosts) {
+      if (std::optional<SendItem> item = queue_.TakeItem(); item.has_value()) {
+        std::visit([this](auto&& i) { Process(std::move(i)); }, *std::move(item));
       }
-    }
-    for (const Event& event : events) {
-      std::visit([this](const auto& e) { Handle(e); }, event);
-    }
-    if (item.has_value()) {
-      std::visit([this](auto&& i) { Process(std::move(i)); }, *std::move(item));
     }
     TimeOutAnswers();
   }
-  CloseConnection();
+  CloseLink();
   const absl::Status closing = Cancelled("sender is closing");
   FailAll(closing, KvFailure::kCancelled);
   FailQueuedOpens(closing, KvFailure::kCancelled);
 }
 
-void SenderPeer::Handle(const AbortEvent& event) {
-  const absl::Status why = Cancelled("aborted by the sender");
-  if (!transfers_.contains(event.key)) {
-    // Perhaps its OPEN is still queued: it goes out first, for only a known transfer can be quiet.
-    std::optional<KvSendTarget> unopened;
-    {
-      absl::MutexLock lock(&mutex_);
-      for (auto it = queue_.begin(); it != queue_.end(); ++it) {
-        auto* open = std::get_if<OpenItem>(&*it);
-        if (open == nullptr || open->target.id != event.key.id ||
-            open->target.epoch != event.key.epoch) {
-          continue;
-        }
-        unopened = std::move(open->target);
-        queue_.erase(it);
-        break;
+void SenderPeer::HandleAborts() {
+  for (const TransferKey& key : queue_.TakeAborts()) {
+    if (!transfers_.contains(key)) {
+      // Perhaps its OPEN is queued: it goes out first, for only a known transfer can be quiet.
+      std::optional<KvSendTarget> unopened = queue_.TakeOpen(key);
+      if (!unopened.has_value()) continue;
+      if (link_ != nullptr) {
+        Process(OpenItem{*std::move(unopened)});
+      } else {
+        // Nobody to tell: the receiver knows that nobody opened it.
+        transfers_.emplace(key, OutgoingTransfer(*std::move(unopened)));
       }
     }
-    if (!unopened.has_value()) return;
-    if (wire_ != nullptr) {
-      Process(OpenItem{*std::move(unopened)});
-    } else {
-      // Nobody to tell; the receiver's own timeout says quiet.
-      transfers_.emplace(event.key,
-                         OutgoingTransfer(*std::move(unopened), 0, context_->transport->name()));
-    }
+    End(key, {Cancelled("aborted by the sender"), KvFailure::kCancelled, true});
   }
-  SendQuiet(event.key, why);
-  Done(event.key, why, KvFailure::kCancelled);
 }
 
-void SenderPeer::Handle(const PeerEvent& event) {
-  const auto it = transfers_.find(event.key);
-  if (event.type == FrameType::kAbort) {
-    // Answered even if it is over here: the peer waits for quiet.
-    const absl::Status why =
-        event.status.ok() ? Cancelled("aborted by the receiver") : event.status;
-    SendQuiet(event.key, why);
-    if (it != transfers_.end()) Done(event.key, why, KvFailure::kPeerAborted);
-    return;
+void SenderPeer::HandleReplies() {
+  while (link_ != nullptr) {
+    const absl::Status readable = link_->connection()->WaitReadable(absl::ZeroDuration());
+    if (absl::IsDeadlineExceeded(readable)) return;
+    const absl::Status status = readable.ok() ? ReadReply() : readable;
+    if (!status.ok()) LoseLink(status);
   }
+}
+
+absl::Status SenderPeer::ReadReply() {
+  const absl::Duration timeout = context_->link.options->io_timeout;
+  KvConnection* connection = link_->connection();
+  TANDEM_ASSIGN_OR_RETURN(const FrameHeader header, connection->ReceiveHeader(timeout));
+  if (header.payload_bytes > kMaxControlPayload) {
+    return InvalidArgument("{} frame of {} bytes", FrameTypeName(header.type),
+                           header.payload_bytes);
+  }
+  TANDEM_ASSIGN_OR_RETURN(std::string payload, ReceiveControl(connection, header, timeout));
+  const TransferKey key = {header.id, header.epoch};
+  switch (header.type) {
+    case FrameType::kOpened:
+      HandleOpened(key, std::move(payload));
+      return absl::OkStatus();
+    case FrameType::kResult:
+      HandleResult(key, StatusOfFrame(header, payload));
+      return absl::OkStatus();
+    case FrameType::kAbort: {
+      // Answered even if it is over here: the peer waits for quiet.
+      absl::Status why = StatusOfFrame(header, payload);
+      if (why.ok()) why = Cancelled("aborted by the receiver");
+      if (transfers_.contains(key)) {
+        End(key, {why, KvFailure::kPeerAborted, true});
+      } else {
+        SendQuiet(key, why);
+      }
+      return absl::OkStatus();
+    }
+    case FrameType::kHelloOk:  // repeated
+    case FrameType::kProbeAck:
+    case FrameType::kSelected:
+      return absl::OkStatus();
+    default:
+      return InvalidArgument("a receiver may not send {}", FrameTypeName(header.type));
+  }
+}
+
+void SenderPeer::HandleResult(const TransferKey& key, const absl::Status& status) {
+  const auto it = transfers_.find(key);
   if (it == transfers_.end()) return;
-  if (event.status.ok()) {
-    if (!it->second.finished) return;  // a stray frame: nothing can be sealed yet
-    UpdateRate(it->second);
-    Done(event.key, absl::OkStatus(), std::nullopt);
-  } else {
-    const bool mismatch = absl::IsDataLoss(event.status);
-    Done(event.key, event.status, mismatch ? KvFailure::kDigestMismatch : KvFailure::kPeerAborted);
-  }
-}
-
-void SenderPeer::Handle(const LostEvent& event) {
-  if (event.generation == generation_ && wire_ != nullptr) LoseConnection(event.status);
-}
-
-void SenderPeer::Process(OpenItem item) {
-  const TransferKey key = {item.target.id, item.target.epoch};
-  const std::string token = item.target.token;
-  FrameHeader header;
-  header.type = FrameType::kOpen;
-  header.id = key.id;
-  header.epoch = key.epoch;
-  header.ordinal_count = static_cast<uint32_t>(item.target.target_blocks.size());
-  const auto [it, inserted] = transfers_.emplace(
-      key, OutgoingTransfer(std::move(item.target), context_->options->region.layout.num_layers,
-                            context_->transport->name()));
-  if (absl::Status status = EnsureConnected(); !status.ok()) {
-    spdlog::warn("kv link to {} ({}): {}", worker_id_, address_, std::string(status.message()));
-    FailAll(status, KvFailure::kChannelLost);
-    FailQueuedOpens(status, KvFailure::kChannelLost);
-    return;
-  }
-  absl::Status status =
-      ValidateBlocks("target_blocks", it->second.target.target_blocks, peer_num_blocks_);
   if (!status.ok()) {
-    Done(key, status, KvFailure::kInvalid);
+    const bool mismatch = absl::IsDataLoss(status);
+    End(key, {status, mismatch ? KvFailure::kDigestMismatch : KvFailure::kPeerAborted, false});
     return;
   }
-  status = SendControl(wire_.get(), header, token, context_->options->io_timeout);
-  if (!status.ok()) LoseConnection(status);
+  if (!it->second.finished) return;  // a stray frame: nothing can be sealed yet
+  UpdateRate(it->second);
+  End(key, {absl::OkStatus(), std::nullopt, false});
 }
 
-void SenderPeer::Process(PushItem item) {
-  const auto it = transfers_.find(item.key);
-  if (it == transfers_.end()) return;  // over already
-  OutgoingTransfer& transfer = it->second;
-  absl::Status status = transfer.Check(item.run, context_->options->region);
-  if (status.ok() && transfer.finished) status = FailedPrecondition("pushed after Finish");
-  if (!status.ok()) {
-    SendQuiet(item.key, status);
-    Done(item.key, status, KvFailure::kInvalid);
-    return;
-  }
-  if (!transfer.AnySent(item.run)) {
-    status = SendRun(&transfer, item.run);
-  } else {
-    // Rare (a caller that repeats itself): piece by piece, what is new.
-    for (size_t i = 0; i < item.run.source_blocks.size() && status.ok(); ++i) {
-      const PushedRun single = {item.run.layer,
-                                item.run.ordinal_begin + static_cast<int32_t>(i),
-                                {item.run.source_blocks[i]}};
-      if (!transfer.AnySent(single)) status = SendRun(&transfer, single);
+void SenderPeer::HandleOpened(const TransferKey& key, std::string grant) {
+  auto it = transfers_.find(key);
+  if (it == transfers_.end() || it->second.granted) return;
+  it->second.grant = std::move(grant);
+  it->second.answer_deadline = absl::InfiniteFuture();
+  const std::deque<PushedRun> parked = std::move(it->second.parked);
+  for (const PushedRun& run : parked) {
+    if (const absl::Status status = SendRun(key, run); !status.ok()) {
+      LoseLink(status);
+      return;
     }
   }
-  if (!status.ok()) LoseConnection(status);
+  it = transfers_.find(key);
+  if (it == transfers_.end()) return;
+  it->second.granted = true;  // last: FINISH waits for it, and must not overtake what was parked
+  SendFinishIfDue(key);
 }
 
-absl::Status SenderPeer::SendRun(OutgoingTransfer* transfer, const PushedRun& run) {
-  const KvRegion& region = context_->options->region;
-  const size_t count = run.source_blocks.size();
-  const auto targets = std::span(transfer->target.target_blocks)
-                           .subspan(static_cast<size_t>(run.ordinal_begin), count);
-  const KvPoolShape source = {region.layout, region.num_blocks};
-  // The peer's pool may have another number of blocks; a two-sided transport does not care.
-  const KvPoolShape target = {region.layout, peer_num_blocks_};
-  TANDEM_ASSIGN_OR_RETURN(const std::vector<CopyPiece> plan,
-                          BuildCopyPlan(source, target, run.source_blocks, targets, run.layer, 1));
-  std::vector<KvPiece> pieces;
-  pieces.reserve(plan.size());
-  for (const CopyPiece& piece : plan) {
-    pieces.push_back({region.base + piece.source_offset, piece.bytes, piece.target_offset});
+void SenderPeer::HandlePosts() {
+  // In any order: a transport may finish a small run before a large one.
+  for (size_t i = 0; i < posts_.size();) {
+    if (!posts_[i].post->Done()) {
+      ++i;
+      continue;
+    }
+    Posted posted = std::move(posts_[i]);
+    posts_.erase(posts_.begin() + static_cast<ptrdiff_t>(i));
+    if (const absl::Status status = Complete(std::move(posted)); !status.ok()) {
+      LoseLink(status);
+      return;
+    }
   }
-  FrameHeader header;
-  header.type = FrameType::kData;
-  header.id = transfer->target.id;
-  header.epoch = transfer->target.epoch;
-  header.ordinal_begin = static_cast<uint32_t>(run.ordinal_begin);
-  header.ordinal_count = static_cast<uint32_t>(count);
-  header.layer_begin = static_cast<uint32_t>(run.layer);
-  header.layer_count = 1;
-  header.payload_bytes = static_cast<uint32_t>(count * region.layout.BlockLayerBytes());
-  const absl::Time start = Clock::Real()->Now();
-  if (transfer->stats.bytes == 0) transfer->stats.first_byte = start;
-  transfer->Account(run, region);
-  TANDEM_RETURN_IF_ERROR(wire_->Send(header, pieces, context_->options->io_timeout));
-  transfer->stats.last_byte = Clock::Real()->Now();
-  transfer->busy += transfer->stats.last_byte - start;
-  context_->counters->bytes += header.payload_bytes;
-  return absl::OkStatus();
 }
 
-void SenderPeer::Process(FinishItem item) {
-  const auto it = transfers_.find(item.key);
-  if (it == transfers_.end() || it->second.finished) return;
+absl::Status SenderPeer::Complete(Posted posted) {
+  const absl::Status status = posted.post->status();
+  const auto it = transfers_.find(posted.key);
+  if (it == transfers_.end()) return absl::OkStatus();
   OutgoingTransfer& transfer = it->second;
-  if (transfer.missing > 0) {
-    const absl::Status status = FailedPrecondition(
-        "transfer {} finished with {} pieces never pushed", item.key.ToString(), transfer.missing);
-    SendQuiet(item.key, status);
-    Done(item.key, status, KvFailure::kInvalid);
-    return;
+  --transfer.posts;
+  if (status.ok()) {
+    transfer.AddDigests(posted.ordinal_begin, posted.post->digests());
+    transfer.stats.bytes += posted.bytes;
+    transfer.stats.last_byte = Clock::Real()->Now();
+    transfer.busy += transfer.stats.last_byte - posted.start;
+    context_->link.counters->bytes += posted.bytes;
   }
-  FrameHeader header;
-  header.type = FrameType::kFinish;
-  header.id = item.key.id;
-  header.epoch = item.key.epoch;
-  transfer.finished = true;
-  transfer.finished_at = Clock::Real()->Now();
-  transfer.answer_deadline = transfer.finished_at + context_->options->io_timeout;
-  const absl::Status status =
-      SendControl(wire_.get(), header, transfer.DigestPayload(), context_->options->io_timeout);
-  if (!status.ok()) LoseConnection(status);
-}
-
-void SenderPeer::SendQuiet(const TransferKey& key, const absl::Status& why) {
-  if (wire_ == nullptr) return;
-  // A failure is a dead connection, which is quiet too; its reader reports it.
-  (void)SendStatus(wire_.get(), FrameType::kQuiet, key, why, context_->options->io_timeout);
+  posted.post = nullptr;  // released before anything that may end the link
+  if (!status.ok() && !absl::IsCancelled(status)) return status;
+  if (transfer.end.has_value()) {
+    if (transfer.posts == 0) Done(posted.key, *transfer.end);
+  } else if (!status.ok()) {
+    End(posted.key, {status, KvFailure::kPeerAborted, true});
+  } else {
+    SendFinishIfDue(posted.key);
+  }
+  return absl::OkStatus();
 }
 
 absl::Time SenderPeer::NextDeadline() const {
@@ -291,31 +230,183 @@ absl::Time SenderPeer::NextDeadline() const {
 
 void SenderPeer::TimeOutAnswers() {
   const absl::Time now = Clock::Real()->Now();
-  std::vector<TransferKey> overdue;
+  std::vector<TransferKey> late;
   for (const auto& [key, transfer] : transfers_) {
-    if (now >= transfer.answer_deadline) overdue.push_back(key);
+    if (now >= transfer.answer_deadline) late.push_back(key);
   }
-  for (const TransferKey& key : overdue) {
-    const absl::Status status =
-        DeadlineExceeded("{} did not answer FINISH within {}", address_,
-                         absl::FormatDuration(context_->options->io_timeout));
-    SendQuiet(key, status);
-    Done(key, status, KvFailure::kTimeout);
+  for (const TransferKey& key : late) {
+    OutgoingTransfer& transfer = transfers_.at(key);
+    transfer.answer_deadline = absl::InfiniteFuture();
+    End(key, {DeadlineExceeded("{} did not answer {} within {}", peer_.address,
+                               transfer.finished ? "FINISH" : "OPEN",
+                               absl::FormatDuration(context_->link.options->io_timeout)),
+              KvFailure::kTimeout, true});
   }
 }
 
-void SenderPeer::Done(const TransferKey& key, const absl::Status& status,
-                      std::optional<KvFailure> failure) {
+void SenderPeer::Process(OpenItem item) {
+  const TransferKey key = {item.target.id, item.target.epoch};
+  const std::string token = item.target.token;
+  const std::string transports = item.target.transport;
+  OutgoingTransfer& transfer =
+      transfers_.emplace(key, OutgoingTransfer(std::move(item.target))).first->second;
+  if (absl::Status status = EnsureConnected(transports); !status.ok()) {
+    spdlog::warn("kv link to {} ({}): {}", peer_.worker_id, peer_.address,
+                 std::string(status.message()));
+    FailAll(status, KvFailure::kConnectionLost);
+    FailQueuedOpens(status, KvFailure::kConnectionLost);
+    return;
+  }
+  const KvPoolShape& peer = link_->peer().shape;
+  transfer.Begin(peer.layout.num_layers, peer.heads(), link_->transport().name());
+  absl::Status status =
+      ValidateBlocks("target_blocks", transfer.target.target_blocks, peer.num_blocks);
+  if (!status.ok()) {
+    Done(key, {status, KvFailure::kInvalid, false});
+    return;
+  }
+  FrameHeader header;
+  header.type = FrameType::kOpen;
+  header.id = key.id;
+  header.epoch = key.epoch;
+  header.ordinal_count = static_cast<uint32_t>(transfer.target.target_blocks.size());
+  const absl::Duration timeout = context_->link.options->io_timeout;
+  transfer.granted = !link_->transport().capabilities().one_sided;
+  if (!transfer.granted) transfer.answer_deadline = Clock::Real()->Now() + timeout;
+  status = SendControl(link_->connection(), header, token, timeout);
+  if (!status.ok()) LoseLink(status);
+}
+
+void SenderPeer::Process(PushItem item) {
+  const auto it = transfers_.find(item.key);
+  if (it == transfers_.end() || it->second.end.has_value()) return;  // over already
+  OutgoingTransfer& transfer = it->second;
+  absl::Status status = transfer.Check(item.run, context_->link.store->shape());
+  if (status.ok() && transfer.finish_wanted) status = FailedPrecondition("pushed after Finish");
+  if (!status.ok()) {
+    End(item.key, {status, KvFailure::kInvalid, true});
+    return;
+  }
+  if (!transfer.granted) {
+    transfer.parked.push_back(std::move(item.run));
+    return;
+  }
+  status = SendRun(item.key, item.run);
+  if (!status.ok()) LoseLink(status);
+}
+
+absl::Status SenderPeer::SendRun(const TransferKey& key, const PushedRun& run) {
+  auto it = transfers_.find(key);
+  if (it == transfers_.end() || it->second.end.has_value()) return absl::OkStatus();
+  if (!it->second.AnySent(run)) return PostRun(&it->second, run);
+  // Rare (a caller that repeats itself): block by block, what is new.
+  for (int l = 0; l < run.layer_count; ++l) {
+    for (size_t i = 0; i < run.source_blocks.size(); ++i) {
+      it = transfers_.find(key);
+      if (it == transfers_.end() || it->second.end.has_value()) return absl::OkStatus();
+      const PushedRun single = {run.layer_begin + l,
+                                1,
+                                run.ordinal_begin + static_cast<int32_t>(i),
+                                {run.source_blocks[i]}};
+      if (!it->second.AnySent(single)) TANDEM_RETURN_IF_ERROR(PostRun(&it->second, single));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SenderPeer::PostRun(OutgoingTransfer* transfer, const PushedRun& pushed) {
+  const size_t count = pushed.source_blocks.size();
+  const BlockRun run = {pushed.layer_begin, pushed.layer_count, transfer->heads,
+                        pushed.source_blocks,
+                        std::span(transfer->target.target_blocks)
+                            .subspan(static_cast<size_t>(pushed.ordinal_begin), count)};
+  FrameHeader header;
+  header.type = FrameType::kData;
+  header.id = transfer->target.id;
+  header.epoch = transfer->target.epoch;
+  header.ordinal_begin = static_cast<uint32_t>(pushed.ordinal_begin);
+  header.ordinal_count = static_cast<uint32_t>(count);
+  header.layer_begin = static_cast<uint32_t>(pushed.layer_begin);
+  header.layer_count = static_cast<uint32_t>(pushed.layer_count);
+  header.head_begin = static_cast<uint32_t>(run.heads.begin);
+  header.head_count = static_cast<uint32_t>(run.heads.count);
+  header.payload_bytes = static_cast<uint32_t>(run.Bytes(context_->link.store->shape().layout));
+  Posted posted = {transfer->key(), pushed.ordinal_begin, header.payload_bytes,
+                   Clock::Real()->Now(), nullptr};
+  if (transfer->stats.bytes == 0) transfer->stats.first_byte = posted.start;
+  transfer->MarkSent(pushed);
+  TANDEM_ASSIGN_OR_RETURN(posted.post, link_->writer()->Post(header, run, transfer->grant));
+  ++transfer->posts;
+  if (posted.post->Done()) return Complete(std::move(posted));
+  posts_.push_back(std::move(posted));
+  return absl::OkStatus();
+}
+
+void SenderPeer::Process(FinishItem item) {
+  const auto it = transfers_.find(item.key);
+  if (it == transfers_.end() || it->second.finish_wanted) return;
+  it->second.finish_wanted = true;
+  SendFinishIfDue(item.key);
+}
+
+void SenderPeer::SendFinishIfDue(const TransferKey& key) {
   const auto it = transfers_.find(key);
   if (it == transfers_.end()) return;
+  OutgoingTransfer& transfer = it->second;
+  if (!transfer.finish_wanted || transfer.finished || transfer.end.has_value() ||
+      !transfer.granted || transfer.posts > 0) {
+    return;
+  }
+  if (transfer.missing > 0) {
+    End(key, {FailedPrecondition("transfer {} finished with {} pieces never pushed", key.ToString(),
+                                 transfer.missing),
+              KvFailure::kInvalid, true});
+    return;
+  }
+  FrameHeader header;
+  header.type = FrameType::kFinish;
+  header.id = key.id;
+  header.epoch = key.epoch;
+  header.head_begin = static_cast<uint32_t>(transfer.heads.begin);
+  header.head_count = static_cast<uint32_t>(transfer.heads.count);
+  transfer.finished = true;
+  transfer.finished_at = Clock::Real()->Now();
+  transfer.answer_deadline = transfer.finished_at + context_->link.options->io_timeout;
+  const absl::Status status = SendControl(link_->connection(), header, transfer.DigestPayload(),
+                                          context_->link.options->io_timeout);
+  if (!status.ok()) LoseLink(status);
+}
+
+void SenderPeer::SendQuiet(const TransferKey& key, const absl::Status& why) {
+  if (link_ == nullptr) return;
+  // A failure is a dead connection, which the next look at it finds.
+  (void)SendStatus(link_->connection(), FrameType::kQuiet, key, why,
+                   context_->link.options->io_timeout);
+}
+
+void SenderPeer::End(const TransferKey& key, TransferEnd end) {
+  const auto it = transfers_.find(key);
+  if (it == transfers_.end() || it->second.end.has_value()) return;
+  if (it->second.posts > 0) {
+    it->second.end = std::move(end);  // Complete() of the last post does the rest
+    return;
+  }
+  Done(key, end);
+}
+
+void SenderPeer::Done(const TransferKey& key, const TransferEnd& wanted) {
+  const auto it = transfers_.find(key);
+  if (it == transfers_.end()) return;
+  const TransferEnd end = wanted;  // may be the transfer's own
   const TransferStats stats = it->second.stats;
   transfers_.erase(it);
-  if (failure.has_value()) {
-    context_->counters->CountFailure(*failure);
+  if (end.tell_quiet) SendQuiet(key, end.status);
+  if (end.failure.has_value()) {
+    context_->link.counters->CountFailure(*end.failure);
   } else {
-    ++context_->counters->transfers;
+    ++context_->link.counters->transfers;
   }
-  context_->done(key, status, stats);
+  context_->done(key, end.status, stats);
   // Last, so that a peer inside a callback is never idle.
   absl::MutexLock lock(&mutex_);
   --under_way_;
@@ -324,23 +415,51 @@ void SenderPeer::Done(const TransferKey& key, const absl::Status& status,
 void SenderPeer::FailAll(const absl::Status& status, KvFailure failure) {
   std::vector<TransferKey> keys;
   for (const auto& [key, transfer] : transfers_) keys.push_back(key);
-  for (const TransferKey& key : keys) Done(key, status, failure);
+  for (const TransferKey& key : keys) Done(key, {status, failure, false});
 }
 
 void SenderPeer::FailQueuedOpens(const absl::Status& status, KvFailure failure) {
-  std::vector<KvSendTarget> unopened;
-  {
-    absl::MutexLock lock(&mutex_);
-    for (Item& item : queue_) {
-      if (auto* open = std::get_if<OpenItem>(&item)) unopened.push_back(std::move(open->target));
-    }
-    queue_.clear();  // what else was queued belongs to transfers that have failed
-  }
-  for (KvSendTarget& target : unopened) {
+  for (KvSendTarget& target : queue_.TakeAllOpens()) {
     const TransferKey key = {target.id, target.epoch};
-    transfers_.emplace(key, OutgoingTransfer(std::move(target), 0, context_->transport->name()));
-    Done(key, status, failure);
+    transfers_.emplace(key, OutgoingTransfer(std::move(target)));
+    Done(key, {status, failure, false});
   }
+}
+
+absl::Status SenderPeer::EnsureConnected(const std::string& transports) {
+  if (link_ != nullptr) return absl::OkStatus();
+  PeerAddress peer = peer_;
+  peer.transports = transports;
+  auto connected =
+      SenderLink::Connect(context_->link, peer, [this](std::shared_ptr<KvConnection> dialed) {
+        return queue_.SetConnection(std::move(dialed));
+      });
+  if (!connected.ok()) {
+    queue_.SetConnection(nullptr);
+    return connected.status();
+  }
+  link_ = *std::move(connected);
+  absl::MutexLock lock(&mutex_);
+  presented_id_ = link_->peer().worker_id;
+  rate_ = link_->probed_rate();
+  return absl::OkStatus();
+}
+
+void SenderPeer::CloseLink() {
+  posts_.clear();  // waits until no source is read any more: only then may the writer detach
+  link_.reset();
+  queue_.SetConnection(nullptr);
+}
+
+void SenderPeer::LoseLink(const absl::Status& status) {
+  CloseLink();
+  if (queue_.stopping()) return;  // this end shut the connection; Loop() fails what is left
+  spdlog::log(transfers_.empty() ? spdlog::level::info : spdlog::level::warn,
+              "kv link to {} ({}) lost with {} transfers under way: {}", peer_.worker_id,
+              peer_.address, transfers_.size(), std::string(status.message()));
+  // Transfers whose OPEN is still queued go out on the next connection.
+  FailAll(Unavailable("kv link to {} lost: {}", peer_.address, std::string(status.message())),
+          KvFailure::kConnectionLost);
 }
 
 void SenderPeer::UpdateRate(const OutgoingTransfer& transfer) {
@@ -350,8 +469,13 @@ void SenderPeer::UpdateRate(const OutgoingTransfer& transfer) {
   const absl::Duration busy = transfer.busy + (Clock::Real()->Now() - transfer.finished_at);
   const double rate =
       static_cast<double>(transfer.stats.bytes) / std::max(absl::ToDoubleSeconds(busy), 1e-9);
-  absl::MutexLock lock(&mutex_);
-  rate_ = rate_ <= 0 ? rate : (1 - kRateWeight) * rate_ + kRateWeight * rate;
+  double average = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    rate_ = rate_ <= 0 ? rate : (1 - kRateWeight) * rate_ + kRateWeight * rate;
+    average = rate_;
+  }
+  link_->NoteRate(average);
 }
 
 }  // namespace tandem::kvtransfer

@@ -13,7 +13,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the wire is little-endian, unswapped");
 
 constexpr uint32_t kMagic = 0x31564b54;  // "TKV1"
-constexpr size_t kChecksumOffset = 64;
+constexpr size_t kChecksumOffset = 72;
 
 template <typename T>
 void Put(EncodedHeader* out, size_t* offset, T value) {
@@ -39,11 +39,15 @@ size_t MaxPayloadBytes(FrameType type) {
     case FrameType::kQuiet:
     case FrameType::kResult:
     case FrameType::kAbort:
+    case FrameType::kSelect:
+    case FrameType::kSelected:
       return kMaxControlPayload;
     case FrameType::kProbe:
       return kMaxProbePayload;
     case FrameType::kOpen:
       return kKvTokenBytes;
+    case FrameType::kOpened:
+      return kMaxGrantBytes;
     case FrameType::kData:
       return kMaxDataPayload;
     case FrameType::kFinish:
@@ -81,6 +85,12 @@ std::string_view FrameTypeName(FrameType type) {
       return "RESULT";
     case FrameType::kAbort:
       return "ABORT";
+    case FrameType::kOpened:
+      return "OPENED";
+    case FrameType::kSelect:
+      return "SELECT";
+    case FrameType::kSelected:
+      return "SELECTED";
   }
   return "";  // not a frame type
 }
@@ -98,6 +108,8 @@ EncodedHeader EncodeHeader(const FrameHeader& header) {
   Put(&out, &offset, header.ordinal_count);
   Put(&out, &offset, header.layer_begin);
   Put(&out, &offset, header.layer_count);
+  Put(&out, &offset, header.head_begin);
+  Put(&out, &offset, header.head_count);
   Put(&out, &offset, header.payload_bytes);
   Put(&out, &offset, header.code);
   Put(&out, &offset, header.payload_digest);
@@ -123,6 +135,8 @@ absl::StatusOr<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeader
   header.ordinal_count = Take<uint32_t>(bytes, &offset);
   header.layer_begin = Take<uint32_t>(bytes, &offset);
   header.layer_count = Take<uint32_t>(bytes, &offset);
+  header.head_begin = Take<uint32_t>(bytes, &offset);
+  header.head_count = Take<uint32_t>(bytes, &offset);
   header.payload_bytes = Take<uint32_t>(bytes, &offset);
   header.code = Take<uint32_t>(bytes, &offset);
   header.payload_digest = Take<uint64_t>(bytes, &offset);
@@ -137,10 +151,12 @@ absl::StatusOr<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeader
                            header.payload_bytes, MaxPayloadBytes(header.type));
   }
   if (header.ordinal_begin > kMaxOrdinals || header.ordinal_count > kMaxOrdinals ||
-      header.layer_begin > kMaxLayers || header.layer_count > kMaxLayers) {
-    return InvalidArgument("{} frame: ordinals [{}, +{}) or layers [{}, +{}) out of range",
-                           FrameTypeName(header.type), header.ordinal_begin, header.ordinal_count,
-                           header.layer_begin, header.layer_count);
+      header.layer_begin > kMaxLayers || header.layer_count > kMaxLayers ||
+      header.head_begin > kMaxHeads || header.head_count > kMaxHeads) {
+    return InvalidArgument(
+        "{} frame: ordinals [{}, +{}), layers [{}, +{}) or heads [{}, +{}) out of range",
+        FrameTypeName(header.type), header.ordinal_begin, header.ordinal_count, header.layer_begin,
+        header.layer_count, header.head_begin, header.head_count);
   }
   if (header.code > static_cast<uint32_t>(absl::StatusCode::kUnauthenticated)) {
     return InvalidArgument("{} frame: unknown status code {}", FrameTypeName(header.type),
@@ -151,10 +167,6 @@ absl::StatusOr<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeader
 
 uint64_t PayloadDigest(std::span<const std::byte> payload) {
   return XXH3_64bits(payload.data(), payload.size());
-}
-
-uint64_t BlockLayerDigest(std::span<const std::byte> bytes, uint32_t layer) {
-  return XXH3_64bits_withSeed(bytes.data(), bytes.size(), uint64_t{layer} + 1);
 }
 
 }  // namespace tandem::kvtransfer

@@ -1,5 +1,6 @@
-// The one frame format of every KV transport: a fixed header of kFrameHeaderBytes, then at most
-// MaxPayloadBytes(type) bytes of payload. docs/kv_transfer.md has the table of frames.
+// The one frame format of every KV connection: a fixed header of kFrameHeaderBytes, then at most
+// MaxPayloadBytes(type) bytes of payload. docs/kv_transfer.md has the table of frames. Only of DATA
+// it depends on the transport whether the payload follows its header or travels beside it.
 //
 // Encoding and decoding are pure; everything a header claims is bounded here, before anybody
 // allocates or writes. What depends on a transfer (ordinals, layers, payload length against the
@@ -18,8 +19,8 @@
 
 namespace tandem::kvtransfer {
 
-inline constexpr uint32_t kKvProtocolVersion = 1;
-inline constexpr size_t kFrameHeaderBytes = 72;
+inline constexpr uint32_t kKvProtocolVersion = 2;
+inline constexpr size_t kFrameHeaderBytes = 80;
 inline constexpr size_t kMaxControlPayload = 4096;             // hello, messages
 inline constexpr size_t kMaxProbePayload = size_t{1} << 20;    // one probe frame
 inline constexpr size_t kMaxDataPayload = size_t{64} << 20;    // one data frame
@@ -27,6 +28,8 @@ inline constexpr size_t kMaxDigestPayload = size_t{32} << 20;  // 8 bytes per bl
 inline constexpr size_t kKvTokenBytes = 32;
 inline constexpr uint32_t kMaxOrdinals = 1u << 22;  // blocks of one transfer
 inline constexpr uint32_t kMaxLayers = 1u << 16;
+inline constexpr uint32_t kMaxHeads = 1u << 16;
+inline constexpr size_t kMaxGrantBytes = 64;
 
 enum class FrameType : uint16_t {
   // From the sender of KV.
@@ -34,15 +37,19 @@ enum class FrameType : uint16_t {
   kProbe = 2,     // link self-test, payload is ignored
   kProbeEnd = 3,  // asks for kProbeAck
   kOpen = 4,      // begins a transfer; ordinal_count = number of blocks, payload: token
-  kData = 5,      // blocks [ordinal_begin, +ordinal_count) of layers [layer_begin, +layer_count)
-  kFinish = 6,    // everything was sent; payload: one digest (8 bytes) per block
+  kData = 5,      // heads [head_begin, +head_count) of blocks [ordinal_begin, +ordinal_count) of
+                  // layers [layer_begin, +layer_count)
+  kFinish = 6,    // all layers of these heads were sent; payload: one digest (8 bytes) per block
   kQuiet = 7,     // nothing more comes for this transfer; code and message say why
+  kSelect = 8,    // payload: name of the offered transport that the sender wants to use
   // From the receiver of KV.
   kHelloOk = 16,   // payload: EncodeHello
-  kRefuse = 17,    // the channel is refused; payload: one line that says why
+  kRefuse = 17,    // the connection is refused; payload: one line that says why
   kProbeAck = 18,  // answer to kProbeEnd
   kResult = 19,    // end of a finished transfer; code 0: sealed
   kAbort = 20,     // the receiver no longer wants this transfer; answer with kQuiet
+  kOpened = 21,    // answer to kOpen over a one-sided transport; payload: the grant to write
+  kSelected = 22,  // answer to kSelect; code 0: it is in use from here on
 };
 
 struct FrameHeader {
@@ -53,9 +60,11 @@ struct FrameHeader {
   uint32_t ordinal_count = 0;
   uint32_t layer_begin = 0;
   uint32_t layer_count = 0;
+  uint32_t head_begin = 0;  // heads of the model
+  uint32_t head_count = 0;
   uint32_t payload_bytes = 0;
-  uint32_t code = 0;            // absl::StatusCode of kQuiet, kResult, kAbort, kRefuse
-  uint64_t payload_digest = 0;  // XXH3-64 of the payload; 0 for kData and kProbe, see BlockDigest
+  uint32_t code = 0;            // absl::StatusCode of kQuiet, kResult, kAbort, kRefuse, kSelected
+  uint64_t payload_digest = 0;  // XXH3-64 of the payload; 0 for kData and kProbe
 
   bool operator==(const FrameHeader&) const = default;
 };
@@ -74,9 +83,5 @@ absl::StatusOr<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeader
 
 // XXH3-64 of a control frame's payload.
 uint64_t PayloadDigest(std::span<const std::byte> payload);
-
-// The digest of `bytes` as layer `layer` of some block. A block's digest is the XOR over its
-// layers, so layers may come in any order, but not swapped: the layer seeds the hash.
-uint64_t BlockLayerDigest(std::span<const std::byte> bytes, uint32_t layer);
 
 }  // namespace tandem::kvtransfer

@@ -1,106 +1,176 @@
-// KvTransport: the seam between channels, which know transfers, and the wires that carry bytes. One
-// of the project's few interfaces, because tests need a faulty one and GPU links need others.
+// KvTransport: the seam between channels, which know transfers, and what moves their bytes from one
+// pool into another. docs/add_a_transport.md says how to write one.
 //
-// A transport makes point-to-point connections, each a FIFO of frames (transport/frame.h) in both
-// directions. It does not know tokens, epochs or digests; channels do.
+//   register   KvTransport::Register(store)         both ends, once: what of the pool can be
+//   reached offer      KvRegistration::Offer()              receiver, per connection: how to reach
+//   it connect    KvRegistration::Connect(), KvOffer::Accept()         the two ends of a pair post
+//   KvWriter::Post(), KvReader::Receive()     one run of blocks, begun poll       KvPost::Done(),
+//   Reception::Done()         ... and ended release    ~KvPost, KvWriter::Detach()
 //
-// Two-sided transports (tcp) move a data frame's payload over the wire, and the receiving channel
-// chooses where each byte goes with ReceiveSome(): nothing a sender says becomes an address.
+// A KvConnection lies beside every pair: what is said about transfers (open, finish, quiet, abort)
+// goes over it, and so does the header of each DATA frame, in the order of Post(). Two-sided
+// transports send the header first and the receiving end posts its receive when it sees it, in the
+// order of the headers; one-sided ones write the peer's pool and then send the header, which says
+// that the bytes are there.
 //
-// One-sided transports (CUDA IPC, shared memory) fit the same calls: KvPiece::target_offset says
-// where in the receiver's pool a piece belongs, so Send() of a data frame writes the peer's memory
-// itself (one gather kernel over all pieces) and then sends the header alone, with payload_bytes
-// kept, through its control connection; the receiving end orders the writes before the header, and
-// its ReceiveSome() reports the bytes as received without touching them. With such a transport a
-// Cancel() at the receiver cannot stop a write under way, which is why blocks stay in quarantine
-// until the sender says quiet or its connection is dead, whichever transport is used.
+// What a transport promises beyond "the bytes arrive, or an error" are its capabilities. The
+// channel, not the transport, checks digests.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
-#include "kvtransfer/transport/frame.h"
+#include "kvtransfer/plan/copy_plan.h"
+#include "kvtransfer/store/kv_store.h"
+#include "kvtransfer/transport/kv_connection.h"
 
 namespace tandem::kvtransfer {
 
-// A contiguous part of a frame's payload at the sending end.
-struct KvPiece {
-  const std::byte* source = nullptr;
-  size_t bytes = 0;
-  // Bytes from the base of the receiver's pool; data frames only. Two-sided transports ignore it.
+struct KvCapabilities {
+  // The sender writes the receiver's pool itself. Nothing at the receiver can stop a write that is
+  // under way, so a transfer is acknowledged before its first byte (grants), and a lost connection
+  // does not mean that the peer writes nothing more (KvReader::WriterGone).
+  bool one_sided = false;
+  // The receiver decides for every byte, until it is in the pool, whether it is still wanted.
+  bool cancellable = false;
+  bool same_host = false;    // both ends run on one host
+  bool host_memory = false;  // pools it can read and write without staging by the channel
+  bool device_memory = false;
+  // Below this a link is reported as slow.
+  double expected_bytes_per_second = 0;
+};
+
+struct LinkTimeouts {
+  absl::Duration connect = absl::Seconds(5);
+  absl::Duration io = absl::Seconds(20);  // without any progress
+};
+
+// A run of blocks on its way. Destroying it waits until the transport no longer reads the source.
+class KvPost {
+ public:
+  virtual ~KvPost() = default;
+  // True once the source may be reused and status() and digests() are known. Never blocks; the
+  // transport interrupts the connection when a post that was not done becomes so.
+  virtual bool Done() = 0;
+  // CANCELLED: the receiver revoked the grant and not all was written. Any other error ends the
+  // connection.
+  virtual const absl::Status& status() const = 0;
+  // One per block of the run, over the run's heads, of the bytes that were read.
+  virtual std::span<const uint64_t> digests() const = 0;
+};
+
+// The sending end of a pair. Belongs to one thread.
+class KvWriter {
+ public:
+  virtual ~KvWriter() = default;
+  // Sends `run` of the own pool, whose target blocks are of the peer's, and `header` over the
+  // connection. `grant` is what the receiver answered to OPEN; empty unless one-sided.
+  virtual absl::StatusOr<std::unique_ptr<KvPost>> Post(const FrameHeader& header,
+                                                       const BlockRun& run,
+                                                       const std::string& grant) = 0;
+  // Moves a few megabytes that nobody wants; returns bytes per second.
+  virtual absl::StatusOr<double> Probe() = 0;
+  // Tells the receiver, even if the connection is dead, that nothing is written any more. Called
+  // after the last post was released. Idempotent.
+  virtual void Detach() {}
+};
+
+// A part of a DATA frame's payload, in the order of the payload.
+struct TargetPiece {
   uint64_t target_offset = 0;
+  uint64_t bytes = 0;
+  bool wanted = false;  // if not: there already, or the transfer is not open; goes nowhere
 };
 
-using MutableBytes = std::span<std::byte>;
-
-// One connection. Send() and Shutdown() are thread-safe; ReceiveHeader, ReceiveSome and
-// WaitReadable belong to one reading thread at a time. Every wait is bounded by a timeout; a
-// connection that returned an error other than DEADLINE_EXCEEDED from WaitReadable or ReceiveHeader
-// is dead.
-class KvConnection {
+// Where a DATA frame's payload goes; made by the channel for each frame.
+class Reception {
  public:
-  virtual ~KvConnection() = default;
-
-  // Sends one whole frame; frames of several threads do not interleave. `payload` adds up to
-  // header.payload_bytes. Blocks while the peer takes nothing, at most `timeout` without progress:
-  // then, and on every other failure, the connection is dead and UNAVAILABLE says why.
-  virtual absl::Status Send(const FrameHeader& header, std::span<const KvPiece> payload,
-                            absl::Duration timeout) = 0;
-
-  // The next frame's header. Its payload must be taken with ReceiveSome before the next call.
-  // DEADLINE_EXCEEDED after `timeout` (nothing was consumed, or the connection is dead),
-  // UNAVAILABLE when the peer closed or vanished, and what DecodeHeader says of a malformed header.
-  virtual absl::StatusOr<FrameHeader> ReceiveHeader(absl::Duration timeout) = 0;
-
-  // Fills `into` (at most 64 spans) from the front with payload bytes that are already here;
-  // returns how many, 0 if none. Never waits.
-  virtual absl::StatusOr<size_t> ReceiveSome(std::span<const MutableBytes> into) = 0;
-  // Waits until ReceiveSome has something, or the connection is dead. DEADLINE_EXCEEDED else.
-  virtual absl::Status WaitReadable(absl::Duration timeout) = 0;
-
-  // Ends the connection in both directions; calls that wait return UNAVAILABLE.
-  virtual void Shutdown() = 0;
-  // The peer's address, for logs.
-  virtual const std::string& peer() const = 0;
+  virtual ~Reception() = default;
+  virtual std::vector<TargetPiece>& pieces() = 0;
+  // Runs `write`, which writes some wanted pieces and does not wait, if the transfer may still be
+  // written; else returns false, and nothing of this frame is wanted any more.
+  virtual bool WriteGuarded(absl::FunctionRef<void()> write) = 0;
+  // The wanted bytes are in the pool, unless WriteGuarded said no. Once, from any thread.
+  virtual void Done() = 0;
 };
 
-// Thread-safe.
-class KvListener {
+// The receiving end of a pair. Receive() belongs to the connection's reading thread; everything
+// else is thread-safe. Outlives the connection while a transfer needs it.
+class KvReader {
  public:
-  virtual ~KvListener() = default;
-  // HOST:PORT that it is bound to.
-  virtual const std::string& address() const = 0;
-  // The next connection; UNAVAILABLE after Shutdown(), RESOURCE_EXHAUSTED when the process is out
-  // of descriptors (try again), DEADLINE_EXCEEDED after `timeout`.
-  virtual absl::StatusOr<std::unique_ptr<KvConnection>> Accept(absl::Duration timeout) = 0;
-  virtual void Shutdown() = 0;
+  virtual ~KvReader() = default;
+  // Takes the payload of the DATA frame whose header was just received. May return before
+  // `reception` is done: the next Receive() may come before that. An error ends the connection;
+  // Done() is not called then.
+  virtual absl::Status Receive(const FrameHeader& header, std::shared_ptr<Reception> reception) = 0;
+
+  // One-sided transports only. A grant lets the peer write until it is revoked; the peer looks
+  // before every piece. It may write one piece more after Revoke(), and is known to have stopped
+  // when it says QUIET, or WriterGone(). Release() gives the grant back; only then.
+  virtual absl::StatusOr<std::string> Grant() { return std::string(); }
+  virtual void Revoke(const std::string& /*grant*/) {}
+  virtual void Release(const std::string& /*grant*/) {}
+  // True once the peer can write nothing more, whatever it does: it has detached, or its process is
+  // gone. Asked only after the connection has ended.
+  virtual bool WriterGone() { return true; }
 };
 
-// Thread-safe.
+// What a receiver offers on one connection.
+class KvOffer {
+ public:
+  virtual ~KvOffer() = default;
+  // For the peer's Connect(): at most kMaxAdvertBytes, not secret.
+  virtual const std::string& advert() const = 0;
+  // The peer has selected this offer. Waits for it at most a moment: it is there already.
+  virtual absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* connection) = 0;
+};
+inline constexpr size_t kMaxAdvertBytes = 256;
+
+// A pool as one transport reaches it.
+class KvRegistration {
+ public:
+  virtual ~KvRegistration() = default;
+  // FAILED_PRECONDITION where this pool cannot be offered.
+  virtual absl::StatusOr<std::unique_ptr<KvOffer>> Offer() = 0;
+  // Reaches the peer that made `advert`; calls `select` once it is there, which tells the peer to
+  // accept and waits until it has. UNAVAILABLE where the two cannot be joined by this transport.
+  virtual absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
+      KvConnection* connection, const std::string& advert, const KvPoolShape& peer,
+      absl::FunctionRef<absl::Status()> select) = 0;
+};
+
+// Thread-safe; lives as long as the process.
 class KvTransport {
  public:
   virtual ~KvTransport() = default;
-  // As in KvSendTarget::transport and metrics: "tcp".
+  // In flags, hellos, timing and metrics: "tcp".
   virtual const std::string& name() const = 0;
-  // Port 0 takes any free port. INVALID_ARGUMENT for a bad host, UNAVAILABLE for a port in use.
-  virtual absl::StatusOr<std::unique_ptr<KvListener>> Listen(const std::string& host, int port) = 0;
-  // INVALID_ARGUMENT for a malformed address; UNAVAILABLE or DEADLINE_EXCEEDED if it is not
-  // reached.
-  virtual absl::StatusOr<std::unique_ptr<KvConnection>> Dial(const std::string& address,
-                                                             absl::Duration timeout) = 0;
+  virtual const KvCapabilities& capabilities() const = 0;
+  // `store` outlives the registration.
+  virtual absl::StatusOr<std::unique_ptr<KvRegistration>> Register(
+      const KvStore* store, const LinkTimeouts& timeouts) = 0;
 };
 
-// Receives exactly `into`, waiting at most `timeout` for each piece of progress.
-absl::Status ReceiveAll(KvConnection* connection, MutableBytes into, absl::Duration timeout);
-
-// Plain TCP over POSIX sockets. Lives as long as the process.
+// The bytes follow their header over the connection.
 KvTransport* TcpTransport();
+// The sender maps the receiver's pool and writes it.
+KvTransport* ShmTransport();
+
+// All that this build has, best first.
+const std::vector<KvTransport*>& KnownTransports();
+// What --kv-transport says: "auto" (all, best first) or names separated by commas, in order of
+// preference. INVALID_ARGUMENT names the unknown one and those there are.
+absl::StatusOr<std::vector<KvTransport*>> ParseTransports(const std::string& text);
+
+// A post that is done when it is made: of transports whose Post() does the work.
+std::unique_ptr<KvPost> CompletedPost(absl::Status status, std::vector<uint64_t> digests);
 
 }  // namespace tandem::kvtransfer

@@ -1,344 +1,240 @@
-// KvTransport over TCP: non-blocking sockets, poll() for every wait.
+// The tcp transport: a DATA frame's payload follows its header over the connection itself, and the
+// receiver chooses where each byte goes. Nothing a sender says becomes an address.
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
-#include <unistd.h>
-#include <vector>
-
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include <array>
 
 #include "common/base/clock.h"
-#include "common/base/host_port.h"
 #include "common/base/status.h"
 #include "kvtransfer/transport/kv_transport.h"
 
 namespace tandem::kvtransfer {
 namespace {
 
-constexpr int kSocketBufferBytes = 4 << 20;  // the kernel caps it at net.core.{r,w}mem_max
-constexpr size_t kMaxVectors = 64;           // spans of one system call
-// Rest of a header after its first byte: sent in one piece, so only a broken peer takes long.
-constexpr absl::Duration kHeaderTimeout = absl::Seconds(5);
-// A host that vanished (no FIN, no RST) is noticed after about this long, idle or sending.
-constexpr int kKeepIdleSeconds = 5;
-constexpr int kKeepIntervalSeconds = 2;
-constexpr int kKeepCount = 3;
-constexpr unsigned kUserTimeoutMs = 11000;
+constexpr size_t kMaxSpans = 64;             // of one ReceiveSome
+constexpr size_t kMaxReadBytes = 512 << 10;  // written under a transfer's guard at a time
+constexpr size_t kScratchBytes = 256 << 10;
+constexpr size_t kProbeFrameBytes = 256 << 10;
+constexpr size_t kProbeBytes = size_t{8} << 20;
+constexpr absl::Duration kProbeTime = absl::Milliseconds(20);
 
-std::string ErrnoText(int error) { return std::strerror(error); }
-
-// Owns a descriptor.
-class Fd {
+class TcpWriter : public KvWriter {
  public:
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
+  TcpWriter(KvConnection* connection, const KvStore* store, const KvPoolShape& peer,
+            absl::Duration io_timeout)
+      : connection_(connection), store_(store), peer_(peer), io_timeout_(io_timeout) {}
 
- private:
-  int fd_;
-};
-
-// Waits for `events` on `fd`. OK also when the socket has an error: the next call reports it.
-absl::Status Poll(int fd, short events, absl::Duration timeout) {
-  const absl::Time deadline = Clock::Real()->Now() + timeout;
-  while (true) {
-    int wait_ms = -1;
-    if (timeout != absl::InfiniteDuration()) {
-      const absl::Duration left = deadline - Clock::Real()->Now();
-      wait_ms = static_cast<int>(std::clamp<int64_t>(
-          absl::ToInt64Milliseconds(left + absl::Microseconds(999)), 0, 1 << 30));
-    }
-    pollfd entry = {fd, events, 0};
-    const int n = poll(&entry, 1, wait_ms);
-    if (n > 0) return absl::OkStatus();
-    if (n == 0) return DeadlineExceeded("no progress for {}", absl::FormatDuration(timeout));
-    if (errno != EINTR) return Internal("poll: {}", ErrnoText(errno));
-  }
-}
-
-void SetOption(int fd, int level, int name, int value) {
-  // Tuning only: a kernel that refuses one still carries frames.
-  (void)setsockopt(fd, level, name, &value, sizeof(value));
-}
-
-void TuneConnection(int fd) {
-  SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  SetOption(fd, SOL_SOCKET, SO_SNDBUF, kSocketBufferBytes);
-  SetOption(fd, SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
-  SetOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-  SetOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepIdleSeconds);
-  SetOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
-  SetOption(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepCount);
-  const unsigned user_timeout = kUserTimeoutMs;
-  (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout, sizeof(user_timeout));
-}
-
-std::string AddressText(const sockaddr* address, socklen_t length) {
-  char host[NI_MAXHOST];
-  char port[NI_MAXSERV];
-  if (getnameinfo(address, length, host, sizeof(host), port, sizeof(port),
-                  NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-    return "?";
-  }
-  const bool v6 = std::strchr(host, ':') != nullptr;
-  return fmt::format("{}{}{}:{}", v6 ? "[" : "", host, v6 ? "]" : "", port);
-}
-
-struct AddrinfoFree {
-  void operator()(addrinfo* list) const { freeaddrinfo(list); }
-};
-using AddrinfoPtr = std::unique_ptr<addrinfo, AddrinfoFree>;
-
-absl::StatusOr<AddrinfoPtr> Resolve(const std::string& host, int port, bool passive) {
-  addrinfo hints = {};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
-  addrinfo* list = nullptr;
-  const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list);
-  if (error != 0) return InvalidArgument("cannot resolve {}: {}", host, gai_strerror(error));
-  return AddrinfoPtr(list);
-}
-
-class TcpConnection : public KvConnection {
- public:
-  TcpConnection(Fd fd, std::string peer) : fd_(std::move(fd)), peer_(std::move(peer)) {
-    TuneConnection(fd_.get());
-  }
-
-  absl::Status Send(const FrameHeader& header, std::span<const KvPiece> payload,
-                    absl::Duration timeout) override {
-    const EncodedHeader encoded = EncodeHeader(header);
-    absl::MutexLock lock(&send_mutex_);
-    if (send_failed_) return Unavailable("connection to {} is closed", peer_);
-    absl::Status status = SendAll(encoded, payload, timeout);
-    if (!status.ok()) {
-      // Part of the frame may be out: nothing that follows would be understood.
-      send_failed_ = true;
-      Shutdown();
-    }
-    return status;
-  }
-
-  absl::StatusOr<FrameHeader> ReceiveHeader(absl::Duration timeout) override {
-    std::array<std::byte, kFrameHeaderBytes> bytes;
-    size_t have = 0;
-    while (have < bytes.size()) {
-      const MutableBytes rest(bytes.data() + have, bytes.size() - have);
-      TANDEM_ASSIGN_OR_RETURN(const size_t n, ReceiveSome({&rest, 1}));
-      have += n;
-      if (n > 0) continue;
-      absl::Status status = WaitReadable(have == 0 ? timeout : kHeaderTimeout);
-      if (status.ok()) continue;
-      if (have == 0) return status;
-      Shutdown();
-      return Unavailable("{} stopped inside a frame header", peer_);
-    }
-    return DecodeHeader(bytes);
-  }
-
-  absl::StatusOr<size_t> ReceiveSome(std::span<const MutableBytes> into) override {
-    iovec vectors[kMaxVectors];
-    const size_t count = std::min(into.size(), kMaxVectors);
-    for (size_t i = 0; i < count; ++i) vectors[i] = {into[i].data(), into[i].size()};
-    msghdr message = {};
-    message.msg_iov = vectors;
-    message.msg_iovlen = count;
-    while (true) {
-      const ssize_t n = recvmsg(fd_.get(), &message, MSG_DONTWAIT);
-      if (n > 0) return static_cast<size_t>(n);
-      if (n == 0) return Unavailable("{} closed the connection", peer_);
-      if (errno == EAGAIN || errno == EWOULDBLOCK) return size_t{0};
-      if (errno != EINTR) return Unavailable("receiving from {}: {}", peer_, ErrnoText(errno));
-    }
-  }
-
-  absl::Status WaitReadable(absl::Duration timeout) override {
-    return Poll(fd_.get(), POLLIN, timeout);
-  }
-
-  void Shutdown() override { (void)shutdown(fd_.get(), SHUT_RDWR); }
-  const std::string& peer() const override { return peer_; }
-
- private:
-  absl::Status SendAll(const EncodedHeader& header, std::span<const KvPiece> payload,
-                       absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
-    // Part -1 is the header; `skip` bytes of the current part are out already.
-    ptrdiff_t part = -1;
-    size_t skip = 0;
-    const auto end = static_cast<ptrdiff_t>(payload.size());
-    while (part < end) {
-      iovec vectors[kMaxVectors];
-      size_t count = 0;
-      for (ptrdiff_t i = part; i < end && count < kMaxVectors; ++i) {
-        const std::byte* data = i < 0 ? header.data() : payload[static_cast<size_t>(i)].source;
-        const size_t size = i < 0 ? header.size() : payload[static_cast<size_t>(i)].bytes;
-        const size_t done = i == part ? skip : 0;
-        vectors[count++] = {const_cast<std::byte*>(data) + done, size - done};
+  absl::StatusOr<std::unique_ptr<KvPost>> Post(const FrameHeader& header, const BlockRun& run,
+                                               const std::string& /*grant*/) override {
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<CopyPiece> plan,
+                            BuildCopyPlan(store_->shape(), peer_, run));
+    // Before the bytes leave, while that brings them into the cache from which they leave.
+    std::vector<uint64_t> digests = DigestRun(*store_, run);
+    std::vector<ConstBytes> parts;
+    parts.reserve(plan.size());
+    staging_.clear();
+    if (store_->HostAddress(0) != nullptr) {
+      for (const CopyPiece& piece : plan) {
+        parts.push_back({store_->HostAddress(piece.source_offset), piece.bytes});
       }
-      msghdr message = {};
-      message.msg_iov = vectors;
-      message.msg_iovlen = count;
-      const ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (n < 0) {
-        if (errno == EINTR) continue;
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
-          return Unavailable("sending to {}: {}", peer_, ErrnoText(errno));
+    } else {
+      Stage(plan);
+      parts.push_back(staging_);
+    }
+    TANDEM_RETURN_IF_ERROR(connection_->Send(header, parts, io_timeout_));
+    return CompletedPost(absl::OkStatus(), std::move(digests));
+  }
+
+  absl::StatusOr<double> Probe() override {
+    const std::vector<std::byte> zeros(kProbeFrameBytes);
+    const ConstBytes part = zeros;
+    FrameHeader probe;
+    probe.type = FrameType::kProbe;
+    probe.payload_bytes = kProbeFrameBytes;
+    const absl::Time start = Clock::Real()->Now();
+    size_t sent = 0;
+    while (sent < kProbeBytes && Clock::Real()->Now() - start < kProbeTime) {
+      TANDEM_RETURN_IF_ERROR(connection_->Send(probe, {&part, 1}, io_timeout_));
+      sent += kProbeFrameBytes;
+    }
+    FrameHeader end;
+    end.type = FrameType::kProbeEnd;
+    end.payload_digest = PayloadDigest({});
+    TANDEM_RETURN_IF_ERROR(connection_->Send(end, {}, io_timeout_));
+    TANDEM_RETURN_IF_ERROR(AwaitProbeAck());
+    const absl::Duration elapsed = std::max(Clock::Real()->Now() - start, absl::Microseconds(1));
+    return static_cast<double>(sent) / absl::ToDoubleSeconds(elapsed);
+  }
+
+ private:
+  absl::Status AwaitProbeAck() {
+    while (true) {
+      TANDEM_ASSIGN_OR_RETURN(const FrameHeader reply, connection_->ReceiveHeader(io_timeout_));
+      if (reply.type == FrameType::kProbeAck) return absl::OkStatus();
+      // Answers of the handshake may have been repeated on the way.
+      if (reply.type != FrameType::kHelloOk && reply.type != FrameType::kSelected) {
+        return InvalidArgument("expected PROBE_ACK, got {}", FrameTypeName(reply.type));
+      }
+      std::vector<std::byte> ignored(reply.payload_bytes);
+      TANDEM_RETURN_IF_ERROR(ReceiveAll(connection_, ignored, io_timeout_));
+    }
+  }
+
+  // Packs the plan's pieces one after another, for a pool that only its store can read.
+  void Stage(const std::vector<CopyPiece>& plan) {
+    std::vector<CopyPiece> packed = plan;
+    uint64_t at = 0;
+    for (CopyPiece& piece : packed) {
+      piece.target_offset = at;
+      at += piece.bytes;
+    }
+    staging_.resize(at);
+    store_->Gather(packed, staging_.data());
+  }
+
+  KvConnection* const connection_;
+  const KvStore* const store_;
+  const KvPoolShape peer_;
+  const absl::Duration io_timeout_;
+  std::vector<std::byte> staging_;
+};
+
+class TcpReader : public KvReader {
+ public:
+  TcpReader(KvConnection* connection, const KvStore* store, absl::Duration io_timeout)
+      : connection_(connection), store_(store), io_timeout_(io_timeout), scratch_(kScratchBytes) {}
+
+  absl::Status Receive(const FrameHeader& /*header*/,
+                       std::shared_ptr<Reception> reception) override {
+    std::vector<TargetPiece>& pieces = reception->pieces();
+    const bool direct = store_->HostAddress(0) != nullptr;
+    for (size_t current = 0; current < pieces.size();) {
+      const bool wanted = pieces[current].wanted;
+      absl::StatusOr<size_t> received = size_t{0};
+      if (wanted && direct) {
+        const bool written = reception->WriteGuarded([&] { received = ReadSome(pieces, current); });
+        if (!written) {
+          Forget(&pieces);
+          continue;
         }
-        if (!Poll(fd_.get(), POLLOUT, timeout).ok()) {
-          return Unavailable("{} took nothing for {}", peer_, absl::FormatDuration(timeout));
-        }
+      } else {
+        received = ReadToScratch(pieces[current]);
+      }
+      TANDEM_RETURN_IF_ERROR(received.status());
+      if (*received == 0) {
+        TANDEM_RETURN_IF_ERROR(connection_->WaitReadable(io_timeout_));
         continue;
       }
-      auto sent = static_cast<size_t>(n);
-      for (size_t i = 0; i < count; ++i) {
-        if (sent < vectors[i].iov_len) {
-          skip = (i == 0 ? skip : 0) + sent;
-          break;
-        }
-        sent -= vectors[i].iov_len;
-        ++part;
-        if (i + 1 == count) skip = 0;
-      }
+      if (wanted && !direct) Unstage(reception.get(), pieces[current], *received);
+      Advance(&pieces, &current, *received);
     }
+    reception->Done();
     return absl::OkStatus();
   }
 
-  const Fd fd_;
-  const std::string peer_;
-  absl::Mutex send_mutex_;
-  bool send_failed_ ABSL_GUARDED_BY(send_mutex_) = false;
-};
+ private:
+  static void Forget(std::vector<TargetPiece>* pieces) {
+    for (TargetPiece& piece : *pieces) piece.wanted = false;
+  }
 
-class TcpListener : public KvListener {
- public:
-  TcpListener(Fd fd, std::string address) : fd_(std::move(fd)), address_(std::move(address)) {}
-
-  const std::string& address() const override { return address_; }
-
-  absl::StatusOr<std::unique_ptr<KvConnection>> Accept(absl::Duration timeout) override {
-    const absl::Time deadline = Clock::Real()->Now() + timeout;
-    while (true) {
-      sockaddr_storage peer = {};
-      socklen_t length = sizeof(peer);
-      auto* address = reinterpret_cast<sockaddr*>(&peer);
-      const int fd = accept4(fd_.get(), address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
-      if (fd >= 0) {
-        return std::make_unique<TcpConnection>(Fd(fd), AddressText(address, length));
-      }
-      switch (errno) {
-        case EAGAIN:
-          TANDEM_RETURN_IF_ERROR(Poll(fd_.get(), POLLIN, deadline - Clock::Real()->Now()));
-          continue;
-        case EMFILE:
-        case ENFILE:
-        case ENOBUFS:
-        case ENOMEM:
-          return ResourceExhausted("accept: {}", ErrnoText(errno));
-        case EINVAL:  // after Shutdown()
-        case EBADF:
-          return Unavailable("listener {} is closed", address_);
-        default:
-          continue;  // the peer gave up between its SYN and our accept
-      }
+  // Takes `bytes` off the front of the pieces from `current` on.
+  static void Advance(std::vector<TargetPiece>* pieces, size_t* current, size_t bytes) {
+    while (bytes > 0) {
+      TargetPiece& piece = (*pieces)[*current];
+      const size_t n = std::min<size_t>(bytes, piece.bytes);
+      piece.bytes -= n;
+      piece.target_offset += n;
+      bytes -= n;
+      if (piece.bytes == 0) ++*current;
     }
   }
 
-  void Shutdown() override { (void)shutdown(fd_.get(), SHUT_RDWR); }
+  // Reads into the pool what has arrived of the wanted pieces that begin at `current`.
+  absl::StatusOr<size_t> ReadSome(const std::vector<TargetPiece>& pieces, size_t current) {
+    std::array<MutableBytes, kMaxSpans> into;
+    size_t count = 0;
+    size_t total = 0;
+    for (size_t i = current;
+         i < pieces.size() && pieces[i].wanted && count < into.size() && total < kMaxReadBytes;
+         ++i) {
+      const size_t n = std::min<size_t>(pieces[i].bytes, kMaxReadBytes - total);
+      into[count++] = {store_->HostAddress(pieces[i].target_offset), n};
+      total += n;
+      if (n < pieces[i].bytes) break;
+    }
+    return connection_->ReceiveSome({into.data(), count});
+  }
+
+  absl::StatusOr<size_t> ReadToScratch(const TargetPiece& piece) {
+    const auto into = MutableBytes(scratch_).first(std::min<size_t>(scratch_.size(), piece.bytes));
+    return connection_->ReceiveSome({&into, 1});
+  }
+
+  void Unstage(Reception* reception, const TargetPiece& piece, size_t bytes) {
+    const CopyPiece copy = {0, piece.target_offset, bytes};
+    if (!reception->WriteGuarded([&] { store_->Scatter(scratch_.data(), {&copy, 1}); })) {
+      Forget(&reception->pieces());
+    }
+  }
+
+  KvConnection* const connection_;
+  const KvStore* const store_;
+  const absl::Duration io_timeout_;
+  std::vector<std::byte> scratch_;
+};
+
+class TcpOffer : public KvOffer {
+ public:
+  TcpOffer(const KvStore* store, const LinkTimeouts& timeouts)
+      : store_(store), timeouts_(timeouts) {}
+  const std::string& advert() const override { return advert_; }
+  absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* connection) override {
+    return std::make_shared<TcpReader>(connection, store_, timeouts_.io);
+  }
 
  private:
-  const Fd fd_;
-  const std::string address_;
+  const KvStore* const store_;
+  const LinkTimeouts timeouts_;
+  const std::string advert_;
+};
+
+class TcpRegistration : public KvRegistration {
+ public:
+  TcpRegistration(const KvStore* store, const LinkTimeouts& timeouts)
+      : store_(store), timeouts_(timeouts) {}
+
+  absl::StatusOr<std::unique_ptr<KvOffer>> Offer() override {
+    return std::make_unique<TcpOffer>(store_, timeouts_);
+  }
+  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
+      KvConnection* connection, const std::string& /*advert*/, const KvPoolShape& peer,
+      absl::FunctionRef<absl::Status()> select) override {
+    TANDEM_RETURN_IF_ERROR(select());
+    return std::make_unique<TcpWriter>(connection, store_, peer, timeouts_.io);
+  }
+
+ private:
+  const KvStore* const store_;
+  const LinkTimeouts timeouts_;
 };
 
 class TcpKvTransport : public KvTransport {
  public:
   const std::string& name() const override { return name_; }
-
-  absl::StatusOr<std::unique_ptr<KvListener>> Listen(const std::string& host, int port) override {
-    TANDEM_ASSIGN_OR_RETURN(const AddrinfoPtr list, Resolve(host, port, /*passive=*/true));
-    Fd fd(socket(list->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-    if (fd.get() < 0) return ResourceExhausted("socket: {}", ErrnoText(errno));
-    SetOption(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1);
-    // Before listen(), so that the window scale of accepted connections fits the buffer.
-    SetOption(fd.get(), SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
-    if (bind(fd.get(), list->ai_addr, list->ai_addrlen) != 0) {
-      return Unavailable("cannot listen for KV on {}:{}: {}", host, port, ErrnoText(errno));
-    }
-    if (listen(fd.get(), SOMAXCONN) != 0) {
-      return Unavailable("cannot listen for KV on {}:{}: {}", host, port, ErrnoText(errno));
-    }
-    sockaddr_storage bound = {};
-    socklen_t length = sizeof(bound);
-    auto* address = reinterpret_cast<sockaddr*>(&bound);
-    if (getsockname(fd.get(), address, &length) != 0) {
-      return Internal("getsockname: {}", ErrnoText(errno));
-    }
-    return std::make_unique<TcpListener>(std::move(fd), AddressText(address, length));
-  }
-
-  absl::StatusOr<std::unique_ptr<KvConnection>> Dial(const std::string& address,
-                                                     absl::Duration timeout) override {
-    TANDEM_ASSIGN_OR_RETURN(const HostPort target, ParseHostPort(address));
-    TANDEM_ASSIGN_OR_RETURN(const AddrinfoPtr list,
-                            Resolve(target.host, target.port, /*passive=*/false));
-    const absl::Time deadline = Clock::Real()->Now() + timeout;
-    absl::Status last = Unavailable("{} has no address", address);
-    for (const addrinfo* entry = list.get(); entry != nullptr; entry = entry->ai_next) {
-      Fd fd(socket(entry->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-      if (fd.get() < 0) {
-        last = ResourceExhausted("socket: {}", ErrnoText(errno));
-        continue;
-      }
-      // Before connect(), for the same reason as in Listen.
-      SetOption(fd.get(), SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
-      last = Connect(fd.get(), *entry, address, deadline - Clock::Real()->Now());
-      if (last.ok()) return std::make_unique<TcpConnection>(std::move(fd), address);
-    }
-    return last;
+  const KvCapabilities& capabilities() const override { return capabilities_; }
+  absl::StatusOr<std::unique_ptr<KvRegistration>> Register(const KvStore* store,
+                                                           const LinkTimeouts& timeouts) override {
+    return std::make_unique<TcpRegistration>(store, timeouts);
   }
 
  private:
-  static absl::Status Connect(int fd, const addrinfo& entry, const std::string& address,
-                              absl::Duration timeout) {
-    if (connect(fd, entry.ai_addr, entry.ai_addrlen) == 0) return absl::OkStatus();
-    if (errno != EINPROGRESS) return Unavailable("connecting to {}: {}", address, ErrnoText(errno));
-    if (!Poll(fd, POLLOUT, timeout).ok()) {
-      return DeadlineExceeded("{} did not accept a connection in time", address);
-    }
-    int error = 0;
-    socklen_t length = sizeof(error);
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
-    if (error != 0) return Unavailable("connecting to {}: {}", address, ErrnoText(error));
-    return absl::OkStatus();
-  }
-
   const std::string name_ = "tcp";
+  const KvCapabilities capabilities_ = {.cancellable = true,
+                                        .host_memory = true,
+                                        .device_memory = true,
+                                        .expected_bytes_per_second = 0.5e9};
 };
 
 }  // namespace
-
-absl::Status ReceiveAll(KvConnection* connection, MutableBytes into, absl::Duration timeout) {
-  while (!into.empty()) {
-    TANDEM_ASSIGN_OR_RETURN(const size_t n, connection->ReceiveSome({&into, 1}));
-    into = into.subspan(n);
-    if (n == 0) TANDEM_RETURN_IF_ERROR(connection->WaitReadable(timeout));
-  }
-  return absl::OkStatus();
-}
 
 KvTransport* TcpTransport() {
   static TcpKvTransport* transport = new TcpKvTransport;

@@ -11,7 +11,8 @@
 #include "common/base/check.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/hello.h"
-#include "kvtransfer/channel/receiver_connection.h"
+#include "kvtransfer/channel/receiver_link.h"
+#include "kvtransfer/channel/registered_transport.h"
 #include "kvtransfer/channel/transfer_table.h"
 
 namespace tandem::kvtransfer {
@@ -46,7 +47,7 @@ class Input {
 class MemoryConnection : public KvConnection {
  public:
   explicit MemoryConnection(std::string bytes) : bytes_(std::move(bytes)) {}
-  absl::Status Send(const FrameHeader&, std::span<const KvPiece>, absl::Duration) override {
+  absl::Status Send(const FrameHeader&, std::span<const ConstBytes>, absl::Duration) override {
     return absl::OkStatus();
   }
   absl::StatusOr<FrameHeader> ReceiveHeader(absl::Duration) override {
@@ -68,6 +69,8 @@ class MemoryConnection : public KvConnection {
     return total;
   }
   absl::Status WaitReadable(absl::Duration) override { return absl::OkStatus(); }
+  absl::Status WaitReadableOrInterrupt(absl::Duration) override { return absl::OkStatus(); }
+  void Interrupt() override {}
   void Shutdown() override {}
   const std::string& peer() const override { return peer_; }
 
@@ -87,27 +90,37 @@ void AppendFrame(FrameHeader header, const std::string& payload, std::string* ou
 std::string Conversation(Input* input, const TransferId& id, const std::string& token) {
   std::string out;
   FrameHeader hello;
-  std::string greeting = EncodeHello({"fuzz", "cap", kLayout, kNumBlocks});
+  std::string greeting = EncodeHello({"fuzz", "cap", {kLayout, kNumBlocks}, {{"tcp", ""}}});
   if (input->Byte() == 0xff) greeting = input->Bytes(40);
   hello.payload_bytes = static_cast<uint32_t>(greeting.size());
   AppendFrame(hello, greeting, &out);
+  if (input->Byte() != 0xff) {
+    FrameHeader select;
+    select.type = FrameType::kSelect;
+    select.payload_bytes = 3;
+    AppendFrame(select, "tcp", &out);
+  }
   while (!input->empty()) {
     const uint8_t how = input->Byte();
     FrameHeader header;
-    header.type = static_cast<FrameType>(input->Byte() % 24);
+    header.type = static_cast<FrameType>(input->Byte() % 25);
     if ((how & 1) == 0) header.id = id;
     header.epoch = (how >> 1) & 1;
     header.ordinal_begin = input->Byte() % 5;
     header.ordinal_count = input->Byte() % 5;
     header.layer_begin = input->Byte() % 4;
     header.layer_count = input->Byte() % 4;
+    const uint8_t heads = input->Byte();
+    header.head_begin = heads >= 0xf0 ? heads & 3u : 0;
+    header.head_count = heads >= 0xf0 ? (heads >> 2) & 3u : 1;
     std::string payload;
     if (header.type == FrameType::kOpen) {
       header.ordinal_count = (how & 4) != 0 ? header.ordinal_count : 2;
       payload = (how & 8) != 0 ? input->Bytes(kKvTokenBytes) : token;
     } else if (header.type == FrameType::kData && (how & 4) == 0) {
-      payload.assign(header.ordinal_count * header.layer_count * kLayout.BlockLayerBytes(),
-                     static_cast<char>(input->Byte()));
+      payload.assign(
+          header.ordinal_count * header.layer_count * header.head_count * kLayout.BlockLayerBytes(),
+          static_cast<char>(input->Byte()));
     } else {
       payload = input->Bytes(input->Byte());
     }
@@ -122,8 +135,9 @@ std::string Conversation(Input* input, const TransferId& id, const std::string& 
 }  // namespace tandem::kvtransfer
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace tandem;
   using namespace tandem::kvtransfer;
+  using tandem::Hash128;
+  using tandem::TransferId;
   spdlog::set_level(spdlog::level::off);
   Input input(data, size);
   // Raw decoders first: any bytes, any length.
@@ -145,17 +159,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   options.on_quiet = [&](const TransferId&, uint64_t) { ++quiet; };
   KvCounterBlock counters;
   TransferTable table(kNumBlocks);
-  const ReceiverContext context = {&options, &counters, &table, "memory"};
-  const Hello here = {"receiver", "cap", kLayout, kNumBlocks};
+  const auto store = *MakeKvStore(options.region);
+  const auto transports = *RegisterTransports("tcp", store.get(), {});
+  const ReceiverContext context = {&options, store.get(), &counters, &table};
+  const Hello here = {"receiver", "cap", store->shape(), {}};
   const TransferId id = {Hash128{1, 2}};
   const std::string token(kKvTokenBytes, 'k');
   const std::vector<int32_t> blocks = {4, 1};
   auto transfer = std::make_shared<IncomingTransfer>(TransferKey{id, 0}, blocks, token, &context);
   TANDEM_CHECK(table.Insert(transfer).ok());
 
-  ReceiverConnection connection(std::make_shared<MemoryConnection>(Conversation(&input, id, token)),
-                                &context, &here, [] {});
-  connection.Run();
+  ReceiverLink link(std::make_shared<MemoryConnection>(Conversation(&input, id, token)), &context,
+                    &here, transports, [] {});
+  link.Run();
   transfer->Close();
   TANDEM_CHECK(quiet == 1 && sealed + failed == 1, "quiet {} sealed {} failed {}", quiet, sealed,
                failed);

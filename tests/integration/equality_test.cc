@@ -1,14 +1,16 @@
-// The same 200 seeded requests through 2 prefill + 2 decode, 1 + 1 and unified: the tokens must be
-// identical, and so must every bit of their logprobs, which would show a wrong KV block long before
-// it changed a token. TANDEM_EQUALITY_REQUESTS asks for fewer: builds with a sanitizer set it
-// to 40.
+// The same 200 seeded requests through 2 prefill + 2 decode over shm, 1 + 1 over tcp, and unified:
+// the tokens must be identical, and so must every bit of their logprobs, which would show a wrong
+// KV block long before it changed a token. TANDEM_EQUALITY_REQUESTS asks for fewer: builds with a
+// sanitizer set it to 40.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <random>
+#include <set>
 #include <thread>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 #include "tests/support/cluster.h"
@@ -82,9 +84,10 @@ struct Outcome {
   std::vector<Answer> answers;
   uint64_t kv_bytes = 0;
   uint64_t cached_tokens = 0;
+  std::set<std::string> transports;  // that shipped something
 };
 
-Outcome RunThrough(int prefill, int decode, int unified) {
+Outcome RunThrough(int prefill, int decode, int unified, const std::string& transport) {
   ClusterSpec spec;
   spec.model_dir = SourcePath("models/demo");
   spec.prefill = prefill;
@@ -93,7 +96,7 @@ Outcome RunThrough(int prefill, int decode, int unified) {
   // Everything but the unified run goes over the wire; small budgets, so that prompts are cut and
   // mixed.
   spec.worker_flags = {"--dtype=float32", "--max-num-batched-tokens=384", "--num-threads=1",
-                       "--kv-cache-memory-bytes=256MiB"};
+                       "--kv-cache-memory-bytes=256MiB", "--kv-transport=" + transport};
   spec.decode_flags = {"--local-prefill-max-tokens=0"};
   auto cluster = TestCluster::Start(spec);
   Outcome run;
@@ -106,6 +109,7 @@ Outcome RunThrough(int prefill, int decode, int unified) {
   for (const Answer& answer : run.answers) {
     run.kv_bytes += answer.timing.kv_bytes();
     run.cached_tokens += answer.usage.cached_tokens();
+    if (answer.timing.kv_bytes() > 0) run.transports.insert(answer.timing.transport());
   }
   EXPECT_TRUE(cluster->WaitFor(
       [](const tandem::v1::GetClusterResponse& state) {
@@ -136,14 +140,18 @@ void ExpectSame(const Outcome& a, const Outcome& b, const std::string& names) {
   }
 }
 
-TEST(Equality, TokensDoNotDependOnTheTopology) {
-  const Outcome unified = RunThrough(0, 0, 1);
+TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
+  const Outcome unified = RunThrough(0, 0, 1, "auto");
   ASSERT_EQ(unified.answers.size(), static_cast<size_t>(RequestCount()));
   EXPECT_EQ(unified.kv_bytes, 0u);
-  const Outcome one = RunThrough(1, 1, 0);
+  const Outcome one = RunThrough(1, 1, 0, "tcp");
   ExpectSame(unified, one, "unified and 1 + 1");
-  const Outcome two = RunThrough(2, 2, 0);
+  const Outcome two = RunThrough(2, 2, 0, "shm");
   ExpectSame(unified, two, "unified and 2 + 2");
+  EXPECT_THAT(one.transports, ::testing::Contains("tcp"));
+  EXPECT_THAT(one.transports, ::testing::Not(::testing::Contains("shm")));
+  EXPECT_THAT(two.transports, ::testing::Contains("shm"));
+  EXPECT_THAT(two.transports, ::testing::Not(::testing::Contains("tcp")));
   for (const Outcome* run : {&one, &two}) {
     EXPECT_GT(run->kv_bytes, 0u) << "nothing was shipped";
     EXPECT_GT(run->cached_tokens, 0u) << "no prefix was reused";

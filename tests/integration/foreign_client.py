@@ -71,7 +71,7 @@ def check_case(stub, pb, index, case, problems):
         problems.append(f"case {index}: prompt logprobs {prompt_logprobs[:4]}..., wanted {want[:4]}...")
     if last is None or last.finish_reason != pb.FINISH_REASON_LENGTH or not last.HasField("timing"):
         problems.append(f"case {index}: no finish reason or timing on the last message")
-    elif last.timing.transport != "tcp" or last.timing.kv_bytes == 0:
+    elif last.timing.transport != "shm" or last.timing.kv_bytes == 0:
         problems.append(f"case {index}: not shipped: transport {last.timing.transport}, {last.timing.kv_bytes} bytes")
 
 

@@ -135,7 +135,8 @@ class InProcessKvNetwork::Sender final : public kvtransfer::KvSender {
   }
 
   void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> source_blocks,
-            std::span<const int32_t> ordinals) override {
+            std::span<const int32_t> ordinals,
+            std::shared_ptr<const ReadyEvent> /*ready*/) override {
     const Key key = {id, epoch};
     const std::string address = AddressOf(key);
     if (address.empty()) return;

@@ -335,7 +335,7 @@ TEST(LoopTest, EachFailedPrefillGetsANewTransferUntilNobodyIsLeft) {
   h.FailKv(*h.caller.calls[1]);
   h.Step();
   EXPECT_TRUE(h.caller.calls[1]->call_cancelled);
-  EXPECT_EQ(h.decode_metrics.worker.KvLink("p1", "d0", "tcp").failures.Value(), 1);
+  EXPECT_EQ(h.decode_metrics.worker.KvLink("p1", "d0", "auto").failures.Value(), 1);
   ASSERT_TRUE(client.end.has_value());
   EXPECT_TRUE(absl::IsUnavailable(*client.end));
   EXPECT_EQ(h.pool.counts().quarantined, 12);

@@ -148,7 +148,7 @@ TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
     EXPECT_EQ(answer.tokens, expected.tokens);
     EXPECT_EQ(answer.logprobs, expected.logprobs);
     EXPECT_EQ(answer.last.finish_reason(), v1::FINISH_REASON_LENGTH);
-    EXPECT_EQ(answer.last.timing().transport(), "tcp");
+    EXPECT_EQ(answer.last.timing().transport(), "shm");
     EXPECT_EQ(answer.last.timing().prefill_worker(), "p0");
     EXPECT_GT(answer.last.timing().kv_bytes(), 0u);
     EXPECT_GE(answer.last.timing().kv_transfer_exposed(), 0);

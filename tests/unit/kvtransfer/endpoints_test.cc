@@ -1,9 +1,14 @@
-// Both ends over loopback TCP: what a transfer does when nothing or something ordinary goes wrong.
+// Both ends in one process, over each transport: what a transfer does when nothing or something
+// ordinary goes wrong.
 #include <algorithm>
+#include <memory>
 
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/base/ready_event.h"
+#include "common/metrics/metrics.h"
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 
@@ -12,8 +17,12 @@ namespace {
 
 using ::testing::HasSubstr;
 
-TEST(KvEndpoints, ShipsBlocksAndSeals) {
-  Ends ends;
+class KvEndpoints : public ::testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Transports, KvEndpoints, ::testing::Values("tcp", "shm"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(KvEndpoints, ShipsBlocksAndSeals) {
+  Ends ends(GetParam());
   ends.Start();
   const TransferId id = TransferId::Random();
   const std::vector<int32_t> from = {3, 4, 5, 9};
@@ -25,7 +34,7 @@ TEST(KvEndpoints, ShipsBlocksAndSeals) {
   EXPECT_EQ(got.sealed, 1);
   EXPECT_EQ(got.failed, 0);
   EXPECT_EQ(got.stats.bytes, 4 * SmallLayout().BlockBytes());
-  EXPECT_EQ(got.stats.transport, "tcp");
+  EXPECT_EQ(got.stats.transport, GetParam());
   EXPECT_LE(got.stats.first_byte, got.stats.last_byte);
   ends.ExpectEqualBlocks(from, to);
   const Record::Sender sent = ends.record.AwaitDone(id, 1);
@@ -39,7 +48,7 @@ TEST(KvEndpoints, ShipsBlocksAndSeals) {
   }
 }
 
-TEST(KvEndpoints, RandomLayoutsAndBlocks) {
+TEST_P(KvEndpoints, RandomLayoutsAndBlocks) {
   std::mt19937_64 random(21);
   for (int round = 0; round < 12; ++round) {
     constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
@@ -47,7 +56,7 @@ TEST(KvEndpoints, RandomLayoutsAndBlocks) {
                              8 << (random() % 4), 16 << (random() % 3), kTypes[random() % 3]};
     const int source_blocks = 1 + static_cast<int>(random() % 64);
     const int target_blocks = source_blocks + static_cast<int>(random() % 64);
-    Ends ends(layout, source_blocks, target_blocks);
+    Ends ends(GetParam(), layout, source_blocks, target_blocks);
     ends.Start();
     // Several transfers at once, into different blocks.
     const auto all = RandomBlocks(&random, target_blocks, static_cast<size_t>(target_blocks));
@@ -91,12 +100,12 @@ TEST(KvEndpoints, RandomLayoutsAndBlocks) {
       EXPECT_OK(ends.record.AwaitDone(shipment.id, 1).status);
       ends.ExpectEqualBlocks(shipment.from, shipment.to);
     }
-    EXPECT_EQ(ends.sender->Counters().channels_opened, 1);
+    EXPECT_EQ(ends.sender->Counters().connections_opened, 1);
   }
 }
 
-TEST(KvEndpoints, NoBlocksSealsAtOnce) {
-  Ends ends;
+TEST_P(KvEndpoints, NoBlocksSealsAtOnce) {
+  Ends ends(GetParam());
   ends.Start();
   const TransferId id = TransferId::Random();
   ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {})));
@@ -107,8 +116,8 @@ TEST(KvEndpoints, NoBlocksSealsAtOnce) {
   EXPECT_OK(ends.record.AwaitDone(id, 1).status);
 }
 
-TEST(KvEndpoints, WhatIsPushedTwiceIsSentOnce) {
-  Ends ends;
+TEST_P(KvEndpoints, WhatIsPushedTwiceIsSentOnce) {
+  Ends ends(GetParam());
   ends.Start();
   const TransferId id = TransferId::Random();
   ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {5, 6})));
@@ -121,8 +130,76 @@ TEST(KvEndpoints, WhatIsPushedTwiceIsSentOnce) {
   EXPECT_EQ(ends.sender->Counters().bytes, 2 * SmallLayout().BlockBytes());
 }
 
-TEST(KvEndpoints, EpochsAreSeparate) {
-  Ends ends;
+// Says when somebody waits for it.
+class WatchedEvent final : public ReadyEvent {
+ public:
+  bool Ready() const override { return event_.Ready(); }
+  bool WaitFor(absl::Duration timeout) const override {
+    if (!waited_.HasBeenNotified()) waited_.Notify();  // the peer's one thread
+    return event_.WaitFor(timeout);
+  }
+  void AwaitWaiter() const {
+    ASSERT_TRUE(waited_.WaitForNotificationWithTimeout(kPatience)) << "nobody waits";
+  }
+  void Set() { event_.Set(); }
+
+ private:
+  mutable absl::Notification waited_;
+  HostEvent event_;
+};
+
+TEST_P(KvEndpoints, BlocksAreReadOnceTheyAreReady) {
+  Ends ends(GetParam());
+  ends.Start();
+  const TransferId id = TransferId::Random();
+  const auto ready = std::make_shared<WatchedEvent>();
+  ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {9})));
+  const std::vector<int32_t> block = {4};
+  const std::vector<int32_t> ordinal = {0};
+  for (int layer = 0; layer < 3; ++layer) ends.sender->Push(id, 1, layer, block, ordinal, ready);
+  ends.sender->Finish(id, 1);
+  ready->AwaitWaiter();
+  // Computed only now: whoever read the blocks before would ship, and seal, what they held then.
+  ends.source.FillRandom(99);
+  ready->Set();
+  EXPECT_EQ(ends.record.AwaitQuiet(id, 1).sealed, 1);
+  ends.ExpectEqualBlocks({4}, {9});
+}
+
+TEST_P(KvEndpoints, AnAbortDoesNotWaitForTheCompute) {
+  Ends ends(GetParam());
+  ends.Start();
+  const TransferId id = TransferId::Random();
+  const auto never = std::make_shared<HostEvent>();
+  ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {9})));
+  ends.sender->Push(id, 1, 0, std::vector<int32_t>{4}, std::vector<int32_t>{0}, never);
+  ends.sender->Abort(id, 1);
+  EXPECT_EQ(ends.record.AwaitDone(id, 1).status.code(), absl::StatusCode::kCancelled);
+}
+
+TEST_P(KvEndpoints, WhatIsCountedIsExported) {
+  Metrics metrics;
+  Ends ends(GetParam());
+  ends.receiver_options.metrics = &metrics;
+  ends.sender_options.metrics = &metrics;
+  ends.sender_options.slow_link_bytes_per_second = 1e18;  // no link is that fast
+  ends.Start();
+  for (const uint64_t epoch : {1, 2}) {
+    const TransferId id = TransferId::Random();
+    ASSERT_OK(ends.sender->Open(ends.Expect(id, epoch, {9})));
+    ends.PushAll(id, epoch, {4});
+    ends.sender->Finish(id, epoch);
+    EXPECT_OK(ends.record.AwaitDone(id, epoch).status);
+  }
+  const std::string text = metrics.Render();
+  EXPECT_THAT(text, HasSubstr("tandem_kv_transfers_total{end=\"receiver\"} 2"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_slow_links_total{end=\"sender\"} 1"));
+  EXPECT_THAT(text,
+              HasSubstr("tandem_kv_failures_total{end=\"sender\",reason=\"digest_mismatch\"} 0"));
+}
+
+TEST_P(KvEndpoints, EpochsAreSeparate) {
+  Ends ends(GetParam());
   ends.Start();
   const TransferId id = TransferId::Random();
   const KvSendTarget first = ends.Expect(id, 1, {5});
@@ -140,8 +217,8 @@ TEST(KvEndpoints, EpochsAreSeparate) {
   ends.ExpectEqualBlocks({1, 2}, {5, 6});
 }
 
-TEST(KvEndpoints, CancelTellsTheSenderAndItsQuietReleasesTheBlocks) {
-  Ends ends;
+TEST_P(KvEndpoints, CancelTellsTheSenderAndItsQuietReleasesTheBlocks) {
+  Ends ends(GetParam());
   ends.Start();
   const TransferId id = TransferId::Random();
   ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {5})));
@@ -161,8 +238,8 @@ TEST(KvEndpoints, CancelTellsTheSenderAndItsQuietReleasesTheBlocks) {
   ends.ExpectEqualBlocks({1}, {5});
 }
 
-TEST(KvEndpoints, AbortFailsTheReceiver) {
-  Ends ends;
+TEST_P(KvEndpoints, AbortFailsTheReceiver) {
+  Ends ends(GetParam());
   ends.Start();
   const TransferId id = TransferId::Random();
   ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {5})));
@@ -177,8 +254,8 @@ TEST(KvEndpoints, AbortFailsTheReceiver) {
   EXPECT_EQ(ends.record.AwaitDone(id, 1).status.code(), absl::StatusCode::kCancelled);
 }
 
-TEST(KvEndpoints, EitherEndDies) {
-  Ends ends;
+TEST_P(KvEndpoints, EitherEndDies) {
+  Ends ends(GetParam());
   ends.Start();
   const TransferId id = TransferId::Random();
   const TransferId marker = TransferId::Random();
@@ -207,8 +284,8 @@ TEST(KvEndpoints, EitherEndDies) {
   EXPECT_EQ(ends.record.AwaitQuiet(id, 3).sealed, 1);
 }
 
-TEST(KvEndpoints, LinkRatesNameThePeer) {
-  Ends ends;
+TEST_P(KvEndpoints, LinkRatesNameThePeer) {
+  Ends ends(GetParam());
   ends.Start();
   EXPECT_TRUE(ends.sender->LinkRates().empty());
   const TransferId id = TransferId::Random();
@@ -220,8 +297,8 @@ TEST(KvEndpoints, LinkRatesNameThePeer) {
   EXPECT_GT(ends.sender->LinkRates()[0].second, 0);
 }
 
-TEST(KvEndpoints, AnotherCapabilityIsRefused) {
-  Ends ends;
+TEST_P(KvEndpoints, AnotherCapabilityIsRefused) {
+  Ends ends(GetParam());
   ends.sender_options.capability_digest = "other";
   ends.Start();
   const TransferId id = TransferId::Random();
@@ -230,12 +307,12 @@ TEST(KvEndpoints, AnotherCapabilityIsRefused) {
   EXPECT_EQ(sent.status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(sent.status.ToString(),
               HasSubstr("capability digest: decode-0 has cap, prefill-0 has other"));
-  EXPECT_EQ(ends.sender->Counters().refused_channels, 1);
+  EXPECT_EQ(ends.sender->Counters().refused_connections, 1);
 }
 
 // Callbacks may call the endpoint that calls them.
-TEST(KvEndpoints, CallbacksMayCallBack) {
-  Ends ends;
+TEST_P(KvEndpoints, CallbacksMayCallBack) {
+  Ends ends(GetParam());
   auto on_sealed = ends.receiver_options.on_sealed;
   ends.receiver_options.on_sealed = [&](const TransferId& id, uint64_t epoch,
                                         const TransferStats& stats) {

@@ -4,7 +4,7 @@
 
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/hello.h"
-#include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/kv_connection.h"
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 
@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 class Listener {
  public:
   Listener() {
-    auto listening = TcpTransport()->Listen("127.0.0.1", 0);
+    auto listening = TcpNetwork()->Listen("127.0.0.1", 0);
     EXPECT_OK(listening);
     listener_ = *std::move(listening);
   }
@@ -34,9 +34,10 @@ class Listener {
   }
   void Answer(const Ends& ends) {
     EXPECT_EQ(Read().type, FrameType::kHello);
-    const KvRegion& region = ends.target.region();
-    const Hello hello = {"decode-0", "cap", region.layout, region.num_blocks};
+    const Hello hello = {"decode-0", "cap", ShapeOf(ends.target.region()), {{"tcp", ""}}};
     Reply(Header(FrameType::kHelloOk, {}, 0), EncodeHello(hello));
+    EXPECT_EQ(Read().type, FrameType::kSelect);
+    Say(FrameType::kSelected, {}, 0, absl::OkStatus());
     ReadUntil(FrameType::kProbeEnd);
     Reply(Header(FrameType::kProbeAck, {}, 0), "");
   }
@@ -100,7 +101,7 @@ TEST_F(KvSenderTest, NobodyListens) {
   EXPECT_EQ(Done(1).status.code(), absl::StatusCode::kUnavailable);
   ends_.sender->Finish(id_, 1);  // over already: ignored
   ends_.sender->Abort(id_, 1);
-  EXPECT_EQ(ends_.sender->Counters().failed(KvFailure::kChannelLost), 1);
+  EXPECT_EQ(ends_.sender->Counters().failed(KvFailure::kConnectionLost), 1);
   // Tried anew for the next one.
   ASSERT_OK(ends_.sender->Open(Target(address, 2)));
   EXPECT_EQ(Done(2).status.code(), absl::StatusCode::kUnavailable);
@@ -129,7 +130,7 @@ TEST_F(KvSenderTest, PeerThatSaysNothing) {
 
 TEST_F(KvSenderTest, PeerThatTakesNothingHoldsUpNobodyElse) {
   const KvLayout large = {2, 8, 128, 16, DType::kFloat32};  // 131,072 bytes per block and layer
-  Ends ends(large, 256, 256);
+  Ends ends("tcp", large, 256, 256);
   ends.sender_options.io_timeout = kPatience;
   ends.Start();
   std::vector<int32_t> blocks(256);
@@ -151,7 +152,7 @@ TEST_F(KvSenderTest, PeerThatTakesNothingHoldsUpNobodyElse) {
 
 TEST_F(KvSenderTest, PeerThatTakesNothingForTooLongIsDead) {
   const KvLayout large = {2, 8, 128, 16, DType::kFloat32};
-  Ends ends(large, 256, 256);
+  Ends ends("tcp", large, 256, 256);
   ends.sender_options.io_timeout = absl::Milliseconds(100);
   ends.StartSender();
   std::vector<int32_t> blocks(256);
@@ -251,7 +252,7 @@ TEST_F(KvSenderTest, AnotherWorkerAtTheAddress) {
   peer.Read();
   FrameHeader header;
   header.type = FrameType::kHelloOk;
-  peer.Reply(header, EncodeHello({"decode-0", "cap", SmallLayout(), 40}));
+  peer.Reply(header, EncodeHello({"decode-0", "cap", {SmallLayout(), 40}, {{"tcp", ""}}}));
   EXPECT_THAT(Done(1).status.ToString(), HasSubstr("is worker decode-0, not decode-5"));
 }
 
@@ -289,7 +290,9 @@ TEST_F(KvSenderTest, OpenNamesWhatIsWrong) {
     return ends_.sender->Open(target).ToString();
   };
   EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "pigeon"; }),
-              HasSubstr("transport must be tcp, got pigeon"));
+              HasSubstr("kv-transport must be auto or some of shm, tcp, got pigeon"));
+  EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "shm"; }),
+              HasSubstr("offers transport shm, which is not among this sender's (tcp)"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->address = "nowhere"; }), HasSubstr("nowhere"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->token = "short"; }), HasSubstr("token must have 32"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->target_blocks = {-4}; }), HasSubstr("got -4"));

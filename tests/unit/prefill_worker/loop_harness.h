@@ -35,7 +35,8 @@ class FakeKvSender : public kvtransfer::KvSender {
   }
 
   void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> blocks,
-            std::span<const int32_t> ordinals) override {
+            std::span<const int32_t> ordinals,
+            std::shared_ptr<const ReadyEvent> /*ready*/) override {
     // A launched step may outlive its transfer: such a push is ignored.
     const auto it = transfers_.find({id.value.low, epoch});
     if (it == transfers_.end() || it->second.aborted) return;

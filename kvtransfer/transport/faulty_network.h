@@ -1,12 +1,12 @@
-// A transport that misbehaves on purpose, for tests: wraps another one and damages the frames that
-// its connections send, in either direction.
+// A network that misbehaves on purpose, for tests: wraps another one and damages the frames that
+// its connections send, in either direction. Bytes that travel beside the connection pass unharmed.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
 
-#include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/kv_connection.h"
 
 namespace tandem::kvtransfer {
 
@@ -22,11 +22,11 @@ enum class Fault {
   kKill,            // the connection dies instead
 };
 
-// Says what happens to a frame; `index` counts the frames sent through the transport. Called from
+// Says what happens to a frame; `index` counts the frames sent through the network. Called from
 // any thread, one call at a time.
 using FaultScript = std::function<Fault(const FrameHeader& header, uint64_t index)>;
 
 // `inner` must outlive what this returns, which must outlive its connections.
-std::unique_ptr<KvTransport> MakeFaultyTransport(KvTransport* inner, FaultScript script);
+std::unique_ptr<KvNetwork> MakeFaultyNetwork(KvNetwork* inner, FaultScript script);
 
 }  // namespace tandem::kvtransfer

@@ -1,4 +1,4 @@
-#include "kvtransfer/channel/receiver_connection.h"
+#include "kvtransfer/channel/receiver_link.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,28 +8,31 @@
 #include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
-#include "kvtransfer/channel/link_probe.h"
+#include "kvtransfer/channel/frame_reception.h"
 
 namespace tandem::kvtransfer {
 namespace {
 
 constexpr size_t kScratchBytes = 256 << 10;
 constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
+// Twice what a probe sends: a repeated frame is harmless, an endless probe is not.
+constexpr size_t kMaxProbedBytes = size_t{16} << 20;
 
 TransferKey KeyOf(const FrameHeader& header) { return {header.id, header.epoch}; }
 
 }  // namespace
 
-ReceiverConnection::ReceiverConnection(std::shared_ptr<KvConnection> connection,
-                                       const ReceiverContext* context, const Hello* here,
-                                       std::function<void()> on_change)
+ReceiverLink::ReceiverLink(std::shared_ptr<KvConnection> connection, const ReceiverContext* context,
+                           const Hello* here, std::span<const RegisteredTransport> transports,
+                           std::function<void()> on_change)
     : connection_(std::move(connection)),
       context_(context),
       here_(here),
+      transports_(transports),
       on_change_(std::move(on_change)),
       accepted_(Clock::Real()->Now()) {}
 
-void ReceiverConnection::Run() {
+void ReceiverLink::Run() {
   const absl::Status end = Serve();
   connection_->Shutdown();
   const std::string who = peer_worker_.empty() ? connection_->peer() : peer_worker_;
@@ -39,29 +42,29 @@ void ReceiverConnection::Run() {
     transfer->ConnectionLost(connection_.get(), end);
   }
   if (cut_off > 0 || !absl::IsUnavailable(end)) {
-    spdlog::warn("kv channel from {} ended with {} transfers under way: {}", who, cut_off,
+    spdlog::warn("kv connection from {} ended with {} transfers under way: {}", who, cut_off,
                  std::string(end.message()));
   } else {
-    spdlog::info("kv channel from {} ended", who);
+    spdlog::info("kv connection from {} ended", who);
   }
   opened_.clear();
   finished_ = true;
   on_change_();
 }
 
-absl::Duration ReceiverConnection::Patience() const {
+absl::Duration ReceiverLink::Patience() const {
   if (authenticated_) return absl::InfiniteDuration();
   return accepted_ + context_->options->auth_timeout - Clock::Real()->Now();
 }
 
-absl::Status ReceiverConnection::Serve() {
+absl::Status ReceiverLink::Serve() {
   absl::Status status = Handshake();
   if (!status.ok()) {
-    ++context_->counters->refused_channels;
+    ++context_->counters->refused_connections;
     return status;
   }
-  ++context_->counters->channels_opened;
-  spdlog::info("kv channel from {} ({}) open", peer_worker_, connection_->peer());
+  ++context_->counters->connections_opened;
+  spdlog::info("kv connection from {} ({}) open", peer_worker_, connection_->peer());
   scratch_.resize(kScratchBytes);
   while (true) {
     absl::StatusOr<FrameHeader> header = connection_->ReceiveHeader(Patience());
@@ -74,7 +77,7 @@ absl::Status ReceiverConnection::Serve() {
   }
 }
 
-absl::Status ReceiverConnection::Handshake() {
+absl::Status ReceiverLink::Handshake() {
   const auto refuse = [this](const absl::Status& why) {
     (void)SendStatus(connection_.get(), FrameType::kRefuse, {}, why, kReplyTimeout);
     return why;
@@ -91,16 +94,63 @@ absl::Status ReceiverConnection::Handshake() {
   if (!peer.ok()) return refuse(peer.status());
   if (absl::Status status = CheckCompatible(*here_, *peer); !status.ok()) return refuse(status);
   peer_worker_ = peer->worker_id;
+  Hello answer = *here_;
+  answer.transports = MakeOffers(peer->transports);
   FrameHeader reply;
   reply.type = FrameType::kHelloOk;
-  return SendControl(connection_.get(), reply, EncodeHello(*here_), kReplyTimeout);
+  return SendControl(connection_.get(), reply, EncodeHello(answer), kReplyTimeout);
 }
 
-absl::Status ReceiverConnection::HandleFrame(const FrameHeader& header) {
+std::vector<TransportOffer> ReceiverLink::MakeOffers(const std::vector<TransportOffer>& wanted) {
+  std::vector<TransportOffer> offers;
+  for (const RegisteredTransport& offered : transports_) {
+    const std::string& name = offered.transport->name();
+    const auto names = [&](const TransportOffer& w) { return w.name == name; };
+    if (std::none_of(wanted.begin(), wanted.end(), names)) continue;
+    absl::StatusOr<std::unique_ptr<KvOffer>> offer = offered.registration->Offer();
+    if (!offer.ok()) {
+      spdlog::warn("kv transport {} cannot be offered to {}: {}", name, peer_worker_,
+                   std::string(offer.status().message()));
+      continue;
+    }
+    offers.push_back({name, (*offer)->advert()});
+    offers_.push_back({offered.transport, *std::move(offer)});
+  }
+  return offers;
+}
+
+absl::Status ReceiverLink::HandleSelect(const FrameHeader& header) {
+  TANDEM_ASSIGN_OR_RETURN(const std::string name, ReceiveControl(connection_.get(), header,
+                                                                 context_->options->auth_timeout));
+  if (bound_.transport != nullptr && bound_.transport->name() == name) {
+    return absl::OkStatus();  // repeated
+  }
+  if (authenticated_) return InvalidArgument("SELECT after a transfer was opened");
+  const auto offered = [&](const PendingOffer& o) { return o.transport->name() == name; };
+  const auto it = std::find_if(offers_.begin(), offers_.end(), offered);
+  absl::Status outcome;
+  if (it == offers_.end()) {
+    outcome = FailedPrecondition("transport {} was not offered", name);
+  } else if (absl::StatusOr<std::shared_ptr<KvReader>> reader =
+                 it->offer->Accept(connection_.get());
+             reader.ok()) {
+    bound_ = {connection_, *std::move(reader), it->transport};
+    offers_.erase(it);
+    spdlog::info("kv connection from {} ({}) over {}", peer_worker_, connection_->peer(), name);
+  } else {
+    outcome = reader.status();
+    spdlog::warn("kv transport {} with {}: {}", name, peer_worker_, std::string(outcome.message()));
+  }
+  return SendStatus(connection_.get(), FrameType::kSelected, {}, outcome, kReplyTimeout);
+}
+
+absl::Status ReceiverLink::HandleFrame(const FrameHeader& header) {
   switch (header.type) {
     case FrameType::kProbe:
     case FrameType::kProbeEnd:
       return HandleProbe(header);
+    case FrameType::kSelect:
+      return HandleSelect(header);
     case FrameType::kOpen:
       return HandleOpen(header);
     case FrameType::kData:
@@ -116,19 +166,18 @@ absl::Status ReceiverConnection::HandleFrame(const FrameHeader& header) {
   }
 }
 
-absl::Status ReceiverConnection::HandleProbe(const FrameHeader& header) {
+absl::Status ReceiverLink::HandleProbe(const FrameHeader& header) {
   if (header.type == FrameType::kProbeEnd) {
     FrameHeader reply;
     reply.type = FrameType::kProbeAck;
     return SendControl(connection_.get(), reply, "", kReplyTimeout);
   }
   probed_bytes_ += header.payload_bytes;
-  // Twice the protocol's burst: a repeated frame is harmless, an endless probe is not.
-  if (probed_bytes_ > 2 * kProbeBurstBytes) return InvalidArgument("link probe is too long");
+  if (probed_bytes_ > kMaxProbedBytes) return InvalidArgument("link probe is too long");
   return Discard(header.payload_bytes);
 }
 
-absl::Status ReceiverConnection::Discard(size_t bytes) {
+absl::Status ReceiverLink::Discard(size_t bytes) {
   while (bytes > 0) {
     const size_t n = std::min(bytes, scratch_.size());
     TANDEM_RETURN_IF_ERROR(ReceiveAll(connection_.get(), MutableBytes(scratch_).first(n),
@@ -138,22 +187,28 @@ absl::Status ReceiverConnection::Discard(size_t bytes) {
   return absl::OkStatus();
 }
 
-absl::Status ReceiverConnection::AnswerAbort(const TransferKey& key, const absl::Status& why) {
+absl::Status ReceiverLink::DiscardData(const FrameHeader& header) {
+  ++context_->counters->late_frames;
+  return bound_.reader->Receive(header, std::make_shared<UnwantedReception>(header));
+}
+
+absl::Status ReceiverLink::AnswerAbort(const TransferKey& key, const absl::Status& why) {
   return SendStatus(connection_.get(), FrameType::kAbort, key, why, kReplyTimeout);
 }
 
-absl::Status ReceiverConnection::RequireAuthenticated(const FrameHeader& header) {
+absl::Status ReceiverLink::RequireAuthenticated(const FrameHeader& header) {
   if (authenticated_) return absl::OkStatus();
   ++context_->counters->auth_failures;
   return absl::UnauthenticatedError(fmt::format("{} before any token", FrameTypeName(header.type)));
 }
 
-absl::Status ReceiverConnection::HandleOpen(const FrameHeader& header) {
+absl::Status ReceiverLink::HandleOpen(const FrameHeader& header) {
   if (header.payload_bytes != kKvTokenBytes) {
     return InvalidArgument("OPEN with a token of {} bytes", header.payload_bytes);
   }
   TANDEM_ASSIGN_OR_RETURN(const std::string token, ReceiveControl(connection_.get(), header,
                                                                   context_->options->auth_timeout));
+  if (bound_.reader == nullptr) return InvalidArgument("OPEN before a transport was selected");
   const TransferKey key = KeyOf(header);
   const std::shared_ptr<IncomingTransfer> transfer = context_->table->Find(key);
   if (transfer == nullptr) {
@@ -164,35 +219,39 @@ absl::Status ReceiverConnection::HandleOpen(const FrameHeader& header) {
     return absl::UnauthenticatedError(fmt::format("wrong token for transfer {}", key.ToString()));
   }
   authenticated_ = true;
-  const absl::Status opened = transfer->Open(connection_, header.ordinal_count);
+  const absl::StatusOr<std::string> grant = transfer->Open(bound_, header.ordinal_count);
   ForgetQuietTransfers();
   opened_.emplace(key, transfer);
-  on_change_();
-  return opened.ok() ? absl::OkStatus() : AnswerAbort(key, opened);
+  if (!grant.ok()) return AnswerAbort(key, grant.status());
+  if (!bound_.transport->capabilities().one_sided) return absl::OkStatus();
+  FrameHeader reply;
+  reply.type = FrameType::kOpened;
+  reply.id = key.id;
+  reply.epoch = key.epoch;
+  return SendControl(connection_.get(), reply, *grant, kReplyTimeout);
 }
 
-void ReceiverConnection::ForgetQuietTransfers() {
+void ReceiverLink::ForgetQuietTransfers() {
   if (opened_.size() < forget_at_) return;
   absl::erase_if(opened_, [](const auto& entry) { return entry.second->quiet(); });
   forget_at_ = 2 * opened_.size() + 64;
 }
 
-absl::Status ReceiverConnection::HandleData(const FrameHeader& header) {
+absl::Status ReceiverLink::HandleData(const FrameHeader& header) {
   TANDEM_RETURN_IF_ERROR(RequireAuthenticated(header));
   const TransferKey key = KeyOf(header);
   const std::shared_ptr<IncomingTransfer> transfer = context_->table->Find(key);
   if (transfer == nullptr) {
-    ++context_->counters->late_frames;
-    TANDEM_RETURN_IF_ERROR(Discard(header.payload_bytes));
+    TANDEM_RETURN_IF_ERROR(DiscardData(header));
     return AnswerAbort(key, NotFound("the receiver does not expect this transfer"));
   }
   TANDEM_ASSIGN_OR_RETURN(const IncomingTransfer::Receipt receipt,
-                          transfer->ReceiveData(connection_.get(), header, MutableBytes(scratch_)));
+                          transfer->ReceiveData(bound_, header));
   if (receipt == IncomingTransfer::Receipt::kTaken) return absl::OkStatus();
   return AnswerAbort(key, Cancelled("transfer is not open at the receiver"));
 }
 
-absl::Status ReceiverConnection::HandleFinish(const FrameHeader& header) {
+absl::Status ReceiverLink::HandleFinish(const FrameHeader& header) {
   TANDEM_RETURN_IF_ERROR(RequireAuthenticated(header));
   const TransferKey key = KeyOf(header);
   const std::shared_ptr<IncomingTransfer> transfer = context_->table->Find(key);
@@ -210,14 +269,16 @@ absl::Status ReceiverConnection::HandleFinish(const FrameHeader& header) {
                           ReceiveControl(connection_.get(), header, context_->options->io_timeout));
   std::vector<uint64_t> digests(transfer->blocks().size());
   if (!payload.empty()) std::memcpy(digests.data(), payload.data(), payload.size());
+  const HeadRange heads = {static_cast<int>(header.head_begin),
+                           static_cast<int>(header.head_count)};
   TANDEM_ASSIGN_OR_RETURN(const IncomingTransfer::Receipt receipt,
-                          transfer->Finish(connection_.get(), std::move(digests)));
+                          transfer->Finish(connection_.get(), heads, std::move(digests)));
   on_change_();
   if (receipt == IncomingTransfer::Receipt::kTaken) return absl::OkStatus();
   return AnswerAbort(key, Cancelled("transfer is not open at the receiver"));
 }
 
-absl::Status ReceiverConnection::HandleQuiet(const FrameHeader& header) {
+absl::Status ReceiverLink::HandleQuiet(const FrameHeader& header) {
   TANDEM_RETURN_IF_ERROR(RequireAuthenticated(header));
   TANDEM_ASSIGN_OR_RETURN(const std::string message,
                           ReceiveControl(connection_.get(), header, context_->options->io_timeout));

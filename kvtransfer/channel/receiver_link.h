@@ -1,9 +1,11 @@
-// The receiving end of one channel: handshake, link probe, then frames until the connection ends.
+// The receiving end of one connection: handshake, choice of the transport, link probe, then frames
+// until the connection ends.
 #pragma once
 
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,18 +15,20 @@
 
 #include "kvtransfer/channel/hello.h"
 #include "kvtransfer/channel/incoming_transfer.h"
+#include "kvtransfer/channel/registered_transport.h"
 #include "kvtransfer/channel/transfer_table.h"
 #include "kvtransfer/transport/kv_transport.h"
 
 namespace tandem::kvtransfer {
 
 // Run() belongs to one thread; the other methods may be called from any.
-class ReceiverConnection {
+class ReceiverLink {
  public:
   // `on_change` is called, on Run()'s thread, when a transfer got a new deadline. Not owned:
-  // `context` and `here`.
-  ReceiverConnection(std::shared_ptr<KvConnection> connection, const ReceiverContext* context,
-                     const Hello* here, std::function<void()> on_change);
+  // `context`, `here` (without transports) and `transports`.
+  ReceiverLink(std::shared_ptr<KvConnection> connection, const ReceiverContext* context,
+               const Hello* here, std::span<const RegisteredTransport> transports,
+               std::function<void()> on_change);
 
   // Serves the connection until it ends; then every transfer opened on it has ended too.
   void Run();
@@ -34,23 +38,34 @@ class ReceiverConnection {
  private:
   absl::Status Serve();
   absl::Status Handshake();
+  // What this end offers to a peer that names `wanted`; keeps the offers.
+  std::vector<TransportOffer> MakeOffers(const std::vector<TransportOffer>& wanted);
   absl::Status HandleFrame(const FrameHeader& header);
+  absl::Status HandleSelect(const FrameHeader& header);
   absl::Status HandleOpen(const FrameHeader& header);
   absl::Status HandleData(const FrameHeader& header);
   absl::Status HandleFinish(const FrameHeader& header);
   absl::Status HandleQuiet(const FrameHeader& header);
   absl::Status HandleProbe(const FrameHeader& header);
-  // Takes and forgets a payload.
+  // Takes and forgets a payload that follows its header.
   absl::Status Discard(size_t bytes);
+  // The same for DATA, whose payload is the transport's affair.
+  absl::Status DiscardData(const FrameHeader& header);
   absl::Status AnswerAbort(const TransferKey& key, const absl::Status& why);
   // The time left to present a token; forever once one was right.
   absl::Duration Patience() const;
   absl::Status RequireAuthenticated(const FrameHeader& header);
   void ForgetQuietTransfers();
 
+  struct PendingOffer {
+    KvTransport* transport;
+    std::unique_ptr<KvOffer> offer;
+  };
+
   const std::shared_ptr<KvConnection> connection_;
   const ReceiverContext* const context_;
   const Hello* const here_;
+  const std::span<const RegisteredTransport> transports_;
   const std::function<void()> on_change_;
   const absl::Time accepted_;
   std::atomic<bool> finished_{false};
@@ -58,6 +73,8 @@ class ReceiverConnection {
   // Of Run()'s thread.
   std::vector<std::byte> scratch_;
   std::string peer_worker_;
+  std::vector<PendingOffer> offers_;
+  BoundConnection bound_;  // no reader before a transport was selected
   bool authenticated_ = false;
   size_t probed_bytes_ = 0;
   absl::flat_hash_map<TransferKey, std::shared_ptr<IncomingTransfer>> opened_;

@@ -1,4 +1,4 @@
-#include "kvtransfer/transport/faulty_transport.h"
+#include "kvtransfer/transport/faulty_network.h"
 
 #include <optional>
 #include <vector>
@@ -40,7 +40,7 @@ class FaultyConnection : public KvConnection {
   FaultyConnection(std::unique_ptr<KvConnection> inner, Director* director)
       : inner_(std::move(inner)), director_(director) {}
 
-  absl::Status Send(const FrameHeader& header, std::span<const KvPiece> payload,
+  absl::Status Send(const FrameHeader& header, std::span<const ConstBytes> payload,
                     absl::Duration timeout) override {
     absl::MutexLock lock(&mutex_);
     const Fault fault = director_->Next(header);
@@ -63,24 +63,28 @@ class FaultyConnection : public KvConnection {
   absl::Status WaitReadable(absl::Duration timeout) override {
     return inner_->WaitReadable(timeout);
   }
+  absl::Status WaitReadableOrInterrupt(absl::Duration timeout) override {
+    return inner_->WaitReadableOrInterrupt(timeout);
+  }
+  void Interrupt() override { inner_->Interrupt(); }
   void Shutdown() override { inner_->Shutdown(); }
   const std::string& peer() const override { return inner_->peer(); }
 
  private:
-  static HeldFrame Copy(const FrameHeader& header, std::span<const KvPiece> payload) {
+  static HeldFrame Copy(const FrameHeader& header, std::span<const ConstBytes> payload) {
     HeldFrame out{header, {}};
-    for (const KvPiece& piece : payload) {
-      out.payload.insert(out.payload.end(), piece.source, piece.source + piece.bytes);
+    for (const ConstBytes part : payload) {
+      out.payload.insert(out.payload.end(), part.begin(), part.end());
     }
     return out;
   }
 
   absl::Status SendHeld(const HeldFrame& frame, absl::Duration timeout) {
-    const KvPiece piece = {frame.payload.data(), frame.payload.size(), 0};
-    return inner_->Send(frame.header, {&piece, frame.payload.empty() ? 0u : 1u}, timeout);
+    const ConstBytes part = frame.payload;
+    return inner_->Send(frame.header, {&part, part.empty() ? 0u : 1u}, timeout);
   }
 
-  absl::Status SendWith(Fault fault, const FrameHeader& header, std::span<const KvPiece> payload,
+  absl::Status SendWith(Fault fault, const FrameHeader& header, std::span<const ConstBytes> payload,
                         absl::Duration timeout) {
     switch (fault) {
       case Fault::kDrop:
@@ -144,11 +148,10 @@ class FaultyListener : public KvListener {
   Director* const director_;
 };
 
-class FaultyKvTransport : public KvTransport {
+class FaultyKvNetwork : public KvNetwork {
  public:
-  FaultyKvTransport(KvTransport* inner, FaultScript script)
+  FaultyKvNetwork(KvNetwork* inner, FaultScript script)
       : inner_(inner), director_(std::move(script)) {}
-  const std::string& name() const override { return inner_->name(); }
   absl::StatusOr<std::unique_ptr<KvListener>> Listen(const std::string& host, int port) override {
     TANDEM_ASSIGN_OR_RETURN(auto listener, inner_->Listen(host, port));
     return std::make_unique<FaultyListener>(std::move(listener), &director_);
@@ -160,14 +163,14 @@ class FaultyKvTransport : public KvTransport {
   }
 
  private:
-  KvTransport* const inner_;
+  KvNetwork* const inner_;
   Director director_;
 };
 
 }  // namespace
 
-std::unique_ptr<KvTransport> MakeFaultyTransport(KvTransport* inner, FaultScript script) {
-  return std::make_unique<FaultyKvTransport>(inner, std::move(script));
+std::unique_ptr<KvNetwork> MakeFaultyNetwork(KvNetwork* inner, FaultScript script) {
+  return std::make_unique<FaultyKvNetwork>(inner, std::move(script));
 }
 
 }  // namespace tandem::kvtransfer

@@ -1,0 +1,29 @@
+#include "kvtransfer/channel/registered_transport.h"
+
+#include "spdlog/spdlog.h"
+
+#include "common/base/status.h"
+
+namespace tandem::kvtransfer {
+
+absl::StatusOr<std::vector<RegisteredTransport>> RegisterTransports(const std::string& text,
+                                                                    const KvStore* store,
+                                                                    const LinkTimeouts& timeouts) {
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<KvTransport*> chosen, ParseTransports(text));
+  std::vector<RegisteredTransport> registered;
+  absl::Status last;
+  for (KvTransport* transport : chosen) {
+    auto registration = transport->Register(store, timeouts);
+    if (!registration.ok()) {
+      last = registration.status();
+      spdlog::warn("kv transport {} cannot be used here: {}", transport->name(),
+                   std::string(last.message()));
+      continue;
+    }
+    registered.push_back({transport, *std::move(registration)});
+  }
+  if (registered.empty()) return last;
+  return registered;
+}
+
+}  // namespace tandem::kvtransfer

@@ -1,0 +1,67 @@
+// KvStore: a KV pool as the rest of kvtransfer may use it. It alone knows where the pool lies, and
+// nothing else in kvtransfer touches the pool's memory: everything is offsets, blocks and pages.
+//
+// Offsets are bytes from the pool's base, as in KvPoolShape and CopyPiece; callers keep them within
+// shape().TotalBytes(). Who may touch which blocks when is the channel's affair.
+//
+// Thread-safe: a store has no state of its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+#include "common/base/kv_layout.h"
+#include "kvtransfer/plan/copy_plan.h"
+
+namespace tandem::kvtransfer {
+
+// A pool that another process of this host can map: `bytes` of the shared memory behind `fd`, which
+// stays the pool's.
+struct ExportedPool {
+  int fd = -1;
+  uint64_t bytes = 0;
+};
+
+class KvStore {
+ public:
+  virtual ~KvStore() = default;
+
+  virtual const KvPoolShape& shape() const = 0;
+  virtual KvMemoryKind kind() const = 0;
+  // FAILED_PRECONDITION where the pool is not shared memory.
+  virtual absl::StatusOr<ExportedPool> Export() const = 0;
+
+  // Where the CPU (or a system call) can reach the byte at `offset`; nullptr where only the
+  // functions below can, so that a transport of host memory has to stage.
+  virtual std::byte* HostAddress(uint64_t offset) const = 0;
+  // Copies out of the pool: source_offset -> to + target_offset, for each piece.
+  virtual void Gather(std::span<const CopyPiece> pieces, std::byte* to) const = 0;
+  // Copies into the pool: from + source_offset -> target_offset, for each piece.
+  virtual void Scatter(const std::byte* from, std::span<const CopyPiece> pieces) const = 0;
+  // Copies `run` of the pool into one of shape `target` that is mapped at `to`, and digests it on
+  // the way: digests[i] ^= that of block i. Asks `go_on` before every piece of at most
+  // kMaxPieceBytes (or one page), and writes nothing more once it says no: then returns false.
+  virtual bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to,
+                       std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const = 0;
+  static constexpr size_t kMaxPieceBytes = 64 << 10;
+  // digests[i] = the digest of K and V page of head heads.begin + i of `block` of `layer`. `heads`
+  // are heads of this pool.
+  virtual void Digest(int layer, int32_t block, const HeadRange& heads,
+                      std::span<uint64_t> digests) const = 0;
+};
+
+// One digest per block of `run`, over its layers and heads, of the store's own (source) blocks.
+std::vector<uint64_t> DigestRun(const KvStore& store, const BlockRun& run);
+
+// The store over `region`, whose memory outlives it. INVALID_ARGUMENT names what is wrong with the
+// region; UNIMPLEMENTED for memory of a kind that this build cannot reach.
+absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region);
+
+}  // namespace tandem::kvtransfer

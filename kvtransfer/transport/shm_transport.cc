@@ -1,0 +1,204 @@
+// The shm transport: between processes of one host and one user. The receiver passes descriptors of
+// its pool and of a control page over a Unix socket; the sender maps both and writes the pool
+// itself. A DATA frame's header goes over the connection after its bytes are in the pool.
+//
+// What makes that safe: the writer looks at its grant in the control page before every piece (at
+// most KvStore::kMaxPieceBytes, which bounds what it writes after it was revoked); and
+// the receiver takes a lost connection for the writer's end only when the writer has set
+// `detached`, or its process is gone, which a pidfd tells once no thread of it runs any more.
+#include <algorithm>
+#include <poll.h>
+
+#include "common/base/clock.h"
+#include "common/base/status.h"
+#include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/shm_control.h"
+#include "kvtransfer/transport/unix_rendezvous.h"
+
+namespace tandem::kvtransfer {
+namespace {
+
+constexpr size_t kProbeBytes = size_t{4} << 20;
+constexpr absl::Duration kPassTimeout = absl::Seconds(2);
+
+class ShmWriter : public KvWriter {
+ public:
+  ShmWriter(KvConnection* connection, const KvStore* store, const KvPoolShape& peer,
+            absl::Duration io_timeout, SharedMapping pool, SharedMapping control)
+      : connection_(connection),
+        store_(store),
+        peer_(peer),
+        io_timeout_(io_timeout),
+        pool_(std::move(pool)),
+        control_(std::move(control)) {}
+  ~ShmWriter() override { Detach(); }
+
+  absl::StatusOr<std::unique_ptr<KvPost>> Post(const FrameHeader& header, const BlockRun& run,
+                                               const std::string& grant_text) override {
+    ShmGrant grant;
+    if (!ShmGrant::Decode(grant_text, &grant)) return InvalidArgument("a malformed grant");
+    TANDEM_RETURN_IF_ERROR(CheckRun(store_->shape(), peer_, run));
+    const std::atomic<uint64_t>& slot = page()->grants[grant.slot];
+    const auto granted = [&] { return slot.load(std::memory_order_seq_cst) == grant.generation; };
+    std::vector<uint64_t> digests(run.source_blocks.size(), 0);
+    if (!store_->CopyRun(run, peer_, pool_.data(), digests, granted)) {
+      return CompletedPost(Cancelled("revoked by the receiver"), std::move(digests));
+    }
+    TANDEM_RETURN_IF_ERROR(connection_->Send(header, {}, io_timeout_));
+    return CompletedPost(absl::OkStatus(), std::move(digests));
+  }
+
+  absl::StatusOr<double> Probe() override {
+    const std::vector<std::byte> zeros(kShmScratchBytes);
+    std::byte* scratch = control_.data() + kShmControlBytes;
+    std::copy(zeros.begin(), zeros.end(), scratch);  // has the pages mapped
+    const absl::Time start = Clock::Real()->Now();
+    for (size_t sent = 0; sent < kProbeBytes; sent += zeros.size()) {
+      std::copy(zeros.begin(), zeros.end(), scratch);
+    }
+    const absl::Duration elapsed = std::max(Clock::Real()->Now() - start, absl::Microseconds(1));
+    return static_cast<double>(kProbeBytes) / absl::ToDoubleSeconds(elapsed);
+  }
+
+  void Detach() override {
+    pool_ = SharedMapping();
+    if (control_.data() == nullptr) return;
+    page()->detached.store(1, std::memory_order_release);
+    control_ = SharedMapping();
+  }
+
+ private:
+  ShmControlPage* page() const { return reinterpret_cast<ShmControlPage*>(control_.data()); }
+
+  KvConnection* const connection_;
+  const KvStore* const store_;
+  const KvPoolShape peer_;
+  const absl::Duration io_timeout_;
+  SharedMapping pool_;
+  SharedMapping control_;
+};
+
+class ShmReader : public KvReader {
+ public:
+  ShmReader(RendezvousPeer peer, std::unique_ptr<ShmControl> control)
+      : peer_(std::move(peer)), control_(std::move(control)) {}
+
+  absl::Status Receive(const FrameHeader& /*header*/,
+                       std::shared_ptr<Reception> reception) override {
+    reception->Done();  // its bytes were in the pool before the header was sent
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::string> Grant() override {
+    TANDEM_ASSIGN_OR_RETURN(const ShmGrant grant, control_->Grant());
+    return grant.Encode();
+  }
+  void Revoke(const std::string& grant) override {
+    if (ShmGrant decoded; ShmGrant::Decode(grant, &decoded)) control_->Revoke(decoded);
+  }
+  void Release(const std::string& grant) override {
+    if (ShmGrant decoded; ShmGrant::Decode(grant, &decoded)) control_->Release(decoded);
+  }
+
+  bool WriterGone() override {
+    if (control_->detached()) return true;
+    pollfd entry = {peer_.process.get(), POLLIN, 0};
+    return poll(&entry, 1, 0) > 0;
+  }
+
+ private:
+  const RendezvousPeer peer_;
+  const std::unique_ptr<ShmControl> control_;
+};
+
+class ShmOffer : public KvOffer {
+ public:
+  ShmOffer(const ExportedPool& pool, RendezvousListener listener)
+      : pool_(pool), listener_(std::move(listener)), advert_(BootId() + " " + listener_.name) {}
+
+  const std::string& advert() const override { return advert_; }
+
+  absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* /*connection*/) override {
+    TANDEM_ASSIGN_OR_RETURN(RendezvousPeer peer, AcceptPeer(listener_));
+    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<ShmControl> control, ShmControl::Create());
+    TANDEM_RETURN_IF_ERROR(SendPool(
+        peer.fd.get(), {ShmControlPage::kVersion, pool_.bytes, {pool_.fd, control->fd()}}));
+    return std::make_shared<ShmReader>(std::move(peer), std::move(control));
+  }
+
+ private:
+  const ExportedPool pool_;
+  const RendezvousListener listener_;
+  const std::string advert_;
+};
+
+class ShmRegistration : public KvRegistration {
+ public:
+  ShmRegistration(const KvStore* store, const LinkTimeouts& timeouts)
+      : store_(store), timeouts_(timeouts) {}
+
+  absl::StatusOr<std::unique_ptr<KvOffer>> Offer() override {
+    if (BootId().empty()) return FailedPrecondition("the host's boot id cannot be read");
+    TANDEM_ASSIGN_OR_RETURN(const ExportedPool pool, store_->Export());
+    TANDEM_ASSIGN_OR_RETURN(RendezvousListener listener, ListenForPeer());
+    return std::make_unique<ShmOffer>(pool, std::move(listener));
+  }
+
+  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
+      KvConnection* connection, const std::string& advert, const KvPoolShape& peer,
+      absl::FunctionRef<absl::Status()> select) override {
+    const size_t space = advert.find(' ');
+    if (space == std::string::npos) return InvalidArgument("a malformed shm advert");
+    if (advert.substr(0, space) != BootId()) return Unavailable("the peer is on another host");
+    TANDEM_ASSIGN_OR_RETURN(const Fd socket, ConnectToPeer(advert.substr(space + 1)));
+    TANDEM_RETURN_IF_ERROR(select());
+    TANDEM_ASSIGN_OR_RETURN(const SharedPool shared, ReceivePool(socket.get(), kPassTimeout));
+    const Fd pool_fd(shared.fds[0]);
+    const Fd control_fd(shared.fds[1]);
+    if (shared.version != ShmControlPage::kVersion || shared.pool_bytes != peer.TotalBytes()) {
+      return FailedPrecondition("the peer shares a pool of {} bytes (version {}), expected {} ({})",
+                                shared.pool_bytes, shared.version, peer.TotalBytes(),
+                                ShmControlPage::kVersion);
+    }
+    TANDEM_ASSIGN_OR_RETURN(SharedMapping pool,
+                            SharedMapping::Map(pool_fd.get(), peer.TotalBytes()));
+    TANDEM_ASSIGN_OR_RETURN(
+        SharedMapping control,
+        SharedMapping::Map(control_fd.get(), kShmControlBytes + kShmScratchBytes));
+    return std::make_unique<ShmWriter>(connection, store_, peer, timeouts_.io, std::move(pool),
+                                       std::move(control));
+  }
+
+ private:
+  const KvStore* const store_;
+  const LinkTimeouts timeouts_;
+};
+
+class ShmKvTransport : public KvTransport {
+ public:
+  const std::string& name() const override { return name_; }
+  const KvCapabilities& capabilities() const override { return capabilities_; }
+  absl::StatusOr<std::unique_ptr<KvRegistration>> Register(const KvStore* store,
+                                                           const LinkTimeouts& timeouts) override {
+    if (store->kind() != KvMemoryKind::kHost) {
+      return FailedPrecondition("shm needs a KV pool in host memory");
+    }
+    return std::make_unique<ShmRegistration>(store, timeouts);
+  }
+
+ private:
+  const std::string name_ = "shm";
+  const KvCapabilities capabilities_ = {.one_sided = true,
+                                        .same_host = true,
+                                        .host_memory = true,
+                                        .expected_bytes_per_second = 1.0e9};
+};
+
+}  // namespace
+
+KvTransport* ShmTransport() {
+  static ShmKvTransport* transport = new ShmKvTransport;
+  return transport;
+}
+
+}  // namespace tandem::kvtransfer

@@ -1,0 +1,327 @@
+// KvNetwork over TCP: non-blocking sockets, poll() for every wait.
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+#include "common/base/clock.h"
+#include "common/base/host_port.h"
+#include "common/base/status.h"
+#include "kvtransfer/transport/kv_connection.h"
+#include "kvtransfer/transport/posix_fd.h"
+
+namespace tandem::kvtransfer {
+namespace {
+
+constexpr int kSocketBufferBytes = 4 << 20;  // the kernel caps it at net.core.{r,w}mem_max
+constexpr size_t kMaxVectors = 64;           // spans of one system call
+// Rest of a header after its first byte: sent in one piece, so only a broken peer takes long.
+constexpr absl::Duration kHeaderTimeout = absl::Seconds(5);
+// A host that vanished (no FIN, no RST) is noticed after about this long, idle or sending.
+constexpr int kKeepIdleSeconds = 5;
+constexpr int kKeepIntervalSeconds = 2;
+constexpr int kKeepCount = 3;
+constexpr unsigned kUserTimeoutMs = 11000;
+
+void SetOption(int fd, int level, int name, int value) {
+  // Tuning only: a kernel that refuses one still carries frames.
+  (void)setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+void TuneConnection(int fd) {
+  SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  SetOption(fd, SOL_SOCKET, SO_SNDBUF, kSocketBufferBytes);
+  SetOption(fd, SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
+  SetOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  SetOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepIdleSeconds);
+  SetOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
+  SetOption(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepCount);
+  const unsigned user_timeout = kUserTimeoutMs;
+  (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout, sizeof(user_timeout));
+}
+
+std::string AddressText(const sockaddr* address, socklen_t length) {
+  char host[NI_MAXHOST];
+  char port[NI_MAXSERV];
+  if (getnameinfo(address, length, host, sizeof(host), port, sizeof(port),
+                  NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+    return "?";
+  }
+  const bool v6 = std::strchr(host, ':') != nullptr;
+  return fmt::format("{}{}{}:{}", v6 ? "[" : "", host, v6 ? "]" : "", port);
+}
+
+struct AddrinfoFree {
+  void operator()(addrinfo* list) const { freeaddrinfo(list); }
+};
+using AddrinfoPtr = std::unique_ptr<addrinfo, AddrinfoFree>;
+
+absl::StatusOr<AddrinfoPtr> Resolve(const std::string& host, int port, bool passive) {
+  addrinfo hints = {};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
+  addrinfo* list = nullptr;
+  const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list);
+  if (error != 0) return InvalidArgument("cannot resolve {}: {}", host, gai_strerror(error));
+  return AddrinfoPtr(list);
+}
+
+class TcpConnection : public KvConnection {
+ public:
+  TcpConnection(Fd fd, std::string peer)
+      : fd_(std::move(fd)),
+        interrupt_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+        peer_(std::move(peer)) {
+    TuneConnection(fd_.get());
+  }
+
+  absl::Status Send(const FrameHeader& header, std::span<const ConstBytes> payload,
+                    absl::Duration timeout) override {
+    const EncodedHeader encoded = EncodeHeader(header);
+    absl::MutexLock lock(&send_mutex_);
+    if (send_failed_) return Unavailable("connection to {} is closed", peer_);
+    absl::Status status = SendAll(encoded, payload, timeout);
+    if (!status.ok()) {
+      // Part of the frame may be out: nothing that follows would be understood.
+      send_failed_ = true;
+      Shutdown();
+    }
+    return status;
+  }
+
+  absl::StatusOr<FrameHeader> ReceiveHeader(absl::Duration timeout) override {
+    std::array<std::byte, kFrameHeaderBytes> bytes;
+    size_t have = 0;
+    while (have < bytes.size()) {
+      const MutableBytes rest(bytes.data() + have, bytes.size() - have);
+      TANDEM_ASSIGN_OR_RETURN(const size_t n, ReceiveSome({&rest, 1}));
+      have += n;
+      if (n > 0) continue;
+      absl::Status status = WaitReadable(have == 0 ? timeout : kHeaderTimeout);
+      if (status.ok()) continue;
+      if (have == 0) return status;
+      Shutdown();
+      return Unavailable("{} stopped inside a frame header", peer_);
+    }
+    return DecodeHeader(bytes);
+  }
+
+  absl::StatusOr<size_t> ReceiveSome(std::span<const MutableBytes> into) override {
+    iovec vectors[kMaxVectors];
+    const size_t count = std::min(into.size(), kMaxVectors);
+    for (size_t i = 0; i < count; ++i) vectors[i] = {into[i].data(), into[i].size()};
+    msghdr message = {};
+    message.msg_iov = vectors;
+    message.msg_iovlen = count;
+    while (true) {
+      const ssize_t n = recvmsg(fd_.get(), &message, MSG_DONTWAIT);
+      if (n > 0) return static_cast<size_t>(n);
+      if (n == 0) return Unavailable("{} closed the connection", peer_);
+      if (errno == EAGAIN || errno == EWOULDBLOCK) return size_t{0};
+      if (errno != EINTR) return Unavailable("receiving from {}: {}", peer_, ErrnoText(errno));
+    }
+  }
+
+  absl::Status WaitReadable(absl::Duration timeout) override {
+    return Poll(fd_.get(), POLLIN, timeout);
+  }
+
+  absl::Status WaitReadableOrInterrupt(absl::Duration timeout) override {
+    pollfd entries[2] = {{fd_.get(), POLLIN, 0}, {interrupt_.get(), POLLIN, 0}};
+    absl::Status status = Poll(entries, timeout);
+    uint64_t count = 0;
+    if (entries[1].revents != 0) (void)!read(interrupt_.get(), &count, sizeof(count));
+    return status;
+  }
+
+  void Interrupt() override {
+    const uint64_t one = 1;
+    (void)!write(interrupt_.get(), &one, sizeof(one));
+  }
+
+  void Shutdown() override { (void)shutdown(fd_.get(), SHUT_RDWR); }
+  const std::string& peer() const override { return peer_; }
+
+ private:
+  absl::Status SendAll(const EncodedHeader& header, std::span<const ConstBytes> payload,
+                       absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
+    // Part -1 is the header; `skip` bytes of the current part are out already.
+    ptrdiff_t part = -1;
+    size_t skip = 0;
+    const auto end = static_cast<ptrdiff_t>(payload.size());
+    while (part < end) {
+      iovec vectors[kMaxVectors];
+      size_t count = 0;
+      for (ptrdiff_t i = part; i < end && count < kMaxVectors; ++i) {
+        const std::byte* data = i < 0 ? header.data() : payload[static_cast<size_t>(i)].data();
+        const size_t size = i < 0 ? header.size() : payload[static_cast<size_t>(i)].size();
+        const size_t done = i == part ? skip : 0;
+        vectors[count++] = {const_cast<std::byte*>(data) + done, size - done};
+      }
+      msghdr message = {};
+      message.msg_iov = vectors;
+      message.msg_iovlen = count;
+      const ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (n < 0) {
+        if (errno == EINTR) continue;
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+          return Unavailable("sending to {}: {}", peer_, ErrnoText(errno));
+        }
+        if (!Poll(fd_.get(), POLLOUT, timeout).ok()) {
+          return Unavailable("{} took nothing for {}", peer_, absl::FormatDuration(timeout));
+        }
+        continue;
+      }
+      auto sent = static_cast<size_t>(n);
+      for (size_t i = 0; i < count; ++i) {
+        if (sent < vectors[i].iov_len) {
+          skip = (i == 0 ? skip : 0) + sent;
+          break;
+        }
+        sent -= vectors[i].iov_len;
+        ++part;
+        if (i + 1 == count) skip = 0;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  const Fd fd_;
+  const Fd interrupt_;  // an eventfd
+  const std::string peer_;
+  absl::Mutex send_mutex_;
+  bool send_failed_ ABSL_GUARDED_BY(send_mutex_) = false;
+};
+
+class TcpListener : public KvListener {
+ public:
+  TcpListener(Fd fd, std::string address) : fd_(std::move(fd)), address_(std::move(address)) {}
+
+  const std::string& address() const override { return address_; }
+
+  absl::StatusOr<std::unique_ptr<KvConnection>> Accept(absl::Duration timeout) override {
+    const absl::Time deadline = Clock::Real()->Now() + timeout;
+    while (true) {
+      sockaddr_storage peer = {};
+      socklen_t length = sizeof(peer);
+      auto* address = reinterpret_cast<sockaddr*>(&peer);
+      const int fd = accept4(fd_.get(), address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+      if (fd >= 0) {
+        return std::make_unique<TcpConnection>(Fd(fd), AddressText(address, length));
+      }
+      switch (errno) {
+        case EAGAIN:
+          TANDEM_RETURN_IF_ERROR(Poll(fd_.get(), POLLIN, deadline - Clock::Real()->Now()));
+          continue;
+        case EMFILE:
+        case ENFILE:
+        case ENOBUFS:
+        case ENOMEM:
+          return ResourceExhausted("accept: {}", ErrnoText(errno));
+        case EINVAL:  // after Shutdown()
+        case EBADF:
+          return Unavailable("listener {} is closed", address_);
+        default:
+          continue;  // the peer gave up between its SYN and our accept
+      }
+    }
+  }
+
+  void Shutdown() override { (void)shutdown(fd_.get(), SHUT_RDWR); }
+
+ private:
+  const Fd fd_;
+  const std::string address_;
+};
+
+class TcpKvNetwork : public KvNetwork {
+ public:
+  absl::StatusOr<std::unique_ptr<KvListener>> Listen(const std::string& host, int port) override {
+    TANDEM_ASSIGN_OR_RETURN(const AddrinfoPtr list, Resolve(host, port, /*passive=*/true));
+    Fd fd(socket(list->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (fd.get() < 0) return ResourceExhausted("socket: {}", ErrnoText(errno));
+    SetOption(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1);
+    // Before listen(), so that the window scale of accepted connections fits the buffer.
+    SetOption(fd.get(), SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
+    if (bind(fd.get(), list->ai_addr, list->ai_addrlen) != 0) {
+      return Unavailable("cannot listen for KV on {}:{}: {}", host, port, ErrnoText(errno));
+    }
+    if (listen(fd.get(), SOMAXCONN) != 0) {
+      return Unavailable("cannot listen for KV on {}:{}: {}", host, port, ErrnoText(errno));
+    }
+    sockaddr_storage bound = {};
+    socklen_t length = sizeof(bound);
+    auto* address = reinterpret_cast<sockaddr*>(&bound);
+    if (getsockname(fd.get(), address, &length) != 0) {
+      return Internal("getsockname: {}", ErrnoText(errno));
+    }
+    return std::make_unique<TcpListener>(std::move(fd), AddressText(address, length));
+  }
+
+  absl::StatusOr<std::unique_ptr<KvConnection>> Dial(const std::string& address,
+                                                     absl::Duration timeout) override {
+    TANDEM_ASSIGN_OR_RETURN(const HostPort target, ParseHostPort(address));
+    TANDEM_ASSIGN_OR_RETURN(const AddrinfoPtr list,
+                            Resolve(target.host, target.port, /*passive=*/false));
+    const absl::Time deadline = Clock::Real()->Now() + timeout;
+    absl::Status last = Unavailable("{} has no address", address);
+    for (const addrinfo* entry = list.get(); entry != nullptr; entry = entry->ai_next) {
+      Fd fd(socket(entry->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      if (fd.get() < 0) {
+        last = ResourceExhausted("socket: {}", ErrnoText(errno));
+        continue;
+      }
+      // Before connect(), for the same reason as in Listen.
+      SetOption(fd.get(), SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
+      last = Connect(fd.get(), *entry, address, deadline - Clock::Real()->Now());
+      if (last.ok()) return std::make_unique<TcpConnection>(std::move(fd), address);
+    }
+    return last;
+  }
+
+ private:
+  static absl::Status Connect(int fd, const addrinfo& entry, const std::string& address,
+                              absl::Duration timeout) {
+    if (connect(fd, entry.ai_addr, entry.ai_addrlen) == 0) return absl::OkStatus();
+    if (errno != EINPROGRESS) return Unavailable("connecting to {}: {}", address, ErrnoText(errno));
+    if (!Poll(fd, POLLOUT, timeout).ok()) {
+      return DeadlineExceeded("{} did not accept a connection in time", address);
+    }
+    int error = 0;
+    socklen_t length = sizeof(error);
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
+    if (error != 0) return Unavailable("connecting to {}: {}", address, ErrnoText(error));
+    return absl::OkStatus();
+  }
+};
+
+}  // namespace
+
+absl::Status ReceiveAll(KvConnection* connection, MutableBytes into, absl::Duration timeout) {
+  while (!into.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(const size_t n, connection->ReceiveSome({&into, 1}));
+    into = into.subspan(n);
+    if (n == 0) TANDEM_RETURN_IF_ERROR(connection->WaitReadable(timeout));
+  }
+  return absl::OkStatus();
+}
+
+KvNetwork* TcpNetwork() {
+  static TcpKvNetwork* network = new TcpKvNetwork;
+  return network;
+}
+
+}  // namespace tandem::kvtransfer
