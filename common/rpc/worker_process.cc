@@ -53,7 +53,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   SignalWaiter signals;
   WorkerProcessOptions& options = *parts.options;
   const auto fail = [&](int code, const absl::Status& status) {
-    fmt::print(stderr, "{}: {}\n", parts.flags->program(), std::string(status.message()));
+    fmt::print(stderr, "{}: {}\n", parts.flags->program(), MessageOf(status));
     return code;
   };
   if (const char* secret = std::getenv("TANDEM_CLUSTER_SECRET")) options.cluster_secret = secret;

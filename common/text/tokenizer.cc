@@ -89,9 +89,8 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(
   TANDEM_ASSIGN_OR_RETURN(const std::string json, ReadFile(tokenizer_json_path, kMaxFileBytes));
   auto tokenizer = Parse(json);
   if (!tokenizer.ok()) {
-    return absl::Status(
-        tokenizer.status().code(),
-        fmt::format("{}: {}", tokenizer_json_path, std::string(tokenizer.status().message())));
+    return absl::Status(tokenizer.status().code(),
+                        fmt::format("{}: {}", tokenizer_json_path, MessageOf(tokenizer.status())));
   }
   return tokenizer;
 }
@@ -103,7 +102,7 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Parse(std::string_vi
     auto split = SplitPattern::Compile(file.split_regexes[i]);
     if (!split.ok()) {
       return InvalidArgument("tokenizer.json: pre_tokenizer.pretokenizers[{}].pattern.Regex: {}", i,
-                             std::string(split.status().message()));
+                             MessageOf(split.status()));
     }
     splits.push_back(*std::move(split));
   }

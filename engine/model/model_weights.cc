@@ -255,7 +255,7 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
   TensorSource source(weights.checkpoint.get(), options.seed, &threads);
   const absl::Status status = LoadAll(config, options, &source, device, ops, &weights);
   if (!status.ok()) {
-    return InvalidArgument("{}: {}", options.model_dir, std::string(status.message()));
+    return InvalidArgument("{}: {}", options.model_dir, MessageOf(status));
   }
   return weights;
 }

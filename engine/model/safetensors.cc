@@ -164,7 +164,7 @@ absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> fil
     absl::StatusOr<SafetensorsEntry> entry = ParseEntry(value, data_bytes);
     if (!entry.ok()) {
       return InvalidArgument("{}: tensor \"{}\": {}", origin, Printable(name),
-                             std::string(entry.status().message()));
+                             MessageOf(entry.status()));
     }
     index.emplace(name, *std::move(entry));
   }
