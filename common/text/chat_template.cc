@@ -149,7 +149,7 @@ absl::StatusOr<ChatTemplate> ChatTemplate::FromJinja(std::string_view source,
   absl::StatusOr<jinja::Template> parsed = jinja::Template::Parse(source);
   if (!parsed.ok()) {
     return InvalidArgument("the model's chat_template cannot be used: {}",
-                           std::string(parsed.status().message()));
+                           MessageOf(parsed.status()));
   }
   ChatTemplate result;
   result.template_ = *std::move(parsed);
@@ -164,14 +164,14 @@ absl::StatusOr<ChatTemplate> ChatTemplate::FromTokenizerConfig(
   if (!source.has_value()) return ChatTemplate();
   auto result = FromJinja(*source, FindSpecialTokens(config));
   if (!result.ok()) {
-    return InvalidArgument("tokenizer_config.json: {}", std::string(result.status().message()));
+    return InvalidArgument("tokenizer_config.json: {}", MessageOf(result.status()));
   }
   return result;
 }
 
 absl::StatusOr<ChatTemplate> ChatTemplate::Load(const std::string& model_dir) {
   const auto with_path = [](const std::string& path, const absl::Status& status) {
-    return absl::Status(status.code(), fmt::format("{}: {}", path, std::string(status.message())));
+    return absl::Status(status.code(), fmt::format("{}: {}", path, MessageOf(status)));
   };
   const std::string jinja = model_dir + "/chat_template.jinja";
   const std::string config = model_dir + "/tokenizer_config.json";
@@ -222,7 +222,7 @@ absl::StatusOr<std::vector<TextSegment>> ChatTemplate::Render(std::span<const Ch
   const absl::StatusOr<Text> rendered = template_->Render(variables, now);
   if (!rendered.ok()) {
     return InvalidArgument("messages: this model's chat template refuses them: {}",
-                           std::string(rendered.status().message()));
+                           MessageOf(rendered.status()));
   }
   return ToSegments(*rendered);
 }

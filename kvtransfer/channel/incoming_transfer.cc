@@ -228,7 +228,7 @@ void IncomingTransfer::SenderQuiet(const KvConnection* connection, const absl::S
     absl::MutexLock lock(&mutex_);
     if (opened_by_ != connection) return;
   }
-  Settle(Aborted("sender gave up: {}", std::string(reason.message())), KvFailure::kPeerAborted,
+  Settle(Aborted("sender gave up: {}", MessageOf(reason)), KvFailure::kPeerAborted,
          /*writer_ended=*/true);
 }
 
@@ -238,8 +238,8 @@ void IncomingTransfer::ConnectionLost(const KvConnection* connection, const absl
     if (opened_by_ != connection) return;
     lost_ = true;
   }
-  Settle(Unavailable("connection lost: {}", std::string(reason.message())),
-         KvFailure::kConnectionLost, /*writer_ended=*/false);
+  Settle(Unavailable("connection lost: {}", MessageOf(reason)), KvFailure::kConnectionLost,
+         /*writer_ended=*/false);
 }
 
 void IncomingTransfer::Close() {
@@ -272,7 +272,7 @@ void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason, boo
       if (options.on_sealed) options.on_sealed(key_.id, key_.epoch, stats);
     } else {
       context_->counters->CountFailure(reason);
-      spdlog::warn("kv transfer {} failed: {}", key_.ToString(), std::string(outcome.message()));
+      spdlog::warn("kv transfer {} failed: {}", key_.ToString(), MessageOf(outcome));
       if (options.on_failed) options.on_failed(key_.id, key_.epoch, outcome);
     }
     absl::MutexLock lock(&mutex_);

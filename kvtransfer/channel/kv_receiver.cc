@@ -106,7 +106,7 @@ class KvReceiverImpl : public KvReceiver {
       absl::MutexLock lock(&mutex_);
       if (closing_) return;
       if (!accepted.ok()) {
-        spdlog::warn("kv receiver: {}", std::string(accepted.status().message()));
+        spdlog::warn("kv receiver: {}", MessageOf(accepted.status()));
         // Out of descriptors, most likely: leave others the time to give some back.
         const auto closing = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closing_; };
         mutex_.AwaitWithTimeout(absl::Condition(&closing), absl::Milliseconds(100));

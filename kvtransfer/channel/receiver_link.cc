@@ -43,7 +43,7 @@ void ReceiverLink::Run() {
   }
   if (cut_off > 0 || !absl::IsUnavailable(end)) {
     spdlog::warn("kv connection from {} ended with {} transfers under way: {}", who, cut_off,
-                 std::string(end.message()));
+                 MessageOf(end));
   } else {
     spdlog::info("kv connection from {} ended", who);
   }
@@ -110,7 +110,7 @@ std::vector<TransportOffer> ReceiverLink::MakeOffers(const std::vector<Transport
     absl::StatusOr<std::unique_ptr<KvOffer>> offer = offered.registration->Offer();
     if (!offer.ok()) {
       spdlog::warn("kv transport {} cannot be offered to {}: {}", name, peer_worker_,
-                   std::string(offer.status().message()));
+                   MessageOf(offer.status()));
       continue;
     }
     offers.push_back({name, (*offer)->advert()});
@@ -139,7 +139,7 @@ absl::Status ReceiverLink::HandleSelect(const FrameHeader& header) {
     spdlog::info("kv connection from {} ({}) over {}", peer_worker_, connection_->peer(), name);
   } else {
     outcome = reader.status();
-    spdlog::warn("kv transport {} with {}: {}", name, peer_worker_, std::string(outcome.message()));
+    spdlog::warn("kv transport {} with {}: {}", name, peer_worker_, MessageOf(outcome));
   }
   return SendStatus(connection_.get(), FrameType::kSelected, {}, outcome, kReplyTimeout);
 }

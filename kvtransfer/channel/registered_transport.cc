@@ -16,8 +16,7 @@ absl::StatusOr<std::vector<RegisteredTransport>> RegisterTransports(const std::s
     auto registration = transport->Register(store, timeouts);
     if (!registration.ok()) {
       last = registration.status();
-      spdlog::warn("kv transport {} cannot be used here: {}", transport->name(),
-                   std::string(last.message()));
+      spdlog::warn("kv transport {} cannot be used here: {}", transport->name(), MessageOf(last));
       continue;
     }
     registered.push_back({transport, *std::move(registration)});

@@ -84,7 +84,7 @@ absl::Status SenderLink::SelectTransport(const std::string& offered) {
     last = writer.status();
     first = false;
     spdlog::warn("kv transport {} to {} does not work, trying the next: {}", name, peer_.worker_id,
-                 std::string(last.message()));
+                 MessageOf(last));
   }
   return last;
 }

@@ -251,8 +251,7 @@ void SenderPeer::Process(OpenItem item) {
   OutgoingTransfer& transfer =
       transfers_.emplace(key, OutgoingTransfer(std::move(item.target))).first->second;
   if (absl::Status status = EnsureConnected(transports); !status.ok()) {
-    spdlog::warn("kv link to {} ({}): {}", peer_.worker_id, peer_.address,
-                 std::string(status.message()));
+    spdlog::warn("kv link to {} ({}): {}", peer_.worker_id, peer_.address, MessageOf(status));
     FailAll(status, KvFailure::kConnectionLost);
     FailQueuedOpens(status, KvFailure::kConnectionLost);
     return;
@@ -456,9 +455,9 @@ void SenderPeer::LoseLink(const absl::Status& status) {
   if (queue_.stopping()) return;  // this end shut the connection; Loop() fails what is left
   spdlog::log(transfers_.empty() ? spdlog::level::info : spdlog::level::warn,
               "kv link to {} ({}) lost with {} transfers under way: {}", peer_.worker_id,
-              peer_.address, transfers_.size(), std::string(status.message()));
+              peer_.address, transfers_.size(), MessageOf(status));
   // Transfers whose OPEN is still queued go out on the next connection.
-  FailAll(Unavailable("kv link to {} lost: {}", peer_.address, std::string(status.message())),
+  FailAll(Unavailable("kv link to {} lost: {}", peer_.address, MessageOf(status)),
           KvFailure::kConnectionLost);
 }
 

@@ -34,7 +34,7 @@ void Interpreter::Fail(int line, std::string_view what) {
 template <class T>
 T Interpreter::Unwrap(int line, absl::StatusOr<T> result, T fallback) {
   if (result.ok()) return *std::move(result);
-  Fail(line, std::string(result.status().message()));
+  Fail(line, MessageOf(result.status()));
   return fallback;
 }
 
