@@ -30,7 +30,10 @@ class GenerateCall : public DecodeCall,
     context_.set_deadline(absl::ToChronoTime(request.deadline));
     stub_->async()->Generate(&context_, &message_, this);
     AddHold();
-    reading_ = true;
+    {
+      absl::MutexLock lock(&mutex_);
+      reading_ = true;
+    }
     StartRead(&event_);
     StartCall();
   }

@@ -104,7 +104,9 @@ class DeferredDevice final : public Device {
   size_t AvailableMemory() const override { return cpu_.AvailableMemory(); }
   size_t AvailableKvMemory() const override { return cpu_.AvailableKvMemory(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return cpu_.Allocate(bytes); }
-  absl::StatusOr<Buffer> AllocateKvPool(size_t bytes) override { return cpu_.AllocateKvPool(bytes); }
+  absl::StatusOr<Buffer> AllocateKvPool(size_t bytes) override {
+    return cpu_.AllocateKvPool(bytes);
+  }
   absl::StatusOr<Buffer> AllocateStaging(size_t bytes) override { return cpu_.Allocate(bytes); }
   std::unique_ptr<Stream> NewStream() override { return std::make_unique<DeferredStream>(delay_); }
   std::shared_ptr<Event> NewEvent() override { return std::make_shared<DeferredEvent>(); }

@@ -13,9 +13,9 @@
 
 namespace tandem::engine {
 
-// `delay` is called before each piece of a stream's work, on the stream's thread. Ops are the CPU's.
-// Staging buffers and device memory are distinct; host memory that a copy or an op names is read
-// when the work is done, not when it is given.
+// `delay` is called before each piece of a stream's work, on the stream's thread. Ops are the
+// CPU's. Staging buffers and device memory are distinct; host memory that a copy or an op names is
+// read when the work is done, not when it is given.
 std::unique_ptr<Backend> MakeDeferredBackend(std::function<absl::Duration()> delay);
 
 }  // namespace tandem::engine

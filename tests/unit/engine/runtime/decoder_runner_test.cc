@@ -1,5 +1,7 @@
 // A sequence's tokens do not depend on how many steps are in flight, nor on a device that works
 // behind the host's back.
+#include "engine/runtime/decoder_runner.h"
+
 #include <deque>
 #include <memory>
 #include <string>
@@ -10,7 +12,6 @@
 
 #include "common/base/status.h"
 #include "engine/runtime/backend.h"
-#include "engine/runtime/decoder_runner.h"
 #include "tests/fakes/deferred_backend.h"
 #include "tests/support/paths.h"
 
@@ -45,8 +46,8 @@ struct RunnerUnderTest {
     TANDEM_ASSIGN_OR_RETURN(
         ModelWeights weights,
         LoadModelWeights(config, {dir, false, 0, Element::kFloat32, 1}, &device, test.ops.get()));
-    TANDEM_ASSIGN_OR_RETURN(test.decoder, Decoder::Create(config, std::move(weights), limits,
-                                                          &device, test.ops.get()));
+    TANDEM_ASSIGN_OR_RETURN(
+        test.decoder, Decoder::Create(config, std::move(weights), limits, &device, test.ops.get()));
     KvRegion kv;
     kv.layout = config.LayoutFor(kBlockSize, DType::kFloat32);
     kv.num_blocks = kSequences * kBlocksEach;
@@ -64,9 +65,9 @@ struct Sequence {
   int prompt_length = 0;
   std::vector<int32_t> blocks;
   SamplingParams sampling;
-  int launched = 0;        // positions that are computed, or will be by steps in flight
-  DrawnToken last_drawn;   // by a step in flight
-  bool ended = false;      // a stop token was seen
+  int launched = 0;       // positions that are computed, or will be by steps in flight
+  DrawnToken last_drawn;  // by a step in flight
+  bool ended = false;     // a stop token was seen
   std::vector<float> logprobs;
 
   int length() const { return static_cast<int>(tokens.size()) + (last_drawn.step != 0 ? 1 : 0); }
@@ -183,8 +184,8 @@ TEST(DecoderRunnerTest, ADeviceThatWorksLaterGivesTheSameTokens) {
 
 TEST(DecoderRunnerTest, ADeviceThatLagsFarBehindGivesTheSameTokens) {
   int n = 0;
-  ExpectSameAsCpu(
-      MakeDeferredBackend([&n] { return absl::Microseconds(++n % 17 == 0 ? 500 : 0); }), 2);
+  ExpectSameAsCpu(MakeDeferredBackend([&n] { return absl::Microseconds(++n % 17 == 0 ? 500 : 0); }),
+                  2);
 }
 
 TEST(DecoderRunnerTest, LayersAreReadyOnlyWhenTheDeviceHasComputedThem) {
