@@ -25,7 +25,8 @@ void HostStore::Scatter(const std::byte* from, std::span<const CopyPiece> pieces
 }
 
 bool HostStore::CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to,
-                        std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const {
+                        CopyMode mode, std::span<uint64_t> digests,
+                        absl::FunctionRef<bool()> go_on) const {
   const size_t page = shape_.layout.PageBytes();
   size_t since_asked = kMaxPieceBytes;  // ask before the first page
   const auto copy = [&](int layer, size_t i, PageKind kind, int head) {
@@ -38,19 +39,23 @@ bool HostStore::CopyRun(const BlockRun& run, const KvPoolShape& target, std::byt
         region_.base + shape_.PageOffset(layer, run.source_blocks[i], kind, head);
     digests[i] ^= CopyAndDigestPage({from, page},
                                     to + target.PageOffset(layer, run.target_blocks[i], kind, head),
-                                    layer, kind, head);
+                                    mode, layer, kind, head);
     return true;
   };
-  for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
-    for (size_t i = 0; i < run.source_blocks.size(); ++i) {
-      for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
-        for (int head = run.heads.begin; head < run.heads.end(); ++head) {
-          if (!copy(layer, i, kind, head)) return false;
-        }
+  const auto copy_block = [&](int layer, size_t i) {
+    for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
+      for (int head = run.heads.begin; head < run.heads.end(); ++head) {
+        if (!copy(layer, i, kind, head)) return false;
       }
     }
+    return true;
+  };
+  bool whole = true;
+  for (int layer = run.layer_begin; whole && layer < run.layer_begin + run.layer_count; ++layer) {
+    for (size_t i = 0; whole && i < run.source_blocks.size(); ++i) whole = copy_block(layer, i);
   }
-  return true;
+  if (mode == CopyMode::kPastCaches) FlushCopies();
+  return whole;
 }
 
 void HostStore::Digest(int layer, int32_t block, const HeadRange& heads,

@@ -17,7 +17,7 @@ class HostStore : public KvStore {
   std::byte* HostAddress(uint64_t offset) const override { return region_.base + offset; }
   void Gather(std::span<const CopyPiece> pieces, std::byte* to) const override;
   void Scatter(const std::byte* from, std::span<const CopyPiece> pieces) const override;
-  bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to,
+  bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override;
   void Digest(int layer, int32_t block, const HeadRange& heads,
               std::span<uint64_t> digests) const override;

@@ -19,6 +19,7 @@
 
 #include "common/base/kv_layout.h"
 #include "kvtransfer/plan/copy_plan.h"
+#include "kvtransfer/store/page_digest.h"
 
 namespace tandem::kvtransfer {
 
@@ -47,8 +48,9 @@ class KvStore {
   virtual void Scatter(const std::byte* from, std::span<const CopyPiece> pieces) const = 0;
   // Copies `run` of the pool into one of shape `target` that is mapped at `to`, and digests it on
   // the way: digests[i] ^= that of block i. Asks `go_on` before every piece of at most
-  // kMaxPieceBytes (or one page), and writes nothing more once it says no: then returns false.
-  virtual bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to,
+  // kMaxPieceBytes (or one page), and writes nothing more once it says no: then returns false. The
+  // bytes can be seen by others when it returns.
+  virtual bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                        std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const = 0;
   static constexpr size_t kMaxPieceBytes = 64 << 10;
   // digests[i] = the digest of K and V page of head heads.begin + i of `block` of `layer`. `heads`

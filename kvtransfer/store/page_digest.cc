@@ -11,6 +11,7 @@
 #endif
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvtransfer/store/page_digest.cc"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
@@ -33,6 +34,10 @@ constexpr uint64_t Mix(uint64_t h) {
 
 using LaneArray = std::array<uint64_t, kLanes>;
 
+// kStream wants a target that is aligned to kStreamAlignment.
+enum class Copying { kNot, kStore, kStream };
+constexpr size_t kStreamAlignment = 64;
+
 constexpr LaneArray MakeKeys() {
   LaneArray keys = {};
   for (size_t lane = 0; lane < kLanes; ++lane) keys[lane] = Mix((lane + 1) * kStride);
@@ -49,13 +54,14 @@ namespace tandem::kvtransfer {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace pd = page_digest;
+using pd::Copying;
 
 #if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
 
 // Without vectors: the definition as it stands.
-template <bool kCopy>
+template <Copying kCopy>
 HWY_INLINE void TakePage(const std::byte* from, std::byte* to, size_t size, uint64_t* acc) {
-  if (kCopy) std::memcpy(to, from, size);
+  if (kCopy != Copying::kNot) std::memcpy(to, from, size);
   pd::LaneArray keys = pd::kKeys;
   std::memcpy(acc, keys.data(), sizeof(keys));
   for (size_t at = 0; at < size; at += pd::kStripeBytes) {
@@ -76,7 +82,7 @@ using V = hn::Vec<D>;
 constexpr size_t kVectors = pd::kLanes / hn::MaxLanes(D());
 
 // One stripe into the accumulators. `keys` are those of this stripe, and become the next one's.
-template <bool kCopy>
+template <Copying kCopy>
 HWY_INLINE void TakeStripe(const std::byte* from, std::byte* to, V* acc, V* keys) {
   const D d;
   const hn::Repartition<uint32_t, D> d32;
@@ -85,7 +91,9 @@ HWY_INLINE void TakeStripe(const std::byte* from, std::byte* to, V* acc, V* keys
   for (size_t v = 0; v < kVectors; ++v) {
     const size_t at = v * lanes * sizeof(uint64_t);
     const V x = hn::LoadU(d, reinterpret_cast<const uint64_t*>(from + at));
-    if (kCopy) hn::StoreU(x, d, reinterpret_cast<uint64_t*>(to + at));
+    auto* target = reinterpret_cast<uint64_t*>(to + at);
+    if constexpr (kCopy == Copying::kStore) hn::StoreU(x, d, target);
+    if constexpr (kCopy == Copying::kStream) hn::Stream(x, d, target);
     const V y = hn::Xor(x, keys[v]);
     const V high = hn::ShiftRight<32>(y);
     const V product = hn::MulEven(hn::BitCast(d32, y), hn::BitCast(d32, high));
@@ -95,7 +103,7 @@ HWY_INLINE void TakeStripe(const std::byte* from, std::byte* to, V* acc, V* keys
 }
 
 // The 32 lanes of all stripes of `size` bytes.
-template <bool kCopy>
+template <Copying kCopy>
 HWY_INLINE void TakePage(const std::byte* from, std::byte* to, size_t size, uint64_t* lanes_out) {
   const D d;
   const size_t lanes = hn::Lanes(d);
@@ -111,8 +119,8 @@ HWY_INLINE void TakePage(const std::byte* from, std::byte* to, size_t size, uint
   if (at < size) {
     std::byte rest[pd::kStripeBytes] = {};
     std::memcpy(rest, from + at, size - at);
-    if (kCopy) std::memcpy(to + at, from + at, size - at);
-    TakeStripe<false>(rest, nullptr, acc, keys);
+    if (kCopy != Copying::kNot) std::memcpy(to + at, from + at, size - at);
+    TakeStripe<Copying::kNot>(rest, rest, acc, keys);
   }
   for (size_t v = 0; v < kVectors; ++v) hn::StoreU(acc[v], d, lanes_out + v * lanes);
 }
@@ -120,10 +128,15 @@ HWY_INLINE void TakePage(const std::byte* from, std::byte* to, size_t size, uint
 #endif
 
 void DigestLanes(const std::byte* from, size_t size, uint64_t* lanes) {
-  TakePage<false>(from, nullptr, size, lanes);
+  TakePage<Copying::kNot>(from, nullptr, size, lanes);
 }
-void CopyAndDigestLanes(const std::byte* from, std::byte* to, size_t size, uint64_t* lanes) {
-  TakePage<true>(from, to, size, lanes);
+void CopyAndDigestLanes(const std::byte* from, std::byte* to, size_t size, bool stream,
+                        uint64_t* lanes) {
+  if (stream) {
+    TakePage<Copying::kStream>(from, to, size, lanes);
+  } else {
+    TakePage<Copying::kStore>(from, to, size, lanes);
+  }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -158,12 +171,16 @@ uint64_t PageDigest(std::span<const std::byte> page, int layer, PageKind kind, i
   return Fold(acc, page.size(), layer, kind, head);
 }
 
-uint64_t CopyAndDigestPage(std::span<const std::byte> page, std::byte* to, int layer, PageKind kind,
-                           int head) {
+uint64_t CopyAndDigestPage(std::span<const std::byte> page, std::byte* to, CopyMode mode, int layer,
+                           PageKind kind, int head) {
+  const bool aligned = reinterpret_cast<uintptr_t>(to) % page_digest::kStreamAlignment == 0;
   page_digest::LaneArray acc;
-  HWY_DYNAMIC_DISPATCH(CopyAndDigestLanes)(page.data(), to, page.size(), acc.data());
+  HWY_DYNAMIC_DISPATCH(CopyAndDigestLanes)
+  (page.data(), to, page.size(), mode == CopyMode::kPastCaches && aligned, acc.data());
   return Fold(acc, page.size(), layer, kind, head);
 }
+
+void FlushCopies() { hwy::FlushStream(); }
 
 }  // namespace tandem::kvtransfer
 #endif  // HWY_ONCE

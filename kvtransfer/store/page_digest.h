@@ -31,8 +31,15 @@ namespace tandem::kvtransfer {
 inline constexpr uint32_t kPageDigestVersion = 1;
 
 uint64_t PageDigest(std::span<const std::byte> page, int layer, PageKind kind, int head);
-// The same, of `page`, which is copied to `to` in the same pass.
-uint64_t CopyAndDigestPage(std::span<const std::byte> page, std::byte* to, int layer, PageKind kind,
-                           int head);
+
+// Whether what is copied stays in the cache of the CPU that copies it. Past the caches: for more
+// bytes than they hold, where every write would first read what it overwrites. A caller that copied
+// so must call FlushCopies() before it tells anybody that the bytes are there.
+enum class CopyMode { kCached, kPastCaches };
+
+// PageDigest() of `page`, which is copied to `to` in the same pass.
+uint64_t CopyAndDigestPage(std::span<const std::byte> page, std::byte* to, CopyMode mode, int layer,
+                           PageKind kind, int head);
+void FlushCopies();
 
 }  // namespace tandem::kvtransfer

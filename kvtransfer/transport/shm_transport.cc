@@ -18,6 +18,9 @@
 namespace tandem::kvtransfer {
 namespace {
 
+// What a transfer may bring into the caches. From there on a copy past them saves reading what it
+// overwrites: 0.81 of memcpy's rate instead of 0.70 for 59 MB, 0.63 instead of 0.57 for 235 MB.
+constexpr uint64_t kCachedBytes = uint64_t{16} << 20;
 constexpr size_t kProbeBytes = size_t{4} << 20;
 constexpr absl::Duration kPassTimeout = absl::Seconds(2);
 
@@ -41,7 +44,7 @@ class ShmWriter : public KvWriter {
     const std::atomic<uint64_t>& slot = page()->grants[grant.slot];
     const auto granted = [&] { return slot.load(std::memory_order_seq_cst) == grant.generation; };
     std::vector<uint64_t> digests(run.source_blocks.size(), 0);
-    if (!store_->CopyRun(run, peer_, pool_.data(), digests, granted)) {
+    if (!store_->CopyRun(run, peer_, pool_.data(), ModeFor(grant, run), digests, granted)) {
       return CompletedPost(Cancelled("revoked by the receiver"), std::move(digests));
     }
     TANDEM_RETURN_IF_ERROR(connection_->Send(header, {}, io_timeout_));
@@ -70,12 +73,22 @@ class ShmWriter : public KvWriter {
  private:
   ShmControlPage* page() const { return reinterpret_cast<ShmControlPage*>(control_.data()); }
 
+  // A transfer that is larger than caches goes past them.
+  CopyMode ModeFor(const ShmGrant& grant, const BlockRun& run) {
+    if (grant.generation != newest_generation_) bytes_of_newest_ = 0;
+    newest_generation_ = grant.generation;
+    bytes_of_newest_ += run.Bytes(store_->shape().layout);
+    return bytes_of_newest_ > kCachedBytes ? CopyMode::kPastCaches : CopyMode::kCached;
+  }
+
   KvConnection* const connection_;
   const KvStore* const store_;
   const KvPoolShape peer_;
   const absl::Duration io_timeout_;
   SharedMapping pool_;
   SharedMapping control_;
+  uint64_t newest_generation_ = 0;  // of the transfer of the last post
+  uint64_t bytes_of_newest_ = 0;
 };
 
 class ShmReader : public KvReader {

@@ -1,6 +1,7 @@
 #include "kvtransfer/store/page_digest.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <random>
@@ -79,12 +80,19 @@ TEST(PageDigest, IsWhatItsVersionSays) {
 }
 
 TEST(PageDigest, IsTheSameWhereThePageIsCopied) {
-  for (const size_t size : {8, 256, 1000, 4096}) {
-    std::vector<std::byte> page(size), copy(size);
-    for (size_t i = 0; i < size; ++i) page[i] = static_cast<std::byte>(i * 31);
-    EXPECT_EQ(CopyAndDigestPage(page, copy.data(), 1, PageKind::kKey, 2),
-              PageDigest(page, 1, PageKind::kKey, 2));
-    EXPECT_EQ(copy, page);
+  for (const CopyMode mode : {CopyMode::kCached, CopyMode::kPastCaches}) {
+    for (const size_t size : {8, 256, 1000, 4096}) {
+      std::vector<std::byte> page(size);
+      for (size_t i = 0; i < size; ++i) page[i] = static_cast<std::byte>(i * 31);
+      alignas(64) std::array<std::byte, 4096 + 1> copy;
+      for (const size_t misaligned : {0, 1}) {
+        copy.fill(std::byte{0});
+        EXPECT_EQ(CopyAndDigestPage(page, copy.data() + misaligned, mode, 1, PageKind::kKey, 2),
+                  PageDigest(page, 1, PageKind::kKey, 2));
+        FlushCopies();
+        EXPECT_TRUE(std::equal(page.begin(), page.end(), copy.begin() + misaligned));
+      }
+    }
   }
 }
 
@@ -113,16 +121,16 @@ TEST(KvStore, ACopiedRunHasTheDigestOfBothPools) {
   const BlockRun run = {1, 2, {0, 2}, source_blocks, target_blocks};
   std::vector<uint64_t> digests(2, 0);
   int asked = 0;
-  EXPECT_TRUE(from->CopyRun(run, ShapeOf(target.region()), target.region().base, digests,
-                            [&] { return ++asked > 0; }));
+  EXPECT_TRUE(from->CopyRun(run, ShapeOf(target.region()), target.region().base, CopyMode::kCached,
+                            digests, [&] { return ++asked > 0; }));
   EXPECT_GT(asked, 0);
   EXPECT_EQ(digests, DigestRun(*from, run));
   BlockRun arrived = run;
   arrived.source_blocks = target_blocks;
   EXPECT_EQ(digests, DigestRun(**MakeKvStore(target.region()), arrived));
   target.Fill(std::byte{0});
-  EXPECT_FALSE(from->CopyRun(run, ShapeOf(target.region()), target.region().base, digests,
-                             [] { return false; }));
+  EXPECT_FALSE(from->CopyRun(run, ShapeOf(target.region()), target.region().base, CopyMode::kCached,
+                             digests, [] { return false; }));
   for (const std::byte b : target.memory()) ASSERT_EQ(b, std::byte{0});
 }
 

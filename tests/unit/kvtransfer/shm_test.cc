@@ -22,7 +22,7 @@ class HookedStore : public HostStore {
  public:
   HookedStore(const KvRegion& region, std::function<void(int)> before)
       : HostStore(region), before_(std::move(before)) {}
-  bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to,
+  bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override {
     for (int l = 0; l < run.layer_count; ++l) {
       for (size_t i = 0; i < run.source_blocks.size(); ++i) {
@@ -30,7 +30,7 @@ class HookedStore : public HostStore {
         before_(copies_++);
         const BlockRun one = {run.layer_begin + l, 1, run.heads, run.source_blocks.subspan(i, 1),
                               run.target_blocks.subspan(i, 1)};
-        HostStore::CopyRun(one, target, to, digests.subspan(i, 1), [] { return true; });
+        HostStore::CopyRun(one, target, to, mode, digests.subspan(i, 1), [] { return true; });
         if (after_) after_(one, target, to);
       }
     }

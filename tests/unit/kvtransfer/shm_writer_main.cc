@@ -28,7 +28,7 @@ class StoppingStore : public HostStore {
  public:
   StoppingStore(const KvRegion& region, int stop_at) : HostStore(region), stop_at_(stop_at) {}
 
-  bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to,
+  bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override {
     for (int l = 0; l < run.layer_count; ++l) {
       for (size_t i = 0; i < run.source_blocks.size(); ++i) {
@@ -36,7 +36,7 @@ class StoppingStore : public HostStore {
         if (copies_++ == stop_at_) raise(SIGSTOP);  // allowed already, not written yet
         const BlockRun one = {run.layer_begin + l, 1, run.heads, run.source_blocks.subspan(i, 1),
                               run.target_blocks.subspan(i, 1)};
-        HostStore::CopyRun(one, target, to, digests.subspan(i, 1), [] { return true; });
+        HostStore::CopyRun(one, target, to, mode, digests.subspan(i, 1), [] { return true; });
       }
     }
     return true;
