@@ -213,14 +213,18 @@ bool Loop::Launch(const std::vector<PromptChunk>& chunks) {
     item.block_table = s->lease.blocks();
     item.sampling = last ? &s->work.sampling : nullptr;
     item.prompt_logprobs = s->work.sampling.prompt_logprobs;
-    shipper_.PushWithBatch(s, end);
+    shipper_.NoteForBatch(s, end);
     runs.push_back({s->work.id, s->launched, chunk.num_tokens, last});
     s->launched = end;
   }
-  shipper_.AttachTo(&batch);
+  batch.wants_layer_events = shipper_.has_notes();
   reporter_.NoteChange();
   const absl::StatusOr<engine::LaunchedStep> launched = steps_.Launch(batch, runs);
-  if (launched.ok()) return true;
+  if (launched.ok()) {
+    shipper_.PushWith(*launched);
+    return true;
+  }
+  shipper_.DropNotes();
   spdlog::error("a batch of {} prompts was refused: {}", runs.size(), launched.status().ToString());
   for (const worker::LaunchedRun& run : runs) FailComputed(Find(run.sequence), launched.status());
   return false;

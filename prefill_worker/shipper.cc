@@ -1,7 +1,6 @@
 #include "prefill_worker/shipper.h"
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <utility>
 
@@ -42,7 +41,7 @@ void Shipper::PushCached(Sequence* s, int cached_blocks) {
   }
 }
 
-void Shipper::PushWithBatch(Sequence* s, int end) {
+void Shipper::NoteForBatch(Sequence* s, int end) {
   const int end_block = end == s->length() ? s->lease.size() : end / layout_.block_size;
   Shipment shipment{.key = s->key()};
   for (int b = std::max(s->pushed_blocks, s->work.first_block); b < end_block; ++b) {
@@ -53,17 +52,15 @@ void Shipper::PushWithBatch(Sequence* s, int end) {
   if (!shipment.blocks.empty()) shipments_.push_back(std::move(shipment));
 }
 
-void Shipper::AttachTo(engine::Batch* batch) {
-  if (shipments_.empty()) return;
-  // The step may outlive what the loop knows of it, so the call owns what it needs. A transfer that
-  // was aborted meanwhile is unknown to the sender, which ignores the push.
-  auto shipments = std::make_shared<const std::vector<Shipment>>(std::exchange(shipments_, {}));
-  batch->on_layer_done = [sender = sender_, shipments](int layer) {
-    for (const Shipment& shipment : *shipments) {
-      sender->Push(shipment.key.first, shipment.key.second, layer, shipment.blocks,
-                   shipment.ordinals);
+void Shipper::PushWith(const engine::LaunchedStep& step) {
+  // Layer by layer, so that the first that is ready is the first in the sender's queue.
+  for (size_t layer = 0; layer < step.layer_ready.size(); ++layer) {
+    for (const Shipment& shipment : shipments_) {
+      sender_->Push(shipment.key.first, shipment.key.second, static_cast<int>(layer),
+                    shipment.blocks, shipment.ordinals, step.layer_ready[layer]);
     }
-  };
+  }
+  shipments_.clear();
 }
 
 void Shipper::Finish(const Sequence& s) { sender_->Finish(s.work.target.id, s.work.target.epoch); }

@@ -12,7 +12,7 @@
 #include "absl/status/status.h"
 
 #include "common/base/kv_layout.h"
-#include "engine/runtime/batch.h"
+#include "engine/runtime/model_runner.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "prefill_worker/sequence.h"
 
@@ -27,11 +27,15 @@ class Shipper {
   absl::Status Begin(Sequence* sequence, int cached_blocks);
   // Prompt blocks up to `cached_blocks` are computed as well.
   void PushCached(Sequence* sequence, int cached_blocks);
-  // The batch under construction computes the prompt up to token `end`: what it completes is pushed
-  // while it runs.
-  void PushWithBatch(Sequence* sequence, int end);
-  // Gives the batch all that was noted for it.
-  void AttachTo(engine::Batch* batch);
+  // The batch under construction computes the prompt up to token `end`: what it completes is to be
+  // pushed with it.
+  void NoteForBatch(Sequence* sequence, int end);
+  // Whether anything was noted: the batch then wants an event for each layer.
+  bool has_notes() const { return !shipments_.empty(); }
+  // The batch was launched: what was noted is pushed, to be sent as its layers come true.
+  void PushWith(const engine::LaunchedStep& step);
+  // The batch was not launched.
+  void DropNotes() { shipments_.clear(); }
   // The prompt is computed.
   void Finish(const Sequence& sequence);
   // Send no more of it. The sender may read its blocks until KvShipped.

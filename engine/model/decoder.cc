@@ -130,7 +130,6 @@ void Decoder::Forward(const ForwardInput& input, const KvRegion& kv, Stream* str
     qkv.queries = queries_.data();
     ops_->Qkv(qkv, stream);
     if (!input.layer_ready.empty()) stream->Record(input.layer_ready[i].get());
-    if (input.on_layer_done) input.on_layer_done(static_cast<int>(i));
     // Nothing reads the last layer's output if nobody wants logits.
     if (last && !input.need_hidden) return;
     Attention(layer, input, pages, stream);

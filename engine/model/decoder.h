@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 
@@ -33,7 +32,6 @@ struct ForwardInput {
   bool need_hidden = true;             // false: nobody will ask for logits, only KV is wanted
   // [num_layers] or empty: recorded as soon as a layer's KV of the whole batch is written.
   std::span<const std::shared_ptr<Event>> layer_ready;
-  std::function<void(int)> on_layer_done;  // Batch::on_layer_done
 };
 
 // Not thread-safe: one loop owns it. Its work is given to streams one step after the other.

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -56,10 +55,6 @@ struct Batch {
   std::vector<BatchItem> items;
   // Whether the launched step gives an event for each layer (see LaunchedStep).
   bool wants_layer_events = false;
-  // Called on the running thread after each layer's KV of the whole batch is written, layer 0
-  // first. May be empty. Prefill pushes finished blocks from here, so that shipping overlaps with
-  // the layers still to compute.
-  std::function<void(int layer)> on_layer_done;
 
   int NumTokens() const {
     int total = 0;

@@ -151,7 +151,6 @@ absl::StatusOr<LaunchedStep> DecoderRunner::Launch(const Batch& batch) {
   step->id = ++last_launched_;
   step->input.Fill(batch, kv_.layout.block_size);
   step->layer_ready.clear();
-  step->on_layer_done = batch.on_layer_done;
   step->done = device_->NewEvent();
   LaunchedStep launched{.id = step->id};
   for (int i = 0; batch.wants_layer_events && i < decoder_->config().num_layers; ++i) {
@@ -174,7 +173,6 @@ void DecoderRunner::Enqueue(Step* step) {
   forward.drawn = drawn_before;
   forward.need_hidden = !input.wanted().empty();
   forward.layer_ready = step->layer_ready;
-  forward.on_layer_done = step->on_layer_done;
   decoder_->Forward(forward, kv_, stream_.get());
   const int wanted = static_cast<int>(input.wanted().size());
   for (int first = 0; first < wanted; first += kLogitRows) {

@@ -56,7 +56,6 @@ class DecoderRunner final : public ModelRunner {
     StepInput input;
     Buffer results;  // of the host: DrawResult [rows whose logits are wanted]
     std::vector<std::shared_ptr<Event>> layer_ready;  // [num_layers] or empty
-    std::function<void(int)> on_layer_done;           // Batch::on_layer_done
     std::shared_ptr<Event> done;                      // the results have arrived
   };
 

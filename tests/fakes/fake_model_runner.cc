@@ -225,7 +225,6 @@ void FakeModelRunner::ComputeKv(const Step& step) {
                     sizeof(row));
       }
     }
-    if (batch.on_layer_done) batch.on_layer_done(layer);
     if (!step.layer_ready.empty()) step.layer_ready[static_cast<size_t>(layer)]->Set();
   }
 }

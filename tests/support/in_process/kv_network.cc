@@ -126,7 +126,7 @@ class InProcessKvNetwork::Sender final : public kvtransfer::KvSender {
     const Key key = {target.id, target.epoch};
     {
       absl::MutexLock lock(&mutex_);
-      transfers_[key] = Transfer{target.address, {}};
+      transfers_[key] = Transfer{target.address, {}, {}};
     }
     const absl::Status status = WithReceiver(
         target.address, [&target](Receiver& receiver) { return receiver.Open(target); });
@@ -135,35 +135,73 @@ class InProcessKvNetwork::Sender final : public kvtransfer::KvSender {
   }
 
   void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> source_blocks,
-            std::span<const int32_t> ordinals,
-            std::shared_ptr<const ReadyEvent> /*ready*/) override {
+            std::span<const int32_t> ordinals, std::shared_ptr<const ReadyEvent> ready) override {
     const Key key = {id, epoch};
-    const std::string address = AddressOf(key);
-    if (address.empty()) return;
-    const size_t bytes = options_.region.layout.BlockLayerBytes();
-    (void)WithReceiver(address, [&](Receiver& receiver) {
-      for (size_t i = 0; i < source_blocks.size(); ++i) {
-        if (!receiver.Write(key, layer, ordinals[i],
-                            options_.region.Block(layer, source_blocks[i]))) {
-          break;
-        }
-        Count(key, bytes);
-      }
-      return absl::OkStatus();
-    });
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto it = transfers_.find(key);
+      if (it == transfers_.end()) return;
+      it->second.pushed.push_back({layer,
+                                   {source_blocks.begin(), source_blocks.end()},
+                                   {ordinals.begin(), ordinals.end()},
+                                   std::move(ready)});
+    }
+    SendReady(key);
   }
 
-  void Finish(const TransferId& id, uint64_t epoch) override { End({id, epoch}, absl::OkStatus()); }
+  void Finish(const TransferId& id, uint64_t epoch) override {
+    TANDEM_CHECK(SendReady({id, epoch}), "a transfer was finished before its blocks were ready");
+    End({id, epoch}, absl::OkStatus());
+  }
   void Abort(const TransferId& id, uint64_t epoch) override {
     End({id, epoch}, absl::AbortedError("aborted by its sender"));
   }
   std::vector<std::pair<std::string, double>> LinkRates() const override { return {}; }
 
  private:
+  struct Pushed {
+    int layer;
+    std::vector<int32_t> source_blocks;
+    std::vector<int32_t> ordinals;
+    std::shared_ptr<const ReadyEvent> ready;  // null: at once
+  };
   struct Transfer {
     std::string address;
     kvtransfer::TransferStats stats;
+    std::vector<Pushed> pushed;  // and not yet sent
   };
+
+  // Sends what is ready; false if something is not.
+  bool SendReady(const Key& key) {
+    std::string address;
+    std::vector<Pushed> ready;
+    bool all = true;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto it = transfers_.find(key);
+      if (it == transfers_.end()) return true;
+      address = it->second.address;
+      for (Pushed& pushed : std::exchange(it->second.pushed, {})) {
+        const bool now = pushed.ready == nullptr || pushed.ready->Ready();
+        (now ? ready : it->second.pushed).push_back(std::move(pushed));
+      }
+      all = it->second.pushed.empty();
+    }
+    for (const Pushed& pushed : ready) Send(key, address, pushed);
+    return all;
+  }
+  void Send(const Key& key, const std::string& address, const Pushed& pushed) {
+    (void)WithReceiver(address, [&](Receiver& receiver) {
+      for (size_t i = 0; i < pushed.source_blocks.size(); ++i) {
+        if (!receiver.Write(key, pushed.layer, pushed.ordinals[i],
+                            options_.region.Block(pushed.layer, pushed.source_blocks[i]))) {
+          break;
+        }
+        Count(key, options_.region.layout.BlockLayerBytes());
+      }
+      return absl::OkStatus();
+    });
+  }
 
   absl::Status WithReceiver(const std::string& address,
                             const std::function<absl::Status(Receiver&)>& act) {
@@ -172,11 +210,6 @@ class InProcessKvNetwork::Sender final : public kvtransfer::KvSender {
     const auto it = network_->receivers_.find(address);
     if (it == network_->receivers_.end()) return Unavailable("no KV receiver at {}", address);
     return act(*it->second);
-  }
-  std::string AddressOf(const Key& key) {
-    absl::MutexLock lock(&mutex_);
-    const auto it = transfers_.find(key);
-    return it == transfers_.end() ? "" : it->second.address;
   }
   void Count(const Key& key, size_t bytes) {
     absl::MutexLock lock(&mutex_);

@@ -2,8 +2,9 @@
 //
 // Keeps the contract of kvtransfer/channel/kv_endpoints.h that loops can see: tokens are compared,
 // blocks are written by ordinal, a transfer is sealed when every layer of every block was pushed,
-// nothing is written after Cancel or Abort, and every callback comes once. Bytes move inside Push,
-// on the caller's thread, so a test that steps its workers by hand is deterministic.
+// nothing is written after Cancel or Abort, and every callback comes once. Bytes move inside Push
+// and Finish, once they are ready, on the caller's thread, so a test that steps its workers by hand
+// is deterministic.
 #pragma once
 
 #include <functional>

@@ -19,9 +19,9 @@
 
 namespace tandem::prefill {
 
-// Copies what is pushed into the receiver's pool at once, and reports a transfer done when the test
-// says so. Watches the contract: nothing is pushed twice or after the end, all is pushed before
-// Finish, and sources stay unchanged until done.
+// Copies what is pushed into the receiver's pool once it is ready, at Finish at the latest, and
+// reports a transfer done when the test says so. Watches the contract: nothing is pushed twice or
+// after the end, all is pushed before Finish, and sources stay unchanged until done.
 class FakeKvSender : public kvtransfer::KvSender {
  public:
   FakeKvSender(KvRegion source, KvRegion target, EventInbox* inbox)
@@ -35,8 +35,7 @@ class FakeKvSender : public kvtransfer::KvSender {
   }
 
   void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> blocks,
-            std::span<const int32_t> ordinals,
-            std::shared_ptr<const ReadyEvent> /*ready*/) override {
+            std::span<const int32_t> ordinals, std::shared_ptr<const ReadyEvent> ready) override {
     // A launched step may outlive its transfer: such a push is ignored.
     const auto it = transfers_.find({id.value.low, epoch});
     if (it == transfers_.end() || it->second.aborted) return;
@@ -44,18 +43,17 @@ class FakeKvSender : public kvtransfer::KvSender {
     EXPECT_FALSE(transfer.finished);
     ASSERT_EQ(blocks.size(), ordinals.size());
     for (size_t i = 0; i < blocks.size(); ++i) {
-      std::string bytes(reinterpret_cast<const char*>(source_.Block(layer, blocks[i])),
-                        BlockBytes());
-      const int32_t to = transfer.target.target_blocks.at(static_cast<size_t>(ordinals[i]));
-      std::memcpy(target_.Block(layer, to), bytes.data(), bytes.size());
       EXPECT_TRUE(
-          transfer.pushed.emplace(std::pair(layer, ordinals[i]), Piece{blocks[i], std::move(bytes)})
+          transfer.pushed.emplace(std::pair(layer, ordinals[i]), Piece{blocks[i], ready, {}})
               .second);
     }
+    SendReady(&transfer);
   }
 
   void Finish(const TransferId& id, uint64_t epoch) override {
     Transfer& transfer = transfers_.at({id.value.low, epoch});
+    SendReady(&transfer);
+    for (const auto& [place, piece] : transfer.pushed) EXPECT_TRUE(piece.sent());
     EXPECT_EQ(transfer.pushed.size(), transfer.target.target_blocks.size() *
                                           static_cast<size_t>(source_.layout.num_layers));
     transfer.finished = true;
@@ -97,6 +95,14 @@ class FakeKvSender : public kvtransfer::KvSender {
   size_t num_pushed(const TransferId& id, uint64_t epoch) const {
     return transfers_.at({id.value.low, epoch}).pushed.size();
   }
+  // Of a layer, those whose event is true.
+  size_t num_ready(const TransferId& id, uint64_t epoch, int layer) const {
+    size_t count = 0;
+    for (const auto& [place, piece] : transfers_.at({id.value.low, epoch}).pushed) {
+      if (place.first == layer && (piece.ready == nullptr || piece.ready->Ready())) ++count;
+    }
+    return count;
+  }
 
   bool complete_at_once = true;
   absl::Status open_error;
@@ -104,7 +110,9 @@ class FakeKvSender : public kvtransfer::KvSender {
  private:
   struct Piece {
     int32_t block = 0;  // of the source
-    std::string bytes;  // as they were when it was pushed
+    std::shared_ptr<const ReadyEvent> ready;
+    std::string bytes;  // as they were when they were copied
+    bool sent() const { return !bytes.empty(); }
   };
   struct Transfer {
     kvtransfer::KvSendTarget target;
@@ -112,6 +120,15 @@ class FakeKvSender : public kvtransfer::KvSender {
     bool finished = false;
     bool aborted = false;
   };
+  void SendReady(Transfer* transfer) {
+    for (auto& [place, piece] : transfer->pushed) {
+      if (piece.sent() || (piece.ready != nullptr && !piece.ready->Ready())) continue;
+      piece.bytes.assign(reinterpret_cast<const char*>(source_.Block(place.first, piece.block)),
+                         BlockBytes());
+      const int32_t to = transfer->target.target_blocks.at(static_cast<size_t>(place.second));
+      std::memcpy(target_.Block(place.first, to), piece.bytes.data(), piece.bytes.size());
+    }
+  }
   size_t BlockBytes() const { return source_.layout.BlockLayerBytes(); }
 
   const KvRegion source_;

@@ -69,35 +69,37 @@ TEST(PrefillLoop, BlocksAreShippedWhileThePromptIsComputed) {
   EXPECT_EQ(h.sender.num_pushed(work.target.id, 0), 4u * 2u);
 }
 
-TEST(PrefillLoop, EachLayerIsShippedAsSoonAsItIsDone) {
-  // Right tokens at the receiver in the other tests prove that a layer is complete when pushed;
-  // here: that it does not wait for the layers after it.
+TEST(PrefillLoop, EachLayerIsWithTheSenderBeforeItIsComputedAndReadyAsSoonAsItIs) {
+  // Right tokens at the receiver in the other tests prove that a layer is complete when it is
+  // ready; here: that it does not wait for the layers after it.
   class LayerSpy : public engine::ModelRunner {
    public:
     absl::StatusOr<engine::LaunchedStep> Launch(const engine::Batch& batch) override {
-      on_layer_done_ = batch.on_layer_done;
-      return engine::LaunchedStep{.id = 1};
+      EXPECT_TRUE(batch.wants_layer_events);
+      return engine::LaunchedStep{.id = 1, .layer_ready = {events_[0], events_[1]}};
     }
     absl::StatusOr<engine::StepOutput> Collect(engine::StepId) override {
-      for (int layer = 0; layer < 2; ++layer) {
-        on_layer_done_(layer);
-        pushed.push_back(num_pushed());
+      for (const auto& event : events_) {
+        ready.push_back({num_ready(0), num_ready(1)});
+        event->Set();
       }
+      ready.push_back({num_ready(0), num_ready(1)});
       return absl::InternalError("done");
     }
-    std::function<size_t()> num_pushed;
-    std::vector<size_t> pushed;
+    std::function<size_t(int layer)> num_ready;
+    std::vector<std::pair<size_t, size_t>> ready;  // before the first layer, after each
 
    private:
-    std::function<void(int)> on_layer_done_;
+    std::vector<std::shared_ptr<HostEvent>> events_ = {std::make_shared<HostEvent>(),
+                                                       std::make_shared<HostEvent>()};
   };
   LayerSpy spy;
   LoopHarness h({.runner = &spy});
   const Work work = h.MakeWork(Tokens(40));
-  spy.num_pushed = [&] { return h.sender.num_pushed(work.target.id, 0); };
+  spy.num_ready = [&](int layer) { return h.sender.num_ready(work.target.id, 0, layer); };
   h.Submit(work);
   h.Step();
-  EXPECT_THAT(spy.pushed, testing::ElementsAre(3, 6));
+  EXPECT_THAT(spy.ready, testing::ElementsAre(std::pair(0, 0), std::pair(3, 0), std::pair(3, 3)));
 }
 
 TEST(PrefillLoop, SecondTurnComesFromTheCache) {
