@@ -14,10 +14,6 @@ namespace {
 // from memory once for so many rows.
 constexpr int kLogitRows = 64;
 
-size_t BlocksOf(int tokens, int block_size) {
-  return static_cast<size_t>((tokens + block_size - 1) / block_size);
-}
-
 }  // namespace
 
 DecoderLimits DecoderRunner::LimitsOf(const Options& options) {
@@ -37,9 +33,8 @@ absl::Status DecoderRunner::Allocate() {
   const size_t rows = static_cast<size_t>(options_.max_num_batched_tokens);
   const size_t items = static_cast<size_t>(options_.max_num_seqs);
   const size_t vocab = static_cast<size_t>(decoder_->config().vocab_size);
-  const StepLimits limits{
-      options_.max_num_batched_tokens, options_.max_num_seqs,
-      static_cast<int>(BlocksOf(options_.max_model_len, kv_.layout.block_size))};
+  const StepLimits limits{options_.max_num_batched_tokens, options_.max_num_seqs,
+                          kv_.layout.BlocksFor(options_.max_model_len)};
   stream_ = device_->NewStream();
   TANDEM_ASSIGN_OR_RETURN(logits_, device_->Allocate(kLogitRows * vocab * sizeof(float)));
   TANDEM_ASSIGN_OR_RETURN(device_results_, device_->Allocate(rows * sizeof(DrawResult)));
@@ -101,7 +96,7 @@ absl::Status DecoderRunner::CheckItem(const BatchItem& item, size_t index) const
     return InvalidArgument("batch item {}: position {} is beyond --max-model-len={}", index, end,
                            options_.max_model_len);
   }
-  const size_t blocks = BlocksOf(end, kv_.layout.block_size);
+  const size_t blocks = static_cast<size_t>(kv_.layout.BlocksFor(end));
   if (item.block_table.size() < blocks) {
     return InvalidArgument("batch item {}: {} blocks of {} tokens do not hold {} positions", index,
                            item.block_table.size(), kv_.layout.block_size, end);

@@ -102,9 +102,8 @@ absl::StatusOr<int> ResolvePool(const ModelConfig& config, const KvLayout& layou
   }
   const size_t block_bytes = layout.BlockBytes();
   const size_t block_size = static_cast<size_t>(layout.block_size);
-  const size_t wanted_len =
-      static_cast<size_t>(options->max_model_len > 0 ? options->max_model_len : limit);
-  const size_t blocks_per_sequence = (wanted_len + block_size - 1) / block_size;
+  const int wanted_len = options->max_model_len > 0 ? options->max_model_len : limit;
+  const size_t blocks_per_sequence = static_cast<size_t>(layout.BlocksFor(wanted_len));
   if (options->kv_cache_memory_bytes == 0) {
     const size_t enough =
         static_cast<size_t>(options->max_num_seqs) * blocks_per_sequence * block_bytes;

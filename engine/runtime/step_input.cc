@@ -92,7 +92,7 @@ void StepInput::FillItem(const BatchItem& item, int block_size) {
     ids[row] = p < item.tokens.size() ? item.tokens[p] : PendingId(item.pending.item);
     positions[row] = position;
   }
-  const int blocks = (end + block_size - 1) / block_size;
+  const int blocks = BlocksFor(end, block_size);
   int32_t* first_blocks = host_.as<int32_t>(StepArrays::kFirstBlocks);
   std::copy_n(item.block_table.begin(), blocks,
               host_.as<int32_t>(StepArrays::kBlocks) + first_blocks[index]);
