@@ -91,9 +91,14 @@ HWY_INLINE void TakeStripe(const std::byte* from, std::byte* to, V* acc, V* keys
   for (size_t v = 0; v < kVectors; ++v) {
     const size_t at = v * lanes * sizeof(uint64_t);
     const V x = hn::LoadU(d, reinterpret_cast<const uint64_t*>(from + at));
-    auto* target = reinterpret_cast<uint64_t*>(to + at);
-    if constexpr (kCopy == Copying::kStore) hn::StoreU(x, d, target);
-    if constexpr (kCopy == Copying::kStream) hn::Stream(x, d, target);
+    if constexpr (kCopy != Copying::kNot) {
+      auto* target = reinterpret_cast<uint64_t*>(to + at);
+      if constexpr (kCopy == Copying::kStream) {
+        hn::Stream(x, d, target);
+      } else {
+        hn::StoreU(x, d, target);
+      }
+    }
     const V y = hn::Xor(x, keys[v]);
     const V high = hn::ShiftRight<32>(y);
     const V product = hn::MulEven(hn::BitCast(d32, y), hn::BitCast(d32, high));
@@ -114,7 +119,7 @@ HWY_INLINE void TakePage(const std::byte* from, std::byte* to, size_t size, uint
   }
   size_t at = 0;
   for (; at + pd::kStripeBytes <= size; at += pd::kStripeBytes) {
-    TakeStripe<kCopy>(from + at, to + at, acc, keys);
+    TakeStripe<kCopy>(from + at, kCopy == Copying::kNot ? nullptr : to + at, acc, keys);
   }
   if (at < size) {
     std::byte rest[pd::kStripeBytes] = {};
