@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "common/base/kv_layout.h"
-#include "engine/runtime/batch_copy.h"
 #include "engine/runtime/model_runner.h"
+#include "tests/fakes/batch_copy.h"
 
 namespace tandem::engine {
 

@@ -1,4 +1,4 @@
-#include "engine/runtime/batch_copy.h"
+#include "tests/fakes/batch_copy.h"
 
 namespace tandem::engine {
 
