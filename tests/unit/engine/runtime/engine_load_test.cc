@@ -93,6 +93,20 @@ TEST(EngineLoadTest, FlagsReachTheOptions) {
   EXPECT_FALSE(options.enable_prefix_caching);
 }
 
+TEST(EngineLoadTest, ADeviceThatThisBuildDoesNotHaveIsRefused) {
+  EngineOptions options = Options();
+  options.device = "cuda";
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: this build has no CUDA; it has cpu"));
+  options.device = "gpu";
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--device must be auto or one of cpu, got \"gpu\""));
+}
+
+TEST(EngineLoadTest, AutoSettlesOnADevice) {
+  const auto engine = Engine::Load(Options());
+  ASSERT_OK(engine);
+  EXPECT_EQ((*engine)->options().device, "cpu");
+}
+
 class RunnerTest : public ::testing::Test {
  protected:
   void SetUp() override {
