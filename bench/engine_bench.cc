@@ -20,7 +20,7 @@
 #include "fmt/format.h"
 
 #include "engine/device/cpu/cpu_features.h"
-#include "engine/kernels/linear.h"
+#include "engine/kernels/cpu/linear.h"
 #include "engine/model/mapped_file.h"
 #include "engine/runtime/engine.h"
 

@@ -24,9 +24,9 @@
 #include <cstdint>
 
 #include "engine/device/stream.h"
-#include "engine/kernels/attention.h"
 #include "engine/kernels/element.h"
-#include "engine/kernels/linear.h"
+#include "engine/kernels/kv_pages.h"
+#include "engine/kernels/packed_matrix.h"
 
 namespace tandem::engine {
 

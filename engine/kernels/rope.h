@@ -1,13 +1,9 @@
 // Rotary position embedding (Su et al., 2021, arXiv:2104.09864), with YaRN (Peng et al., 2023,
 // arXiv:2309.00071) and Llama 3.1's scaling. Frequencies, attention factor and rounding to float32
-// are those of Hugging Face transformers.
+// are those of Hugging Face transformers. Computed on the host once, for every device.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
 #include <vector>
-
-#include "engine/device/cpu/threads.h"
 
 namespace tandem::engine {
 
@@ -33,15 +29,5 @@ std::vector<float> RopeFrequenciesYarn(int head_dim, double theta, const RopeYar
 std::vector<float> RopeFrequenciesLlama3(int head_dim, double theta, const RopeLlama3& scaling);
 // 0.1 ln(factor) + 1, or 1 for factors up to 1.
 float YarnAttentionFactor(double factor);
-
-// cos, sin: [count][head_dim / 2], of positions[i] * frequency times `scale` (the attention
-// factor).
-void RopeTables(const float* frequencies, int head_dim, float scale, const int32_t* positions,
-                size_t count, float* cos, float* sin, Threads* threads);
-
-// Rotates `heads` heads of each row in place, pairing element i with i + head_dim / 2. x: [rows] at
-// `stride` elements, each starting with [heads][head_dim].
-void ApplyRope(float* x, size_t rows, size_t stride, int heads, int head_dim, const float* cos,
-               const float* sin, Threads* threads);
 
 }  // namespace tandem::engine

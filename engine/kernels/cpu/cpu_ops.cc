@@ -4,13 +4,13 @@
 #include <cstring>
 #include <utility>
 
-#include "engine/kernels/add.h"
-#include "engine/kernels/attention.h"
-#include "engine/kernels/embedding.h"
-#include "engine/kernels/linear.h"
-#include "engine/kernels/rms_norm.h"
-#include "engine/kernels/rope.h"
-#include "engine/kernels/silu_mul.h"
+#include "engine/kernels/cpu/add.h"
+#include "engine/kernels/cpu/attention.h"
+#include "engine/kernels/cpu/embedding.h"
+#include "engine/kernels/cpu/linear.h"
+#include "engine/kernels/cpu/rms_norm.h"
+#include "engine/kernels/cpu/rope.h"
+#include "engine/kernels/cpu/silu_mul.h"
 
 namespace tandem::engine {
 namespace {

@@ -9,6 +9,7 @@
 
 #include "engine/device/buffer.h"
 #include "engine/device/cpu/threads.h"
+#include "engine/kernels/cpu/attention.h"
 #include "engine/kernels/cpu/sample.h"
 #include "engine/kernels/ops.h"
 

@@ -3,12 +3,12 @@
 #include <cmath>
 #include <cstring>
 
-#include "engine/kernels/add.h"
+#include "engine/kernels/cpu/add.h"
+#include "engine/kernels/cpu/embedding.h"
+#include "engine/kernels/cpu/rms_norm.h"
+#include "engine/kernels/cpu/rope.h"
+#include "engine/kernels/cpu/silu_mul.h"
 #include "engine/kernels/cpu/targets.h"
-#include "engine/kernels/embedding.h"
-#include "engine/kernels/rms_norm.h"
-#include "engine/kernels/rope.h"
-#include "engine/kernels/silu_mul.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/kernels/cpu/elementwise.cc"
@@ -160,6 +160,20 @@ void SiluMul(const float* gate_up, size_t rows, size_t width, float* out, Thread
 void AddInPlace(float* x, const float* y, size_t count, Threads* threads) {
   threads->ForRanges(count, kGrain, [&](size_t begin, size_t end) {
     HWY_DYNAMIC_DISPATCH(AddRange)(x + begin, y + begin, end - begin);
+  });
+}
+
+void RopeTables(const float* frequencies, int head_dim, float scale, const int32_t* positions,
+                size_t count, float* cos, float* sin, Threads* threads) {
+  const size_t half = static_cast<size_t>(head_dim) / 2;
+  threads->ForRanges(count, 1 + 2048 / half, [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) {
+      for (size_t i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(positions[r]) * frequencies[i];
+        cos[r * half + i] = std::cos(angle) * scale;
+        sin[r * half + i] = std::sin(angle) * scale;
+      }
+    }
   });
 }
 

@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/kernels/cpu/linear.h"
 #include "engine/kernels/cpu/linear_internal.h"
 #include "engine/kernels/cpu/targets.h"
-#include "engine/kernels/linear.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/kernels/cpu/linear_f32.cc"

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "engine/kernels/linear.h"
+#include "engine/kernels/cpu/linear.h"
 
 namespace tandem::engine {
 

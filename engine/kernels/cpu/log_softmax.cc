@@ -1,4 +1,4 @@
-#include "engine/kernels/log_softmax.h"
+#include "engine/kernels/cpu/log_softmax.h"
 
 #include <algorithm>
 #include <cmath>

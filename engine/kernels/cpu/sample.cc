@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "engine/kernels/log_softmax.h"
+#include "engine/kernels/cpu/log_softmax.h"
 #include "engine/kernels/philox.h"
 
 namespace tandem::engine {

@@ -1,4 +1,4 @@
-#include "engine/kernels/attention.h"
+#include "engine/kernels/cpu/attention.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "engine/kernels/linear.h"
+#include "engine/kernels/cpu/linear.h"
 
 #include <cmath>
 #include <random>

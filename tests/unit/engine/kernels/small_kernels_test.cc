@@ -6,11 +6,12 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "engine/kernels/embedding.h"
-#include "engine/kernels/log_softmax.h"
-#include "engine/kernels/rms_norm.h"
+#include "engine/kernels/cpu/embedding.h"
+#include "engine/kernels/cpu/log_softmax.h"
+#include "engine/kernels/cpu/rms_norm.h"
+#include "engine/kernels/cpu/rope.h"
+#include "engine/kernels/cpu/silu_mul.h"
 #include "engine/kernels/rope.h"
-#include "engine/kernels/silu_mul.h"
 
 namespace tandem::engine {
 namespace {

@@ -16,19 +16,14 @@
 
 #include "engine/device/cpu/threads.h"
 #include "engine/kernels/element.h"
+#include "engine/kernels/packed_matrix.h"
 
 namespace tandem::engine {
 
 inline constexpr size_t kPanel = 32;     // output columns
 inline constexpr size_t kKPadding = 32;  // bfloat16 packs K padded to a multiple of this
 
-struct PackedMatrix {
-  Element element = Element::kFloat32;  // kFloat32 or kBFloat16
-  size_t n = 0;                         // output columns
-  size_t k = 0;                         // input elements
-  const void* data = nullptr;           // PackedBytes(element, n, k) bytes, 64-byte aligned
-};
-
+// Of PackedMatrix::data, which is aligned to 64 bytes.
 size_t PackedBytes(Element element, size_t n, size_t k);
 
 // Packs `rows` rows of a row-major weight [rows][k] as output columns [first_column, first_column +

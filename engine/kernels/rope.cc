@@ -1,8 +1,8 @@
+#include "engine/kernels/rope.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-
-#include "engine/kernels/rope.h"
 
 namespace tandem::engine {
 namespace {
@@ -73,20 +73,6 @@ std::vector<float> RopeFrequenciesLlama3(int head_dim, double theta, const RopeL
 
 float YarnAttentionFactor(double factor) {
   return factor <= 1 ? 1.0f : static_cast<float>(0.1 * std::log(factor) + 1.0);
-}
-
-void RopeTables(const float* frequencies, int head_dim, float scale, const int32_t* positions,
-                size_t count, float* cos, float* sin, Threads* threads) {
-  const size_t half = static_cast<size_t>(head_dim) / 2;
-  threads->ForRanges(count, 1 + 2048 / half, [&](size_t begin, size_t end) {
-    for (size_t r = begin; r < end; ++r) {
-      for (size_t i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(positions[r]) * frequencies[i];
-        cos[r * half + i] = std::cos(angle) * scale;
-        sin[r * half + i] = std::sin(angle) * scale;
-      }
-    }
-  });
 }
 
 }  // namespace tandem::engine
