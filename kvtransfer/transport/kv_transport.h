@@ -1,11 +1,12 @@
 // KvTransport: the seam between channels, which know transfers, and what moves their bytes from one
 // pool into another. docs/add_a_transport.md says how to write one.
 //
-//   register   KvTransport::Register(store)         both ends, once: what of the pool can be
-//   reached offer      KvRegistration::Offer()              receiver, per connection: how to reach
-//   it connect    KvRegistration::Connect(), KvOffer::Accept()         the two ends of a pair post
-//   KvWriter::Post(), KvReader::Receive()     one run of blocks, begun poll       KvPost::Done(),
-//   Reception::Done()         ... and ended release    ~KvPost, KvWriter::Detach()
+//  - register: KvTransport::Register(store), at both ends and once: what of the pool can be reached
+//  - offer: KvRegistration::Offer(), at the receiver and per connection: how to reach it
+//  - connect: KvRegistration::Connect() and KvOffer::Accept() make the two ends of a pair
+//  - post: KvWriter::Post() and KvReader::Receive() begin to move one run of blocks
+//  - poll: KvPost::Done() and Reception::Done() say that it has ended
+//  - release: ~KvPost and KvWriter::Detach()
 //
 // A KvConnection lies beside every pair: what is said about transfers (open, finish, quiet, abort)
 // goes over it, and so does the header of each DATA frame, in the order of Post(). Two-sided
