@@ -26,7 +26,10 @@ absl::Status Bad(std::string_view path, fmt::format_string<Args...> format, Args
 // A value as a message shows it: short, whatever it is.
 std::string Show(const json& value) {
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
+  if (text.size() > 60) {
+    text.resize(57);
+    text += "...";
+  }
   return text;
 }
 

@@ -26,14 +26,16 @@ class CpuEvent final : public Event {
 
 class CpuStream final : public Stream {
  public:
-  void CopyToDevice(void* to, const void* from, size_t bytes) override {
-    std::memcpy(to, from, bytes);
-  }
-  void CopyToHost(void* to, const void* from, size_t bytes) override {
-    std::memcpy(to, from, bytes);
-  }
+  void CopyToDevice(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
+  void CopyToHost(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
   void Record(Event* event) override { static_cast<CpuEvent*>(event)->Set(); }
   void Synchronize() override {}
+
+ private:
+  // Nothing may lie at a null pointer, which memcpy does not take even for no bytes.
+  static void Copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
 };
 
 }  // namespace

@@ -82,7 +82,7 @@ class RequestStreamTest : public ::testing::Test {
   Registry registry_{{"m", "", 0, ""}, &index_, &clock_};
   Metrics metrics_;
   RouterMetrics router_metrics_{&metrics_};
-  const OneWorkerPolicy policy_;
+  const OneWorkerPolicy policy_{};
   FakeDecodeClient client_;
   RecordingSink sink_;
   TimerQueue timers_{&clock_, nullptr};
