@@ -87,8 +87,9 @@ if(TANDEM_PCH)
   target_compile_definitions(tandem_options INTERFACE $<TARGET_PROPERTY:spdlog::spdlog,INTERFACE_COMPILE_DEFINITIONS>
                              $<TARGET_PROPERTY:fmt::fmt,INTERFACE_COMPILE_DEFINITIONS>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-    # The same false alarm as above under another name: it knows no more that the header is a system header.
-    target_compile_options(tandem_options INTERFACE -Wno-stringop-overflow)
+    # The same false alarm as above under other names: it knows no more that the header is a system header. Builds without
+    # precompiled headers keep these warnings.
+    target_compile_options(tandem_options INTERFACE -Wno-stringop-overflow -Wno-array-bounds)
   endif()
   add_library(tandem_pch OBJECT ${CMAKE_SOURCE_DIR}/cmake/pch.cc)
   target_precompile_headers(tandem_pch PRIVATE ${TANDEM_PCH_HEADERS})

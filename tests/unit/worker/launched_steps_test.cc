@@ -25,7 +25,7 @@ class LaunchedStepsTest : public testing::Test {
   }
 
   const std::vector<int32_t> tokens_ = {1, 2, 3, 4};
-  const engine::SamplingParams sampling_;
+  const engine::SamplingParams sampling_{};
   FakeClock clock_;
   engine::FakeEngine engine_{{.num_blocks = 4, .block_size = 4, .model = {.max_in_flight = 2}}};
   LaunchedSteps steps_{&engine_.runner(), &engine_.pool, &clock_};

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "gtest/gtest.h"
@@ -24,7 +25,8 @@ class Reader : public DecodeHandler {
   }
   void AwaitEvents(int count) {
     absl::MutexLock lock(&mutex_);
-    const auto reached = [&] { return events_ >= count; };
+    const auto reached = [this, count]()
+                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return events_ >= count; };
     mutex_.Await(absl::Condition(&reached));
   }
   void Cancel() {
