@@ -147,8 +147,10 @@ int Supervisor::Step(absl::Duration timeout) {
       if (fd >= 0) polls.push_back({.fd = fd, .events = POLLIN, .revents = 0});
     }
   }
-  const int64_t wait_ms = absl::ToInt64Milliseconds(wake - absl::Now()) + 1;
-  poll(polls.data(), polls.size(), static_cast<int>(std::clamp<int64_t>(wait_ms, 0, 60'000)));
+  // `wake` may lie in the infinite future, from where no further millisecond can be added.
+  const absl::Duration wait =
+      std::clamp(wake - absl::Now(), absl::ZeroDuration(), absl::Minutes(1));
+  poll(polls.data(), polls.size(), static_cast<int>(absl::ToInt64Milliseconds(wait)) + 1);
 
   const int signal = TakeSignals();
   for (const auto& child : children_) {

@@ -20,7 +20,7 @@ namespace tandem {
 namespace {
 
 constexpr int kAllRequests = 200;
-constexpr int kFewestRequests = 10;  // fewer might reuse no prefix
+constexpr int kFewestRequests = 100;  // fewer might reuse no prefix
 constexpr int kLongest = 2000;
 constexpr int kClients = 12;
 
