@@ -29,8 +29,8 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
 
  private:
   void End(absl::StatusOr<internal::v1::PrefillResponse> answer) {
+    const absl::Status status = answer.status();
     if (answer.ok()) *response_ = *std::move(answer);
-    const absl::Status& status = answer.status();
     Finish(ToGrpcStatus(absl::IsResourceExhausted(status) ? WithRetryAfter(status, kRetryWhenFull)
                                                           : status));
   }

@@ -76,7 +76,7 @@ void SenderPeer::Loop() {
     HandlePosts();
     if (posts_.size() < kMaxPosts) {
       if (std::optional<SendItem> item = queue_.TakeItem(); item.has_value()) {
-        std::visit([this](auto&& i) { Process(std::move(i)); }, *std::move(item));
+        std::visit([this](auto& i) { Process(std::move(i)); }, *item);
       }
     }
     TimeOutAnswers();
