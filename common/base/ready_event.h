@@ -6,7 +6,8 @@
 // launched the step learns which of the two it was and aborts what depends on a failed one.
 #pragma once
 
-#include "absl/synchronization/notification.h"
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace tandem {
@@ -25,15 +26,24 @@ class ReadyEvent {
 // An event that a thread of the host makes true.
 class HostEvent final : public ReadyEvent {
  public:
-  bool Ready() const override { return done_.HasBeenNotified(); }
-  bool WaitFor(absl::Duration timeout) const override {
-    return done_.WaitForNotificationWithTimeout(timeout);
+  bool Ready() const override {
+    absl::MutexLock lock(&mutex_);
+    return done_;
   }
-  // Once.
-  void Set() { done_.Notify(); }
+  bool WaitFor(absl::Duration timeout) const override {
+    absl::MutexLock lock(&mutex_);
+    return mutex_.AwaitWithTimeout(absl::Condition(&done_), timeout);
+  }
+  // Idempotent.
+  void Set() {
+    absl::MutexLock lock(&mutex_);
+    done_ = true;
+  }
 
  private:
-  absl::Notification done_;
+  // Not a Notification: the thread sanitizer is told of mutexes only (docs/testing.md).
+  mutable absl::Mutex mutex_;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace tandem

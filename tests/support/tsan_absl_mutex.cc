@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 
 #include "absl/synchronization/mutex.h"
+#include "spdlog/spdlog.h"
 
 extern "C" {
 void __tsan_acquire(void* address);
@@ -35,6 +36,10 @@ Function* Real(const char* name) {
   }
   return reinterpret_cast<Function*>(found);
 }
+
+// spdlog's library is built without the sanitizer too, and makes its registry when it is first
+// used. Here that is before there is a second thread, so nothing has to order it.
+[[maybe_unused]] const bool kRegistryIsMade = spdlog::default_logger_raw() != nullptr;
 
 }  // namespace
 
@@ -71,6 +76,11 @@ void Mutex::Unlock() {
 
 void Mutex::ReaderLock() { Lock(); }
 void Mutex::ReaderUnlock() { Unlock(); }
+
+void Mutex::LockWhen(const Condition& condition) {
+  Lock();
+  Await(condition);
+}
 
 void Mutex::Await(const Condition& condition) {
   TANDEM_REAL(void(Mutex*, const Condition&), "5AwaitERKNS0_9ConditionE");
