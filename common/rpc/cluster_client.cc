@@ -43,6 +43,8 @@ struct Mailbox {
   bool draining ABSL_GUARDED_BY(mutex) = false;
   bool draining_sent ABSL_GUARDED_BY(mutex) = false;
   std::optional<LoadReport> load ABSL_GUARDED_BY(mutex);
+  // The newest of all. A stream that ends may have taken it along, so each new one begins with it.
+  std::optional<LoadReport> last_load ABSL_GUARDED_BY(mutex);
   PendingBlocks blocks ABSL_GUARDED_BY(mutex);
 };
 
@@ -168,7 +170,7 @@ class GrpcClusterClient : public ClusterClient {
 
   void PostLoad(LoadReport load) override {
     absl::MutexLock lock(&mailbox_.mutex);
-    mailbox_.load = std::move(load);
+    mailbox_.load = mailbox_.last_load = std::move(load);
     PumpStream();
   }
 
@@ -230,6 +232,7 @@ class GrpcClusterClient : public ClusterClient {
       if (mailbox_.stopping) return absl::CancelledError("stopping");
       mailbox_.call_joined = mailbox_.call_drain = mailbox_.draining_sent = false;
       mailbox_.blocks.Clear();
+      mailbox_.load = mailbox_.last_load;
     }
     stream.Start(stub_.get(), options_.hello);
     {

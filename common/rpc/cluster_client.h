@@ -34,7 +34,7 @@ class ClusterClient {
   virtual ~ClusterClient() = default;  // leaves the cluster
 
   virtual bool joined() const = 0;
-  // Replaces a report not yet sent.
+  // Replaces a report not yet sent. The newest is sent again whenever the cluster is joined again.
   virtual void PostLoad(internal::v1::LoadReport load) = 0;
   // In order; merged while the stream is busy. Over a bound the queue is dropped and on_joined
   // called for a snapshot.
