@@ -87,6 +87,8 @@ class Parser {
     statement->expr = expressions_.ParseTuple();
     EndTag();
     statement->body = ParseBody({"elif", "else", "endif"});
+    // After a failure end_ may still be an earlier tag's.
+    if (!tokens_.status().ok()) return statement;
     if (end_ == "elif") {
       if (++depth_ > kMaxBlockNesting) tokens_.Fail("blocks are nested too deeply");
       statement->otherwise.push_back(ParseIf());

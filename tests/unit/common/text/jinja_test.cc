@@ -107,5 +107,11 @@ TEST(JinjaTest, NoTemplateRunsOrNestsWithoutEnd) {
   EXPECT_THAT(ErrorOf(ifs).ToString(), HasSubstr("nested too deeply"));
 }
 
+TEST(JinjaTest, AMistakeBehindElifEndsTheParser) {
+  EXPECT_FALSE(ErrorOf("{% if a %}1{% elif %}2{% endif %}").ok());
+  EXPECT_FALSE(ErrorOf("{% if a %}1{% elif b %}2{% elif ( %}3{% endif %}").ok());
+  EXPECT_FALSE(ErrorOf("{% if a %}1{% elif b %}2{% unknown %}3{% endif %}").ok());
+}
+
 }  // namespace
 }  // namespace tandem::jinja
