@@ -5,10 +5,6 @@
 #include <bit>
 #include <cstring>
 
-// The variants in between would only cost compile time.
-#ifndef HWY_DISABLED_TARGETS
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
-#endif
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvtransfer/store/page_digest.cc"
 #include "hwy/cache_control.h"

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "engine/kernels/cpu/attention_unit.h"
-#include "engine/kernels/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/kernels/cpu/attention.cc"

@@ -8,7 +8,6 @@
 #include "engine/kernels/cpu/rms_norm.h"
 #include "engine/kernels/cpu/rope.h"
 #include "engine/kernels/cpu/silu_mul.h"
-#include "engine/kernels/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/kernels/cpu/elementwise.cc"

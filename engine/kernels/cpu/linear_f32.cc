@@ -4,7 +4,6 @@
 
 #include "engine/kernels/cpu/linear.h"
 #include "engine/kernels/cpu/linear_internal.h"
-#include "engine/kernels/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/kernels/cpu/linear_f32.cc"

@@ -222,14 +222,14 @@ InProcessCluster::InProcessCluster(const InProcessClusterOptions& options) : opt
   for (int i = 0; i < options_.prefill_workers; ++i) {
     worker.worker_id = absl::StrCat("prefill-", i);
     prefills_.push_back(std::make_unique<InProcessPrefillWorker>(
-        worker, &kv_, &clock_, MakeMembership(&memberships_[slot++])));
+        worker, &kv_, &clock_, MessagesTo(&memberships_[slot++])));
     prefill_list_.push_back(prefills_.back().get());
   }
   worker.unified = options_.unified;
   for (int i = 0; i < options_.decode_workers; ++i) {
     worker.worker_id = absl::StrCat("decode-", i);
     decodes_.push_back(std::make_unique<InProcessDecodeWorker>(
-        worker, &kv_, &prefill_list_, &clock_, MakeMembership(&memberships_[slot++])));
+        worker, &kv_, &prefill_list_, &clock_, MessagesTo(&memberships_[slot++])));
   }
   slot = 0;
   for (const auto& prefill : prefills_) memberships_[slot++] = Join(prefill.get());
@@ -243,21 +243,21 @@ InProcessCluster::~InProcessCluster() {
 }
 
 // Workers speak through the slot, which is filled when they join: before their first turn.
-Membership InProcessCluster::MakeMembership(const std::unique_ptr<router::Membership>* slot) {
-  Membership membership;
-  membership.load = [slot](internal::v1::LoadReport load) {
+JoinMessages InProcessCluster::MessagesTo(const std::unique_ptr<router::Membership>* slot) {
+  JoinMessages messages;
+  messages.load = [slot](internal::v1::LoadReport load) {
     internal::v1::WorkerMessage message;
     *message.mutable_load() = std::move(load);
     const absl::Status status = (*slot)->Handle(message);
     TANDEM_CHECK(status.ok(), "{}", status.ToString());
   };
-  membership.blocks = [slot](internal::v1::BlockEvents blocks) {
+  messages.blocks = [slot](internal::v1::BlockEvents blocks) {
     internal::v1::WorkerMessage message;
     *message.mutable_blocks() = std::move(blocks);
     const absl::Status status = (*slot)->Handle(message);
     TANDEM_CHECK(status.ok(), "{}", status.ToString());
   };
-  return membership;
+  return messages;
 }
 
 template <typename Worker>

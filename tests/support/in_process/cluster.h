@@ -94,7 +94,7 @@ class InProcessCluster {
  private:
   class Decoding;
 
-  Membership MakeMembership(const std::unique_ptr<router::Membership>* slot);
+  JoinMessages MessagesTo(const std::unique_ptr<router::Membership>* slot);
   template <typename Worker>
   std::unique_ptr<router::Membership> Join(Worker* worker);
   template <typename Step>

@@ -25,13 +25,13 @@ internal::v1::Capability MakeCapability(const InProcessWorkerOptions& options) {
   return capability;
 }
 
-worker::Reports MakeReports(Membership membership) {
+worker::Reports MakeReports(JoinMessages messages) {
   worker::Reports reports;
-  reports.load = [load = std::move(membership.load)](const LoadReport& report) {
+  reports.load = [load = std::move(messages.load)](const LoadReport& report) {
     if (load) load(LoadReportToProto(report));
   };
-  reports.blocks = [blocks = std::move(membership.blocks)](const engine::BlockEvents& events,
-                                                           bool cleared) {
+  reports.blocks = [blocks = std::move(messages.blocks)](const engine::BlockEvents& events,
+                                                         bool cleared) {
     if (blocks) blocks(engine::BlockEventsToProto(events, cleared));
   };
   return reports;
@@ -64,7 +64,7 @@ internal::v1::Hello MakeHello(const InProcessWorkerOptions& options, const std::
 
 InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& options,
                                                InProcessKvNetwork* kv, Clock* clock,
-                                               Membership membership)
+                                               JoinMessages messages)
     : options_(options),
       engine_(options.engine),
       metrics_(&engine_.metrics),
@@ -91,8 +91,7 @@ InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& opt
   parts.clock = clock;
   parts.metrics = &metrics_;
   parts.inbox = &inbox_;
-  loop_ =
-      std::make_unique<prefill::Loop>(std::move(loop), parts, MakeReports(std::move(membership)));
+  loop_ = std::make_unique<prefill::Loop>(std::move(loop), parts, MakeReports(std::move(messages)));
 }
 
 InProcessPrefillCaller::InProcessPrefillCaller(decode::CallerIdentity identity, int vocab_size,
@@ -142,7 +141,7 @@ void InProcessPrefillCaller::Cancel(uint64_t call_id) {
 InProcessDecodeWorker::InProcessDecodeWorker(
     const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
     const std::vector<InProcessPrefillWorker*>* prefill_workers, Clock* clock,
-    Membership membership)
+    JoinMessages messages)
     : options_(options),
       engine_(options.engine),
       metrics_(&engine_.metrics),
@@ -191,8 +190,7 @@ InProcessDecodeWorker::InProcessDecodeWorker(
   parts.clock = clock;
   parts.metrics = &metrics_;
   parts.inbox = &inbox_;
-  loop_ =
-      std::make_unique<decode::Loop>(std::move(loop), parts, MakeReports(std::move(membership)));
+  loop_ = std::make_unique<decode::Loop>(std::move(loop), parts, MakeReports(std::move(messages)));
 }
 
 internal::v1::Hello InProcessDecodeWorker::hello() const {

@@ -23,7 +23,7 @@
 namespace tandem {
 
 // What a worker tells the router on its Join stream.
-struct Membership {
+struct JoinMessages {
   std::function<void(internal::v1::LoadReport)> load;
   std::function<void(internal::v1::BlockEvents)> blocks;
 };
@@ -47,7 +47,7 @@ internal::v1::Hello MakeHello(const InProcessWorkerOptions& options, const std::
 class InProcessPrefillWorker {
  public:
   InProcessPrefillWorker(const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
-                         Clock* clock, Membership membership);
+                         Clock* clock, JoinMessages messages);
 
   prefill::Intake& intake() { return intake_; }
   internal::v1::Hello hello() const { return MakeHello(options_, "prefill", address()); }
@@ -100,7 +100,7 @@ class InProcessDecodeWorker {
  public:
   InProcessDecodeWorker(const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
                         const std::vector<InProcessPrefillWorker*>* prefill_workers, Clock* clock,
-                        Membership membership);
+                        JoinMessages messages);
 
   // Calls back on the thread of Step(), or before the return where it is refused at once. Returns
   // the id for Cancel(); 0: it was refused.

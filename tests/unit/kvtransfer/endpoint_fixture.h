@@ -206,6 +206,15 @@ struct Ends {
       sender->Push(id, epoch, layer, source_blocks, ordinals);
     }
   }
+  // Ships block 1 to block 9 as a transfer of its own.
+  TransferId ShipOne() {
+    const TransferId id = TransferId::Random();
+    const absl::Status opened = sender->Open(Expect(id, 1, {9}));
+    EXPECT_TRUE(opened.ok()) << opened;
+    PushAll(id, 1, {1});
+    sender->Finish(id, 1);
+    return id;
+  }
   void ExpectEqualBlocks(const std::vector<int32_t>& source_blocks,
                          const std::vector<int32_t>& target_blocks) const {
     for (size_t i = 0; i < source_blocks.size(); ++i) {

@@ -125,10 +125,7 @@ TEST(Shm, DamageInThePoolIsNeverSealed) {
   };
   ends.sender_options.store = &store;
   ends.Start();
-  const TransferId id = TransferId::Random();
-  ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {9})));
-  ends.PushAll(id, 1, {1});
-  ends.sender->Finish(id, 1);
+  const TransferId id = ends.ShipOne();
   EXPECT_EQ(ends.record.AwaitQuiet(id, 1).status.code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(ends.record.AwaitDone(id, 1).status.code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(damaged, 1);
@@ -139,10 +136,7 @@ TEST(Shm, APoolThatIsNotSharedIsShippedOverTcp) {
   Ends ends("auto");
   ends.receiver_options.region.fd = -1;
   ends.Start();
-  const TransferId id = TransferId::Random();
-  ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {9})));
-  ends.PushAll(id, 1, {1});
-  ends.sender->Finish(id, 1);
+  const TransferId id = ends.ShipOne();
   EXPECT_EQ(ends.record.AwaitQuiet(id, 1).stats.transport, "tcp");
 }
 
@@ -150,10 +144,7 @@ TEST(Shm, TheReceiverMayInsist) {
   Ends ends("auto");
   ends.receiver_options.transports = "tcp";
   ends.Start();
-  const TransferId id = TransferId::Random();
-  ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {9})));
-  ends.PushAll(id, 1, {1});
-  ends.sender->Finish(id, 1);
+  const TransferId id = ends.ShipOne();
   EXPECT_EQ(ends.record.AwaitQuiet(id, 1).stats.transport, "tcp");
   EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 0) << "as configured, not a fallback";
 }
@@ -161,10 +152,7 @@ TEST(Shm, TheReceiverMayInsist) {
 TEST(Shm, IsTheDefaultOfOneHost) {
   Ends ends("auto");
   ends.Start();
-  const TransferId id = TransferId::Random();
-  ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {9})));
-  ends.PushAll(id, 1, {1});
-  ends.sender->Finish(id, 1);
+  const TransferId id = ends.ShipOne();
   EXPECT_EQ(ends.record.AwaitQuiet(id, 1).stats.transport, "shm");
 }
 

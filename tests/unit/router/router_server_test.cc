@@ -16,6 +16,7 @@
 #include "tandem/v1/admin.grpc.pb.h"
 #include "tandem/v1/inference.grpc.pb.h"
 #include "tests/support/paths.h"
+#include "tests/unit/router/fake_capability.h"
 #include "tests/unit/router/fake_worker.h"
 
 namespace tandem::router {
@@ -74,8 +75,10 @@ class RouterServerTest : public ::testing::Test {
 
   std::unique_ptr<FakeWorker> Join(const std::string& id, const std::string& role,
                                    FakeDecodeService::Handler handler = {}) {
-    return std::make_unique<FakeWorker>(router_->address(), id, role,
-                                        FakeCapability("demo", vocab_size_), std::move(handler));
+    internal::v1::Capability capability = FakeCapability("demo", vocab_size_);
+    capability.set_cluster_secret_digest(ClusterSecretDigest(""));
+    return std::make_unique<FakeWorker>(router_->address(), id, role, capability,
+                                        std::move(handler));
   }
 
   std::vector<int32_t> Tokens(const std::string& text) const {

@@ -32,12 +32,12 @@ class InProcessWorkers : public testing::TestWithParam<int> {
   void SetUp() override {
     for (int i = 0; i < 2; ++i) {
       prefill_.push_back(std::make_unique<InProcessPrefillWorker>(
-          Options("p" + std::to_string(i), 120), &kv_, &clock_, Membership{}));
+          Options("p" + std::to_string(i), 120), &kv_, &clock_, JoinMessages{}));
       prefill_pointers_.push_back(prefill_.back().get());
     }
     for (int i = 0; i < 2; ++i) {
       decode_.push_back(std::make_unique<InProcessDecodeWorker>(
-          Options("d" + std::to_string(i), 60), &kv_, &prefill_pointers_, &clock_, Membership{}));
+          Options("d" + std::to_string(i), 60), &kv_, &prefill_pointers_, &clock_, JoinMessages{}));
     }
   }
 

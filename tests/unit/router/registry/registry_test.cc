@@ -6,27 +6,12 @@
 #include "tandem/internal/v1/cluster.pb.h"
 #include "tests/fakes/fake_clock.h"
 #include "tests/support/paths.h"
+#include "tests/unit/router/fake_capability.h"
 
 namespace tandem::router {
 namespace {
 
 using ::testing::HasSubstr;
-
-internal::v1::Capability MakeCapability() {
-  internal::v1::Capability c;
-  c.set_model("m");
-  c.set_model_digest("digest");
-  c.set_dtype("float32");
-  c.set_kv_dtype("float32");
-  c.set_num_layers(2);
-  c.set_num_kv_heads(1);
-  c.set_head_dim(64);
-  c.set_block_size(16);
-  c.set_layout("HND");
-  c.set_tensor_parallel_size(1);
-  c.set_vocab_size(512);
-  return c;
-}
 
 WorkerIdentity MakeIdentity(const std::string& id, uint64_t incarnation, WorkerRole role) {
   WorkerIdentity identity;
@@ -43,7 +28,7 @@ class RegistryTest : public ::testing::Test {
  protected:
   absl::StatusOr<Registry::Member> Join(const std::string& id, uint64_t incarnation,
                                         WorkerRole role = WorkerRole::kDecode) {
-    return registry_.Join(MakeIdentity(id, incarnation, role), MakeCapability(), nullptr);
+    return registry_.Join(MakeIdentity(id, incarnation, role), FakeCapability("m", 512), nullptr);
   }
 
   FakeClock clock_;
@@ -81,7 +66,7 @@ TEST_F(RegistryTest, PublishesWhoIsThere) {
 TEST_F(RegistryTest, RefusesAnotherCapabilityWithOneLine) {
   const auto first = Join("a", 1);
   ASSERT_OK(first);
-  internal::v1::Capability other = MakeCapability();
+  internal::v1::Capability other = FakeCapability("m", 512);
   other.set_block_size(32);
   const auto refused = registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
@@ -92,7 +77,7 @@ TEST_F(RegistryTest, RefusesAnotherCapabilityWithOneLine) {
 }
 
 TEST_F(RegistryTest, RefusesAnotherModelThanTheRouters) {
-  internal::v1::Capability other = MakeCapability();
+  internal::v1::Capability other = FakeCapability("m", 512);
   other.set_model("n");
   other.set_vocab_size(1024);
   const auto refused = registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr);
@@ -118,7 +103,7 @@ TEST_F(RegistryTest, ANameBelongsToOneProcess) {
 
 TEST_F(RegistryTest, DrainTellsTheWorkerAndTakesItOut) {
   int told = 0;
-  ASSERT_OK(registry_.Join(MakeIdentity("u", 1, WorkerRole::kUnified), MakeCapability(),
+  ASSERT_OK(registry_.Join(MakeIdentity("u", 1, WorkerRole::kUnified), FakeCapability("m", 512),
                            [&] { ++told; }));
   EXPECT_TRUE(registry_.view()->Serving());
   const absl::Status unknown = registry_.Drain("x");
