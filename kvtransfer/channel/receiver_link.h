@@ -40,6 +40,8 @@ class ReceiverLink {
   absl::Status Handshake();
   // What this end offers to a peer that names `wanted`; keeps the offers.
   std::vector<TransportOffer> MakeOffers(const std::vector<TransportOffer>& wanted);
+  // Stays awake for a moment where the next frame is due at once.
+  void LookForFrame();
   absl::Status HandleFrame(const FrameHeader& header);
   absl::Status HandleSelect(const FrameHeader& header);
   absl::Status HandleOpen(const FrameHeader& header);
@@ -76,6 +78,7 @@ class ReceiverLink {
   std::vector<PendingOffer> offers_;
   BoundConnection bound_;  // no reader before a transport was selected
   bool authenticated_ = false;
+  bool data_is_due_ = false;  // a one-sided writer is at work on what the next frame tells of
   size_t probed_bytes_ = 0;
   absl::flat_hash_map<TransferKey, std::shared_ptr<IncomingTransfer>> opened_;
   size_t forget_at_ = 64;
