@@ -26,7 +26,8 @@ constexpr int kQWidth = kHeads * kDim, kQkvWidth = (kHeads + 2 * kKvHeads) * kDi
 constexpr size_t kBlockElements = 2ull * kKvHeads * kBlockSize * kDim;
 
 struct Layer {
-  DeviceArray<BFloat16> qkv, bias, output, gate_up, down, input_norm, post_norm;
+  DeviceArray<BFloat16> qkv, output, gate_up, down;
+  DeviceArray<float> bias, input_norm, post_norm;
 };
 
 struct Model {
@@ -35,16 +36,16 @@ struct Model {
     for (int i = 0; i < kLayers; ++i) {
       const uint64_t seed = static_cast<uint64_t>(i) * 8 + 10;
       layers.push_back({RandomArray<BFloat16>(1ull * kQkvWidth * kHidden, seed, scale),
-                        RandomArray<BFloat16>(kQkvWidth, seed + 1, scale),
                         RandomArray<BFloat16>(1ull * kHidden * kQWidth, seed + 2, scale),
                         RandomArray<BFloat16>(2ull * kInner * kHidden, seed + 3, scale),
                         RandomArray<BFloat16>(1ull * kHidden * kInner, seed + 4, scale),
-                        RandomArray<BFloat16>(kHidden, seed + 5, 0.1f, 1),
-                        RandomArray<BFloat16>(kHidden, seed + 6, 0.1f, 1)});
+                        RandomArray<float>(kQkvWidth, seed + 1, scale),
+                        RandomArray<float>(kHidden, seed + 5, 0.1f, 1),
+                        RandomArray<float>(kHidden, seed + 6, 0.1f, 1)});
     }
     embedding = RandomArray<BFloat16>(1ull * kVocab * kHidden, 1, 0.5f);
     head = RandomArray<BFloat16>(1ull * kVocab * kHidden, 2, scale);
-    final_norm = RandomArray<BFloat16>(kHidden, 3, 0.1f, 1);
+    final_norm = RandomArray<float>(kHidden, 3, 0.1f, 1);
     std::vector<float> values;
     for (int i = 0; i < kDim / 2; ++i) {
       values.push_back(static_cast<float>(std::pow(1e6, -2.0 * i / kDim)));
@@ -52,8 +53,8 @@ struct Model {
     frequencies = DeviceArray<float>(values);
   }
   std::vector<Layer> layers;
-  DeviceArray<BFloat16> embedding, head, final_norm;
-  DeviceArray<float> frequencies;
+  DeviceArray<BFloat16> embedding, head;
+  DeviceArray<float> final_norm, frequencies;
 };
 
 // Bytes of weights that a step reads: everything but the embedding table.
@@ -111,15 +112,17 @@ class Step {
     const LaunchOptions o = options_;
     options_.overlap = false;
     Prepare();
-    SquareSums squares = {first_share_.get(), 1};
+    SquareSums squares = {first_share_.get(), 1, kMaxSkinnyRows};
     for (int i = 0; i < kLayers; ++i) {
       Qkv(i, squares);
       options_ = o;
       Attention(i);
-      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kQWidth, o.multiprocessors)};
+      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kQWidth, o.multiprocessors),
+                 kMaxSkinnyRows};
       Output(i);
       GateUp(i, squares);
-      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kInner, o.multiprocessors)};
+      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kInner, o.multiprocessors),
+                 kMaxSkinnyRows};
       Down(i);
     }
     Logits(squares);
@@ -166,7 +169,7 @@ class Step {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
     TANDEM_CUDA_CHECK(
         SkinnyResidual({layer.output.get(), attended_.get(), residual_.get(), layer.post_norm.get(),
-                        scaled_.get(), shares_.get(), rows_, kHidden, kQWidth},
+                        scaled_.get(), shares_.get(), kMaxSkinnyRows, rows_, kHidden, kQWidth},
                        Scratch(), options_));
   }
   void GateUp(int i, SquareSums squares) {
@@ -177,20 +180,21 @@ class Step {
   }
   void Down(int i) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
-    TANDEM_CUDA_CHECK(SkinnyResidual({layer.down.get(), gated_.get(), residual_.get(), NextNorm(i),
-                                      scaled_.get(), shares_.get(), rows_, kHidden, kInner},
-                                     Scratch(), options_));
+    TANDEM_CUDA_CHECK(
+        SkinnyResidual({layer.down.get(), gated_.get(), residual_.get(), NextNorm(i), scaled_.get(),
+                        shares_.get(), kMaxSkinnyRows, rows_, kHidden, kInner},
+                       Scratch(), options_));
   }
   void Logits(SquareSums squares) {
     TANDEM_CUDA_CHECK(SkinnyLogits({model_.head.get(), scaled_.get(), nullptr, best_.get(), rows_,
                                     kVocab, kHidden, squares, kEpsilon},
                                    Scratch(), options_));
   }
-  SquareSums FirstSquares() const { return {first_share_.get(), 1}; }
+  SquareSums FirstSquares() const { return {first_share_.get(), 1, kMaxSkinnyRows}; }
 
  private:
   static constexpr float kEpsilon = 1e-6f;
-  const BFloat16* NextNorm(int i) const {
+  const float* NextNorm(int i) const {
     return i + 1 < kLayers ? model_.layers[static_cast<size_t>(i + 1)].input_norm.get()
                            : model_.final_norm.get();
   }

@@ -126,7 +126,7 @@ struct Norm {
       inverse_rms.push_back(1 / std::sqrt(sum / hidden + kEpsilon));
     }
   }
-  SquareSums Squares() const { return {shares.get(), kParts}; }
+  SquareSums Squares() const { return {shares.get(), kParts, kMaxSkinnyRows}; }
   static constexpr int kParts = 37;
   static constexpr float kEpsilon = 1e-6f;
   DeviceArray<float> shares;
@@ -159,7 +159,7 @@ void ResidualMatches(const Fixture& f, int rows, int inputs) {
   const int outputs = f.shape.hidden;
   const auto w = RandomArray<BFloat16>(static_cast<size_t>(outputs) * inputs, 1, 0.05f);
   const auto x = RandomArray<BFloat16>(static_cast<size_t>(rows) * inputs, 2);
-  const auto g = RandomArray<BFloat16>(outputs, 3);
+  const auto g = RandomArray<float>(outputs, 3);
   auto residual = RandomArray<float>(static_cast<size_t>(rows) * outputs, 4);
   const auto before = residual.ToHost();
   const int parts = ResidualSquareParts(rows, outputs, inputs, f.options.multiprocessors);
@@ -168,7 +168,7 @@ void ResidualMatches(const Fixture& f, int rows, int inputs) {
   scaled.Poison();
   shares.Poison();
   TANDEM_CUDA_CHECK(SkinnyResidual({w.get(), x.get(), residual.get(), g.get(), scaled.get(),
-                                    shares.get(), rows, outputs, inputs},
+                                    shares.get(), kMaxSkinnyRows, rows, outputs, inputs},
                                    f.Scratch(), f.options));
   std::vector<double> wanted = Reference(w, x, rows, outputs, inputs, {});
   std::vector<double> wanted_scaled, wanted_squares(rows), squares(rows);
@@ -195,7 +195,7 @@ void QkvMatches(const Fixture& f, int rows) {
   constexpr int kBlockSize = 32;
   const int outputs = (heads + 2 * kv_heads) * dim, half = dim / 2, blocks = rows + 3;
   const auto w = RandomArray<BFloat16>(static_cast<size_t>(outputs) * hidden, 1, 0.05f);
-  const auto bias = RandomArray<BFloat16>(outputs, 6);
+  const auto bias = RandomArray<float>(outputs, 6);
   const auto x = RandomArray<BFloat16>(static_cast<size_t>(rows) * hidden, 2);
   const auto cos = RandomArray<float>(static_cast<size_t>(rows) * half, 7);
   const auto sin = RandomArray<float>(static_cast<size_t>(rows) * half, 8);
@@ -380,7 +380,7 @@ void PrepareStepMatches(const Fixture& f) {
   const DeviceArray<int32_t> d_lengths(lengths), d_tokens(tokens), d_tables(tables);
   const DeviceArray<float> d_frequencies(frequencies);
   const auto embedding = RandomArray<BFloat16>(static_cast<size_t>(kVocab) * hidden, 1);
-  const auto g = RandomArray<BFloat16>(hidden, 2);
+  const auto g = RandomArray<float>(hidden, 2);
   DeviceArray<float> residual(static_cast<size_t>(kRows) * hidden), shares(kMaxSkinnyRows);
   DeviceArray<BFloat16> scaled(static_cast<size_t>(kRows) * hidden);
   DeviceArray<float> cos(static_cast<size_t>(kRows) * dim / 2), sin(cos.size());

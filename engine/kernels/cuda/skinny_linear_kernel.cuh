@@ -226,7 +226,7 @@ class SkinnyLinear {
     for (int row = threadIdx.x / 32; row < op_.rows; row += kSkinnyWarps) {
       float sum = 0;
       for (int part = lane; part < op_.squares.parts; part += 32) {
-        sum += __ldcg(op_.squares.shares + part * kMaxSkinnyRows + row);
+        sum += __ldcg(op_.squares.shares + part * op_.squares.stride + row);
       }
       sum = WarpSum(sum);
       if (lane == 0) {

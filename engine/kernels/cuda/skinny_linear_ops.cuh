@@ -67,8 +67,8 @@ struct QkvOp : QkvArgs {
     float low = t.Get(row, g) * t.inverse_rms[row];
     float high = t.Get(row, t.granules + g) * t.inverse_rms[row];
     if (bias != nullptr) {
-      low += __bfloat162float(__ldg(bias + FirstRow(granule)));
-      high += __bfloat162float(__ldg(bias + SecondRow(granule)));
+      low += __ldg(bias + FirstRow(granule));
+      high += __ldg(bias + SecondRow(granule));
     }
     if (head < heads + kv_heads) {
       const float c = __ldg(cos + row * half + element), s = __ldg(sin + row * half + element);
@@ -81,7 +81,9 @@ struct QkvOp : QkvArgs {
       to = q + (static_cast<int64_t>(row) * heads + head) * head_dim;
     } else {
       // K heads then V heads, as the pages lie in a block.
-      to = kv + __ldg(slots + row) + static_cast<int64_t>(head - heads) * block_size * head_dim;
+      const int64_t slot = __ldg(slots + row);
+      if (slot < 0) return;
+      to = kv + slot + static_cast<int64_t>(head - heads) * block_size * head_dim;
     }
     to[element] = __float2bfloat16_rn(low);
     to[element + half] = __float2bfloat16_rn(high);
@@ -138,12 +140,11 @@ struct ResidualOp : ResidualArgs {
       if (g >= t.granules) continue;
       const float value = before[i] + t.Get(row, g);
       residual[At(row, output)] = value;
-      scaled[At(row, output)] =
-          __float2bfloat16_rn(value * __bfloat162float(__ldg(norm_weight + output)));
+      scaled[At(row, output)] = __float2bfloat16_rn(value * __ldg(norm_weight + output));
       squares += value * value;
     }
     squares = WarpSum(squares);
-    if (lane == 0) square_shares[t.block * kMaxSkinnyRows + row] = squares;
+    if (lane == 0) square_shares[t.block * square_stride + row] = squares;
   }
 };
 
@@ -165,7 +166,7 @@ struct LogitsOp : LogitsArgs {
         winner = max(winner, RankOf(value, token));
       }
       winner = WarpBest(winner);
-      if (lane == 0) best[t.block * kMaxSkinnyRows + row] = winner;
+      if (lane == 0 && best != nullptr) best[t.block * kMaxSkinnyRows + row] = winner;
     }
   }
 };

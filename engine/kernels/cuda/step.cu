@@ -70,7 +70,7 @@ __global__ __launch_bounds__(kThreads) void PrepareStepKernel(
     const float value = __bfloat162float(embedding[i]);
     const int64_t at = static_cast<int64_t>(row) * a.hidden + i;
     a.residual[at] = value;
-    a.scaled[at] = __float2bfloat16_rn(value * __bfloat162float(a.norm_weight[i]));
+    a.scaled[at] = __float2bfloat16_rn(value * a.norm_weight[i]);
     squares += value * value;
   }
   if (a.square_shares == nullptr) return;
