@@ -28,6 +28,8 @@ class Device {
   virtual bool shares_host_memory() const = 0;
   virtual bool has_bfloat16() const = 0;
 
+  // Bytes that there are at all.
+  virtual size_t TotalMemory() const = 0;
   // Bytes that can still be allocated: of any kind, and for a KV pool.
   virtual size_t AvailableMemory() const = 0;
   virtual size_t AvailableKvMemory() const = 0;

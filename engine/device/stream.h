@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace tandem::engine {
 
@@ -16,6 +17,9 @@ class Stream {
  public:
   // What was given must be done: see Synchronize.
   virtual ~Stream() = default;
+
+  // What follows belongs to this step of the model: errors name it.
+  virtual void BeginStep(int64_t) {}
 
   // Between memory of the host and memory of the device. The host does not wait where its memory is
   // Device::AllocateStaging's.

@@ -101,6 +101,7 @@ class DeferredDevice final : public Device {
   bool asynchronous() const override { return true; }
   bool shares_host_memory() const override { return false; }
   bool has_bfloat16() const override { return cpu_.has_bfloat16(); }
+  size_t TotalMemory() const override { return cpu_.TotalMemory(); }
   size_t AvailableMemory() const override { return cpu_.AvailableMemory(); }
   size_t AvailableKvMemory() const override { return cpu_.AvailableKvMemory(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return cpu_.Allocate(bytes); }

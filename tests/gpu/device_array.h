@@ -2,20 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <vector>
 
+#include "engine/device/cuda/cuda_check.h"
+
 namespace tandem::engine::cuda {
 
-inline void Check(cudaError_t error, const char* what, int line) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "line %d: %s: %s\n", line, what, cudaGetErrorString(error));
-  std::exit(2);
-}
-#define TANDEM_CUDA_CHECK(call) ::tandem::engine::cuda::Check((call), #call, __LINE__)
 
 // `count` elements of device memory; freed at the end.
 template <typename T>

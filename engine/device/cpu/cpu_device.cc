@@ -47,6 +47,8 @@ std::string CpuDevice::Describe() const { return fmt::format("cpu, {} threads", 
 
 bool CpuDevice::has_bfloat16() const { return CpuHasBF16(); }
 
+size_t CpuDevice::TotalMemory() const { return TotalHostMemory(); }
+
 size_t CpuDevice::AvailableMemory() const { return AvailableHostMemory(); }
 
 size_t CpuDevice::AvailableKvMemory() const { return AvailableSharedMemory(); }

@@ -26,6 +26,7 @@ class CpuDevice final : public Device {
   bool asynchronous() const override { return false; }
   bool shares_host_memory() const override { return true; }
   bool has_bfloat16() const override;
+  size_t TotalMemory() const override;
   size_t AvailableMemory() const override;
   size_t AvailableKvMemory() const override;
   // Huge pages where the kernel gives them; pages cost memory only once they are touched.

@@ -25,11 +25,11 @@ bool ReadNumber(const char* path, size_t* value) {
   return static_cast<bool>(file >> *value);
 }
 
-size_t MachineAvailable() {
+size_t MachineMemory(const std::string& which) {
   std::ifstream file("/proc/meminfo");
   std::string key, unit;
   for (size_t value = 0; file >> key >> value;) {
-    if (key == "MemAvailable:") return value * 1024;
+    if (key == which) return value * 1024;
     std::getline(file, unit);
   }
   return size_t{1} << 30;
@@ -47,8 +47,14 @@ size_t ReclaimableCache() {
 
 }  // namespace
 
+size_t TotalHostMemory() {
+  const size_t total = MachineMemory("MemTotal:");
+  size_t limit = 0;
+  return ReadNumber("/sys/fs/cgroup/memory.max", &limit) ? std::min(total, limit) : total;
+}
+
 size_t AvailableHostMemory() {
-  const size_t available = MachineAvailable();
+  const size_t available = MachineMemory("MemAvailable:");
   size_t limit = 0, used = 0;
   if (!ReadNumber("/sys/fs/cgroup/memory.max", &limit) ||
       !ReadNumber("/sys/fs/cgroup/memory.current", &used)) {

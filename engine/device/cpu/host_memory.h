@@ -9,6 +9,8 @@
 
 namespace tandem::engine {
 
+// Bytes that the machine has, or the limit of this process's control group where that is less.
+size_t TotalHostMemory();
 // Bytes that this process may still use: the lesser of the machine's available memory and what the
 // limit of its control group leaves.
 size_t AvailableHostMemory();
