@@ -1,7 +1,11 @@
 // A decode step of Qwen2.5-7B on one GPU: 28 layers with distinct random weights, as a CUDA graph,
 // beside its floor in the same run: bytes that must be read / measured read bandwidth.
 //
-//   cuda_decode_bench [--steps batch:context,...] [--ops batch,...] [--no-overlap]
+//   cuda_decode_bench [--steps batch:context,...] [--ops batch,...] [--without kernels,...]
+//   [--no-overlap]
+//
+// --without names kernels of a layer by their first letters (q, a, o, g, d; l for the logits): the
+// step is also measured without them, e.g. "a,qa,g".
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -69,18 +73,25 @@ class Step {
   Step(const Model& model, int rows, int context, const LaunchOptions& options)
       : model_(model), rows_(rows), context_(context), options_(options) {
     const size_t n = static_cast<size_t>(rows);
-    stride_ = (context + kBlockSize - 1) / kBlockSize;
-    const size_t blocks = n * static_cast<size_t>(stride_);
+    const int item_blocks = (context + kBlockSize - 1) / kBlockSize;
+    const size_t blocks = n * static_cast<size_t>(item_blocks);
     pool_ = DeviceArray<BFloat16>(blocks * kBlockElements * kLayers);
     FillRandom(pool_.get(), pool_.size(), 99);
-    std::vector<int32_t> tables(blocks);
+    std::vector<int32_t> order(blocks);
     // A fixed scatter: multiplication by a number without common divisor.
     const size_t step = blocks % 7919 == 0 ? 1 : 7919;
-    for (size_t i = 0; i < blocks; ++i) tables[i] = static_cast<int32_t>(i * step % blocks);
-    tables_ = DeviceArray<int32_t>(tables);
-    lengths_ = DeviceArray<int32_t>(std::vector<int32_t>(n, context));
+    for (size_t i = 0; i < blocks; ++i) order[i] = static_cast<int32_t>(i * step % blocks);
+    blocks_ = DeviceArray<int32_t>(order);
+    positions_ = DeviceArray<int32_t>(std::vector<int32_t>(n, context - 1));
+    std::vector<int32_t> first_rows, first_blocks;
+    for (int i = 0; i <= rows; ++i) {
+      first_rows.push_back(i);
+      first_blocks.push_back(i * item_blocks);
+    }
+    first_rows_ = DeviceArray<int32_t>(first_rows);
+    first_blocks_ = DeviceArray<int32_t>(first_blocks);
     tokens_ = DeviceArray<int32_t>(std::vector<int32_t>(n, 42));
-    starts_ = DeviceArray<int32_t>(n + 1);
+    items_ = DeviceArray<DecodeItem>(n + 1);
     slots_ = DeviceArray<int64_t>(n);
     cos_ = DeviceArray<float>(n * kDim / 2);
     sin_ = DeviceArray<float>(n * kDim / 2);
@@ -92,7 +103,7 @@ class Step {
     first_share_ = DeviceArray<float>(kMaxSkinnyRows);
     shares_ = DeviceArray<float>(1ull * kMaxSquareParts * kMaxSkinnyRows);
     const int multiprocessors = options.multiprocessors;
-    best_parts_ = LogitsBestParts(rows, kVocab, kHidden, multiprocessors);
+    best_parts_ = LogitsBestParts(rows, kVocab, kHidden, options);
     best_ = DeviceArray<uint64_t>(static_cast<size_t>(best_parts_) * kMaxSkinnyRows);
     partial_ = DeviceArray<float>(SkinnyPartialFloats(multiprocessors));
     attention_partial_ = DeviceArray<float>(DecodeAttentionPartialFloats(kDim, multiprocessors));
@@ -106,7 +117,9 @@ class Step {
     return kLayers * kLayerBytes + kHeadBytes + kKvBytesPerToken * context_ * rows_;
   }
 
-  void Run() {
+  // `without`: first letters of the kernels left out, to see what they cost within the step.
+  void Run(const std::string& without = "") {
+    const auto with = [&](char kernel) { return without.find(kernel) == std::string::npos; };
     // The ends of a step have few thread blocks: a kernel that starts beside them would not spread
     // evenly over the multiprocessors.
     const LaunchOptions o = options_;
@@ -114,25 +127,27 @@ class Step {
     Prepare();
     SquareSums squares = {first_share_.get(), 1, kMaxSkinnyRows};
     for (int i = 0; i < kLayers; ++i) {
-      Qkv(i, squares);
+      if (with('q')) Qkv(i, squares);
       options_ = o;
-      Attention(i);
-      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kQWidth, o.multiprocessors),
-                 kMaxSkinnyRows};
-      Output(i);
-      GateUp(i, squares);
-      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kInner, o.multiprocessors),
-                 kMaxSkinnyRows};
-      Down(i);
+      if (with('a')) Attention(i);
+      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kQWidth, o), kMaxSkinnyRows};
+      if (with('o')) Output(i);
+      if (with('g')) GateUp(i, squares);
+      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kInner, o), kMaxSkinnyRows};
+      if (with('d')) Down(i);
     }
-    Logits(squares);
+    if (with('l')) Logits(squares);
     TANDEM_CUDA_CHECK(SelectGreedy(best_.get(), best_parts_, rows_, tokens_.get(), o));
   }
 
   void Prepare() {
     TANDEM_CUDA_CHECK(PrepareStep({tokens_.get(),
-                                   lengths_.get(),
-                                   tables_.get(),
+                                   positions_.get(),
+                                   first_rows_.get(),
+                                   positions_.get(),
+                                   first_blocks_.get(),
+                                   blocks_.get(),
+                                   nullptr,
                                    model_.embedding.get(),
                                    model_.layers[0].input_norm.get(),
                                    model_.frequencies.get(),
@@ -142,13 +157,13 @@ class Step {
                                    cos_.get(),
                                    sin_.get(),
                                    slots_.get(),
-                                   starts_.get(),
+                                   items_.get(),
+                                   rows_,
                                    rows_,
                                    kHidden,
                                    kKvHeads,
                                    kDim,
                                    kBlockSize,
-                                   stride_,
                                    1.0f},
                                   options_));
   }
@@ -161,8 +176,8 @@ class Step {
   }
   void Attention(int i) {
     TANDEM_CUDA_CHECK(DecodeAttention(
-        {q_.get(), Pages(i), tables_.get(), lengths_.get(), starts_.get(), attended_.get(), rows_,
-         kHeads, kKvHeads, kDim, kBlockSize, stride_, 1 / std::sqrt(static_cast<float>(kDim))},
+        {q_.get(), Pages(i), items_.get(), blocks_.get(), attended_.get(), rows_, kHeads, kKvHeads,
+         kDim, kBlockSize, 1 / std::sqrt(static_cast<float>(kDim))},
         {attention_partial_.get(), attention_counters_.get()}, options_));
   }
   void Output(int i) {
@@ -204,10 +219,11 @@ class Step {
   }
 
   const Model& model_;
-  int rows_, context_, stride_, best_parts_;
+  int rows_, context_, best_parts_;
   LaunchOptions options_;
   DeviceArray<BFloat16> pool_, scaled_, q_, attended_, gated_;
-  DeviceArray<int32_t> tables_, lengths_, tokens_, starts_;
+  DeviceArray<int32_t> tokens_, positions_, first_rows_, first_blocks_, blocks_;
+  DeviceArray<DecodeItem> items_;
   DeviceArray<int64_t> slots_;
   DeviceArray<float> cos_, sin_, residual_, first_share_, shares_, partial_, attention_partial_;
   DeviceArray<uint64_t> best_;
@@ -323,17 +339,20 @@ std::vector<std::string> Split(const std::string& text, char by) {
 }
 
 void Main(int argc, char** argv) {
-  std::string steps = "1:2048,16:2048,64:2048,1:32768,1:131072", ops;
+  std::string steps = "1:2048,16:2048,64:2048,1:32768,1:131072", ops, ablations;
   LaunchOptions options;
   cudaDeviceProp properties;
   TANDEM_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
   options.multiprocessors = properties.multiProcessorCount;
   options.overlap = properties.major >= 9;
+  TANDEM_CUDA_CHECK(
+      cudaDeviceGetAttribute(&options.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--no-overlap") options.overlap = false;
     if (flag == "--steps" && i + 1 < argc) steps = argv[++i];
     if (flag == "--ops" && i + 1 < argc) ops = argv[++i];
+    if (flag == "--without" && i + 1 < argc) ablations = argv[++i];
   }
   TANDEM_CUDA_CHECK(cudaStreamCreate(&options.stream));
   const double bandwidth = ReadBandwidth(options.stream, options);
@@ -346,6 +365,11 @@ void Main(int argc, char** argv) {
     Step step(model, rows, context, options);
     const double ms = MedianMs(options.stream, 15, [&] { step.Run(); });
     PrintRow("step batch " + shape[0] + " context " + shape[1], ms, step.Bytes() / bandwidth * 1e3);
+    for (const std::string& without : Split(ablations, ',')) {
+      const double rest = MedianMs(options.stream, 9, [&] { step.Run(without); });
+      std::printf("    without %-6s %9.4f ms: %7.2f us per layer\n", without.c_str(), rest,
+                  (ms - rest) * 1e3 / kLayers);
+    }
   }
   for (const std::string& batch : Split(ops, ',')) {
     BenchOps(model, std::stoi(batch), 2048, bandwidth, options);

@@ -78,10 +78,11 @@ constexpr Shape kShapes[] = {
 
 // What the tests of one shape share.
 struct Fixture {
-  explicit Fixture(const Shape& s) : shape(s) {
+  Fixture(const Shape& s, int shared_bytes) : shape(s) {
     cudaDeviceProp properties;
     TANDEM_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
     options.multiprocessors = properties.multiProcessorCount;
+    options.shared_bytes = shared_bytes;
     partial = DeviceArray<float>(SkinnyPartialFloats(options.multiprocessors));
     partial.Poison();
     counters = DeviceArray<uint32_t>(kSkinnyCounters);
@@ -89,7 +90,8 @@ struct Fixture {
   }
   SkinnyScratch Scratch() const { return {partial.get(), counters.get()}; }
   std::string Name(const char* test, int rows) const {
-    return std::string(test) + " " + shape.name + " rows " + std::to_string(rows);
+    return std::string(test) + " " + shape.name + " rows " + std::to_string(rows) + " shared " +
+           std::to_string(options.shared_bytes);
   }
   void ExpectCountersZero(const std::string& name) const {
     const std::vector<uint32_t> values = counters.ToHost();
@@ -162,7 +164,7 @@ void ResidualMatches(const Fixture& f, int rows, int inputs) {
   const auto g = RandomArray<float>(outputs, 3);
   auto residual = RandomArray<float>(static_cast<size_t>(rows) * outputs, 4);
   const auto before = residual.ToHost();
-  const int parts = ResidualSquareParts(rows, outputs, inputs, f.options.multiprocessors);
+  const int parts = ResidualSquareParts(rows, outputs, inputs, f.options);
   DeviceArray<BFloat16> scaled(static_cast<size_t>(rows) * outputs);
   DeviceArray<float> shares(static_cast<size_t>(parts) * kMaxSkinnyRows);
   scaled.Poison();
@@ -249,7 +251,7 @@ void LogitsMatch(const Fixture& f, int rows) {
   const auto w = RandomArray<BFloat16>(static_cast<size_t>(vocab) * hidden, 1, 0.05f);
   const auto x = RandomArray<BFloat16>(static_cast<size_t>(rows) * hidden, 2);
   const Norm norm(rows, hidden);
-  const int parts = LogitsBestParts(rows, vocab, hidden, f.options.multiprocessors);
+  const int parts = LogitsBestParts(rows, vocab, hidden, f.options);
   DeviceArray<float> logits(static_cast<size_t>(rows) * vocab);
   DeviceArray<uint64_t> best(static_cast<size_t>(parts) * kMaxSkinnyRows);
   DeviceArray<int32_t> tokens(rows);
@@ -274,16 +276,16 @@ void LogitsMatch(const Fixture& f, int rows) {
 // One thread block per (row, head); one thread per dimension, scores computed by all.
 __global__ void ReferenceAttention(DecodeAttentionArgs a, double* out) {
   extern __shared__ double scores[];
-  const int row = blockIdx.x, head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads);
-  const int length = a.lengths[row];
+  const DecodeItem item = a.items[blockIdx.x];
+  const int head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads), length = item.length;
+  if (length == 0) return;
   const auto element = [&](int position, int value, int d) {
-    const int64_t block =
-        a.block_tables[static_cast<int64_t>(row) * a.block_table_stride + position / a.block_size];
+    const int64_t block = a.blocks[item.first_block + position / a.block_size];
     const int64_t page = (block * 2 + value) * a.kv_heads + kv_head;
     return static_cast<double>(
         __bfloat162float(a.kv[(page * a.block_size + position % a.block_size) * a.head_dim + d]));
   };
-  const BFloat16* q = a.q + (static_cast<int64_t>(row) * a.heads + head) * a.head_dim;
+  const BFloat16* q = a.q + (static_cast<int64_t>(item.row) * a.heads + head) * a.head_dim;
   for (int p = threadIdx.x; p < length; p += blockDim.x) {
     double sum = 0;
     for (int d = 0; d < a.head_dim; ++d) {
@@ -299,27 +301,35 @@ __global__ void ReferenceAttention(DecodeAttentionArgs a, double* out) {
     total += weight;
     value += weight * element(p, 1, threadIdx.x);
   }
-  out[(static_cast<int64_t>(row) * a.heads + head) * a.head_dim + threadIdx.x] = value / total;
+  out[(static_cast<int64_t>(item.row) * a.heads + head) * a.head_dim + threadIdx.x] = value / total;
 }
 
+// A length of 0 stands for an item that the kernel must leave alone.
 void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int block_size) {
   const auto [name, hidden, heads, kv_heads, dim, inner, vocab] = f.shape;
-  const int rows = static_cast<int>(lengths.size());
+  const int num_items = static_cast<int>(lengths.size());
   const int longest = *std::max_element(lengths.begin(), lengths.end());
-  const int stride = (longest + block_size - 1) / block_size;
-  // Blocks are handed out in a scattered order; what no position uses holds NaN.
-  const int blocks = rows * stride;
-  std::vector<int32_t> tables(static_cast<size_t>(blocks));
-  for (int i = 0; i < blocks; ++i) {
-    tables[i] = static_cast<int32_t>(static_cast<int64_t>(i) * 7919 % blocks);
+  // Items lie in the rows in reverse. Blocks are handed out in a scattered order; what no position
+  // uses holds NaN.
+  std::vector<DecodeItem> items;
+  int tiles = 0, blocks = 0;
+  for (int i = 0; i < num_items; ++i) {
+    items.push_back({tiles, lengths[i], blocks, num_items - 1 - i});
+    tiles += (lengths[i] + kAttentionTile - 1) / kAttentionTile;
+    blocks += (lengths[i] + block_size - 1) / block_size;
   }
-  if (blocks % 7919 == 0) std::iota(tables.begin(), tables.end(), 0);
+  items.push_back({tiles, 0, 0, 0});
+  std::vector<int32_t> order(static_cast<size_t>(blocks));
+  for (int i = 0; i < blocks; ++i) {
+    order[i] = static_cast<int32_t>(static_cast<int64_t>(i) * 7919 % blocks);
+  }
+  if (blocks % 7919 == 0) std::iota(order.begin(), order.end(), 0);
   const size_t page = static_cast<size_t>(block_size) * dim;
   const auto random = RandomArray<BFloat16>(blocks * 2ull * kv_heads * page, 11);
   auto pages = random.ToHost();
-  for (int row = 0; row < rows; ++row) {
-    for (int p = lengths[row]; p < stride * block_size; ++p) {
-      const size_t block = static_cast<size_t>(tables[row * stride + p / block_size]);
+  for (int i = 0; i < num_items; ++i) {
+    for (int p = lengths[i]; p % block_size != 0; ++p) {
+      const size_t block = static_cast<size_t>(order[items[i].first_block + p / block_size]);
       for (size_t part = 0; part < 2ull * kv_heads; ++part) {
         const size_t at = (block * 2 * kv_heads + part) * page + p % block_size * dim;
         for (int d = 0; d < dim; ++d) pages[at + d] = __float2bfloat16(NAN);
@@ -327,41 +337,52 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
     }
   }
   const DeviceArray<BFloat16> kv(pages);
-  const auto q = RandomArray<BFloat16>(static_cast<size_t>(rows) * heads * dim, 12, 4);
-  const DeviceArray<int32_t> device_tables(tables), device_lengths(lengths);
-  std::vector<int32_t> starts = {0};
-  for (const int length : lengths) starts.push_back(starts.back() + (length + 15) / 16);
-  const DeviceArray<int32_t> device_starts(starts);
-  DeviceArray<BFloat16> out(static_cast<size_t>(rows) * heads * dim);
+  const auto q = RandomArray<BFloat16>(static_cast<size_t>(num_items) * heads * dim, 12, 4);
+  const DeviceArray<int32_t> device_blocks(order);
+  const DeviceArray<DecodeItem> device_items(items);
+  DeviceArray<BFloat16> out(q.size());
   DeviceArray<float> partial(DecodeAttentionPartialFloats(dim, f.options.multiprocessors));
-  DeviceArray<uint32_t> counters(static_cast<size_t>(rows) * kv_heads);
+  DeviceArray<uint32_t> counters(static_cast<size_t>(num_items) * kv_heads);
   out.Poison();
   partial.Poison();
   counters.Zero();
   const DecodeAttentionArgs args = {q.get(),
                                     kv.get(),
-                                    device_tables.get(),
-                                    device_lengths.get(),
-                                    device_starts.get(),
+                                    device_items.get(),
+                                    device_blocks.get(),
                                     out.get(),
-                                    rows,
+                                    num_items,
                                     heads,
                                     kv_heads,
                                     dim,
                                     block_size,
-                                    stride,
                                     1 / std::sqrt(static_cast<float>(dim))};
   TANDEM_CUDA_CHECK(DecodeAttention(args, {partial.get(), counters.get()}, f.options));
-  DeviceArray<double> wanted(static_cast<size_t>(rows) * heads * dim);
+  DeviceArray<double> wanted(q.size());
   const int shared = longest * 8;
   TANDEM_CUDA_CHECK(cudaFuncSetAttribute(ReferenceAttention,
                                          cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  ReferenceAttention<<<dim3(rows, heads), dim, shared>>>(args, wanted.get());
+  ReferenceAttention<<<dim3(num_items, heads), dim, shared>>>(args, wanted.get());
   TANDEM_CUDA_CHECK(cudaGetLastError());
-  const std::string what = f.Name("attention", rows) + " longest " + std::to_string(longest) +
+  const std::string what = f.Name("attention", num_items) + " longest " + std::to_string(longest) +
                            " block size " + std::to_string(block_size);
-  // Probabilities are rounded to bfloat16 before they meet the values.
-  ExpectClose(out.ToHost(), wanted.ToHost(), 2 * kBFloat16Limit, what);
+  const std::vector<BFloat16> got = out.ToHost();
+  const std::vector<double> values = wanted.ToHost();
+  const size_t width = static_cast<size_t>(heads) * dim;
+  for (int i = 0; i < num_items; ++i) {
+    const auto begin = static_cast<ptrdiff_t>(static_cast<size_t>(items[i].row) * width);
+    const auto end = begin + static_cast<ptrdiff_t>(width);
+    const std::vector<BFloat16> mine(got.begin() + begin, got.begin() + end);
+    if (lengths[i] == 0) {
+      Expect(std::all_of(mine.begin(), mine.end(),
+                         [](BFloat16 v) { return std::isnan(__bfloat162float(v)); }),
+             what + ": another's row is left alone");
+      continue;
+    }
+    // Probabilities are rounded to bfloat16 before they meet the values.
+    ExpectClose(mine, std::vector<double>(values.begin() + begin, values.begin() + end),
+                2 * kBFloat16Limit, what + " item " + std::to_string(i));
+  }
   const auto left = counters.ToHost();
   Expect(std::all_of(left.begin(), left.end(), [](uint32_t v) { return v == 0; }),
          what + ": counters are left as they were found");
@@ -369,26 +390,52 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
 
 void PrepareStepMatches(const Fixture& f) {
   const int hidden = f.shape.hidden, dim = f.shape.head_dim, kv_heads = f.shape.kv_heads;
-  constexpr int kRows = 5, kBlockSize = 16, kStride = 8192, kVocab = 1000;
-  const std::vector<int32_t> lengths = {1, 16, 17, 2048, 131072}, tokens = {0, 999, 5, 5, 123};
-  std::vector<int32_t> tables(kRows * kStride);
-  for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(i * 31 % 65536);
+  constexpr int kBlockSize = 16, kVocab = 1000;
+  // Items of one row, one of three rows, one that pads, and one whose token the step before drew.
+  const std::vector<int32_t> starts = {0, 15, 16, 30, -1, 2047, 131071};
+  const std::vector<int32_t> run = {1, 1, 1, 3, 1, 1, 1}, drawn = {7, 999, 8};
+  const std::vector<int32_t> tokens = {0, 999, 5, 5, 6, 7, 123456789, -2, 123};
+  const int items = static_cast<int>(starts.size()), rows = static_cast<int>(tokens.size());
+  std::vector<int32_t> positions, first_rows = {0}, first_blocks = {0}, blocks;
+  std::vector<int> item_of;
+  for (int i = 0; i < items; ++i) {
+    for (int r = 0; r < run[i]; ++r) {
+      positions.push_back(starts[i] < 0 ? -1 : starts[i] + r);
+      item_of.push_back(i);
+    }
+    first_rows.push_back(first_rows.back() + run[i]);
+    if (starts[i] >= 0) {
+      for (int p = 0; p < starts[i] + run[i]; p += kBlockSize) {
+        blocks.push_back(static_cast<int32_t>(blocks.size() * 31 % 65536));
+      }
+    }
+    first_blocks.push_back(static_cast<int32_t>(blocks.size()));
+  }
   std::vector<float> frequencies;
   for (int i = 0; i < dim / 2; ++i) {
     frequencies.push_back(static_cast<float>(std::pow(1e6, -2.0 * i / dim)));
   }
-  const DeviceArray<int32_t> d_lengths(lengths), d_tokens(tokens), d_tables(tables);
+  const DeviceArray<int32_t> d_tokens(tokens), d_positions(positions), d_first_rows(first_rows),
+      d_starts(starts), d_first_blocks(first_blocks), d_blocks(blocks), d_drawn(drawn);
   const DeviceArray<float> d_frequencies(frequencies);
   const auto embedding = RandomArray<BFloat16>(static_cast<size_t>(kVocab) * hidden, 1);
   const auto g = RandomArray<float>(hidden, 2);
-  DeviceArray<float> residual(static_cast<size_t>(kRows) * hidden), shares(kMaxSkinnyRows);
-  DeviceArray<BFloat16> scaled(static_cast<size_t>(kRows) * hidden);
-  DeviceArray<float> cos(static_cast<size_t>(kRows) * dim / 2), sin(cos.size());
-  DeviceArray<int64_t> slots(kRows);
-  DeviceArray<int32_t> starts(kRows + 1);
+  DeviceArray<float> residual(static_cast<size_t>(rows) * hidden), shares(rows);
+  DeviceArray<BFloat16> scaled(static_cast<size_t>(rows) * hidden);
+  DeviceArray<float> cos(static_cast<size_t>(rows) * dim / 2), sin(cos.size());
+  DeviceArray<int64_t> slots(rows);
+  DeviceArray<DecodeItem> decode_items(items + 1);
+  residual.Poison();
+  scaled.Poison();
+  shares.Poison();
+  decode_items.Poison();
   TANDEM_CUDA_CHECK(PrepareStep({d_tokens.get(),
-                                 d_lengths.get(),
-                                 d_tables.get(),
+                                 d_positions.get(),
+                                 d_first_rows.get(),
+                                 d_starts.get(),
+                                 d_first_blocks.get(),
+                                 d_blocks.get(),
+                                 d_drawn.get(),
                                  embedding.get(),
                                  g.get(),
                                  d_frequencies.get(),
@@ -398,44 +445,58 @@ void PrepareStepMatches(const Fixture& f) {
                                  cos.get(),
                                  sin.get(),
                                  slots.get(),
-                                 starts.get(),
-                                 kRows,
+                                 decode_items.get(),
+                                 rows,
+                                 items,
                                  hidden,
                                  kv_heads,
                                  dim,
                                  kBlockSize,
-                                 kStride,
                                  1.25f},
                                 f.options));
   const auto e = embedding.ToHost();
   const auto weights = g.ToHost();
-  std::vector<double> wanted, wanted_scaled, wanted_cos, wanted_sin, wanted_squares(kRows);
+  std::vector<double> wanted, wanted_scaled, wanted_cos, wanted_sin, wanted_squares(rows);
   const auto got_slots = slots.ToHost();
-  for (int row = 0; row < kRows; ++row) {
+  for (int row = 0; row < rows; ++row) {
+    const int item = item_of[row];
+    const bool exists = starts[item] >= 0;
+    const int token = tokens[row] == -2 ? drawn[1] : tokens[row];
     for (int i = 0; i < hidden; ++i) {
-      const double value = ToDouble(e[static_cast<size_t>(tokens[row]) * hidden + i]);
+      const double value = exists ? ToDouble(e[static_cast<size_t>(token) * hidden + i]) : 0;
       wanted.push_back(value);
       wanted_scaled.push_back(value * ToDouble(weights[i]));
       wanted_squares[row] += value * value;
     }
-    const int position = lengths[row] - 1;
+    const int position = exists ? positions[row] : 0;
     for (int i = 0; i < dim / 2; ++i) {
       const double angle = static_cast<float>(position) * frequencies[i];
       wanted_cos.push_back(std::cos(angle) * 1.25);
       wanted_sin.push_back(std::sin(angle) * 1.25);
     }
-    const int64_t block = tables[row * kStride + position / kBlockSize];
-    Expect(got_slots[row] == (block * 2 * kv_heads * kBlockSize + position % kBlockSize) * dim,
-           "prepare_step slot of row " + std::to_string(row));
+    int64_t slot = -1;
+    if (exists) {
+      const int64_t block = blocks[first_blocks[item] + position / kBlockSize];
+      slot = (block * 2 * kv_heads * kBlockSize + position % kBlockSize) * dim;
+    }
+    Expect(got_slots[row] == slot, "prepare_step slot of row " + std::to_string(row));
   }
   ExpectClose(residual.ToHost(), wanted, 0, "prepare_step residual");
   ExpectClose(scaled.ToHost(), wanted_scaled, kBFloat16Limit, "prepare_step scaled");
   ExpectClose(cos.ToHost(), wanted_cos, 1e-6, "prepare_step cos");
   ExpectClose(sin.ToHost(), wanted_sin, 1e-6, "prepare_step sin");
-  auto got_shares = shares.ToHost();
-  got_shares.resize(kRows);
-  ExpectClose(got_shares, wanted_squares, kFloat32Limit, "prepare_step squares");
-  Expect(starts.ToHost() == std::vector<int32_t>{0, 1, 2, 4, 132, 8324}, "prepare_step tiles");
+  ExpectClose(shares.ToHost(), wanted_squares, kFloat32Limit, "prepare_step squares");
+  const auto got_items = decode_items.ToHost();
+  int tiles = 0;
+  for (int i = 0; i < items; ++i) {
+    const int length = run[i] == 1 && starts[i] >= 0 ? starts[i] + 1 : 0;
+    const DecodeItem& got = got_items[i];
+    Expect(got.first_tile == tiles && got.length == length && got.first_block == first_blocks[i] &&
+               got.row == first_rows[i],
+           "prepare_step item " + std::to_string(i));
+    tiles += (length + kAttentionTile - 1) / kAttentionTile;
+  }
+  Expect(got_items[items].first_tile == tiles, "prepare_step tiles");
 }
 
 std::vector<int> RandomLengths(int rows, int longest) {
@@ -446,25 +507,55 @@ std::vector<int> RandomLengths(int rows, int longest) {
   return lengths;
 }
 
+// Every product has a tile that fits, on the devices we know; needs no device.
+void TilesFit() {
+  for (const int shared_kb : {99, 163, 227}) {
+    for (int rows = 1; rows <= kMaxSkinnyRows; ++rows) {
+      for (const auto product :
+           {SkinnyProduct::kQkv, SkinnyProduct::kGateUp, SkinnyProduct::kOther}) {
+        const SkinnyTileShape tile = SkinnyTileOf(product, rows, shared_kb << 10);
+        const std::string name =
+            "tile of " + std::to_string(rows) + " rows, " + std::to_string(shared_kb) + " KB";
+        Expect(tile.rows >= rows && tile.shared_bytes <= shared_kb << 10, name);
+        Expect((tile.stages - 1) * tile.height * tile.depth * 2 >= 24 << 10,
+               name + ": enough weights on their way");
+      }
+    }
+    LaunchOptions options;
+    options.multiprocessors = 114;
+    options.shared_bytes = shared_kb << 10;
+    for (const Shape& shape : kShapes) {
+      Expect(SupportsDecodeAttention(64, shape.heads, shape.kv_heads, shape.head_dim, 16, options),
+             "attention of " + std::string(shape.name) + ", " + std::to_string(shared_kb) + " KB");
+    }
+  }
+}
+
 // `only`: the name of a shape, or null for all.
 void RunAll(const char* only) {
+  int device_bytes = 0;
+  TANDEM_CUDA_CHECK(
+      cudaDeviceGetAttribute(&device_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
   for (const Shape& shape : kShapes) {
     if (only != nullptr && std::strcmp(only, shape.name) != 0) continue;
-    const Fixture f(shape);
-    for (const int rows : {1, 2, 8, 9, 16, 17, 32, 33, 64}) {
-      GateUpMatches(f, rows);
-      ResidualMatches(f, rows, shape.heads * shape.head_dim);
-      ResidualMatches(f, rows, shape.inner);
-      QkvMatches(f, rows);
+    // The device's own, and the short rings of sm_89.
+    for (const int shared_bytes : {device_bytes, 99 << 10}) {
+      const Fixture f(shape, shared_bytes);
+      for (const int rows : {1, 2, 8, 9, 16, 17, 32, 33, 64}) {
+        GateUpMatches(f, rows);
+        ResidualMatches(f, rows, shape.heads * shape.head_dim);
+        ResidualMatches(f, rows, shape.inner);
+        QkvMatches(f, rows);
+      }
+      for (const int rows : {1, 7, 16, 32, 64}) LogitsMatch(f, rows);
+      PrepareStepMatches(f);
+      AttentionMatches(f, {1}, 16);
+      AttentionMatches(f, {2048}, 16);
+      AttentionMatches(f, {20000}, 32);
+      AttentionMatches(f, {0, 5, 2048, 1, 16, 0, 0, 17, 777, 4096, 0}, 64);
+      AttentionMatches(f, RandomLengths(64, 2048), 16);
+      AttentionMatches(f, RandomLengths(256, 600), 16);
     }
-    for (const int rows : {1, 7, 16, 32, 64}) LogitsMatch(f, rows);
-    PrepareStepMatches(f);
-    AttentionMatches(f, {1}, 16);
-    AttentionMatches(f, {2048}, 16);
-    AttentionMatches(f, {20000}, 32);
-    AttentionMatches(f, {5, 2048, 1, 16, 17, 777, 4096}, 64);
-    AttentionMatches(f, RandomLengths(64, 2048), 16);
-    AttentionMatches(f, RandomLengths(256, 600), 16);
   }
 }
 
@@ -475,6 +566,8 @@ void RunAll(const char* only) {
 constexpr int kSkipped = 77;
 
 int main(int argc, char** argv) {
+  tandem::engine::cuda::TilesFit();
+  if (tandem::engine::cuda::failures != 0) return 1;
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::printf("skipped: no CUDA device\n");

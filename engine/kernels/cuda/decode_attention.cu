@@ -4,7 +4,8 @@
 namespace tandem::engine::cuda {
 namespace {
 
-constexpr int kStages = 3;
+// Tiles in a warp's ring: as many as the device has room for.
+constexpr int kStages = 3, kFewStages = 2;
 
 // A thread block without work stays until the successor's blocks have come, one to each
 // multiprocessor; else two of them would share the one it leaves and work at half the speed.
@@ -14,7 +15,7 @@ __device__ void Linger() {
   while (clock64() - start < kCycles) __nanosleep(200);
 }
 
-template <int kDim>
+template <int kDim, int kStages>
 __global__ __launch_bounds__(kAttentionThreads, 1) void DecodeAttentionKernel(
     const __grid_constant__ DecodeAttentionArgs args,
     const __grid_constant__ DecodeAttentionScratch scratch) {
@@ -30,16 +31,31 @@ __global__ __launch_bounds__(kAttentionThreads, 1) void DecodeAttentionKernel(
   }
 }
 
+template <int kDim, int kStages>
+int SharedBytes(int num_items, const LaunchOptions& options) {
+  return AttentionLayout<kDim, kStages>::SharedBytes(num_items, options.multiprocessors);
+}
+
+template <int kDim, int kStages>
+cudaError_t LaunchStages(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
+                         const LaunchOptions& options) {
+  auto kernel = DecodeAttentionKernel<kDim, kStages>;
+  static const cudaError_t prepared =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           SharedBytes<kDim, kStages>(kMaxDecodeItems, options));
+  if (prepared != cudaSuccess) return prepared;
+  return Launch(kernel, dim3(static_cast<unsigned>(options.multiprocessors)), kAttentionThreads,
+                static_cast<size_t>(SharedBytes<kDim, kStages>(args.num_items, options)), options,
+                args, scratch);
+}
+
 template <int kDim>
 cudaError_t LaunchDim(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                       const LaunchOptions& options) {
-  using Layout = AttentionLayout<kDim, kStages>;
-  auto kernel = DecodeAttentionKernel<kDim>;
-  static const cudaError_t prepared = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::kSharedBytes);
-  if (prepared != cudaSuccess) return prepared;
-  return Launch(kernel, dim3(static_cast<unsigned>(options.multiprocessors)), kAttentionThreads,
-                Layout::kSharedBytes, options, args, scratch);
+  if (SharedBytes<kDim, kStages>(kMaxDecodeItems, options) <= options.shared_bytes) {
+    return LaunchStages<kDim, kStages>(args, scratch, options);
+  }
+  return LaunchStages<kDim, kFewStages>(args, scratch, options);
 }
 
 }  // namespace
@@ -49,15 +65,25 @@ size_t DecodeAttentionPartialFloats(int head_dim, int multiprocessors) {
          static_cast<size_t>(AttentionPartialFloats(head_dim));
 }
 
+bool SupportsDecodeAttention(int num_items, int heads, int kv_heads, int head_dim, int block_size,
+                             const LaunchOptions& options) {
+  if (num_items < 1 || num_items > kMaxDecodeItems) return false;
+  if (heads % kv_heads != 0 || heads / kv_heads > kAttentionGroup) return false;
+  if (block_size % kAttentionTile != 0) return false;
+  const int bytes = head_dim == 128  ? SharedBytes<128, kFewStages>(kMaxDecodeItems, options)
+                    : head_dim == 64 ? SharedBytes<64, kFewStages>(kMaxDecodeItems, options)
+                                     : options.shared_bytes + 1;
+  return bytes <= options.shared_bytes;
+}
+
 cudaError_t DecodeAttention(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                             const LaunchOptions& options) {
-  if (args.rows < 1 || args.rows > kMaxDecodeRows || args.heads % args.kv_heads != 0 ||
-      args.heads / args.kv_heads > kAttentionGroup || args.block_size % kAttentionTile != 0) {
+  if (!SupportsDecodeAttention(args.num_items, args.heads, args.kv_heads, args.head_dim,
+                               args.block_size, options)) {
     return cudaErrorInvalidValue;
   }
   if (args.head_dim == 128) return LaunchDim<128>(args, scratch, options);
-  if (args.head_dim == 64) return LaunchDim<64>(args, scratch, options);
-  return cudaErrorInvalidValue;
+  return LaunchDim<64>(args, scratch, options);
 }
 
 }  // namespace tandem::engine::cuda

@@ -1,4 +1,5 @@
-// Attention of one query position per sequence over paged keys and values: the decode step's.
+// Attention of one query position per sequence over paged keys and values: the decode step's. Rows
+// of longer runs in the same step are left to another kernel.
 //
 // The 8 or fewer query heads that share a KV head are the N side of the tensor core's products, so
 // that keys and values are read once. The work is cut in tiles of 16 positions, dealt evenly to the
@@ -22,31 +23,42 @@
 
 namespace tandem::engine::cuda {
 
-inline constexpr int kMaxDecodeRows = 512;
+inline constexpr int kMaxDecodeItems = 512;
 inline constexpr int kAttentionTile = 16;  // positions
 
+// One item of a step as the attention sees it; written by PrepareStep. Items of several rows, and
+// those that pad a step, have no tiles: they are another kernel's or nobody's.
+struct alignas(16) DecodeItem {
+  int32_t first_tile;   // tiles of the items before
+  int32_t length;       // positions to attend, the query's own included; 0: none
+  int32_t first_block;  // into `blocks`
+  int32_t row;
+};
+
 struct DecodeAttentionArgs {
-  const __nv_bfloat16* q = nullptr;       // [rows][heads][head_dim]
-  const __nv_bfloat16* kv = nullptr;      // pages [block][K|V][kv_head][block_size][head_dim]
-  const int32_t* block_tables = nullptr;  // [rows] at block_table_stride
-  const int32_t* lengths = nullptr;       // [rows]: positions to attend, the query's own included
-  // [rows + 1]: prefix sums of ceil(length / kAttentionTile); written by PrepareStep.
-  const int32_t* tile_starts = nullptr;
-  __nv_bfloat16* out = nullptr;                         // [rows][heads][head_dim]
-  int rows = 0, heads = 0, kv_heads = 0, head_dim = 0;  // heads / kv_heads <= 8; head_dim 64, 128
-  int block_size = 0;                                   // a multiple of kAttentionTile
-  int block_table_stride = 0;
+  const __nv_bfloat16* q = nullptr;   // [rows][heads][head_dim]
+  const __nv_bfloat16* kv = nullptr;  // pages [block][K|V][kv_head][block_size][head_dim]
+  const DecodeItem* items = nullptr;  // [num_items + 1]; the last has the number of all tiles
+  const int32_t* blocks = nullptr;    // the items' pool blocks, in the order of positions
+  __nv_bfloat16* out = nullptr;       // [rows][heads][head_dim]; rows of no item stay as they are
+  int num_items = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  int block_size = 0;
   float scale = 0;  // of the scores
 };
 
 struct DecodeAttentionScratch {
   float* partial = nullptr;      // DecodeAttentionPartialFloats() elements
-  uint32_t* counters = nullptr;  // [rows * kv_heads]; zeros before and after
+  uint32_t* counters = nullptr;  // [num_items * kv_heads]; zeros before and after
 };
 size_t DecodeAttentionPartialFloats(int head_dim, int multiprocessors);
 
-// Lengths and block tables must be complete before the direct predecessor in the stream starts, and
-// that may write the last position of each sequence, but no earlier one: earlier pages are fetched
+// head_dim 64 or 128, at most 8 query heads per KV head, at most kMaxDecodeItems items, block_size
+// a multiple of kAttentionTile, and a device whose shared memory holds the rings.
+bool SupportsDecodeAttention(int num_items, int heads, int kv_heads, int head_dim, int block_size,
+                             const LaunchOptions& options);
+
+// Items and blocks must be complete before the direct predecessor in the stream starts, and that
+// may write the last position of each sequence, but no earlier one: earlier pages are fetched
 // before it has finished.
 cudaError_t DecodeAttention(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                             const LaunchOptions& options);

@@ -27,10 +27,20 @@ struct AttentionLayout {
   static constexpr int kRowBytes = kDim * 2;
   static constexpr int kHalfBytes = kAttentionTile * kRowBytes;  // keys, or values, of a tile
   static constexpr int kRingBytes = kStages * 2 * kHalfBytes;    // of a warp
-  // The last kAttentionWarps - 1 warps hand their results to the first.
-  static constexpr int kMergeBytes = (kAttentionWarps - 1) * AttentionPartialFloats(kDim) * 4;
-  static constexpr int kStartsBytes = (kMaxDecodeRows + 4) * 4;
-  static constexpr int kSharedBytes = kAttentionWarps * kRingBytes + kMergeBytes + kStartsBytes;
+  // Where the newest position of a ring's tile lies.
+  static constexpr int kNewestBytes = kAttentionWarps * kStages * 8;
+  // The last kAttentionWarps - 1 warps hand their results to the first; later it weighs the parts
+  // of all thread blocks.
+  __host__ __device__ static constexpr int MergeBytes(int grid) {
+    const int results = (kAttentionWarps - 1) * AttentionPartialFloats(kDim) * 4;
+    const int weights = grid * kAttentionGroup * 2 * 4;
+    return results > weights ? results : weights;
+  }
+  __host__ __device__ static constexpr int SharedBytes(int num_items, int grid) {
+    return kAttentionWarps * kRingBytes + kNewestBytes + MergeBytes(grid) +
+           (num_items + 1) * static_cast<int>(sizeof(DecodeItem));
+  }
+  static_assert(kNewestBytes % 16 == 0);
 };
 
 // One thread block's part of the attention. Begin fetches pages and may run before the newest
@@ -44,17 +54,20 @@ class Attention {
                        unsigned char* shared)
       : a_(args), scratch_(scratch), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32) {
     ring_ = SharedAddress(shared) + warp_ * L::kRingBytes;
-    merge_ = reinterpret_cast<float*>(shared + kAttentionWarps * L::kRingBytes);
-    starts_ = reinterpret_cast<int*>(shared + kAttentionWarps * L::kRingBytes + L::kMergeBytes);
+    shared += kAttentionWarps * L::kRingBytes;
+    newest_ = reinterpret_cast<int64_t*>(shared) + warp_ * kStages;
+    merge_ = reinterpret_cast<float*>(shared + L::kNewestBytes);
+    items_ = reinterpret_cast<DecodeItem*>(shared + L::kNewestBytes +
+                                           L::MergeBytes(static_cast<int>(gridDim.x)));
   }
 
   // False if this thread block has no work; then Finish is not called.
   __device__ bool Begin() {
-    for (int i = threadIdx.x; i <= a_.rows; i += kAttentionThreads) {
-      starts_[i] = __ldcg(a_.tile_starts + i);
+    for (int i = threadIdx.x; i <= a_.num_items; i += kAttentionThreads) {
+      reinterpret_cast<int4*>(items_)[i] = __ldcg(reinterpret_cast<const int4*>(a_.items) + i);
     }
     __syncthreads();
-    units_ = starts_[a_.rows] * a_.kv_heads;
+    units_ = items_[a_.num_items].first_tile * a_.kv_heads;
     // As many tiles per thread block at least as its rings fetch ahead.
     constexpr int kMinTiles = kAttentionWarps * (kStages - 1);
     grid_ = min(static_cast<int>(gridDim.x), (units_ + kMinTiles - 1) / kMinTiles);
@@ -77,7 +90,7 @@ class Attention {
  private:
   // One KV head of one sequence.
   struct Item {
-    int row, kv_head, first_unit, tiles;
+    int index, kv_head, first_unit, tiles;
   };
 
   __device__ int UnitOf(int thread_block) const {
@@ -87,19 +100,20 @@ class Attention {
     return static_cast<int>(((static_cast<int64_t>(unit) + 1) * grid_ - 1) / units_);
   }
 
+  // Items without tiles are never found: the last of those that begin at a tile has it.
   __device__ Item ItemOf(int unit) const {
-    int low = 0, high = a_.rows;  // starts_[low] * kv_heads <= unit < starts_[high] * kv_heads
+    int low = 0, high = a_.num_items;  // the item is in [low, high)
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      if (starts_[middle] * a_.kv_heads <= unit) {
+      if (items_[middle].first_tile * a_.kv_heads <= unit) {
         low = middle;
       } else {
         high = middle;
       }
     }
-    const int tiles = starts_[low + 1] - starts_[low];
-    const int head = (unit - starts_[low] * a_.kv_heads) / tiles;
-    return {low, head, starts_[low] * a_.kv_heads + head * tiles, tiles};
+    const int first = items_[low].first_tile, tiles = items_[low + 1].first_tile - first;
+    const int head = (unit - first * a_.kv_heads) / tiles;
+    return {low, head, first * a_.kv_heads + head * tiles, tiles};
   }
 
   // Each lane finds where one of the warp's next 32 tiles lies.
@@ -112,19 +126,18 @@ class Attention {
     }
     const Item item = ItemOf(unit);
     const int position = (unit - item.first_unit) * kAttentionTile;
-    const int64_t block = a_.block_tables[static_cast<int64_t>(item.row) * a_.block_table_stride +
-                                          position / a_.block_size];
+    const int64_t block = a_.blocks[items_[item.index].first_block + position / a_.block_size];
     tile_offset_ =
         ((block * 2 * a_.kv_heads + item.kv_head) * a_.block_size + position % a_.block_size) *
         kDim;
-    tile_valid_ = __ldg(a_.lengths + item.row) - position;
+    tile_valid_ = items_[item.index].length - position;
   }
 
   __device__ static uint32_t Offset(int row, int chunk) {
     return static_cast<uint32_t>(row * L::kRowBytes + ((chunk ^ (row & 7)) << 4));
   }
 
-  // Fetches the warp's next tile; an empty group of copies if there is none. Of the last
+  // Fetches the warp's next tile; an empty group of copies if there is none. Of an item's last
   // tile, the newest position follows in CopyNewest, and what is beyond it becomes zeros, for what
   // lies there may be no number.
   __device__ void LoadTile(int stage) {
@@ -138,6 +151,7 @@ class Attention {
       const __nv_bfloat16* keys = a_.kv + offset;
       const __nv_bfloat16* values = keys + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kDim;
       const uint32_t to = ring_ + stage * 2 * L::kHalfBytes;
+      if (valid <= kAttentionTile && lane_ == 0) newest_[stage] = offset + (valid - 1) * kDim;
 #pragma unroll
       for (int i = 0; i < kAttentionTile * kChunks / 32; ++i) {
         const int index = i * 32 + lane_, row = index / kChunks, chunk = index % kChunks;
@@ -152,7 +166,9 @@ class Attention {
   __device__ void LoadQueries(const Item& item) {
     const int group = a_.heads / a_.kv_heads, head = lane_ / 4;
     const __nv_bfloat16* q =
-        a_.q + (static_cast<int64_t>(item.row) * a_.heads + item.kv_head * group + head) * kDim +
+        a_.q +
+        (static_cast<int64_t>(items_[item.index].row) * a_.heads + item.kv_head * group + head) *
+            kDim +
         lane_ % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
@@ -165,7 +181,7 @@ class Attention {
   __device__ int RunItem(int unit) {
     const Item item = ItemOf(unit);
     const int stop = min(end_, item.first_unit + item.tiles);
-    const int length = __ldcg(a_.lengths + item.row);
+    const int length = items_[item.index].length;
     LoadQueries(item);
     maximum_[0] = maximum_[1] = kNone;
     sum_[0] = sum_[1] = 0;
@@ -180,8 +196,9 @@ class Attention {
       __syncwarp();
       LoadTile((next_tile_ + kStages - 1) % kStages);
       const int valid = length - (tile - item.first_unit) * kAttentionTile;
-      const uint32_t keys = ring_ + next_tile_ % kStages * 2 * L::kHalfBytes;
-      if (valid <= kAttentionTile) CopyNewest(item, length, keys);
+      const int stage = next_tile_ % kStages;
+      const uint32_t keys = ring_ + stage * 2 * L::kHalfBytes;
+      if (valid <= kAttentionTile) CopyNewest(a_.kv + newest_[stage], valid - 1, keys);
       AddTile(keys, valid);
       ++next_tile_;
     }
@@ -190,15 +207,9 @@ class Attention {
     return stop;
   }
 
-  // Brings key and value of the item's last position into the tile that holds it.
-  __device__ void CopyNewest(const Item& item, int length, uint32_t keys) const {
+  // Brings key and value of an item's last position into row `row` of the tile that holds it.
+  __device__ void CopyNewest(const __nv_bfloat16* from, int row, uint32_t keys) const {
     constexpr int kChunks = L::kRowBytes / 16;
-    const int position = length - 1, row = position % kAttentionTile;
-    const int64_t block = a_.block_tables[static_cast<int64_t>(item.row) * a_.block_table_stride +
-                                          position / a_.block_size];
-    const __nv_bfloat16* from = a_.kv + ((block * 2 * a_.kv_heads + item.kv_head) * a_.block_size +
-                                         position % a_.block_size) *
-                                            kDim;
     if (lane_ < 2 * kChunks) {
       const int half = lane_ / kChunks, chunk = lane_ % kChunks;
       from += static_cast<int64_t>(half) * a_.kv_heads * a_.block_size * kDim + chunk * 8;
@@ -318,9 +329,9 @@ class Attention {
   }
 
   __device__ __nv_bfloat16* OutputOf(const Item& item) const {
-    return a_.out +
-           (static_cast<int64_t>(item.row) * a_.heads + item.kv_head * (a_.heads / a_.kv_heads)) *
-               kDim;
+    return a_.out + (static_cast<int64_t>(items_[item.index].row) * a_.heads +
+                     item.kv_head * (a_.heads / a_.kv_heads)) *
+                        kDim;
   }
 
   // Writes the output, or this thread block's part of it. A thread block shares at most two items
@@ -343,7 +354,7 @@ class Attention {
     const int owners = OwnerOf(item.first_unit + item.tiles - 1) - first + 1;
     bool* is_last = reinterpret_cast<bool*>(merge_);
     if (threadIdx.x == 0) {
-      uint32_t* counter = scratch_.counters + item.row * a_.kv_heads + item.kv_head;
+      uint32_t* counter = scratch_.counters + item.index * a_.kv_heads + item.kv_head;
       *is_last = atomicAdd(counter, 1u) + 1 == static_cast<unsigned>(owners);
       if (*is_last) *counter = 0;
     }
@@ -448,7 +459,8 @@ class Attention {
   const int lane_, warp_;
   uint32_t ring_;
   float* merge_;
-  int* starts_;
+  int64_t* newest_;    // [kStages]: element offset of the newest position of a tile
+  DecodeItem* items_;  // [num_items + 1]
   int units_ = 0, grid_ = 0, begin_ = 0, end_ = 0;
   int next_load_ = 0;         // unit of the warp's next LoadTile
   int next_tile_ = 0;         // how many tiles the warp has computed

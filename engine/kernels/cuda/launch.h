@@ -10,6 +10,9 @@ namespace tandem::engine::cuda {
 struct LaunchOptions {
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;  // of the device
+  // Of the device, that one thread block may use (cudaDevAttrMaxSharedMemoryPerBlockOptin): 163 KB
+  // on sm_80, 99 KB on sm_89, 227 KB on sm_90.
+  int shared_bytes = 227 << 10;
   // Start beside the predecessor in the stream (programmatic dependent launch, sm_90 and newer;
   // must be false before): the kernel fetches what does not depend on the predecessor, then waits
   // for it. Every kernel of such a chain must be one of this folder's: see ptx.cuh for the rule

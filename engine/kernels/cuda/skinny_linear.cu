@@ -6,6 +6,55 @@
 namespace tandem::engine::cuda {
 namespace {
 
+// Tiles by bucket. A stage is as high as the share of one of ~132 multiprocessors in the layer's
+// outputs where that is small. The ring takes just under half of Hopper's shared memory, but nearly
+// all of it for 64 rows, whose sums need more registers than half a multiprocessor has.
+template <SkinnyProduct kProduct>
+struct Tiles {
+  using Rows1 = SkinnyTile<8, 1, 32, 256, 6, 1>;
+  using Rows8 = SkinnyTile<8, 8, 32, 256, 5, 1>;
+  using Rows16 = SkinnyTile<16, 16, 32, 256, 4, 1>;
+};
+template <>
+struct Tiles<SkinnyProduct::kQkv> {
+  using Rows1 = SkinnyTile<8, 1, 48, 256, 4, 1>;
+  using Rows8 = SkinnyTile<8, 8, 48, 128, 7, 1>;
+  using Rows16 = SkinnyTile<16, 16, 48, 128, 6, 1>;
+};
+template <>
+struct Tiles<SkinnyProduct::kGateUp> : Tiles<SkinnyProduct::kOther> {
+  using Rows16 = SkinnyTile<16, 16, 64, 128, 5, 2>;
+};
+using Rows32 = SkinnyTile<32, 32, 64, 128, 4, 2>;
+using Rows64 = SkinnyTile<64, 64, 128, 128, 4, 4>;
+
+// For devices with less shared memory: no more than the 99 KB of sm_89, with some 16 KB of weights
+// on their way or more. Up to 32 rows nothing but the length of the ring differs.
+template <class Tile>
+using Short = typename Tile::template WithStages<3>;
+using Rows64Short = SkinnyTile<64, 64, 64, 64, 4, 4>;
+constexpr int kLeastShared = 99 << 10;
+
+// Calls visit.operator()<Tile>() with the tile for a product.
+template <class Long, class Less, class Visit>
+auto VisitFitting(int shared_bytes, const Visit& visit) {
+  static_assert(Less::kSharedBytes <= kLeastShared);
+  return Long::kSharedBytes <= shared_bytes ? visit.template operator()<Long>()
+                                            : visit.template operator()<Less>();
+}
+template <SkinnyProduct kProduct, class Visit>
+auto VisitTile(int rows, int shared_bytes, const Visit& visit) {
+  using T = Tiles<kProduct>;
+  using Rows1 = typename T::Rows1;
+  using Rows8 = typename T::Rows8;
+  using Rows16 = typename T::Rows16;
+  if (rows == 1) return VisitFitting<Rows1, Short<Rows1>>(shared_bytes, visit);
+  if (rows <= 8) return VisitFitting<Rows8, Short<Rows8>>(shared_bytes, visit);
+  if (rows <= 16) return VisitFitting<Rows16, Short<Rows16>>(shared_bytes, visit);
+  if (rows <= 32) return VisitFitting<Rows32, Short<Rows32>>(shared_bytes, visit);
+  return VisitFitting<Rows64, Rows64Short>(shared_bytes, visit);
+}
+
 template <class Tile, class Op>
 cudaError_t LaunchTile(const Op& op, const SkinnyScratch& scratch, const LaunchOptions& options) {
   auto kernel = SkinnyLinearKernel<Tile, Op>;
@@ -19,33 +68,20 @@ cudaError_t LaunchTile(const Op& op, const SkinnyScratch& scratch, const LaunchO
                 options, op, plan, scratch);
 }
 
-// Tiles by bucket. A stage is as high as the share of one of ~132 multiprocessors in the layer's
-// outputs where that is small. The ring takes just under half of Hopper's shared memory, but nearly
-// all of it for 64 rows, whose sums need more registers than half a multiprocessor has.
-using Rows1 = SkinnyTile<8, 1, 32, 256, 6, 1>;
-using Rows1Qkv = SkinnyTile<8, 1, 48, 256, 4, 1>;
-using Rows8 = SkinnyTile<8, 8, 32, 256, 5, 1>;
-using Rows8Qkv = SkinnyTile<8, 8, 48, 128, 7, 1>;
-using Rows16 = SkinnyTile<16, 16, 32, 256, 4, 1>;
-using Rows16Qkv = SkinnyTile<16, 16, 48, 128, 6, 1>;
-using Rows16GateUp = SkinnyTile<16, 16, 64, 128, 5, 2>;
-using Rows32 = SkinnyTile<32, 32, 64, 128, 4, 2>;
-using Rows64 = SkinnyTile<64, 64, 128, 128, 4, 4>;
-
-template <class T1, class T8, class T16, class Op>
-cudaError_t LaunchBucket(const Op& op, const SkinnyScratch& scratch, const LaunchOptions& options) {
-  if (op.rows < 1 || op.rows > kMaxSkinnyRows || op.inputs % 8 != 0) return cudaErrorInvalidValue;
-  if (op.rows == 1) return LaunchTile<T1>(op, scratch, options);
-  if (op.rows <= 8) return LaunchTile<T8>(op, scratch, options);
-  if (op.rows <= 16) return LaunchTile<T16>(op, scratch, options);
-  if (op.rows <= 32) return LaunchTile<Rows32>(op, scratch, options);
-  return LaunchTile<Rows64>(op, scratch, options);
+template <SkinnyProduct kProduct, class Op>
+cudaError_t LaunchProduct(const Op& op, const SkinnyScratch& scratch,
+                          const LaunchOptions& options) {
+  if (!SupportsSkinnyLinear(op.rows, op.granules, op.inputs, options)) {
+    return cudaErrorInvalidValue;
+  }
+  return VisitTile<kProduct>(op.rows, options.shared_bytes,
+                             [&]<class Tile>() { return LaunchTile<Tile>(op, scratch, options); });
 }
 
-int PlainBlocks(int rows, int outputs, int inputs, int multiprocessors) {
-  if (rows <= 16) return PlanFor<Rows16>(outputs, false, inputs, multiprocessors).blocks;
-  if (rows <= 32) return PlanFor<Rows32>(outputs, false, inputs, multiprocessors).blocks;
-  return PlanFor<Rows64>(outputs, false, inputs, multiprocessors).blocks;
+int PlainBlocks(int rows, int outputs, int inputs, const LaunchOptions& options) {
+  return VisitTile<SkinnyProduct::kOther>(rows, options.shared_bytes, [&]<class Tile>() {
+    return PlanFor<Tile>(outputs, false, inputs, options.multiprocessors).blocks;
+  });
 }
 
 }  // namespace
@@ -54,33 +90,53 @@ size_t SkinnyPartialFloats(int multiprocessors) {
   return static_cast<size_t>(multiprocessors) * 2 * Rows64::kPartialFloats;
 }
 
-int ResidualSquareParts(int rows, int outputs, int inputs, int multiprocessors) {
-  return PlainBlocks(rows, outputs, inputs, multiprocessors);
+bool SupportsSkinnyLinear(int rows, int outputs, int inputs, const LaunchOptions& options) {
+  return rows >= 1 && rows <= kMaxSkinnyRows && outputs >= 1 && inputs >= 8 && inputs % 8 == 0 &&
+         options.shared_bytes >= kLeastShared;
 }
 
-int LogitsBestParts(int rows, int vocab, int inputs, int multiprocessors) {
-  return PlainBlocks(rows, vocab, inputs, multiprocessors);
+SkinnyTileShape SkinnyTileOf(SkinnyProduct product, int rows, int shared_bytes) {
+  const auto shape = [&]<class Tile>() {
+    return SkinnyTileShape{Tile::kXRows, Tile::kM, Tile::kK, Tile::kStages, Tile::kSharedBytes};
+  };
+  switch (product) {
+    case SkinnyProduct::kQkv:
+      return VisitTile<SkinnyProduct::kQkv>(rows, shared_bytes, shape);
+    case SkinnyProduct::kGateUp:
+      return VisitTile<SkinnyProduct::kGateUp>(rows, shared_bytes, shape);
+    case SkinnyProduct::kOther:
+      break;
+  }
+  return VisitTile<SkinnyProduct::kOther>(rows, shared_bytes, shape);
+}
+
+int ResidualSquareParts(int rows, int outputs, int inputs, const LaunchOptions& options) {
+  return PlainBlocks(rows, outputs, inputs, options);
+}
+
+int LogitsBestParts(int rows, int vocab, int inputs, const LaunchOptions& options) {
+  return PlainBlocks(rows, vocab, inputs, options);
 }
 
 cudaError_t SkinnyGateUp(const GateUpArgs& args, const SkinnyScratch& scratch,
                          const LaunchOptions& options) {
-  return LaunchBucket<Rows1, Rows8, Rows16GateUp>(GateUpOp{args, args.inner}, scratch, options);
+  return LaunchProduct<SkinnyProduct::kGateUp>(GateUpOp{args, args.inner}, scratch, options);
 }
 
 cudaError_t SkinnyQkv(const QkvArgs& args, const SkinnyScratch& scratch,
                       const LaunchOptions& options) {
   const int pairs = (args.heads + 2 * args.kv_heads) * args.head_dim / 2;
-  return LaunchBucket<Rows1Qkv, Rows8Qkv, Rows16Qkv>(QkvOp{args, pairs}, scratch, options);
+  return LaunchProduct<SkinnyProduct::kQkv>(QkvOp{args, pairs}, scratch, options);
 }
 
 cudaError_t SkinnyResidual(const ResidualArgs& args, const SkinnyScratch& scratch,
                            const LaunchOptions& options) {
-  return LaunchBucket<Rows1, Rows8, Rows16>(ResidualOp{args, args.outputs}, scratch, options);
+  return LaunchProduct<SkinnyProduct::kOther>(ResidualOp{args, args.outputs}, scratch, options);
 }
 
 cudaError_t SkinnyLogits(const LogitsArgs& args, const SkinnyScratch& scratch,
                          const LaunchOptions& options) {
-  return LaunchBucket<Rows1, Rows8, Rows16>(LogitsOp{args, args.vocab}, scratch, options);
+  return LaunchProduct<SkinnyProduct::kOther>(LogitsOp{args, args.vocab}, scratch, options);
 }
 
 }  // namespace tandem::engine::cuda

@@ -26,6 +26,8 @@ inline constexpr int kHalfShared = 113 << 10;
 // stage. Warps are laid out kWarpsM x kWarpsK over a stage.
 template <int kN_, int kXRows_, int kM_, int kK_, int kStages_, int kWarpsM_>
 struct SkinnyTile {
+  template <int kOther>
+  using WithStages = SkinnyTile<kN_, kXRows_, kM_, kK_, kOther, kWarpsM_>;
   static constexpr int kN = kN_, kXRows = kXRows_, kM = kM_, kK = kK_, kStages = kStages_;
   static constexpr int kWarpsM = kWarpsM_, kWarpsK = kSkinnyWarps / kWarpsM_;
   static constexpr int kMTiles = kM / 16 / kWarpsM;  // per warp

@@ -32,27 +32,47 @@ __device__ float BlockSum(float value, float* shared) {
   return sum;
 }
 
+// Positions that decode attention reads for an item: none of items with several rows, and of
+// padding.
+__device__ int DecodeLength(const PrepareStepArgs& a, int item) {
+  const int start = a.starts[item];
+  return start >= 0 && a.first_rows[item + 1] - a.first_rows[item] == 1 ? start + 1 : 0;
+}
+
 __device__ int TilesOf(int length) { return (length + kAttentionTile - 1) / kAttentionTile; }
 
-__device__ void WriteTileStart(const PrepareStepArgs& a, int row, int64_t* shared) {
+__device__ void WriteDecodeItem(const PrepareStepArgs& a, int item, int64_t* shared) {
   int64_t before = 0;
-  for (int i = threadIdx.x; i < row; i += kThreads) before += TilesOf(a.lengths[i]);
+  for (int i = threadIdx.x; i < item; i += kThreads) before += TilesOf(DecodeLength(a, i));
   before = BlockSum(before, shared);
   if (threadIdx.x != 0) return;
-  a.tile_starts[row] = static_cast<int32_t>(before);
-  if (row + 1 == a.rows) {
-    a.tile_starts[a.rows] = static_cast<int32_t>(before) + TilesOf(a.lengths[row]);
+  const int first_tile = static_cast<int>(before), length = DecodeLength(a, item);
+  a.decode_items[item] = {first_tile, length, a.first_blocks[item], a.first_rows[item]};
+  if (item + 1 == a.items) a.decode_items[a.items] = {first_tile + TilesOf(length), 0, 0, 0};
+}
+
+// The item whose run holds the row, the same in every thread.
+__device__ int ItemOfRow(const PrepareStepArgs& a, int row, int* shared) {
+  for (int i = threadIdx.x; i < a.items; i += kThreads) {
+    if (a.first_rows[i] <= row && row < a.first_rows[i + 1]) *shared = i;
   }
+  __syncthreads();
+  return *shared;
 }
 
 // One thread block per row.
 __global__ __launch_bounds__(kThreads) void PrepareStepKernel(
     const __grid_constant__ PrepareStepArgs a) {
   __shared__ int64_t shared[kWarps];
+  __shared__ int shared_item;
   WaitForPredecessor();
   LetSuccessorStart();
-  const int row = static_cast<int>(blockIdx.x), position = a.lengths[row] - 1;
-  WriteTileStart(a, row, shared);
+  const int row = static_cast<int>(blockIdx.x);
+  // Every item has a row of its own, so that there are enough thread blocks.
+  if (a.decode_items != nullptr && row < a.items) WriteDecodeItem(a, row, shared);
+  const int item = ItemOfRow(a, row, &shared_item);
+  const bool exists = a.starts[item] >= 0;
+  const int position = exists ? a.positions[row] : 0;
   const int half = a.head_dim / 2;
   for (int i = threadIdx.x; i < half; i += kThreads) {
     const float angle = static_cast<float>(position) * a.frequencies[i];
@@ -60,14 +80,19 @@ __global__ __launch_bounds__(kThreads) void PrepareStepKernel(
     a.sin[row * half + i] = sinf(angle) * a.rope_scale;
   }
   if (threadIdx.x == 0) {
-    const int64_t block =
-        a.block_tables[static_cast<int64_t>(row) * a.block_table_stride + position / a.block_size];
-    a.slots[row] = (block * 2 * a.kv_heads * a.block_size + position % a.block_size) * a.head_dim;
+    int64_t slot = -1;
+    if (exists) {
+      const int64_t block = a.blocks[a.first_blocks[item] + position / a.block_size];
+      slot = (block * 2 * a.kv_heads * a.block_size + position % a.block_size) * a.head_dim;
+    }
+    a.slots[row] = slot;
   }
-  const __nv_bfloat16* embedding = a.embedding + static_cast<int64_t>(a.tokens[row]) * a.hidden;
+  int token = exists ? a.token_ids[row] : 0;
+  if (token < 0) token = a.drawn[-1 - token];  // ResolveId of engine/kernels/ops.h
+  const __nv_bfloat16* embedding = a.embedding + static_cast<int64_t>(token) * a.hidden;
   float squares = 0;
   for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
-    const float value = __bfloat162float(embedding[i]);
+    const float value = exists ? __bfloat162float(embedding[i]) : 0.0f;
     const int64_t at = static_cast<int64_t>(row) * a.hidden + i;
     a.residual[at] = value;
     a.scaled[at] = __float2bfloat16_rn(value * a.norm_weight[i]);
@@ -102,7 +127,7 @@ __global__ __launch_bounds__(kThreads) void SelectGreedyKernel(const uint64_t* b
 }  // namespace
 
 cudaError_t PrepareStep(const PrepareStepArgs& args, const LaunchOptions& options) {
-  if (args.rows < 1) return cudaErrorInvalidValue;
+  if (args.rows < 1 || args.items < 1 || args.items > args.rows) return cudaErrorInvalidValue;
   return Launch(PrepareStepKernel, dim3(static_cast<unsigned>(args.rows)), kThreads, 0, options,
                 args);
 }
