@@ -42,14 +42,17 @@ target_compile_definitions(PkgConfig::hwy INTERFACE "HWY_DISABLED_TARGETS=(HWY_S
 
 add_library(tandem_options INTERFACE)
 target_include_directories(tandem_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(tandem_options INTERFACE -Wall -Wextra -Werror -Wno-missing-field-initializers
-                       -fno-omit-frame-pointer)
+# For C++; nvcc's own are in Cuda.cmake.
+function(tandem_add_options)
+  target_compile_options(tandem_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${ARGN}>")
+endfunction()
+tandem_add_options(-Wall -Wextra -Werror -Wno-missing-field-initializers -fno-omit-frame-pointer)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC 12 sees overlapping copies in std::string::insert and operator+ that are none (GCC bug 105651).
-  target_compile_options(tandem_options INTERFACE -Wno-restrict)
+  tandem_add_options(-Wno-restrict)
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
-  target_compile_options(tandem_options INTERFACE -Wthread-safety -Werror=thread-safety)
+  tandem_add_options(-Wthread-safety -Werror=thread-safety)
 endif()
 
 if(TANDEM_SANITIZE)
@@ -86,13 +89,13 @@ if(TANDEM_SANITIZE MATCHES "address")
 endif()
 if(TANDEM_PCH)
   # A precompiled header fits only where flags and definitions are those it was made with, so all get them.
-  target_compile_options(tandem_options INTERFACE -pthread)
+  tandem_add_options(-pthread)
   target_compile_definitions(tandem_options INTERFACE $<TARGET_PROPERTY:spdlog::spdlog,INTERFACE_COMPILE_DEFINITIONS>
                              $<TARGET_PROPERTY:fmt::fmt,INTERFACE_COMPILE_DEFINITIONS>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # The same false alarm as above under other names: it knows no more that the header is a system header. Builds without
     # precompiled headers keep these warnings.
-    target_compile_options(tandem_options INTERFACE -Wno-stringop-overflow -Wno-array-bounds)
+    tandem_add_options(-Wno-stringop-overflow -Wno-array-bounds)
   endif()
   add_library(tandem_pch OBJECT ${CMAKE_SOURCE_DIR}/cmake/pch.cc)
   target_precompile_headers(tandem_pch PRIVATE ${TANDEM_PCH_HEADERS})
@@ -125,14 +128,17 @@ endfunction()
 
 # tandem_test(NAME SOURCES ... LINK ... [TIMEOUT s] [LABELS l...]): one ctest entry. For each label there is a target
 # tests_<label> that builds the tests so labelled and nothing else. Label `tsan` says that the test and all that it runs
-# work without gRPC and so can be believed under the thread sanitizer (docs/testing.md).
+# work without gRPC and so can be believed under the thread sanitizer (docs/testing.md). Label `gpu` says that it needs a
+# CUDA device: where there is none it prints "no CUDA device" and ctest counts it as skipped.
 function(tandem_test NAME)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})
   target_link_libraries(${NAME} PRIVATE tandem_options tandem_test_support ${ARG_LINK} GTest::gmock
                         GTest::gtest_main)
-  target_compile_options(${NAME} PRIVATE ${TANDEM_TEST_OPTIMISATION})
-  if(TANDEM_PCH)
+  target_compile_options(${NAME} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${TANDEM_TEST_OPTIMISATION}>)
+  if("gpu" IN_LIST ARG_LABELS)
+    target_link_libraries(${NAME} PRIVATE tandem_cuda_options)
+  elseif(TANDEM_PCH)
     target_precompile_headers(${NAME} REUSE_FROM tandem_test_pch)
   endif()
   set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
@@ -148,6 +154,10 @@ function(tandem_test NAME)
   add_test(NAME ${NAME} COMMAND ${NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
                        ENVIRONMENT "${environment}")
+  if("gpu" IN_LIST ARG_LABELS)
+    # One at a time has the card.
+    set_tests_properties(${NAME} PROPERTIES SKIP_REGULAR_EXPRESSION "no CUDA device" RESOURCE_LOCK gpu)
+  endif()
   foreach(label ${ARG_LABELS})
     if(NOT TARGET tests_${label})
       add_custom_target(tests_${label})

@@ -39,9 +39,6 @@ struct LoopOptions {
   RemotePrefillOptions prefill;
   PublisherOptions publish;
   worker::ReporterOptions report;
-  // A step's time that prompts' chunks are cut for while other sequences draw tokens; 0: they are
-  // cut by the token budget alone.
-  absl::Duration target_step;
 };
 
 // All outlive the loop. `receiver` and `caller` may be null where `unified`, `waker` always: then
@@ -119,7 +116,6 @@ class Loop {
   Publisher publisher_;
   worker::Reporter reporter_;
   LoadMeter meter_;
-  Pace pace_;
   bool draining_ = false;
   bool stop_ = false;
 };
