@@ -20,7 +20,8 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
                 parts.metrics),
       publisher_(options_.publish, parts.waker, parts.metrics),
       reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
-                &parts.metrics->worker, parts.clock) {
+                &parts.metrics->worker, parts.clock),
+      pace_{absl::ToDoubleMilliseconds(options_.target_step), {}} {
   const AdmissionOptions& admission = options_.admission;
   const Limits& limits = admission.limits;
   TANDEM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,
@@ -42,7 +43,8 @@ void Loop::Run() {
 
 bool Loop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
-  const Plan plan = NextBatch(running_.MakeView(), options_.admission.limits);
+  const Plan plan = NextBatch(running_.MakeView(), options_.admission.limits,
+                              pace_.target_ms > 0 ? &pace_ : nullptr);
   const bool launched = Launch(plan);
   return CollectAndPublish(launched) || launched || !plan.preempt.empty() || !plan.resume.empty();
 }
@@ -231,18 +233,18 @@ void Loop::Publish(const worker::CollectedStep& step) {
     return;
   }
   const absl::Time now = parts_.clock->Now();
-  int chunk_tokens = 0;
-  int decode_steps = 0;
+  StepWork work;
   for (size_t i = 0; i < step.runs.size(); ++i) {
     const worker::LaunchedRun& run = step.runs[i];
-    (run.num_tokens == 1 ? decode_steps : chunk_tokens) += run.num_tokens;
+    work.Add(run.start, run.num_tokens);
     PublishItem(run, step.output->items[i], now);
   }
   WorkerMetrics& metrics = parts_.metrics->worker;
   metrics.step_seconds.Observe(absl::ToDoubleSeconds(step.took));
-  metrics.batch_tokens.Observe(decode_steps + chunk_tokens);
+  metrics.batch_tokens.Observe(work.decode_steps + work.chunk_tokens);
   metrics.batch_sequences.Observe(static_cast<double>(step.runs.size()));
-  meter_.AddStep(decode_steps, chunk_tokens, step.took);
+  meter_.AddStep(work.decode_steps, work.chunk_tokens, step.took);
+  pace_.cost.Observe(work, step.took);
 }
 
 void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput& output,

@@ -39,6 +39,9 @@ struct LoopOptions {
   RemotePrefillOptions prefill;
   PublisherOptions publish;
   worker::ReporterOptions report;
+  // A step's time that prompts' chunks are cut for while other sequences draw tokens; 0: they are
+  // cut by the token budget alone.
+  absl::Duration target_step;
 };
 
 // All outlive the loop. `receiver` and `caller` may be null where `unified`, `waker` always: then
@@ -116,6 +119,7 @@ class Loop {
   Publisher publisher_;
   worker::Reporter reporter_;
   LoadMeter meter_;
+  Pace pace_;
   bool draining_ = false;
   bool stop_ = false;
 };

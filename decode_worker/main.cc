@@ -16,6 +16,11 @@ void AddFlags(FlagSet* flags, WorkerOptions* o) {
                    "unified: prefill everything here, the baseline without disaggregation");
   flags->Add("--local-prefill-max-tokens", &o->local_prefill_max_tokens,
              "prompts with at most so many uncached tokens are prefilled here", "tokens");
+  flags->Add(
+      "--target-step-ms", &o->target_step_ms,
+      "prompts computed here are cut so that a step takes no longer while others draw tokens; "
+      "0: not; -1: 30 on a GPU, not on a CPU",
+      "ms");
   flags->Add("--kv-seal-timeout", &o->kv_seal_timeout,
              "how long KV blocks may take after the first token before they are computed here",
              "s");
@@ -28,6 +33,10 @@ absl::Status Validate(const WorkerOptions& o) {
   if (o.local_prefill_max_tokens < 0) {
     return InvalidArgument("--local-prefill-max-tokens must be >= 0, got {}",
                            o.local_prefill_max_tokens);
+  }
+  if (o.target_step_ms < 0 && o.target_step_ms != -1) {
+    return InvalidArgument("--target-step-ms must be >= 0, or -1 for the default, got {}",
+                           o.target_step_ms);
   }
   const auto positive = [](const char* flag, double value) {
     return value > 0 ? absl::OkStatus()

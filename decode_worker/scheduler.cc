@@ -8,9 +8,10 @@ namespace {
 // The plan under construction.
 class Planner {
  public:
-  Planner(const View& view, const Limits& limits)
+  Planner(const View& view, const Limits& limits, const Pace* pace)
       : view_(view),
         limits_(limits),
+        pace_(pace),
         free_(view.free_blocks),
         returning_(view.returning_blocks),
         budget_(limits.max_num_batched_tokens),
@@ -73,19 +74,50 @@ class Planner {
       if (CanRun(i) && Remaining(i) > 1) prefills.push_back(i);
     }
     if (prefills.empty() || budget_ == 0) return;
-    const int share = std::max(1, budget_ / static_cast<int>(prefills.size()));
-    std::vector<int> tokens(prefills.size(), 0);
-    for (int part : {share, budget_}) {
-      for (size_t k = 0; k < prefills.size(); ++k) {
-        // A chunk never needs more blocks than the sequence got when it was admitted or resumed.
-        const int more = std::min({part, budget_, Remaining(prefills[k]) - tokens[k]});
-        tokens[k] += more;
-        budget_ -= more;
-      }
-    }
+    const std::vector<int> tokens = Split(prefills, PacedBudget(prefills));
     for (size_t k = 0; k < prefills.size(); ++k) {
       if (tokens[k] > 0) plan_.runs.push_back({prefills[k], tokens[k], 0});
     }
+  }
+
+  // Tokens for each of `prefills` out of `budget`.
+  std::vector<int> Split(const std::vector<int>& prefills, int budget) const {
+    const int share = std::max(1, budget / static_cast<int>(prefills.size()));
+    std::vector<int> tokens(prefills.size(), 0);
+    for (int part : {share, budget}) {
+      for (size_t k = 0; k < prefills.size(); ++k) {
+        // A chunk never needs more blocks than the sequence got when it was admitted or resumed.
+        const int more = std::min({part, budget, Remaining(prefills[k]) - tokens[k]});
+        tokens[k] += more;
+        budget -= more;
+      }
+    }
+    return tokens;
+  }
+
+  // The most tokens with which the step stays within its time. What a step takes grows with every
+  // token, so bisection finds it.
+  int PacedBudget(const std::vector<int>& prefills) const {
+    if (pace_ == nullptr || plan_.runs.empty()) return budget_;
+    StepWork decode_steps;
+    for (const ScheduledRun& run : plan_.runs) decode_steps.Add(At(run.sequence).computed, 1);
+    const auto fits = [&](int budget) {
+      StepWork work = decode_steps;
+      const std::vector<int> tokens = Split(prefills, budget);
+      for (size_t k = 0; k < prefills.size(); ++k) work.Add(At(prefills[k]).computed, tokens[k]);
+      return pace_->cost.Milliseconds(work) <= pace_->target_ms;
+    };
+    int low = std::min(kLeastChunk, budget_);
+    int high = std::max(low, std::min(budget_, pace_->cost.TrustedChunk()));
+    while (low < high) {
+      const int middle = low + (high - low + 1) / 2;
+      if (fits(middle)) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return low;
   }
 
   void AddResumed() {
@@ -105,6 +137,7 @@ class Planner {
 
   const View& view_;
   const Limits& limits_;
+  const Pace* const pace_;
   Plan plan_;
   int free_;
   int returning_;
@@ -114,7 +147,9 @@ class Planner {
 
 }  // namespace
 
-Plan NextBatch(const View& view, const Limits& limits) { return Planner(view, limits).Make(); }
+Plan NextBatch(const View& view, const Limits& limits, const Pace* pace) {
+  return Planner(view, limits, pace).Make();
+}
 
 Room CanAdmit(const View& view, int needed_blocks, int total_blocks, const Limits& limits) {
   if (static_cast<int>(view.sequences.size()) >= limits.max_num_seqs) {

@@ -18,6 +18,8 @@
 //      freed, it is recomputed later from its tokens), and so on until the block is there. If there
 //      is no younger one, the sequence stalls: it keeps its blocks and skips this batch.
 //   2. Prefills share what is left of the token budget: equal parts first, the rest to the oldest.
+//      Beside decode steps, and where there is a Pace, the budget is also cut to what keeps the
+//      step within its time, but never below kLeastChunk: prompts go on, however slowly.
 //   3. A preempted sequence is resumed, oldest first and never past an older one that waits, when
 //      the free blocks hold all its tokens, the next one, and one block for every sequence that
 //      holds blocks now (so that it is not preempted again at once).
@@ -31,6 +33,7 @@
 #include <vector>
 
 #include "common/base/kv_layout.h"
+#include "decode_worker/step_cost.h"
 
 namespace tandem::decode {
 
@@ -39,6 +42,13 @@ struct Limits {
   int max_num_seqs = 64;              // sequences admitted, in any phase
   int max_num_batched_tokens = 2048;  // per batch; >= max_num_seqs, so that every decode step fits
 };
+
+// How long a step may take while sequences wait for its tokens.
+struct Pace {
+  double target_ms = 0;
+  StepCost cost;
+};
+inline constexpr int kLeastChunk = 16;  // tokens, of all chunks of a batch
 
 enum class SequencePhase {
   kAwaitingPrefill,  // a prefill worker computes it; its blocks cannot be taken
@@ -77,8 +87,9 @@ struct Plan {
 };
 
 // An estimate where blocks are shared: preempting a sequence may free fewer blocks than it holds.
-// The caller then cannot reserve for some run, leaves it out, and asks again.
-Plan NextBatch(const View& view, const Limits& limits);
+// The caller then cannot reserve for some run, leaves it out, and asks again. `pace` null: chunks
+// are cut by the token budget alone.
+Plan NextBatch(const View& view, const Limits& limits, const Pace* pace = nullptr);
 
 enum class Room { kYes, kTooManySequences, kNoBlocks };
 

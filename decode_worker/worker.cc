@@ -18,6 +18,9 @@ namespace {
 // Events that wait for the loop's next turn, up to which work is accepted.
 constexpr size_t kInboxCapacity = 1024;
 
+// A reader of streamed text does not notice gaps of this length.
+constexpr double kGpuTargetStepMs = 30;
+
 class DecodeRole final : public worker::Role {
  public:
   explicit DecodeRole(const WorkerOptions& options) : options_(options), inbox_(kInboxCapacity) {}
@@ -108,6 +111,10 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
   loop.admission.worker_id = frame.process->worker_id;
   loop.admission.cluster_secret = frame.process->cluster_secret;
   loop.admission.model_digest = frame.engine->model_digest();
+  const double target_step_ms = options_.target_step_ms >= 0 ? options_.target_step_ms
+                                : engine.device == "cpu"     ? 0
+                                                             : kGpuTargetStepMs;
+  loop.target_step = absl::Milliseconds(target_step_ms);
   loop.prefill.worker_id = frame.process->worker_id;
   loop.prefill.block_size = engine.block_size;
   loop.prefill.kv_transport = frame.process->kv_transport;

@@ -18,6 +18,7 @@ struct WorkerOptions {
   std::string kv_listen = "127.0.0.1:0";
   std::string role = "decode";  // decode, unified
   int local_prefill_max_tokens = 32;
+  double target_step_ms = -1;    // 0: off; -1: 30 on a GPU, off on a CPU
   double kv_seal_timeout = 10;   // s
   double prefill_timeout = 600;  // s
 };

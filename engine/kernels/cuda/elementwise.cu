@@ -1,0 +1,295 @@
+#include <cuda_fp16.h>
+
+#include "engine/kernels/cuda/elementwise.h"
+#include "engine/kernels/cuda/ptx.cuh"
+
+namespace tandem::engine::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kMaxHeadDim = 256;
+
+// Sum over the thread block, the same in every thread.
+__device__ float BlockSum(float value) {
+  __shared__ float shared[kWarps];
+  value = WarpSum(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) sum += shared[i];
+  return sum;
+}
+
+__device__ float LoadEmbedding(const BeginStepArgs& a, int64_t index) {
+  if (a.embedding_kind == 0) return static_cast<const float*>(a.embedding)[index];
+  if (a.embedding_kind == 1) {
+    return __bfloat162float(static_cast<const __nv_bfloat16*>(a.embedding)[index]);
+  }
+  return __half2float(static_cast<const __half*>(a.embedding)[index]);
+}
+
+// The last item that begins at `row` or before it.
+__device__ int ItemOfRow(const BeginStepArgs& a, int row) {
+  int low = 0, high = a.items - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (a.first_rows[middle] <= row) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+// One thread block per row.
+__global__ __launch_bounds__(kThreads) void BeginStepKernel(
+    const __grid_constant__ BeginStepArgs a) {
+  __shared__ int shared_position, shared_token;
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const int row = static_cast<int>(blockIdx.x);
+  if (threadIdx.x == 0) {
+    const int item = ItemOfRow(a, row);
+    const bool padding = a.starts[item] < 0;
+    const int position = padding ? 0 : a.positions[row];
+    int token = a.token_ids[row];
+    if (token < 0) token = a.drawn != nullptr ? a.drawn[-1 - token] : 0;
+    // Ids were checked on the host, and draws are of the vocabulary: this is for padding.
+    shared_token = padding || token < 0 || token >= a.vocab ? 0 : token;
+    shared_position = position;
+    int64_t slot = -1;
+    if (!padding) {
+      const int64_t block = a.blocks[a.first_blocks[item] + position / a.block_size];
+      slot = (block * 2 * a.kv_heads * a.block_size + position % a.block_size) * a.head_dim;
+    }
+    a.slots[row] = slot;
+    a.row_items[row] = padding ? -1 : item;
+  }
+  __syncthreads();
+  const int position = shared_position, half = a.head_dim / 2;
+  for (int i = threadIdx.x; i < half; i += kThreads) {
+    const float angle = __fmul_rn(static_cast<float>(position), a.frequencies[i]);
+    float sine, cosine;
+    sincosf(angle, &sine, &cosine);
+    a.cos[static_cast<int64_t>(row) * half + i] = cosine * a.rope_scale;
+    a.sin[static_cast<int64_t>(row) * half + i] = sine * a.rope_scale;
+  }
+  const int64_t from = static_cast<int64_t>(shared_token) * a.hidden;
+  const int64_t to = static_cast<int64_t>(row) * a.hidden;
+  float squares = 0;
+  for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
+    const float value = LoadEmbedding(a, from + i);
+    a.residual[to + i] = value;
+    if (a.scaled != nullptr) a.scaled[to + i] = __float2bfloat16_rn(value * a.norm_weight[i]);
+    squares += value * value;
+  }
+  if (a.squares == nullptr) return;
+  squares = BlockSum(squares);
+  if (threadIdx.x == 0) a.squares[row] = squares;
+}
+
+// One thread block per row. kVector: floats a thread takes at once. The row is read twice: the
+// second time it comes from a cache.
+template <int kVector>
+__global__ __launch_bounds__(kThreads) void RmsNormKernel(const float* x, const int32_t* row_ids,
+                                                          const float* weight, float epsilon,
+                                                          int width, __nv_bfloat16* out) {
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const int row = static_cast<int>(blockIdx.x);
+  x += static_cast<int64_t>(row_ids != nullptr ? row_ids[row] : row) * width;
+  out += static_cast<int64_t>(row) * width;
+  float squares = 0;
+  for (int i = threadIdx.x * kVector; i < width; i += kThreads * kVector) {
+    if constexpr (kVector == 4) {
+      const float4 v = *reinterpret_cast<const float4*>(x + i);
+      squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    } else {
+      squares += x[i] * x[i];
+    }
+  }
+  const float scale = rsqrtf(BlockSum(squares) / static_cast<float>(width) + epsilon);
+  for (int i = threadIdx.x * kVector; i < width; i += kThreads * kVector) {
+    if constexpr (kVector == 4) {
+      const float4 v = *reinterpret_cast<const float4*>(x + i);
+      const float4 w = *reinterpret_cast<const float4*>(weight + i);
+      uint2 packed;
+      packed.x = PackBFloat16(v.x * scale * w.x, v.y * scale * w.y);
+      packed.y = PackBFloat16(v.z * scale * w.z, v.w * scale * w.w);
+      *reinterpret_cast<uint2*>(out + i) = packed;
+    } else {
+      out[i] = __float2bfloat16_rn(x[i] * scale * weight[i]);
+    }
+  }
+}
+
+// One warp per (row, head): queries, then keys, then values.
+__global__ __launch_bounds__(kThreads) void FinishQkvKernel(
+    const __grid_constant__ FinishQkvArgs a) {
+  constexpr int kPairs = kMaxHeadDim / 2 / 32;  // of a lane
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const int all_heads = a.heads + 2 * a.kv_heads, half = a.head_dim / 2;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t unit = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int row = static_cast<int>(unit / all_heads), head = static_cast<int>(unit % all_heads);
+  if (row >= a.rows) return;
+  const float* from = a.qkv + unit * a.head_dim;
+  const float* bias =
+      a.bias != nullptr ? a.bias + static_cast<int64_t>(head) * a.head_dim : nullptr;
+  float low[kPairs], high[kPairs];
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int i = lane + p * 32;
+    low[p] = high[p] = 0;
+    if (i >= half) continue;
+    low[p] = from[i];
+    high[p] = from[i + half];
+    if (bias != nullptr) {
+      low[p] += bias[i];
+      high[p] += bias[i + half];
+    }
+  }
+  const float* norm = head < a.heads ? a.q_norm : head < a.heads + a.kv_heads ? a.k_norm : nullptr;
+  if (norm != nullptr) {
+    float squares = 0;
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) squares += low[p] * low[p] + high[p] * high[p];
+    const float scale = rsqrtf(WarpSum(squares) / static_cast<float>(a.head_dim) + a.epsilon);
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int i = lane + p * 32;
+      if (i >= half) continue;
+      low[p] *= scale * norm[i];
+      high[p] *= scale * norm[i + half];
+    }
+  }
+  __nv_bfloat16* to;
+  if (head < a.heads) {
+    to = a.q + (static_cast<int64_t>(row) * a.heads + head) * a.head_dim;
+  } else {
+    // K heads then V heads, as the pages lie in a block.
+    const int64_t slot = a.slots[row];
+    if (slot < 0) return;
+    to = a.kv + slot + static_cast<int64_t>(head - a.heads) * a.block_size * a.head_dim;
+  }
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int i = lane + p * 32;
+    if (i >= half) continue;
+    float first = low[p], second = high[p];
+    if (head < a.heads + a.kv_heads) {
+      const float c = a.cos[static_cast<int64_t>(row) * half + i];
+      const float s = a.sin[static_cast<int64_t>(row) * half + i];
+      first = low[p] * c - high[p] * s;
+      second = high[p] * c + low[p] * s;
+    }
+    to[i] = __float2bfloat16_rn(first);
+    to[i + half] = __float2bfloat16_rn(second);
+  }
+}
+
+__device__ float SiluMul(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
+__device__ float2 Unpack(uint32_t pair) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
+
+// kVector: elements a thread takes at once, 8 or 1; divides inner.
+template <int kVector>
+__global__ __launch_bounds__(kThreads) void SiluMulKernel(const __nv_bfloat16* gate_up,
+                                                          const float* bias, int64_t count,
+                                                          int inner, __nv_bfloat16* out) {
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector;
+  if (at >= count) return;
+  const int64_t row = at / inner;
+  const int i = static_cast<int>(at % inner);
+  const __nv_bfloat16* gate = gate_up + row * 2 * inner + i;
+  const __nv_bfloat16* up = gate + inner;
+  if constexpr (kVector == 8) {
+    const uint4 g = *reinterpret_cast<const uint4*>(gate), u = *reinterpret_cast<const uint4*>(up);
+    const uint32_t gs[4] = {g.x, g.y, g.z, g.w}, us[4] = {u.x, u.y, u.z, u.w};
+    uint32_t packed[4];
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      float2 gp = Unpack(gs[p]), up2 = Unpack(us[p]);
+      if (bias != nullptr) {
+        gp.x += bias[i + 2 * p];
+        gp.y += bias[i + 2 * p + 1];
+        up2.x += bias[inner + i + 2 * p];
+        up2.y += bias[inner + i + 2 * p + 1];
+      }
+      packed[p] = PackBFloat16(SiluMul(gp.x, up2.x), SiluMul(gp.y, up2.y));
+    }
+    *reinterpret_cast<uint4*>(out + at) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  } else {
+    float g = __bfloat162float(*gate), u = __bfloat162float(*up);
+    if (bias != nullptr) {
+      g += bias[i];
+      u += bias[inner + i];
+    }
+    out[at] = __float2bfloat16_rn(SiluMul(g, u));
+  }
+}
+
+__global__ __launch_bounds__(kThreads) void AddBiasKernel(float* x, const float* bias,
+                                                          int64_t count, int width) {
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at < count) x[at] += bias[at % width];
+}
+
+dim3 BlocksFor(int64_t units, int per_block) {
+  return dim3(static_cast<unsigned>((units + per_block - 1) / per_block));
+}
+
+}  // namespace
+
+cudaError_t BeginStep(const BeginStepArgs& args, const LaunchOptions& options) {
+  if (args.rows < 1 || args.items < 1) return cudaErrorInvalidValue;
+  return Launch(BeginStepKernel, BlocksFor(args.rows, 1), kThreads, 0, options, args);
+}
+
+cudaError_t RmsNormRows(const float* x, const int32_t* row_ids, const float* weight, float epsilon,
+                        int rows, int width, __nv_bfloat16* out, const LaunchOptions& options) {
+  if (rows < 1) return cudaErrorInvalidValue;
+  return Launch(width % 4 == 0 ? RmsNormKernel<4> : RmsNormKernel<1>, BlocksFor(rows, 1), kThreads,
+                0, options, x, row_ids, weight, epsilon, width, out);
+}
+
+cudaError_t FinishQkv(const FinishQkvArgs& args, const LaunchOptions& options) {
+  if (args.rows < 1 || args.head_dim > kMaxHeadDim || args.head_dim % 2 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const int64_t units = static_cast<int64_t>(args.rows) * (args.heads + 2 * args.kv_heads);
+  return Launch(FinishQkvKernel, BlocksFor(units, kWarps), kThreads, 0, options, args);
+}
+
+cudaError_t SiluMulRows(const __nv_bfloat16* gate_up, const float* bias, int rows, int inner,
+                        __nv_bfloat16* out, const LaunchOptions& options) {
+  if (rows < 1) return cudaErrorInvalidValue;
+  const int64_t count = static_cast<int64_t>(rows) * inner;
+  if (inner % 8 == 0) {
+    return Launch(SiluMulKernel<8>, BlocksFor(count, kThreads * 8), kThreads, 0, options, gate_up,
+                  bias, count, inner, out);
+  }
+  return Launch(SiluMulKernel<1>, BlocksFor(count, kThreads), kThreads, 0, options, gate_up, bias,
+                count, inner, out);
+}
+
+cudaError_t AddBiasRows(float* x, const float* bias, int rows, int width,
+                        const LaunchOptions& options) {
+  if (rows < 1) return cudaErrorInvalidValue;
+  const int64_t count = static_cast<int64_t>(rows) * width;
+  return Launch(AddBiasKernel, BlocksFor(count, kThreads), kThreads, 0, options, x, bias, count,
+                width);
+}
+
+}  // namespace tandem::engine::cuda
