@@ -18,6 +18,8 @@ namespace {
 constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
 // How often the end of a one-sided writer is looked for, once its connection is lost.
 constexpr absl::Duration kFencePeriod = absl::Milliseconds(10);
+// Digested at a time. For a device it is the work of one launch.
+constexpr size_t kDigestBytes = 1 << 20;
 
 }  // namespace
 
@@ -159,18 +161,23 @@ void IncomingTransfer::Arrived(const KvConnection* connection, const FrameHeader
   const KvLayout& layout = context_->store->shape().layout;
   const HeadRange heads = {static_cast<int>(header.head_begin),
                            static_cast<int>(header.head_count)};
-  std::vector<uint64_t> digests(header.head_count);
+  // Some blocks per lock: the pool may not be read after a Cancel() either, which waits so long.
+  const size_t block_bytes = 2 * std::max<size_t>(1, header.head_count) * layout.PageBytes();
+  const size_t batch =
+      std::min<size_t>(header.ordinal_count, std::max<size_t>(1, kDigestBytes / block_bytes));
+  std::vector<uint64_t> digests(batch * header.head_count);
   for (uint32_t l = 0; l < header.layer_count; ++l) {
     const auto layer = static_cast<int>(header.layer_begin + l);
-    for (uint32_t i = 0; i < header.ordinal_count; ++i) {
-      const size_t ordinal = header.ordinal_begin + i;
-      // One block per lock: the pool may not be read after a Cancel() either.
+    for (size_t done = 0; done < header.ordinal_count; done += batch) {
+      const size_t begin = header.ordinal_begin + done;
+      const size_t count = std::min<size_t>(batch, header.ordinal_count - done);
       absl::MutexLock lock(&mutex_);
       if (!WritableBy(connection)) return;
-      context_->store->Digest(layer, blocks_[ordinal], heads, digests);
+      context_->store->Digest(layer, std::span(blocks_).subspan(begin, count), heads, digests);
       uint64_t bytes = 0;
-      for (int k = 0; k < heads.count; ++k) {
-        if (arrival_.Add(layer, ordinal, heads.begin + k, digests[static_cast<size_t>(k)])) {
+      for (size_t i = 0; i < count * header.head_count; ++i) {
+        const int head = heads.begin + static_cast<int>(i % header.head_count);
+        if (arrival_.Add(layer, begin + i / header.head_count, head, digests[i])) {
           bytes += 2 * layout.PageBytes();
         }
       }

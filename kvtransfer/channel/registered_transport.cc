@@ -16,8 +16,17 @@ absl::StatusOr<std::vector<RegisteredTransport>> RegisterTransports(const std::s
     auto registration = transport->Register(store, timeouts);
     if (!registration.ok()) {
       last = registration.status();
-      spdlog::warn("kv transport {} cannot be used here: {}", transport->name(), MessageOf(last));
+      // Nobody asked for it by name where all are tried.
+      spdlog::log(text == "auto" ? spdlog::level::info : spdlog::level::warn,
+                  "kv transport {} cannot be used here: {}", transport->name(), MessageOf(last));
       continue;
+    }
+    // The price of a pool that the transport cannot reach by itself is told, not hidden.
+    if (store->HostAddress(0) == nullptr) {
+      spdlog::info(
+          "kv transport {}: blocks are staged through memory of the host, because the KV "
+          "pool is in device memory",
+          transport->name());
     }
     registered.push_back({transport, *std::move(registration)});
   }

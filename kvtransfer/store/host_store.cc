@@ -12,6 +12,10 @@ absl::StatusOr<ExportedPool> HostStore::Export() const {
   return ExportedPool{region_.fd, shape_.TotalBytes()};
 }
 
+std::shared_ptr<std::byte[]> HostStore::AllocateStaging(size_t bytes) const {
+  return std::make_shared_for_overwrite<std::byte[]>(bytes);
+}
+
 void HostStore::Gather(std::span<const CopyPiece> pieces, std::byte* to) const {
   for (const CopyPiece& piece : pieces) {
     std::memcpy(to + piece.target_offset, region_.base + piece.source_offset, piece.bytes);
@@ -21,6 +25,22 @@ void HostStore::Gather(std::span<const CopyPiece> pieces, std::byte* to) const {
 void HostStore::Scatter(const std::byte* from, std::span<const CopyPiece> pieces) const {
   for (const CopyPiece& piece : pieces) {
     std::memcpy(region_.base + piece.target_offset, from + piece.source_offset, piece.bytes);
+  }
+}
+
+void HostStore::GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const {
+  const size_t page = shape_.layout.PageBytes();
+  for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
+    for (size_t i = 0; i < run.source_blocks.size(); ++i) {
+      for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
+        for (int head = run.heads.begin; head < run.heads.end(); ++head) {
+          const std::byte* from =
+              region_.base + shape_.PageOffset(layer, run.source_blocks[i], kind, head);
+          digests[i] ^= CopyAndDigestPage({from, page}, to, CopyMode::kCached, layer, kind, head);
+          to += page;
+        }
+      }
+    }
   }
 }
 
@@ -58,17 +78,19 @@ bool HostStore::CopyRun(const BlockRun& run, const KvPoolShape& target, std::byt
   return whole;
 }
 
-void HostStore::Digest(int layer, int32_t block, const HeadRange& heads,
+void HostStore::Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
                        std::span<uint64_t> digests) const {
   const size_t page = shape_.layout.PageBytes();
-  for (int i = 0; i < heads.count; ++i) {
-    const int head = heads.begin + i;
-    uint64_t digest = 0;
-    for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
-      const std::byte* bytes = region_.base + shape_.PageOffset(layer, block, kind, head);
-      digest ^= PageDigest({bytes, page}, layer, kind, head);
+  size_t at = 0;
+  for (const int32_t block : blocks) {
+    for (int head = heads.begin; head < heads.end(); ++head) {
+      uint64_t digest = 0;
+      for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
+        const std::byte* bytes = region_.base + shape_.PageOffset(layer, block, kind, head);
+        digest ^= PageDigest({bytes, page}, layer, kind, head);
+      }
+      digests[at++] = digest;
     }
-    digests[static_cast<size_t>(i)] = digest;
   }
 }
 

@@ -15,11 +15,13 @@ class HostStore : public KvStore {
   KvMemoryKind kind() const override { return KvMemoryKind::kHost; }
   absl::StatusOr<ExportedPool> Export() const override;
   std::byte* HostAddress(uint64_t offset) const override { return region_.base + offset; }
+  std::shared_ptr<std::byte[]> AllocateStaging(size_t bytes) const override;
   void Gather(std::span<const CopyPiece> pieces, std::byte* to) const override;
   void Scatter(const std::byte* from, std::span<const CopyPiece> pieces) const override;
+  void GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const override;
   bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override;
-  void Digest(int layer, int32_t block, const HeadRange& heads,
+  void Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
               std::span<uint64_t> digests) const override;
 
  private:

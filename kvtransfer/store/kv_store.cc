@@ -2,6 +2,9 @@
 
 #include "common/base/status.h"
 #include "kvtransfer/store/host_store.h"
+#ifdef TANDEM_CUDA
+#include "kvtransfer/store/cuda/device_store.h"
+#endif
 
 namespace tandem::kvtransfer {
 
@@ -10,20 +13,23 @@ absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region) {
     return InvalidArgument("region must have memory and at least one block");
   }
   TANDEM_RETURN_IF_ERROR(ValidateShape(ShapeOf(region)));
-  if (region.memory != KvMemoryKind::kHost) {
+  if (region.memory == KvMemoryKind::kDevice) {
+#ifdef TANDEM_CUDA
+    return cuda::DeviceStore::Open(region);
+#else
     return absl::UnimplementedError("KV pools in device memory need a build with CUDA");
+#endif
   }
   return std::make_unique<HostStore>(region);
 }
 
 std::vector<uint64_t> DigestRun(const KvStore& store, const BlockRun& run) {
-  std::vector<uint64_t> by_head(static_cast<size_t>(run.heads.count));
+  const auto heads = static_cast<size_t>(run.heads.count);
+  std::vector<uint64_t> by_head(run.source_blocks.size() * heads);
   std::vector<uint64_t> digests(run.source_blocks.size(), 0);
   for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
-    for (size_t i = 0; i < digests.size(); ++i) {
-      store.Digest(layer, run.source_blocks[i], run.heads, by_head);
-      for (const uint64_t digest : by_head) digests[i] ^= digest;
-    }
+    store.Digest(layer, run.source_blocks, run.heads, by_head);
+    for (size_t i = 0; i < by_head.size(); ++i) digests[i / heads] ^= by_head[i];
   }
   return digests;
 }

@@ -4,7 +4,8 @@
 // Offsets are bytes from the pool's base, as in KvPoolShape and CopyPiece; callers keep them within
 // shape().TotalBytes(). Who may touch which blocks when is the channel's affair.
 //
-// Thread-safe: a store has no state of its own.
+// Thread-safe. What a function copies is where it belongs when it returns, for every thread of the
+// host and all work that is given to a device afterwards.
 #pragma once
 
 #include <cstddef>
@@ -42,10 +43,16 @@ class KvStore {
   // Where the CPU (or a system call) can reach the byte at `offset`; nullptr where only the
   // functions below can, so that a transport of host memory has to stage.
   virtual std::byte* HostAddress(uint64_t offset) const = 0;
+  // `bytes` of the host's memory that Gather(), GatherRun() and Scatter() reach fastest. Not
+  // zeroed. May be slow: for buffers that live as long as a connection.
+  virtual std::shared_ptr<std::byte[]> AllocateStaging(size_t bytes) const = 0;
   // Copies out of the pool: source_offset -> to + target_offset, for each piece.
   virtual void Gather(std::span<const CopyPiece> pieces, std::byte* to) const = 0;
   // Copies into the pool: from + source_offset -> target_offset, for each piece.
   virtual void Scatter(const std::byte* from, std::span<const CopyPiece> pieces) const = 0;
+  // Copies the pages of `run` to `to`, one behind the other in the order of BuildCopyPlan(), and
+  // digests them on the way: digests[i] ^= that of block i.
+  virtual void GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const = 0;
   // Copies `run` of the pool into one of shape `target` that is mapped at `to`, and digests it on
   // the way: digests[i] ^= that of block i. Asks `go_on` before every piece of at most
   // kMaxPieceBytes (or one page), and writes nothing more once it says no: then returns false. The
@@ -53,9 +60,9 @@ class KvStore {
   virtual bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                        std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const = 0;
   static constexpr size_t kMaxPieceBytes = 64 << 10;
-  // digests[i] = the digest of K and V page of head heads.begin + i of `block` of `layer`. `heads`
-  // are heads of this pool.
-  virtual void Digest(int layer, int32_t block, const HeadRange& heads,
+  // digests[i * heads.count + k] = the digest of K and V page of head heads.begin + k of blocks[i]
+  // of `layer`. `heads` are heads of this pool.
+  virtual void Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
                       std::span<uint64_t> digests) const = 0;
 };
 

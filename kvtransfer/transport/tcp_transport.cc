@@ -13,6 +13,8 @@ namespace {
 constexpr size_t kMaxSpans = 64;             // of one ReceiveSome
 constexpr size_t kMaxReadBytes = 512 << 10;  // written under a transfer's guard at a time
 constexpr size_t kScratchBytes = 256 << 10;
+// Received before it is copied into a pool that only its store can write: a whole frame, mostly.
+constexpr size_t kStagingBytes = 1 << 20;
 constexpr size_t kProbeFrameBytes = 256 << 10;
 constexpr size_t kProbeBytes = size_t{8} << 20;
 constexpr absl::Duration kProbeTime = absl::Milliseconds(20);
@@ -27,18 +29,18 @@ class TcpWriter : public KvWriter {
                                                const std::string& /*grant*/) override {
     TANDEM_ASSIGN_OR_RETURN(const std::vector<CopyPiece> plan,
                             BuildCopyPlan(store_->shape(), peer_, run));
-    // Before the bytes leave, while that brings them into the cache from which they leave.
-    std::vector<uint64_t> digests = DigestRun(*store_, run);
+    std::vector<uint64_t> digests;
     std::vector<ConstBytes> parts;
-    parts.reserve(plan.size());
-    staging_.clear();
     if (store_->HostAddress(0) != nullptr) {
+      // Before the bytes leave, while that brings them into the cache from which they leave.
+      digests = DigestRun(*store_, run);
+      parts.reserve(plan.size());
       for (const CopyPiece& piece : plan) {
         parts.push_back({store_->HostAddress(piece.source_offset), piece.bytes});
       }
     } else {
-      Stage(plan);
-      parts.push_back(staging_);
+      digests.assign(run.source_blocks.size(), 0);
+      parts.push_back(Stage(run, digests));
     }
     TANDEM_RETURN_IF_ERROR(connection_->Send(header, parts, io_timeout_));
     return CompletedPost(absl::OkStatus(), std::move(digests));
@@ -79,38 +81,50 @@ class TcpWriter : public KvWriter {
     }
   }
 
-  // Packs the plan's pieces one after another, for a pool that only its store can read.
-  void Stage(const std::vector<CopyPiece>& plan) {
-    std::vector<CopyPiece> packed = plan;
-    uint64_t at = 0;
-    for (CopyPiece& piece : packed) {
-      piece.target_offset = at;
-      at += piece.bytes;
+  // The run's bytes as a frame has them, from a pool that only its store can read.
+  ConstBytes Stage(const BlockRun& run, std::span<uint64_t> digests) {
+    const size_t bytes = run.Bytes(store_->shape().layout);
+    if (bytes > staging_bytes_) {
+      staging_bytes_ = std::max(bytes, kStagingBytes);
+      staging_ = store_->AllocateStaging(staging_bytes_);
     }
-    staging_.resize(at);
-    store_->Gather(packed, staging_.data());
+    store_->GatherRun(run, staging_.get(), digests);
+    return {staging_.get(), bytes};
   }
 
   KvConnection* const connection_;
   const KvStore* const store_;
   const KvPoolShape peer_;
   const absl::Duration io_timeout_;
-  std::vector<std::byte> staging_;
+  std::shared_ptr<std::byte[]> staging_;
+  size_t staging_bytes_ = 0;
 };
 
 class TcpReader : public KvReader {
  public:
   TcpReader(KvConnection* connection, const KvStore* store, absl::Duration io_timeout)
-      : connection_(connection), store_(store), io_timeout_(io_timeout), scratch_(kScratchBytes) {}
+      : connection_(connection),
+        store_(store),
+        io_timeout_(io_timeout),
+        direct_(store->HostAddress(0) != nullptr),
+        scratch_bytes_(direct_ ? kScratchBytes : kStagingBytes),
+        scratch_(store->AllocateStaging(scratch_bytes_)) {}
 
   absl::Status Receive(const FrameHeader& /*header*/,
                        std::shared_ptr<Reception> reception) override {
+    TANDEM_RETURN_IF_ERROR(direct_ ? ReceiveDirect(reception.get())
+                                   : ReceiveStaged(reception.get()));
+    reception->Done();
+    return absl::OkStatus();
+  }
+
+ private:
+  // System calls write the pool.
+  absl::Status ReceiveDirect(Reception* reception) {
     std::vector<TargetPiece>& pieces = reception->pieces();
-    const bool direct = store_->HostAddress(0) != nullptr;
     for (size_t current = 0; current < pieces.size();) {
-      const bool wanted = pieces[current].wanted;
       absl::StatusOr<size_t> received = size_t{0};
-      if (wanted && direct) {
+      if (pieces[current].wanted) {
         const bool written = reception->WriteGuarded([&] { received = ReadSome(pieces, current); });
         if (!written) {
           Forget(&pieces);
@@ -124,14 +138,34 @@ class TcpReader : public KvReader {
         TANDEM_RETURN_IF_ERROR(connection_->WaitReadable(io_timeout_));
         continue;
       }
-      if (wanted && !direct) Unstage(reception.get(), pieces[current], *received);
       Advance(&pieces, &current, *received);
     }
-    reception->Done();
     return absl::OkStatus();
   }
 
- private:
+  // The store writes the pool, as much at a time as the scratch memory holds.
+  absl::Status ReceiveStaged(Reception* reception) {
+    std::vector<TargetPiece>& pieces = reception->pieces();
+    std::vector<CopyPiece> copies;
+    for (size_t current = 0; current < pieces.size();) {
+      copies.clear();
+      size_t staged = 0;
+      while (current < pieces.size() && staged < scratch_bytes_) {
+        const TargetPiece piece = pieces[current];
+        const size_t n = std::min<size_t>(piece.bytes, scratch_bytes_ - staged);
+        if (piece.wanted) copies.push_back({staged, piece.target_offset, n});
+        Advance(&pieces, &current, n);
+        staged += n;
+      }
+      TANDEM_RETURN_IF_ERROR(ReceiveAll(connection_, {scratch_.get(), staged}, io_timeout_));
+      if (copies.empty()) continue;
+      if (!reception->WriteGuarded([&] { store_->Scatter(scratch_.get(), copies); })) {
+        Forget(&pieces);
+      }
+    }
+    return absl::OkStatus();
+  }
+
   static void Forget(std::vector<TargetPiece>* pieces) {
     for (TargetPiece& piece : *pieces) piece.wanted = false;
   }
@@ -165,21 +199,16 @@ class TcpReader : public KvReader {
   }
 
   absl::StatusOr<size_t> ReadToScratch(const TargetPiece& piece) {
-    const auto into = MutableBytes(scratch_).first(std::min<size_t>(scratch_.size(), piece.bytes));
+    const MutableBytes into = {scratch_.get(), std::min<size_t>(scratch_bytes_, piece.bytes)};
     return connection_->ReceiveSome({&into, 1});
-  }
-
-  void Unstage(Reception* reception, const TargetPiece& piece, size_t bytes) {
-    const CopyPiece copy = {0, piece.target_offset, bytes};
-    if (!reception->WriteGuarded([&] { store_->Scatter(scratch_.data(), {&copy, 1}); })) {
-      Forget(&reception->pieces());
-    }
   }
 
   KvConnection* const connection_;
   const KvStore* const store_;
   const absl::Duration io_timeout_;
-  std::vector<std::byte> scratch_;
+  const bool direct_;
+  const size_t scratch_bytes_;
+  const std::shared_ptr<std::byte[]> scratch_;
 };
 
 class TcpOffer : public KvOffer {

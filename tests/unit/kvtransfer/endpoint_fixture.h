@@ -18,6 +18,7 @@
 
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "kvtransfer/channel/transfer_key.h"
+#include "kvtransfer/store/host_store.h"
 
 namespace tandem::kvtransfer {
 
@@ -156,7 +157,16 @@ class Record {
   std::map<std::string, Sender> sender_ ABSL_GUARDED_BY(mutex_);
 };
 
-// One receiver's and one sender's options over two pools; start them, or not.
+// A pool with the manners of a device's, on a CPU: only the store touches its memory.
+class StagedStore final : public HostStore {
+ public:
+  using HostStore::HostStore;
+  KvMemoryKind kind() const override { return KvMemoryKind::kDevice; }
+  std::byte* HostAddress(uint64_t /*offset*/) const override { return nullptr; }
+};
+
+// One receiver's and one sender's options over two pools; start them, or not. The transport
+// "staged" is tcp between pools that only their stores can touch.
 struct Ends {
   explicit Ends(const std::string& transport = "tcp", const KvLayout& layout = SmallLayout(),
                 int source_blocks = 32, int target_blocks = 40)
@@ -173,6 +183,13 @@ struct Ends {
     sender_options.slow_link_bytes_per_second = 0;
     record.Attach(&receiver_options);
     record.Attach(&sender_options);
+    if (transport == "staged") {
+      receiver_options.transports = sender_options.transports = "tcp";
+      receiver_store = std::make_unique<StagedStore>(target.region());
+      sender_store = std::make_unique<StagedStore>(source.region());
+      receiver_options.store = receiver_store.get();
+      sender_options.store = sender_store.get();
+    }
   }
 
   void Start() {
@@ -226,6 +243,8 @@ struct Ends {
 
   TestPool source;
   TestPool target;
+  std::unique_ptr<KvStore> receiver_store;  // if "staged"
+  std::unique_ptr<KvStore> sender_store;
   Record record;
   KvReceiverOptions receiver_options;
   KvSenderOptions sender_options;
