@@ -38,6 +38,13 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(ModelConfig config, Mod
   return decoder;
 }
 
+size_t Decoder::WorkspaceBytes(const ModelConfig& config, Element activation,
+                               const DecoderLimits& limits) {
+  const OpsShape shape = OpsShapeOf(config, Element::kFloat32, limits);
+  const size_t activations = 2 * shape.q_width + 2 * shape.kv_width + shape.inner;
+  return shape.max_rows * (shape.hidden * sizeof(float) + activations * ElementSize(activation));
+}
+
 absl::Status Decoder::Allocate(const DecoderLimits& limits, Device* device) {
   const OpsShape shape = OpsShapeOf(config_, Element::kFloat32, limits);
   const size_t rows = shape.max_rows, element = ElementSize(ops_->activation());

@@ -37,6 +37,9 @@ struct ForwardInput {
 // Not thread-safe: one loop owns it. Its work is given to streams one step after the other.
 class Decoder {
  public:
+  // What Create allocates on the device besides the weights; `activation` is the ops'.
+  static size_t WorkspaceBytes(const ModelConfig& config, Element activation,
+                               const DecoderLimits& limits);
   // Allocates the workspace, once. `device` and `ops`, made for OpsShapeOf(config, ...), outlive
   // the decoder.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(ModelConfig config, ModelWeights weights,

@@ -230,7 +230,8 @@ absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, Tens
 }  // namespace
 
 size_t ModelWeights::PackedBytes() const {
-  size_t total = head.memory.size() + dummy_embedding.size();
+  size_t total = head.memory.size();
+  total += embedding_copy.size() > 0 ? embedding_copy.size() : dummy_embedding.size();
   for (const LayerWeights& layer : layers) {
     total += layer.qkv.memory.size() + layer.output.memory.size() + layer.gate_up.memory.size() +
              layer.down.memory.size();

@@ -1,11 +1,18 @@
 #include "engine/runtime/backend.h"
 
+#include "spdlog/spdlog.h"
+
 #include "common/base/status.h"
 
 namespace tandem::engine {
 
 const std::vector<BackendEntry>& Backends() {
-  static const std::vector<BackendEntry> backends = {{"cpu", OpenCpuBackend}};
+  static const std::vector<BackendEntry> backends = {
+#if TANDEM_CUDA
+    {"cuda", OpenCudaBackend},
+#endif
+    {"cpu", OpenCpuBackend}
+  };
   return backends;
 }
 
@@ -17,8 +24,11 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const std::string& name,
     names += (names.empty() ? "" : ", ") + entry.name;
     if (name != "auto" && name != entry.name) continue;
     absl::StatusOr<std::unique_ptr<Backend>> backend = entry.open(options);
-    if (backend.ok() || name != "auto") return backend;
+    if (backend.ok()) return backend;
     why = backend.status();
+    if (name != "auto")
+      return absl::Status(why.code(), fmt::format("--device={}: {}", name, MessageOf(why)));
+    spdlog::info("--device=auto does not take {}: {}", entry.name, MessageOf(why));
   }
   if (name == "auto") return why;
   if (name == "cuda")

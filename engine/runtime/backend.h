@@ -16,6 +16,12 @@ struct BackendOptions {
   int num_threads = 0;  // cpu: compute threads; 0: one per physical core
 };
 
+// What --max-num-batched-tokens and --max-num-seqs are where nobody gives them.
+struct BatchDefaults {
+  int max_num_batched_tokens = 0;
+  int max_num_seqs = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -28,6 +34,8 @@ class Backend {
   // Steps that a loop should keep launched: more than one only pays where the device is
   // asynchronous.
   virtual int max_in_flight() const = 0;
+  // Arrivals and cancels wait for the end of a step, which on a CPU is long.
+  virtual BatchDefaults batch_defaults() const { return {512, 64}; }
 };
 
 // One value of --device. `open` says in its error what is missing on this machine.
@@ -39,12 +47,14 @@ struct BackendEntry {
 // In the order in which "auto" tries them; the last one can always be opened.
 const std::vector<BackendEntry>& Backends();
 
-// The backend of that name, or with "auto" the first that can be opened. INVALID_ARGUMENT for a
-// name that this build does not have.
+// The backend of that name, or with "auto" the first that can be opened; why those before it cannot
+// is logged. INVALID_ARGUMENT for a name that this build does not have.
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const std::string& name,
                                                      const BackendOptions& options);
 
 // cpu_backend.cc
 absl::StatusOr<std::unique_ptr<Backend>> OpenCpuBackend(const BackendOptions& options);
+// cuda_backend.cc, in builds with CUDA.
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaBackend(const BackendOptions& options);
 
 }  // namespace tandem::engine

@@ -160,6 +160,7 @@ absl::StatusOr<LaunchedStep> DecoderRunner::Launch(const Batch& batch) {
 
 void DecoderRunner::Enqueue(Step* step) {
   StepInput& input = step->input;
+  stream_->BeginStep(static_cast<int64_t>(step->id));
   input.Upload(&device_inputs_, stream_.get());
   const int32_t* drawn_before = drawn_[(step->id - 1) % 2].as<int32_t>();
   ForwardInput forward;

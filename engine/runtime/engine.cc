@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "spdlog/spdlog.h"
 
@@ -13,23 +16,18 @@
 #include "engine/model/tokenizer_size.h"
 #include "engine/runtime/backend.h"
 #include "engine/runtime/decoder_runner.h"
+#include "engine/runtime/memory_plan.h"
 
 namespace tandem::engine {
 namespace {
 
 // Of the memory available, for a KV pool whose size nobody gave: several workers may start at once.
 constexpr double kDefaultMemoryShare = 0.2;
+// Of a device's own memory, for what is taken after the pool was sized: recorded graphs (CUDA).
+constexpr size_t kDeviceReserve = size_t{256} << 20;
 constexpr int kMaxBatchedTokens = 1 << 20;
 constexpr int kMaxSequences = 1 << 16;
 constexpr int kMaxThreads = 1024;
-
-std::string Size(size_t bytes) {
-  constexpr double kKiB = 1024;
-  const double b = static_cast<double>(bytes);
-  if (b >= kKiB * kKiB * kKiB) return fmt::format("{:.2f} GiB", b / (kKiB * kKiB * kKiB));
-  if (b >= kKiB * kKiB) return fmt::format("{:.1f} MiB", b / (kKiB * kKiB));
-  return fmt::format("{:.1f} KiB", b / kKiB);
-}
 
 absl::Status CheckRange(const char* flag, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -50,18 +48,29 @@ absl::Status CheckOptions(const EngineOptions& o) {
   TANDEM_RETURN_IF_ERROR(
       CheckRange("--max-model-len", o.max_model_len, 0, std::numeric_limits<int>::max()));
   TANDEM_RETURN_IF_ERROR(
-      CheckRange("--max-num-batched-tokens", o.max_num_batched_tokens, 1, kMaxBatchedTokens));
-  TANDEM_RETURN_IF_ERROR(CheckRange("--max-num-seqs", o.max_num_seqs, 1, kMaxSequences));
+      CheckRange("--max-num-batched-tokens", o.max_num_batched_tokens, 0, kMaxBatchedTokens));
+  TANDEM_RETURN_IF_ERROR(CheckRange("--max-num-seqs", o.max_num_seqs, 0, kMaxSequences));
   TANDEM_RETURN_IF_ERROR(
       CheckRange("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, 0, int64_t{1} << 50));
-  TANDEM_RETURN_IF_ERROR(CheckRange("--num-threads", o.num_threads, 0, kMaxThreads));
-  if (o.max_num_batched_tokens < o.max_num_seqs) {
-    return InvalidArgument(
-        "--max-num-batched-tokens={} is less than --max-num-seqs={}: a step could not hold one "
-        "token of every sequence",
-        o.max_num_batched_tokens, o.max_num_seqs);
+  if (!(o.gpu_memory_utilization > 0 && o.gpu_memory_utilization <= 1)) {
+    return InvalidArgument("--gpu-memory-utilization must be in (0, 1], got {}",
+                           o.gpu_memory_utilization);
   }
-  return absl::OkStatus();
+  return CheckRange("--num-threads", o.num_threads, 0, kMaxThreads);
+}
+
+// Settles the size of a step. Of two where one was given, the other one follows it.
+absl::Status ResolveBatch(const BatchDefaults& defaults, EngineOptions* o) {
+  const int tokens = o->max_num_batched_tokens, sequences = o->max_num_seqs;
+  if (tokens == 0) o->max_num_batched_tokens = std::max(defaults.max_num_batched_tokens, sequences);
+  if (sequences == 0) {
+    o->max_num_seqs = std::min(defaults.max_num_seqs, o->max_num_batched_tokens);
+  }
+  if (o->max_num_batched_tokens >= o->max_num_seqs) return absl::OkStatus();
+  return InvalidArgument(
+      "--max-num-batched-tokens={} is less than --max-num-seqs={}: a step could not hold one "
+      "token of every sequence",
+      o->max_num_batched_tokens, o->max_num_seqs);
 }
 
 // Settles the dtype.
@@ -90,60 +99,50 @@ absl::Status ResolveVocabulary(const ModelConfig& config, EngineOptions* options
   return CheckRange("valid_vocab_size", options->valid_vocab_size, 1, config.vocab_size);
 }
 
-// Settles max_model_len and the number of blocks.
-absl::StatusOr<int> ResolvePool(const ModelConfig& config, const KvLayout& layout,
-                                const Device& device, EngineOptions* options) {
+// For a pool in the host's memory; settles its size where nobody gave it.
+absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout& layout,
+                                      const Device& device, EngineOptions* options) {
   const int limit = config.MaxModelLen();
-  if (options->max_model_len > limit) {
-    return InvalidArgument(
-        "--max-model-len={} exceeds what the model's positions allow; the "
-        "largest is {}",
-        options->max_model_len, limit);
-  }
-  const size_t block_bytes = layout.BlockBytes();
-  const size_t block_size = static_cast<size_t>(layout.block_size);
   const int wanted_len = options->max_model_len > 0 ? options->max_model_len : limit;
-  const size_t blocks_per_sequence = static_cast<size_t>(layout.BlocksFor(wanted_len));
+  const size_t sequence_bytes =
+      static_cast<size_t>(layout.BlocksFor(wanted_len)) * layout.BlockBytes();
   if (options->kv_cache_memory_bytes == 0) {
-    const size_t enough =
-        static_cast<size_t>(options->max_num_seqs) * blocks_per_sequence * block_bytes;
+    const size_t enough = static_cast<size_t>(options->max_num_seqs) * sequence_bytes;
     const size_t share =
         static_cast<size_t>(static_cast<double>(device.AvailableKvMemory()) * kDefaultMemoryShare);
     options->kv_cache_memory_bytes = static_cast<int64_t>(std::min(enough, share));
   }
-  const size_t blocks =
-      std::min<size_t>(static_cast<size_t>(options->kv_cache_memory_bytes) / block_bytes,
-                       std::numeric_limits<int32_t>::max());
-  if (blocks == 0) {
-    return InvalidArgument(
-        "--kv-cache-memory-bytes={} does not hold a single block of {} tokens, which takes {} "
-        "bytes",
-        options->kv_cache_memory_bytes, layout.block_size, block_bytes);
-  }
-  const size_t fits = std::min(blocks * block_size, static_cast<size_t>(limit));
-  if (static_cast<size_t>(options->max_model_len) > fits) {
-    return InvalidArgument(
-        "--max-model-len={} does not fit the KV pool of {} ({} blocks of {} tokens); the largest "
-        "that would fit is {}, or give --kv-cache-memory-bytes={}",
-        options->max_model_len, Size(blocks * block_bytes), blocks, block_size, fits,
-        blocks_per_sequence * block_bytes);
-  }
-  if (options->max_model_len == 0) options->max_model_len = static_cast<int>(fits);
-  return static_cast<int>(blocks);
+  return PlanPool(layout, static_cast<size_t>(options->kv_cache_memory_bytes),
+                  options->max_model_len, limit,
+                  fmt::format("give --kv-cache-memory-bytes={}", sequence_bytes));
+}
+
+size_t WeightBytes(const ModelConfig& config, const EngineOptions& options) {
+  const size_t element = options.dtype == "float32" ? 4 : 2;
+  return static_cast<size_t>(config.NumParameters()) * element;
 }
 
 absl::Status CheckWeightMemory(const ModelConfig& config, const Device& device,
                                const EngineOptions& options) {
-  const size_t element = options.dtype == "float32" ? 4 : 2;
-  const size_t needed = static_cast<size_t>(config.NumParameters()) * element;
+  const size_t needed = WeightBytes(config, options);
   const size_t available = device.AvailableMemory();
   if (needed <= available) return absl::OkStatus();
   return ResourceExhausted("{}: weights in {} take {}, of which {} is available{}",
-                           options.model_dir, options.dtype, Size(needed), Size(available),
+                           options.model_dir, options.dtype, SizeText(needed), SizeText(available),
                            options.dtype == "float32" ? "; --dtype=bfloat16 takes half" : "");
 }
 
-// Made by the steps of Load, in this order; each uses what those before it settled.
+// Memory that ran out at start: what would need less of it.
+absl::Status WithRemedy(const absl::Status& status, const char* what,
+                        const EngineOptions& options) {
+  if (!absl::IsResourceExhausted(status)) return status;
+  return ResourceExhausted(
+      "{}: {}; lower --max-num-batched-tokens (now {}) or --max-num-seqs (now {}), or free memory "
+      "that other processes hold",
+      what, MessageOf(status), options.max_num_batched_tokens, options.max_num_seqs);
+}
+
+// Made by the steps of Load, in their order there; each uses what those before it settled.
 class LoadedEngine final : public Engine {
  public:
   explicit LoadedEngine(EngineOptions options) : options_(std::move(options)) {}
@@ -154,7 +153,7 @@ class LoadedEngine final : public Engine {
     options_.device = backend_->name();
     if (options_.num_threads == 0) options_.num_threads = PhysicalCores();
     ResolveDtype(backend_->device(), &options_);
-    return absl::OkStatus();
+    return ResolveBatch(backend_->batch_defaults(), &options_);
   }
 
   absl::Status ReadConfig() {
@@ -162,40 +161,78 @@ class LoadedEngine final : public Engine {
     return ResolveVocabulary(config_, &options_);
   }
 
-  absl::Status AllocatePool() {
-    Device& device = backend_->device();
-    const DType dtype = options_.dtype == "float32" ? DType::kFloat32 : DType::kBFloat16;
-    region_.layout = config_.LayoutFor(options_.block_size, dtype);
-    TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config_, device, options_));
-    TANDEM_ASSIGN_OR_RETURN(region_.num_blocks,
-                            ResolvePool(config_, region_.layout, device, &options_));
-    TANDEM_ASSIGN_OR_RETURN(kv_memory_, device.AllocateKvPool(region_.TotalBytes()));
-    region_.base = kv_memory_.as<std::byte>();
-    region_.fd = kv_memory_.fd();
-    pool_ = std::make_unique<BlockPool>(region_.num_blocks);
-    cache_ = std::make_unique<PrefixCache>(pool_.get(), options_.block_size,
-                                           options_.enable_prefix_caching);
-    return absl::OkStatus();
+  // Whether the pool lies beside the weights in memory of the device. It then takes what they
+  // leave, so that it comes after them.
+  bool device_memory() const { return !backend_->device().shares_host_memory(); }
+
+  // Settles the dtype's consequences; with memory of the host also the pool's size.
+  absl::Status MakeOps() {
+    const bool float32 = options_.dtype == "float32";
+    region_.layout =
+        config_.LayoutFor(options_.block_size, float32 ? DType::kFloat32 : DType::kBFloat16);
+    const Device& device = backend_->device();
+    if (!device_memory()) {
+      TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config_, device, options_));
+      TANDEM_ASSIGN_OR_RETURN(const PoolPlan plan,
+                              PlanHostPool(config_, region_.layout, device, &options_));
+      TANDEM_RETURN_IF_ERROR(AllocatePool(plan));
+    }
+    used_before_ = device.TotalMemory() - std::min(device.TotalMemory(), device.AvailableMemory());
+    absl::StatusOr<std::unique_ptr<Ops>> ops = backend_->MakeOps(
+        OpsShapeOf(config_, float32 ? Element::kFloat32 : Element::kBFloat16, Limits()));
+    if (!ops.ok()) return WithRemedy(ops.status(), "scratch memory", options_);
+    ops_ = *std::move(ops);
+    if (!device_memory()) return absl::OkStatus();
+    // What is certain not to fit is refused before the weights are read.
+    const size_t free = device.AvailableMemory();
+    const size_t used = device.TotalMemory() - std::min(device.TotalMemory(), free);
+    DeviceMemory memory = MemoryOf(WeightBytes(config_, options_));
+    memory.workspace = used - std::min(used, used_before_) +
+                       Decoder::WorkspaceBytes(config_, ops_->activation(), Limits());
+    return PlanDevicePool(region_.layout, memory, options_.max_model_len, config_.MaxModelLen())
+        .status();
   }
 
   absl::Status LoadModel() {
     const Element element = options_.dtype == "float32" ? Element::kFloat32 : Element::kBFloat16;
-    const DecoderLimits limits = DecoderRunner::LimitsOf(RunnerOptions());
-    TANDEM_ASSIGN_OR_RETURN(ops_, backend_->MakeOps(OpsShapeOf(config_, element, limits)));
-    TANDEM_ASSIGN_OR_RETURN(ModelWeights weights,
-                            LoadModelWeights(config_,
-                                             {options_.model_dir, options_.load_format == "dummy",
-                                              options_.seed, element, options_.num_threads},
-                                             &backend_->device(), ops_.get()));
-    TANDEM_ASSIGN_OR_RETURN(decoder_, Decoder::Create(config_, std::move(weights), limits,
-                                                      &backend_->device(), ops_.get()));
+    Device* device = &backend_->device();
+    absl::StatusOr<ModelWeights> weights =
+        LoadModelWeights(config_,
+                         {options_.model_dir, options_.load_format == "dummy", options_.seed,
+                          element, options_.num_threads},
+                         device, ops_.get());
+    if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
+    absl::StatusOr<std::unique_ptr<Decoder>> decoder =
+        Decoder::Create(config_, *std::move(weights), Limits(), device, ops_.get());
+    if (!decoder.ok()) return WithRemedy(decoder.status(), "workspace", options_);
+    decoder_ = *std::move(decoder);
     return absl::OkStatus();
   }
 
+  // Sizes a pool in memory of the device by what the largest steps leave of it.
+  absl::Status SizeDevicePool() {
+    if (!device_memory()) return absl::OkStatus();
+    TANDEM_ASSIGN_OR_RETURN(const size_t used, UsedByLargestSteps());
+    DeviceMemory memory = MemoryOf(decoder_->weights().PackedBytes());
+    memory.workspace = used - std::min(used, memory.used_before + memory.weights) + kDeviceReserve;
+    TANDEM_ASSIGN_OR_RETURN(
+        const PoolPlan plan,
+        PlanDevicePool(region_.layout, memory, options_.max_model_len, config_.MaxModelLen()));
+    options_.kv_cache_memory_bytes =
+        static_cast<int64_t>(static_cast<size_t>(plan.num_blocks) * region_.layout.BlockBytes());
+    spdlog::info("memory of {}: {} in use before, weights {}, workspaces {}, KV pool {}",
+                 SizeText(memory.total), SizeText(memory.used_before), SizeText(memory.weights),
+                 SizeText(memory.workspace),
+                 SizeText(static_cast<size_t>(options_.kv_cache_memory_bytes)));
+    return AllocatePool(plan);
+  }
+
   absl::Status MakeRunner() {
-    TANDEM_ASSIGN_OR_RETURN(runner_,
-                            DecoderRunner::Create(RunnerOptions(), region_, &backend_->device(),
-                                                  decoder_.get(), ops_.get()));
+    absl::StatusOr<std::unique_ptr<DecoderRunner>> runner =
+        DecoderRunner::Create(RunnerOptions(options_.max_model_len), region_, &backend_->device(),
+                              decoder_.get(), ops_.get());
+    if (!runner.ok()) return WithRemedy(runner.status(), "workspace of steps", options_);
+    runner_ = *std::move(runner);
     return absl::OkStatus();
   }
 
@@ -215,22 +252,87 @@ class LoadedEngine final : public Engine {
         "that length at once",
         options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
         static_cast<double>(config_.NumParameters()) / 1e6, model_digest().substr(0, 8),
-        options_.dtype, backend_->device().Describe(), Size(decoder_->weights().PackedBytes()),
-        Size(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
+        options_.dtype, backend_->device().Describe(), SizeText(decoder_->weights().PackedBytes()),
+        SizeText(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
         region_.layout.BytesPerToken(), options_.max_model_len,
         static_cast<double>(tokens) / options_.max_model_len);
   }
 
  private:
-  DecoderRunner::Options RunnerOptions() const {
-    return {options_.max_num_batched_tokens, options_.max_num_seqs, options_.max_model_len,
+  DecoderRunner::Options RunnerOptions(int max_model_len) const {
+    return {options_.max_num_batched_tokens, options_.max_num_seqs, max_model_len,
             options_.valid_vocab_size, backend_->max_in_flight()};
+  }
+  DecoderLimits Limits() const {
+    return DecoderRunner::LimitsOf(RunnerOptions(options_.max_model_len));
+  }
+
+  DeviceMemory MemoryOf(size_t weights) const {
+    DeviceMemory memory;
+    memory.total = backend_->device().TotalMemory();
+    memory.used_before = used_before_;
+    memory.weights = weights;
+    memory.utilization = options_.gpu_memory_utilization;
+    memory.pool = static_cast<size_t>(options_.kv_cache_memory_bytes);
+    return memory;
+  }
+
+  // Settles max_model_len.
+  absl::Status AllocatePool(const PoolPlan& plan) {
+    options_.max_model_len = plan.max_model_len;
+    region_.num_blocks = plan.num_blocks;
+    TANDEM_ASSIGN_OR_RETURN(kv_memory_, backend_->device().AllocateKvPool(region_.TotalBytes()));
+    region_.base = kv_memory_.as<std::byte>();
+    region_.fd = kv_memory_.fd();
+    region_.memory = device_memory() ? KvMemoryKind::kDevice : KvMemoryKind::kHost;
+    pool_ = std::make_unique<BlockPool>(region_.num_blocks);
+    cache_ = std::make_unique<PrefixCache>(pool_.get(), options_.block_size,
+                                           options_.enable_prefix_caching);
+    return absl::OkStatus();
+  }
+
+  // Bytes of the device in use, by anyone, while the largest prefill and the largest decode step
+  // run; a pool of their own excluded. Also loads every kernel of theirs.
+  absl::StatusOr<size_t> UsedByLargestSteps() {
+    Device& device = backend_->device();
+    const int rows = options_.max_num_batched_tokens, items = options_.max_num_seqs;
+    const int longest = std::min(rows, config_.MaxModelLen());
+    const int per_item = region_.layout.BlocksFor(longest);
+    const int full = std::min(rows / longest, items);  // sequences of the prefill step
+    KvRegion region = region_;
+    region.num_blocks = std::max(full * per_item, items);
+    absl::StatusOr<Buffer> memory = device.AllocateKvPool(region.TotalBytes());
+    if (!memory.ok()) return WithRemedy(memory.status(), "a trial step", options_);
+    region.base = memory->as<std::byte>();
+    absl::StatusOr<std::unique_ptr<DecoderRunner>> runner = DecoderRunner::Create(
+        RunnerOptions(config_.MaxModelLen()), region, &device, decoder_.get(), ops_.get());
+    if (!runner.ok()) return WithRemedy(runner.status(), "workspace of steps", options_);
+    std::vector<int32_t> blocks(static_cast<size_t>(region.num_blocks));
+    std::iota(blocks.begin(), blocks.end(), 0);
+    const std::vector<int32_t> tokens(static_cast<size_t>(longest), 0);
+    const SamplingParams sampling;
+    for (const bool prefill : {true, false}) {
+      Batch batch;
+      for (int i = 0; i < (prefill ? full : items); ++i) {
+        const size_t step = static_cast<size_t>(prefill ? per_item : 1);
+        BatchItem item;
+        item.num_tokens = item.prompt_length = prefill ? longest : 1;
+        item.tokens = std::span(tokens).first(static_cast<size_t>(item.num_tokens));
+        item.block_table = std::span(blocks).subspan(static_cast<size_t>(i) * step, step);
+        item.sampling = &sampling;
+        batch.items.push_back(item);
+      }
+      TANDEM_RETURN_IF_ERROR((*runner)->Run(batch).status());
+    }
+    const size_t free = device.AvailableMemory() + region.TotalBytes();
+    return device.TotalMemory() - std::min(device.TotalMemory(), free);
   }
 
   // Constant once loaded; destroyed last to first.
   EngineOptions options_;
   ModelConfig config_;
   std::unique_ptr<Backend> backend_;
+  size_t used_before_ = 0;  // bytes of the device, when this process had opened it
   Buffer kv_memory_;
   KvRegion region_;
   std::unique_ptr<Ops> ops_;
@@ -247,8 +349,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& option
   auto engine = std::make_unique<LoadedEngine>(options);
   TANDEM_RETURN_IF_ERROR(engine->OpenDevice());
   TANDEM_RETURN_IF_ERROR(engine->ReadConfig());
-  TANDEM_RETURN_IF_ERROR(engine->AllocatePool());
+  TANDEM_RETURN_IF_ERROR(engine->MakeOps());
   TANDEM_RETURN_IF_ERROR(engine->LoadModel());
+  TANDEM_RETURN_IF_ERROR(engine->SizeDevicePool());
   TANDEM_RETURN_IF_ERROR(engine->MakeRunner());
   return engine;
 }

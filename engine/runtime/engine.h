@@ -22,9 +22,10 @@ struct EngineOptions {
   std::string dtype = "auto";        // auto: bfloat16 where the device has it; float32, bfloat16
   int block_size = 16;               // tokens
   int max_model_len = 0;             // tokens; 0: as long as the model allows and the pool holds
-  // Per step. Arrivals and cancels wait for the end of a step, which on a CPU is long.
-  int max_num_batched_tokens = 512;
-  int max_num_seqs = 64;
+  int max_num_batched_tokens = 0;    // per step; 0: the device's default (backend.h)
+  int max_num_seqs = 0;              // per step; 0: the device's default
+  // Of the whole memory of a device that has its own: what may be in use, by other processes too.
+  double gpu_memory_utilization = 0.9;
   int64_t kv_cache_memory_bytes = 0;  // 0: chosen from the memory available
   bool enable_prefix_caching = true;
   uint64_t seed = 0;    // of dummy weights

@@ -22,8 +22,12 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
              "Longest sequence, prompt and output; 0: as long as the model and the KV pool allow",
              "tokens");
   flags->Add("--max-num-batched-tokens", &options->max_num_batched_tokens,
-             "Most tokens in one forward pass", "tokens");
-  flags->Add("--max-num-seqs", &options->max_num_seqs, "Most sequences in one forward pass");
+             "Most tokens in one forward pass; 0: 512 on a CPU, 8192 on a GPU", "tokens");
+  flags->Add("--max-num-seqs", &options->max_num_seqs,
+             "Most sequences in one forward pass; 0: 64 on a CPU, 256 on a GPU");
+  flags->Add("--gpu-memory-utilization", &options->gpu_memory_utilization,
+             "Share of a GPU's whole memory that may be in use, other processes' included; the KV "
+             "pool takes what the rest leaves");
   flags->AddBytes("--kv-cache-memory-bytes", &options->kv_cache_memory_bytes,
                   "Size of the KV pool; 0: chosen from the memory available");
   flags->Add("--enable-prefix-caching", &options->enable_prefix_caching,

@@ -10,7 +10,6 @@
 
 namespace tandem::engine::cuda {
 
-
 // `count` elements of device memory; freed at the end.
 template <typename T>
 class DeviceArray {

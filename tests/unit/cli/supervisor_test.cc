@@ -73,6 +73,26 @@ TEST(SupervisorTest, SeesListeningAndRestartsTheDead) {
   EXPECT_EQ(WEXITSTATUS(supervisor.deaths()[1].wait_status), 7);
 }
 
+// A worker whose CUDA device failed ends with this exit code (engine/device/cuda/cuda_check.h).
+TEST(SupervisorTest, AWorkerWhoseDeviceFailedIsStartedAgain) {
+  Supervisor supervisor(kNothing);
+  supervisor.RestartTheDead();
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(supervisor
+                  .Start({"w", Shell("echo 'listening a:1 metrics a:2'; "
+                                     "echo 'FATAL kernel: injected fault (CUDA; step 3)' >&2; "
+                                     "exit 75")})
+                  .ok());
+  StepUntil(&supervisor, [&] { return !supervisor.deaths().empty(); });
+  supervisor.SetArguments("w", Shell("echo 'listening new:1 metrics new:2'; exec sleep 1000"));
+  StepUntil(&supervisor, [&] { return supervisor.listening("w").has_value(); });
+  EXPECT_EQ(supervisor.listening("w")->address, "new:1");
+  EXPECT_EQ(WEXITSTATUS(supervisor.deaths()[0].wait_status), 75);
+  EXPECT_THAT(supervisor.deaths()[0].last_line, HasSubstr("injected fault (CUDA; step 3)"));
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("w ended (exit code 75); starting it again"));
+}
+
 TEST(SupervisorTest, DeathIsReportedWithItsLastLine) {
   Supervisor supervisor(kNothing);
   testing::internal::CaptureStderr();

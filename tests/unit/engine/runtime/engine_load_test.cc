@@ -4,6 +4,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "engine/runtime/backend.h"
 #include "engine/runtime/engine.h"
 #include "engine/runtime/engine_flags.h"
 #include "tests/support/paths.h"
@@ -16,6 +17,7 @@ using ::testing::HasSubstr;
 EngineOptions Options() {
   EngineOptions options;
   options.model_dir = SourcePath("tests/data/engine/qwen2-gqa");
+  options.device = "cpu";
   options.dtype = "float32";
   options.max_num_batched_tokens = 64;
   options.max_num_seqs = 4;
@@ -45,6 +47,25 @@ TEST(EngineLoadTest, ResolvesWhatWasLeftOpen) {
   EXPECT_THAT((*engine)->Banner(), HasSubstr("max_model_len 1024, 4.0 sequences"));
 }
 
+TEST(EngineLoadTest, TheSizeOfAStepHasTheDevicesDefaults) {
+  EngineOptions options = Options();
+  options.max_num_batched_tokens = options.max_num_seqs = 0;
+  auto engine = Engine::Load(options);
+  ASSERT_OK(engine);
+  EXPECT_EQ((*engine)->options().max_num_batched_tokens, 512);
+  EXPECT_EQ((*engine)->options().max_num_seqs, 64);
+  // Where one is given the other never contradicts it.
+  options.max_num_batched_tokens = 16;
+  engine = Engine::Load(options);
+  ASSERT_OK(engine);
+  EXPECT_EQ((*engine)->options().max_num_seqs, 16);
+  options.max_num_batched_tokens = 0;
+  options.max_num_seqs = 700;
+  engine = Engine::Load(options);
+  ASSERT_OK(engine);
+  EXPECT_EQ((*engine)->options().max_num_batched_tokens, 700);
+}
+
 TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   EngineOptions o = Options();
   o.block_size = 24;
@@ -70,8 +91,11 @@ TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   o.max_num_batched_tokens = 3;
   EXPECT_THAT(ErrorOf(o), HasSubstr("less than --max-num-seqs=4"));
   o = Options();
-  o.max_num_seqs = 0;
+  o.max_num_seqs = -1;
   EXPECT_THAT(ErrorOf(o), HasSubstr("--max-num-seqs must be in"));
+  o = Options();
+  o.gpu_memory_utilization = 0;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--gpu-memory-utilization must be in (0, 1], got 0"));
   o = Options();
   o.model_dir = "/no/such/model";
   EXPECT_THAT(ErrorOf(o), HasSubstr("/no/such/model"));
@@ -93,18 +117,27 @@ TEST(EngineLoadTest, FlagsReachTheOptions) {
   EXPECT_FALSE(options.enable_prefix_caching);
 }
 
-TEST(EngineLoadTest, ADeviceThatThisBuildDoesNotHaveIsRefused) {
+TEST(EngineLoadTest, ADeviceThatThisBuildOrThisMachineDoesNotHaveIsRefused) {
   EngineOptions options = Options();
-  options.device = "cuda";
-  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: this build has no CUDA; it has cpu"));
   options.device = "gpu";
-  EXPECT_THAT(ErrorOf(options), HasSubstr("--device must be auto or one of cpu, got \"gpu\""));
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--device must be auto or one of "));
+  EXPECT_THAT(ErrorOf(options), HasSubstr("cpu, got \"gpu\""));
+  options.device = "cuda";
+  // Without CUDA; with it but without a card; with both, in float32.
+  EXPECT_THAT(ErrorOf(options),
+              ::testing::AnyOf(HasSubstr("--device=cuda: this build has no CUDA; it has cpu"),
+                               HasSubstr("--device=cuda: no NVIDIA driver is installed"),
+                               HasSubstr("--device=cuda: there is no NVIDIA GPU"),
+                               HasSubstr("--device=cuda computes in bfloat16 only")));
 }
 
-TEST(EngineLoadTest, AutoSettlesOnADevice) {
-  const auto engine = Engine::Load(Options());
+TEST(EngineLoadTest, AutoSettlesOnTheFirstDeviceThereIs) {
+  EngineOptions options = Options();
+  options.device = options.dtype = "auto";
+  const auto engine = Engine::Load(options);
   ASSERT_OK(engine);
-  EXPECT_EQ((*engine)->options().device, "cpu");
+  const bool cuda = OpenBackend("cuda", {}).ok();
+  EXPECT_EQ((*engine)->options().device, cuda ? "cuda" : "cpu");
 }
 
 class RunnerTest : public ::testing::Test {

@@ -1,0 +1,39 @@
+#include "common/base/status.h"
+#include "engine/device/cuda/cuda_device.h"
+#include "engine/kernels/cuda/cuda_ops.h"
+#include "engine/runtime/backend.h"
+
+namespace tandem::engine {
+namespace {
+
+// The first card that CUDA_VISIBLE_DEVICES leaves.
+constexpr int kOrdinal = 0;
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(std::unique_ptr<cuda::CudaDevice> device) : device_(std::move(device)) {}
+
+  std::string name() const override { return "cuda"; }
+  Device& device() override { return *device_; }
+  absl::StatusOr<std::unique_ptr<Ops>> MakeOps(const OpsShape& shape) override {
+    if (shape.element != Element::kBFloat16) {
+      return InvalidArgument(
+          "--device=cuda computes in bfloat16 only: give --dtype=bfloat16, or --device=cpu");
+    }
+    return cuda::MakeCudaOps(shape, device_.get());
+  }
+  int max_in_flight() const override { return 2; }
+  BatchDefaults batch_defaults() const override { return {8192, 256}; }
+
+ private:
+  const std::unique_ptr<cuda::CudaDevice> device_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaBackend(const BackendOptions&) {
+  TANDEM_ASSIGN_OR_RETURN(auto device, cuda::CudaDevice::Open(kOrdinal));
+  return std::make_unique<CudaBackend>(std::move(device));
+}
+
+}  // namespace tandem::engine

@@ -1,0 +1,101 @@
+#include "engine/runtime/memory_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "common/base/status.h"
+
+namespace tandem::engine {
+namespace {
+
+// What an idle card's driver and this process's own context stay below.
+constexpr size_t kQuietUse = size_t{2} << 30;
+// More is not advised: the driver takes memory of its own as it goes.
+constexpr double kHighestUtilization = 0.98;
+
+std::string Figures(const DeviceMemory& m) {
+  return fmt::format(
+      "of the card's {}, {} were in use before this process came, weights take {} "
+      "and workspaces {}",
+      SizeText(m.total), SizeText(m.used_before), SizeText(m.weights), SizeText(m.workspace));
+}
+
+// What would make room for `missing` bytes more than the utilization leaves.
+std::string Remedy(const DeviceMemory& m, size_t pool_wanted) {
+  const size_t wanted = m.used_before + m.weights + m.workspace + pool_wanted;
+  const double share = static_cast<double>(wanted) / static_cast<double>(m.total);
+  const double rounded = std::ceil(share * 100) / 100;
+  if (rounded <= kHighestUtilization) {
+    return m.pool != 0 ? fmt::format("give --kv-cache-memory-bytes={}", pool_wanted)
+                       : fmt::format("give --gpu-memory-utilization={:.2f}", rounded);
+  }
+  if (m.used_before > kQuietUse) {
+    return "end the other processes on the card (nvidia-smi shows them)";
+  }
+  return "lower --max-num-batched-tokens or --max-num-seqs, whose workspaces take room";
+}
+
+}  // namespace
+
+std::string SizeText(size_t bytes) {
+  constexpr double kKiB = 1024;
+  const double b = static_cast<double>(bytes);
+  if (b >= kKiB * kKiB * kKiB) return fmt::format("{:.2f} GiB", b / (kKiB * kKiB * kKiB));
+  if (b >= kKiB * kKiB) return fmt::format("{:.1f} MiB", b / (kKiB * kKiB));
+  return fmt::format("{:.1f} KiB", b / kKiB);
+}
+
+absl::StatusOr<PoolPlan> PlanPool(const KvLayout& layout, size_t bytes, int max_model_len,
+                                  int limit, const std::string& remedy) {
+  if (max_model_len > limit) {
+    return InvalidArgument(
+        "--max-model-len={} exceeds what the model's positions allow; the "
+        "largest is {}",
+        max_model_len, limit);
+  }
+  const size_t block_bytes = layout.BlockBytes();
+  const size_t block_size = static_cast<size_t>(layout.block_size);
+  const size_t blocks = std::min<size_t>(bytes / block_bytes, std::numeric_limits<int32_t>::max());
+  if (blocks == 0) {
+    return InvalidArgument(
+        "a KV pool of {} bytes (--kv-cache-memory-bytes) does not hold a single block of {} "
+        "tokens, which takes {} bytes",
+        bytes, layout.block_size, block_bytes);
+  }
+  const size_t fits = std::min(blocks * block_size, static_cast<size_t>(limit));
+  if (static_cast<size_t>(max_model_len) > fits) {
+    return InvalidArgument(
+        "--max-model-len={} does not fit the KV pool of {} ({} blocks of {} tokens, {} a token); "
+        "the largest that would fit is {}, or {}",
+        max_model_len, SizeText(blocks * block_bytes), blocks, block_size,
+        SizeText(layout.BytesPerToken()), fits, remedy);
+  }
+  return PoolPlan{static_cast<int>(blocks),
+                  max_model_len > 0 ? max_model_len : static_cast<int>(fits)};
+}
+
+absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemory& memory,
+                                        int max_model_len, int limit) {
+  const size_t others = memory.used_before + memory.weights + memory.workspace;
+  const size_t least = layout.BlockBytes() *
+                       static_cast<size_t>(layout.BlocksFor(std::clamp(max_model_len, 1, limit)));
+  if (memory.pool != 0) {
+    if (others + memory.pool > memory.total) {
+      return ResourceExhausted("--kv-cache-memory-bytes={} ({}) does not fit: {}, which leaves {}",
+                               memory.pool, SizeText(memory.pool), Figures(memory),
+                               SizeText(memory.total - std::min(memory.total, others)));
+    }
+    return PlanPool(layout, memory.pool, max_model_len, limit, Remedy(memory, least));
+  }
+  const size_t budget = static_cast<size_t>(memory.utilization * static_cast<double>(memory.total));
+  if (budget < others + layout.BlockBytes()) {
+    return ResourceExhausted(
+        "no room for a KV pool: {}, and --gpu-memory-utilization={:.2f} allows {} in all: {}",
+        Figures(memory), memory.utilization, SizeText(budget), Remedy(memory, least));
+  }
+  return PlanPool(layout, budget - others, max_model_len, limit, Remedy(memory, least));
+}
+
+}  // namespace tandem::engine

@@ -1,0 +1,42 @@
+// How large a KV pool can be, and how long the sequences in it: arithmetic only.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+#include "common/base/kv_layout.h"
+
+namespace tandem::engine {
+
+// "3.59 GiB", "12.0 MiB" or "1.5 KiB".
+std::string SizeText(size_t bytes);
+
+struct PoolPlan {
+  int num_blocks = 0;
+  int max_model_len = 0;  // tokens
+};
+
+// A pool of `bytes` for sequences of up to `max_model_len` tokens; 0: as long as fits, at most
+// `limit`, which is what the model allows. INVALID_ARGUMENT with the largest length that would fit,
+// followed by `remedy`.
+absl::StatusOr<PoolPlan> PlanPool(const KvLayout& layout, size_t bytes, int max_model_len,
+                                  int limit, const std::string& remedy);
+
+// The memory of a device that has memory of its own; bytes.
+struct DeviceMemory {
+  size_t total = 0;
+  size_t used_before = 0;  // by other processes and the driver when this process came to the device
+  size_t weights = 0;
+  size_t workspace = 0;      // all else but the pool, with what is kept in reserve
+  double utilization = 0.9;  // --gpu-memory-utilization: of `total`, for everyone together
+  size_t pool = 0;           // --kv-cache-memory-bytes; 0: what the others leave of the utilization
+};
+
+// As PlanPool. RESOURCE_EXHAUSTED with all figures where nothing is left for a pool; remedies name
+// the flag that would help.
+absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemory& memory,
+                                        int max_model_len, int limit);
+
+}  // namespace tandem::engine
