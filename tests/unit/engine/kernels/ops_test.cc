@@ -45,6 +45,8 @@ class OpsTest : public ::testing::TestWithParam<std::string> {
     shape.inner = kInner;
     shape.vocab = kVocab;
     auto ops = backend_->MakeOps(shape);
+    // A device may not compute in float32: then tests of its own compare it with the CPU.
+    if (absl::IsInvalidArgument(ops.status())) GTEST_SKIP() << ops.status().ToString();
     ASSERT_OK(ops);
     ops_ = *std::move(ops);
     ASSERT_EQ(ops_->activation(), Element::kFloat32);
