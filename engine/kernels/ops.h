@@ -25,6 +25,7 @@
 
 #include "engine/device/stream.h"
 #include "engine/kernels/element.h"
+#include "engine/kernels/host_device.h"
 #include "engine/kernels/kv_pages.h"
 #include "engine/kernels/packed_matrix.h"
 
@@ -59,7 +60,9 @@ struct Norm {
 // Where the value of a token id is not known to the host: the id -1 - i stands for the token that
 // item i of the step before drew.
 inline int32_t PendingId(int item) { return -1 - item; }
-inline int32_t ResolveId(int32_t id, const int32_t* drawn) { return id >= 0 ? id : drawn[-1 - id]; }
+TANDEM_HOST_DEVICE inline int32_t ResolveId(int32_t id, const int32_t* drawn) {
+  return id >= 0 ? id : drawn[-1 - id];
+}
 
 // The tokens of a step, item after item: an item is a run of consecutive positions of one sequence.
 struct RaggedBatch {
@@ -144,6 +147,9 @@ struct LogitsArgs {
 };
 
 inline constexpr int kMaxAlternatives = 20;
+
+// Temperatures below this are greedy.
+inline constexpr float kGreedyTemperature = 1e-5f;
 
 // What one row of logits is wanted for: to draw the next token of an item, or to score a given one.
 // Draws follow the order of steps of engine/runtime/sampler.h, with random numbers that are a

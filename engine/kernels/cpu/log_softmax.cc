@@ -38,19 +38,8 @@ void MaximumOf(const float* row, size_t count, float* value, bool* has_nan) {
 }
 
 template <class DD>
-HWY_INLINE hn::Vec<DD> ExpAt(DD d, const float* row, float maximum, float factor) {
-  const auto difference = hn::Sub(hn::LoadU(d, row), hn::Set(d, maximum));
-  return hn::Exp(d, hn::Mul(difference, hn::Set(d, factor)));
-}
-
-void ExpInto(const float* row, size_t count, float maximum, float factor, float* out) {
-  const D d;
-  const size_t lanes = hn::Lanes(d);
-  size_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    hn::StoreU(ExpAt(d, row + i, maximum, factor), d, out + i);
-  }
-  for (; i < count; ++i) hn::StoreU(ExpAt(D1(), row + i, maximum, factor), D1(), out + i);
+HWY_INLINE hn::Vec<DD> ExpAt(DD d, const float* row, float maximum) {
+  return hn::Exp(d, hn::Sub(hn::LoadU(d, row), hn::Set(d, maximum)));
 }
 
 // Sums of a few vectors in float32, sums of those in float64.
@@ -63,12 +52,12 @@ double SumExp(const float* row, size_t count, float maximum) {
   while (i + lanes <= count) {
     auto sum = hn::Zero(d);
     for (size_t v = 0; v < kVectors && i + lanes <= count; ++v, i += lanes) {
-      sum = hn::Add(sum, ExpAt(d, row + i, maximum, 1.0f));
+      sum = hn::Add(sum, ExpAt(d, row + i, maximum));
     }
     total += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
   }
   for (; i < count; ++i) {
-    total += static_cast<double>(hn::GetLane(ExpAt(D1(), row + i, maximum, 1.0f)));
+    total += static_cast<double>(hn::GetLane(ExpAt(D1(), row + i, maximum)));
   }
   return total;
 }
@@ -81,7 +70,6 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::engine {
 
 HWY_EXPORT(MaximumOf);
-HWY_EXPORT(ExpInto);
 HWY_EXPORT(SumExp);
 
 RowMaximum FindMaximum(const float* row, size_t count) {
@@ -91,10 +79,6 @@ RowMaximum FindMaximum(const float* row, size_t count) {
   if (maximum.has_nan) return maximum;
   maximum.index = static_cast<size_t>(std::find(row, row + count, maximum.value) - row);
   return maximum;
-}
-
-void ExpRow(const float* row, size_t count, float maximum, float inverse_temperature, float* out) {
-  HWY_DYNAMIC_DISPATCH(ExpInto)(row, count, maximum, inverse_temperature, out);
 }
 
 double LogSumExp(const float* row, size_t count, float maximum) {

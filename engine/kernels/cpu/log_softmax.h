@@ -14,9 +14,6 @@ struct RowMaximum {
 };
 RowMaximum FindMaximum(const float* row, size_t count);
 
-// out[i] = exp((row[i] - maximum) * inverse_temperature) for row[i] <= maximum; zero for -inf.
-void ExpRow(const float* row, size_t count, float maximum, float inverse_temperature, float* out);
-
 // ln(sum_i exp(row[i])), stable, the sum in float64; `maximum` as found by FindMaximum.
 double LogSumExp(const float* row, size_t count, float maximum);
 

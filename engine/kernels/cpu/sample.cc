@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "engine/kernels/cpu/log_softmax.h"
+#include "engine/kernels/draw_weight.h"
 #include "engine/kernels/philox.h"
 
 namespace tandem::engine {
@@ -75,15 +76,15 @@ void KeepTopK(size_t k, std::vector<Candidate>* candidates) {
   std::erase_if(*candidates, [least](const Candidate& c) { return c.logit < least; });
 }
 
-// Keeps the most likely candidates up to and including the one that brings their share to `top_p`,
-// most likely first. The tail is sorted only as far as it is needed.
-void KeepTopP(double top_p, std::vector<Candidate>* candidates) {
-  double total = 0;
+// Keeps the most likely candidates up to and including the one that brings their sum to the
+// nucleus, most likely first. The tail is sorted only as far as it is needed.
+void KeepTopP(float top_p, std::vector<Candidate>* candidates) {
+  uint64_t total = 0;
   for (const Candidate& c : *candidates) total += c.weight;
-  const double wanted = top_p * total;
-  double sum = 0;
+  const uint64_t wanted = NucleusWeight(total, top_p);
+  uint64_t sum = 0;
   size_t kept = 0, sorted = 0;
-  while (kept < candidates->size() && (kept == 0 || sum < wanted)) {
+  while (kept < candidates->size() && sum < wanted) {
     if (kept == sorted) {
       const size_t more = std::min(candidates->size(), std::max<size_t>(256, sorted * 4));
       const auto from = candidates->begin() + static_cast<ptrdiff_t>(sorted);
@@ -97,35 +98,39 @@ void KeepTopP(double top_p, std::vector<Candidate>* candidates) {
 }
 
 int32_t Draw(const std::vector<Candidate>& candidates, double uniform) {
-  double total = 0;
+  uint64_t total = 0;
   for (const Candidate& c : candidates) total += c.weight;
-  const double target = uniform * total;
-  double sum = 0;
+  const uint64_t target = DrawTarget(total, uniform);
+  uint64_t sum = 0;
   for (const Candidate& c : candidates) {
     sum += c.weight;
     if (sum > target) return c.token;
   }
-  // Rounding may leave the target a hair beyond the sum: the last that has any weight.
-  for (size_t i = candidates.size(); i-- > 1;) {
-    if (candidates[i].weight > 0) return candidates[i].token;
-  }
-  return candidates.front().token;
+  return candidates.back().token;  // not reached: the target is below the total
 }
 
 int32_t DrawToken(const float* logits, size_t vocab, float maximum, const DrawSpec& spec,
                   DrawScratch* scratch) {
-  scratch->weights.resize(vocab);
-  ExpRow(logits, vocab, maximum, 1.0f / spec.temperature, scratch->weights.data());
+  const float scale = DrawScale(spec.temperature);
+  // Tokens without weight cannot be drawn. The most likely one has full weight: it always stays.
+  const uint64_t least = std::clamp<uint64_t>(LeastWeight(spec.min_p), 1, kFullWeight);
   std::vector<Candidate>& candidates = scratch->candidates;
   candidates.clear();
-  for (size_t i = 0; i < vocab; ++i) {
-    // Relative to the most likely token's probability, whose weight is 1.
-    if (scratch->weights[i] < spec.min_p || logits[i] == kMasked) continue;
-    candidates.push_back({static_cast<int32_t>(i), logits[i], scratch->weights[i]});
+  if (spec.top_k > 0) {
+    // Weights grow with logits, so it is the same whether min_p or top_k comes first.
+    for (size_t i = 0; i < vocab; ++i) {
+      if (logits[i] != kMasked) candidates.push_back({static_cast<int32_t>(i), logits[i], 0});
+    }
+    KeepTopK(static_cast<size_t>(spec.top_k), &candidates);
+    for (Candidate& c : candidates) c.weight = DrawWeight(c.logit, maximum, scale);
+    std::erase_if(candidates, [least](const Candidate& c) { return c.weight < least; });
+  } else {
+    for (size_t i = 0; i < vocab; ++i) {
+      const uint64_t weight = DrawWeight(logits[i], maximum, scale);
+      if (weight >= least) candidates.push_back({static_cast<int32_t>(i), logits[i], weight});
+    }
   }
-  if (spec.top_k > 0) KeepTopK(static_cast<size_t>(spec.top_k), &candidates);
   if (spec.top_p < 1.0f) KeepTopP(spec.top_p, &candidates);
-  // One order of summation, however the candidates were found.
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
   return Draw(candidates, UniformAt(spec.seed, static_cast<uint64_t>(spec.position)));

@@ -14,18 +14,14 @@
 
 namespace tandem::engine {
 
-// Temperatures below this are greedy.
-inline constexpr float kGreedyTemperature = 1e-5f;
-
 // Memory of one thread, so that nothing is allocated per token.
 struct DrawScratch {
   struct Candidate {
     int32_t token;
     float logit;
-    double weight;
+    uint64_t weight;
   };
   std::vector<float> logits;           // [vocab]
-  std::vector<float> weights;          // [vocab]
   std::vector<int32_t> output_counts;  // [vocab], zero between calls
   std::vector<char> seen;              // [vocab], zero between calls
   std::vector<int32_t> touched;
