@@ -12,6 +12,7 @@
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/launch.h"
 #include "engine/kernels/cuda/plain_attention.h"
+#include "engine/kernels/cuda/sample.h"
 
 namespace tandem::engine::cuda {
 namespace {
@@ -71,6 +72,7 @@ class CudaOps final : public Ops {
     float* qkv = nullptr;              // [max_rows][q_width + 2 * kv_width]
     __nv_bfloat16* gate_up = nullptr;  // [mlp_tile][2 * inner]
     std::byte* workspace = nullptr;    // of cuBLAS
+    std::byte* sample = nullptr;       // of SampleRows
   };
   size_t Carve(std::byte* base);
 
@@ -114,6 +116,8 @@ size_t CudaOps::Carve(std::byte* base) {
   carver.Take(shape_.max_rows * (shape_.q_width + 2 * shape_.kv_width), &scratch_.qkv);
   carver.Take(mlp_tile_ * 2 * shape_.inner, &scratch_.gate_up);
   carver.Take(CublasLinear::kWorkspaceBytes, &scratch_.workspace);
+  carver.Take(SampleScratchBytes(AsInt(shape_.max_logit_rows), AsInt(shape_.vocab)),
+              &scratch_.sample);
   return carver.used();
 }
 
@@ -279,8 +283,9 @@ void CudaOps::Logits(const engine::LogitsArgs& args, Stream* stream) {
                                 Options(stream)));
 }
 
-void CudaOps::Sample(const SampleArgs&, Stream*) {
-  TANDEM_CUDA_CHECK(cudaErrorNotSupported);  // the kernel follows
+void CudaOps::Sample(const SampleArgs& args, Stream* stream) {
+  TANDEM_CUDA_CHECK(SampleRows(args, AsInt(shape_.vocab), AsInt(shape_.max_logit_rows),
+                               scratch_.sample, Options(stream)));
 }
 
 }  // namespace
