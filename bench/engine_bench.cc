@@ -1,11 +1,13 @@
-// How fast the CPU engine is, beside what the machine could do at the same moment: read bandwidth
+// How fast the engine is, beside what the machine could do at the same moment: read bandwidth
 // is the floor of a decode step, multiply-add throughput that of prefill.
 //
 // engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512,2048]
 //              [--decode 1,4,16,64] [--repeats N]
-// Dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to the whole
-// model only roughly. --prefill: lengths, --decode: batch sizes, --repeats: the best of so many
-// counts.
+// engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N]
+//
+// On the CPU: dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to
+// the whole model only roughly. --prefill: lengths, --decode: batch sizes, --repeats: the best of
+// so many counts. On a GPU: see gpu_suite.h.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -19,6 +21,9 @@
 
 #include "fmt/format.h"
 
+#ifdef TANDEM_CUDA
+#include "bench/gpu_suite.h"
+#endif
 #include "engine/device/cpu/cpu_features.h"
 #include "engine/kernels/cpu/linear.h"
 #include "engine/model/mapped_file.h"
@@ -135,8 +140,30 @@ std::vector<int> ParseInts(const std::string& list) {
   return out;
 }
 
+#ifdef TANDEM_CUDA
+int RunOnGpu(int argc, char** argv) {
+  GpuSuiteOptions options;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string flag = argv[i];
+    if (flag == "--json") options.json = argv[i + 1];
+    if (flag == "--rows") options.rows = argv[i + 1];
+    if (flag == "--seconds") options.seconds = std::atoi(argv[i + 1]);
+  }
+  return RunGpuSuite(options);
+}
+#endif
+
 int Main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::string(argv[i]) != "--device" || std::string(argv[i + 1]) == "cpu") continue;
+#ifdef TANDEM_CUDA
+    return RunOnGpu(argc, argv);
+#else
+    fmt::print(stderr, "engine_bench: this build has no CUDA\n");
+    return 1;
+#endif
+  }
   EngineOptions options;
   options.dtype = CpuHasBF16() ? "bfloat16" : "float32";
   int layers = 24;

@@ -1,0 +1,23 @@
+// What one GPU can do at the moment: the ceilings that every figure of engine_bench on a GPU is a
+// ratio to.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace tandem::engine::cuda {
+
+// Bytes per second of reading 8 GB of random data once with wide loads: the median of nine runs.
+absl::StatusOr<double> ReadBandwidth();
+// Multiply-adds per second, twice, of n x n x n bfloat16 products with float32 sums by cuBLASLt's
+// first choice, on random data: the median of nine. UNAVAILABLE without cuBLASLt.
+absl::StatusOr<double> MatmulRate(int n);
+// Random bfloat16 numbers in [-1, 1).
+void FillRandom(void* data, size_t bytes, uint64_t seed);
+// "NVIDIA H200, driver CUDA 13.0".
+std::string DescribeGpu();
+
+}  // namespace tandem::engine::cuda
