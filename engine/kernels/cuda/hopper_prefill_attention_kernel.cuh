@@ -1,0 +1,671 @@
+// The kernel of HopperPrefillAttention.
+//
+// A unit of work is 128 query rows of one item and one head, against the positions they see. One
+// warp copies Q, and tiles of K and V, to rings in shared memory; two warpgroups take 64 rows each:
+//
+//   S = Q K^T of tile j          (tensor cores)    |  O += P V of tile j + 1
+//   P = exp2(S - running max)    (special function units), in registers
+//
+// The product of the next scores and that of the last probabilities are in flight together while
+// the other warpgroup has its turn with the exponentials: the warpgroups alternate by two named
+// barriers. The scheme is FlashAttention-3's (Shah et al., 2024, arXiv:2407.08608), the running
+// maximum Milakov and Gimelshein's (2018, arXiv:1805.02867). Tiles are taken from the last one
+// down, so that only the first few need a mask.
+//
+// Each thread block, one to a multiprocessor, works on a list of units that it derives from the
+// batch itself: all units, those with most positions first, dealt out forth and back.
+#pragma once
+
+#include <cmath>
+
+#include "engine/kernels/cuda/hopper_prefill_attention_ptx.cuh"
+#include "engine/kernels/cuda/prefill_attention.h"
+
+namespace tandem::engine::cuda::hopper_attention {
+
+inline constexpr int kUnitRows = 128;
+inline constexpr int kGroupRows = 64;  // of a warpgroup
+inline constexpr int kGroupThreads = 128;
+inline constexpr int kThreads = 3 * kGroupThreads;
+inline constexpr int kStages = 2;
+inline constexpr int kPiece = 16;         // positions that one copy takes: no page is smaller
+inline constexpr int kMaxUnits = 2048;    // runs of kUnitRows rows of a batch
+inline constexpr int kPartialStride = 2;  // floats of a row's maximum and sum
+
+// --- The list of work ----------------------------------------------------------------------------
+
+struct Schedule {
+  uint32_t units[kMaxUnits];  // item << 16 | number of the run of rows; most positions first
+  int count;
+};
+struct ScheduleScratch {
+  uint32_t units[kMaxUnits];
+  int positions[kMaxUnits];
+};
+
+__device__ inline int RowsOfItem(const PrefillAttentionArgs& args, int item) {
+  if (item >= args.num_items || args.starts[item] < 0) return 0;
+  const int rows = args.first_rows[item + 1] - args.first_rows[item];
+  return args.skip_single_rows && rows == 1 ? 0 : rows;
+}
+
+// By all threads of the block.
+__device__ inline void MakeSchedule(const PrefillAttentionArgs& args, Schedule* schedule,
+                                    ScheduleScratch* scratch) {
+  if (threadIdx.x < 32) {
+    const int lane = static_cast<int>(threadIdx.x);
+    int count = 0;
+    for (int base = 0; base < args.num_items; base += 32) {
+      const int item_rows = RowsOfItem(args, base + lane);
+      for (uint32_t items = __ballot_sync(~0u, item_rows > 0); items != 0; items &= items - 1) {
+        const int source = __ffs(static_cast<int>(items)) - 1;
+        const int rows = __shfl_sync(~0u, item_rows, source), item = base + source;
+        const int runs = (rows + kUnitRows - 1) / kUnitRows, start = args.starts[item];
+        for (int run = lane; run < runs && count + run < kMaxUnits; run += 32) {
+          scratch->units[count + run] =
+              static_cast<uint32_t>(item) << 16 | static_cast<uint32_t>(run);
+          scratch->positions[count + run] = start + min(rows, (run + 1) * kUnitRows);
+        }
+        count += runs;
+      }
+    }
+    if (lane == 0) schedule->count = min(count, kMaxUnits);
+  }
+  __syncthreads();
+  const int count = schedule->count;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const int positions = scratch->positions[i];
+    int rank = 0;
+    for (int other = 0; other < count; ++other) {
+      const int others = scratch->positions[other];
+      rank += others > positions || (others == positions && other < i) ? 1 : 0;
+    }
+    schedule->units[rank] = scratch->units[i];
+  }
+  __syncthreads();
+}
+
+// One unit's rows and positions. Where there are fewer units than thread blocks and partial results
+// have a place, the tiles of a unit are split between several.
+struct Unit {
+  int head, kv_head;
+  int first_row;  // of the batch
+  int rows;       // of the unit, 1..kUnitRows
+  int start;      // position of the first row
+  int end;        // of the positions that the rows see
+  int item;
+  int splits;                 // that share the unit
+  int first_tile, last_tile;  // this split's
+};
+
+struct Units {
+  int units, splits, total;
+};
+
+__device__ inline Units CountUnits(const PrefillAttentionArgs& args, const Schedule& schedule,
+                                   int blocks) {
+  Units out;
+  out.units = schedule.count * args.heads;
+  out.splits = args.partial == nullptr || out.units == 0 ? 1 : max(1, blocks / out.units);
+  out.total = out.units * out.splits;
+  return out;
+}
+
+constexpr int kMinSplitTiles = 4;
+
+// Work number `index` in [0, Units::total); false if there is nothing to do for it.
+template <int kTile>
+__device__ inline bool FindUnit(const PrefillAttentionArgs& args, const Schedule& schedule,
+                                const Units& units, int index, Unit* out) {
+  const int unit = index / units.splits, split = index % units.splits;
+  const uint32_t entry = schedule.units[unit / args.heads];
+  out->item = static_cast<int>(entry >> 16);
+  const int offset = static_cast<int>(entry & 0xffff) * kUnitRows;
+  out->head = unit % args.heads;
+  out->kv_head = out->head / (args.heads / args.kv_heads);
+  out->first_row = args.first_rows[out->item] + offset;
+  out->rows = min(args.first_rows[out->item + 1] - out->first_row, kUnitRows);
+  out->start = args.starts[out->item] + offset;
+  out->end = out->start + out->rows;
+  const int tiles = (out->end + kTile - 1) / kTile;
+  out->splits = max(1, min(units.splits, tiles / kMinSplitTiles));
+  if (split >= out->splits) return false;
+  out->first_tile = tiles * split / out->splits;
+  out->last_tile = tiles * (split + 1) / out->splits - 1;
+  return true;
+}
+
+// The work numbers of one thread block, forth and back through the list.
+struct Turn {
+  int number = 0;
+  __device__ int Next(int total) {
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    const int index = number * blocks + (number % 2 == 0 ? block : blocks - 1 - block);
+    ++number;
+    return index < total ? index : -1;
+  }
+};
+
+// --- Shared memory -------------------------------------------------------------------------------
+
+template <int kDim, int kTile>
+struct Layout {
+  static constexpr int kHalves = kDim / 64;  // of rows of 128 bytes
+  static constexpr int kQueryHalfBytes = kUnitRows * 128;
+  static constexpr int kTileHalfBytes = kTile * 128;
+  static constexpr int kQueryBytes = kHalves * kQueryHalfBytes;
+  static constexpr int kTileBytes = kHalves * kTileHalfBytes;
+  static constexpr int kKeys = kQueryBytes;
+  static constexpr int kValues = kKeys + kStages * kTileBytes;
+  static constexpr int kBarriers = kValues + kStages * kTileBytes;
+  static constexpr int kSchedule = kBarriers + 128;
+  static constexpr int kBytes = kSchedule + static_cast<int>(sizeof(Schedule));
+  static constexpr int kSharedBytes = kBytes + 1024;  // its beginning is rounded up to 1024
+  static_assert(sizeof(ScheduleScratch) <= kStages * kTileBytes);
+  static_assert(kSharedBytes <= 227 * 1024);
+};
+
+// Barriers, in units of 8 bytes.
+enum Barrier : int {
+  kQueryFull = 0,
+  kQueryEmpty = 1,
+  kKeyFull = 2,
+  kKeyEmpty = kKeyFull + kStages,
+  kValueFull = kKeyEmpty + kStages,
+  kValueEmpty = kValueFull + kStages,
+  kBarrierCount = kValueEmpty + kStages,
+};
+
+// A place in a ring.
+struct Place {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// --- The copying warp ----------------------------------------------------------------------------
+
+template <int kDim, int kTile>
+struct Producer {
+  using L = Layout<kDim, kTile>;
+  static constexpr int kPieces = kTile / kPiece;
+  static_assert(kPieces * L::kHalves <= 32);
+
+  const PrefillAttentionArgs& args;
+  const CUtensorMap* q_map;
+  const CUtensorMap* kv_map;
+  uint32_t shared;
+  int lane;
+  Place key, value;
+  uint32_t query_parity = 0;
+
+  __device__ uint32_t Address(int barrier) const {
+    return shared + L::kBarriers + static_cast<uint32_t>(barrier) * 8;
+  }
+
+  // The row of the pool at which this lane's piece of the tile's keys begins; one behind the pool
+  // for a piece that no row sees.
+  __device__ int Row(const Unit& unit, const int32_t* blocks, int tile) const {
+    const int position = tile * kTile + lane / L::kHalves * kPiece;
+    if (position >= unit.end) return args.num_pool_blocks * 2 * args.kv_heads * args.block_size;
+    const int block = position / args.block_size;
+    return (blocks[block] * 2 * args.kv_heads + unit.kv_head) * args.block_size + position -
+           block * args.block_size;
+  }
+
+  __device__ void Copy(int first_barrier, int empty_barrier, int ring, Place& place, int row) {
+    Await(Address(empty_barrier + place.stage), place.parity ^ 1);
+    const uint32_t full = Address(first_barrier + place.stage);
+    if (lane == 0) ArriveExpecting(full, L::kTileBytes);
+    __syncwarp();
+    if (lane < kPieces * L::kHalves) {
+      const int half = lane % L::kHalves, piece = lane / L::kHalves;
+      CopyBox(shared + ring + place.stage * L::kTileBytes + half * L::kTileHalfBytes +
+                  piece * kPiece * 128,
+              kv_map, half * 64, row, full);
+    }
+    place.Advance();
+  }
+  __device__ void CopyKeys(int row) { Copy(kKeyFull, kKeyEmpty, L::kKeys, key, row); }
+  __device__ void CopyValues(int row) {
+    Copy(kValueFull, kValueEmpty, L::kValues, value, row + args.kv_heads * args.block_size);
+  }
+
+  __device__ void CopyQueries(const Unit& unit) {
+    Await(Address(kQueryEmpty), query_parity ^ 1);
+    if (lane == 0) ArriveExpecting(Address(kQueryFull), L::kQueryBytes);
+    __syncwarp();
+    if (lane < L::kHalves) {
+      CopyBox(shared + lane * L::kQueryHalfBytes, q_map, unit.head * kDim + lane * 64,
+              unit.first_row, Address(kQueryFull));
+    }
+    query_parity ^= 1;
+  }
+
+  __device__ void Run(const Unit& unit) {
+    const int32_t* blocks = args.blocks + args.first_blocks[unit.item];
+    int row = Row(unit, blocks, unit.last_tile);
+    int next = unit.last_tile > unit.first_tile ? Row(unit, blocks, unit.last_tile - 1) : 0;
+    CopyKeys(row);
+    CopyQueries(unit);
+    for (int tile = unit.last_tile; tile > unit.first_tile; --tile) {
+      // Read before the wait for a free stage, used after it.
+      const int after = tile - 2 >= unit.first_tile ? Row(unit, blocks, tile - 2) : 0;
+      CopyKeys(next);
+      CopyValues(row);
+      row = next;
+      next = after;
+    }
+    CopyValues(row);
+  }
+};
+
+// --- The multiplying warpgroups ------------------------------------------------------------------
+
+__device__ inline float Exp2(float x) {
+  float out;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+// What follows is not done before the sum is known. (It is never negative.) The assembler would
+// move the wait for the products before the exponentials that are to run beside them.
+__device__ inline void HoldBack(float sum, uint32_t address) {
+  asm volatile(
+      "{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n"
+      "@never st.shared.f32 [%1], %0;\n}" ::"f"(sum),
+      "r"(address)
+      : "memory");
+}
+
+__device__ inline float QuadMax(float value) {
+  value = fmaxf(value, __shfl_xor_sync(~0u, value, 1));
+  return fmaxf(value, __shfl_xor_sync(~0u, value, 2));
+}
+__device__ inline float QuadSum(float value) {
+  value += __shfl_xor_sync(~0u, value, 1);
+  return value + __shfl_xor_sync(~0u, value, 2);
+}
+
+// Thread q of each quad has v[i] of column i of a row and gets v[q] of its companions.
+__device__ inline void TransposeInQuad(uint32_t (&v)[4], int quad_lane) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = (quad_lane & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & bit) != 0) continue;
+      const uint32_t sent = upper ? v[i] : v[i | bit];
+      const uint32_t got = __shfl_xor_sync(~0u, sent, bit);
+      if (upper) {
+        v[i] = got;
+      } else {
+        v[i | bit] = got;
+      }
+    }
+  }
+}
+
+template <int kDim, int kTile, bool kQueriesInRegisters>
+struct Consumer {
+  using L = Layout<kDim, kTile>;
+  static constexpr int kScores = kTile / 2, kOutputs = kDim / 2;  // registers of a thread
+  static constexpr int kQueries = kQueriesInRegisters ? kDim / 4 : 1;
+
+  const PrefillAttentionArgs& args;
+  uint32_t shared;
+  int group;    // 0, 1
+  int thread;   // of the group
+  float scale;  // of scores, to powers of 2
+  Place key, value;
+  uint32_t query_parity = 0;
+
+  float s[kScores], o[kOutputs];
+  uint32_t p[kTile / 4];
+  uint32_t q[kQueries];
+  float maximum[2], sum[2], rescale[2];
+
+  __device__ uint32_t Address(int barrier) const {
+    return shared + L::kBarriers + static_cast<uint32_t>(barrier) * 8;
+  }
+  // By each warp when it has done with what the barrier guards.
+  __device__ void Release(int barrier) const {
+    if (thread % 32 == 0) Arrive(Address(barrier));
+  }
+
+  // The two warpgroups issue their products in turns.
+  __device__ void TakeTurn() const { SyncNamed(1 + group, 2 * kGroupThreads); }
+  __device__ void PassTurn() const { SignalNamed(1 + (group ^ 1), 2 * kGroupThreads); }
+
+  __device__ void MultiplyQueriesKeys() {
+    const uint64_t keys = DescribeMatrix(shared + L::kKeys + key.stage * L::kTileBytes, 16);
+    const uint64_t queries = DescribeMatrix(shared + group * kGroupRows * 128, 16);
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      const uint64_t b = keys + (k / 4 * L::kTileHalfBytes + k % 4 * 32) / 16;
+      if constexpr (kQueriesInRegisters) {
+        if (k == 0) {
+          Multiply<false, 0>(s, q, b);
+        } else {
+          Multiply<true, 0>(s, q + 4 * k, b);
+        }
+      } else {
+        const uint64_t a = queries + (k / 4 * L::kQueryHalfBytes + k % 4 * 32) / 16;
+        if (k == 0) {
+          Multiply<false>(s, a, b);
+        } else {
+          Multiply<true>(s, a, b);
+        }
+      }
+    }
+    CommitProducts();
+  }
+
+  __device__ void MultiplyProbabilitiesValues() {
+    const uint64_t values =
+        DescribeMatrix(shared + L::kValues + value.stage * L::kTileBytes, L::kTileHalfBytes);
+#pragma unroll
+    for (int k = 0; k < kTile / 16; ++k) {
+      Multiply<true, 1>(o, p + 4 * k, values + k * 2048 / 16);
+    }
+    CommitProducts();
+  }
+
+  // Scores of positions behind a row's own. Select, not add: there may be NaN.
+  __device__ void Mask(const Unit& unit, int tile) {
+    const int row = unit.start + group * kGroupRows + thread / 32 * 16 + thread % 32 / 4;
+    const int last = row - tile * kTile - thread % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      if (i / 4 * 8 + i % 2 > last + i / 2 % 2 * 8) s[i] = -INFINITY;
+    }
+  }
+
+  // s becomes exp2(scale s - maximum). A row may have seen nothing yet where there is a mask.
+  template <bool kMasked>
+  __device__ void Softmax() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most[2] = {s[2 * r], s[2 * r + 1]};
+#pragma unroll
+      for (int i = 4; i < kScores; i += 4) {
+        most[0] = fmaxf(most[0], s[i + 2 * r]);
+        most[1] = fmaxf(most[1], s[i + 2 * r + 1]);
+      }
+      const float before = maximum[r];
+      maximum[r] = fmaxf(before, QuadMax(fmaxf(most[0], most[1])));
+      const float base = kMasked && maximum[r] == -INFINITY ? 0 : maximum[r] * scale;
+      rescale[r] = Exp2(before * scale - base);
+      float sums[2] = {0, 0};
+#pragma unroll
+      for (int i = 0; i < kScores; i += 4) {
+#pragma unroll
+        for (int column = 0; column < 2; ++column) {
+          float& score = s[i + 2 * r + column];
+          score = Exp2(fmaf(score, scale, -base));
+          sums[column] += score;
+        }
+      }
+      sum[r] = fmaf(sum[r], rescale[r], sums[0] + sums[1]);
+    }
+  }
+
+  __device__ void ConvertProbabilities() {
+#pragma unroll
+    for (int i = 0; i < kScores / 2; ++i) p[i] = PackBFloat16(s[2 * i], s[2 * i + 1]);
+  }
+
+  template <bool kMasked>
+  __device__ void Step(const Unit& unit, int tile) {
+    Await(Address(kKeyFull + key.stage), key.parity);
+    TakeTurn();
+    Pin(s);
+    Pin(o);
+    FenceProducts();
+    MultiplyQueriesKeys();
+    Await(Address(kValueFull + value.stage), value.parity);
+    FenceProducts();
+    MultiplyProbabilitiesValues();
+    PassTurn();
+    WaitForProducts<1>();
+    Pin(s);
+    Release(kKeyEmpty + key.stage);
+    key.Advance();
+    if constexpr (kMasked) Mask(unit, tile);
+    Softmax<kMasked>();
+    HoldBack(sum[0] + sum[1], shared);
+    WaitForProducts<0>();
+    Pin(o);
+    Pin(s);
+    Release(kValueEmpty + value.stage);
+    value.Advance();
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
+    ConvertProbabilities();
+  }
+
+  // What the pages hold behind the last position seen is no number: 0 times it would be none.
+  __device__ void ClearValuesBehind(const Unit& unit) {
+    const int from = unit.end - unit.last_tile * kTile;
+    if (from >= kTile || from % kPiece == 0) return;
+    const int rows = kPiece - from % kPiece;
+    const uint32_t values = shared + L::kValues + value.stage * L::kTileBytes + from * 128;
+    for (int i = thread; i < rows * 8 * L::kHalves; i += kGroupThreads) {
+      const int half = i / (rows * 8);
+      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(
+                       values + half * L::kTileHalfBytes + i % (rows * 8) * 16),
+                   "r"(0)
+                   : "memory");
+    }
+    FenceAsyncProxy();
+    SyncNamed(3 + group, kGroupThreads);
+  }
+
+  __device__ void LoadQueries() {
+    if constexpr (kQueriesInRegisters) {
+      // Matrices 0..3 of a step of 16: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15.
+      const int lane = thread % 32, row = group * kGroupRows + thread / 32 * 16 + lane % 16;
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+        const int chunk = k % 4 * 2 + lane / 16;  // of 16 bytes
+        uint32_t step[4];
+        LoadMatrices(step,
+                     shared + k / 4 * L::kQueryHalfBytes + row * 128 + ((chunk ^ row % 8) * 16));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q[4 * k + i] = step[i];
+      }
+      Release(kQueryEmpty);
+    }
+  }
+
+  __device__ void Write(const Unit& unit, int slot) {
+    const int quad_lane = thread % 4;
+    const int row = group * kGroupRows + thread / 32 * 16 + thread % 32 / 4;  // and row + 8
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float total = QuadSum(sum[r]);
+      if (unit.splits > 1) {
+        float* partial = args.partial + (static_cast<int64_t>(slot) * kUnitRows + row + 8 * r) *
+                                            (kDim + kPartialStride);
+#pragma unroll
+        for (int i = 0; i < kDim / 8; ++i) {
+          *reinterpret_cast<float2*>(partial + kPartialStride + i * 8 + quad_lane * 2) =
+              make_float2(o[4 * i + 2 * r], o[4 * i + 2 * r + 1]);
+        }
+        if (quad_lane == 0) {
+          *reinterpret_cast<float2*>(partial) = make_float2(maximum[r] * scale, total);
+        }
+        continue;
+      }
+      const float inverse = 1 / total;
+      __nv_bfloat16* out =
+          args.out +
+          (static_cast<int64_t>(unit.first_row + row + 8 * r) * args.heads + unit.head) * kDim;
+#pragma unroll
+      for (int c = 0; c < kDim / 32; ++c) {
+        uint32_t v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          v[i] = PackBFloat16(o[4 * (4 * c + i) + 2 * r] * inverse,
+                              o[4 * (4 * c + i) + 2 * r + 1] * inverse);
+        }
+        TransposeInQuad(v, quad_lane);
+        if (row + 8 * r < unit.rows) {
+          *reinterpret_cast<uint4*>(out + c * 32 + quad_lane * 8) =
+              make_uint4(v[0], v[1], v[2], v[3]);
+        }
+      }
+    }
+  }
+
+  __device__ void Run(const Unit& unit, int slot) {
+    // Tiles below this one are seen whole by all rows of the group.
+    const int first_masked = max(unit.first_tile, (unit.start + group * kGroupRows + 1) / kTile);
+    int tile = unit.last_tile;
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) o[i] = 0;
+    maximum[0] = maximum[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+
+    Await(Address(kQueryFull), query_parity);
+    query_parity ^= 1;
+    LoadQueries();
+    Await(Address(kKeyFull + key.stage), key.parity);
+    Pin(s);
+    FenceProducts();
+    MultiplyQueriesKeys();
+    WaitForProducts<0>();
+    Pin(s);
+    Release(kKeyEmpty + key.stage);
+    key.Advance();
+    Mask(unit, tile);
+    Softmax<true>();
+    ConvertProbabilities();
+    Await(Address(kValueFull + value.stage), value.parity);
+    ClearValuesBehind(unit);
+
+    for (--tile; tile >= first_masked; --tile) Step<true>(unit, tile);
+    for (; tile >= unit.first_tile; --tile) Step<false>(unit, tile);
+    if constexpr (!kQueriesInRegisters) Release(kQueryEmpty);
+
+    Await(Address(kValueFull + value.stage), value.parity);
+    Pin(o);
+    FenceProducts();
+    MultiplyProbabilitiesValues();
+    WaitForProducts<0>();
+    Pin(o);
+    Release(kValueEmpty + value.stage);
+    value.Advance();
+    Write(unit, slot);
+  }
+};
+
+// --- The kernel ----------------------------------------------------------------------------------
+
+template <int kDim, int kTile, bool kQueriesInRegisters>
+__device__ void Attention(const PrefillAttentionArgs& args, const CUtensorMap* q_map,
+                          const CUtensorMap* kv_map, unsigned char* dynamic_shared) {
+  using L = Layout<kDim, kTile>;
+  unsigned char* shared = dynamic_shared + (1024 - SharedAddress(dynamic_shared) % 1024) % 1024;
+  const uint32_t address = SharedAddress(shared);
+  Schedule* schedule = reinterpret_cast<Schedule*>(shared + L::kSchedule);
+  if (threadIdx.x == 0) {
+    PrefetchTensorMap(q_map);
+    PrefetchTensorMap(kv_map);
+    for (int i = 0; i < kBarrierCount; ++i) {
+      const bool full = i == kQueryFull || (i >= kKeyFull && i < kKeyEmpty) ||
+                        (i >= kValueFull && i < kValueEmpty);
+      InitBarrier(address + L::kBarriers + static_cast<uint32_t>(i) * 8, full ? 1 : 8);
+    }
+    FenceBarrierInit();
+  }
+  MakeSchedule(args, schedule, reinterpret_cast<ScheduleScratch*>(shared + L::kKeys));
+  FenceAsyncProxy();  // copies follow where the scratch was
+  __syncthreads();
+  WaitForPredecessor();
+  LetSuccessorStart();
+
+  const Units units = CountUnits(args, *schedule, static_cast<int>(gridDim.x));
+  const int group = static_cast<int>(threadIdx.x) / kGroupThreads;
+  Turn turn;
+  Unit unit;
+  if (group == 0) {
+    GiveRegisters<24>();
+    if (threadIdx.x < 32) {
+      Producer<kDim, kTile> producer{args, q_map, kv_map, address, static_cast<int>(threadIdx.x)};
+      for (int index; (index = turn.Next(units.total)) >= 0;) {
+        if (FindUnit<kTile>(args, *schedule, units, index, &unit)) producer.Run(unit);
+      }
+    }
+  } else {
+    TakeRegisters<240>();
+    Consumer<kDim, kTile, kQueriesInRegisters> consumer{
+        args, address, group - 1, static_cast<int>(threadIdx.x) % kGroupThreads,
+        args.scale * 1.44269504088896341f};
+    if (consumer.group == 1) consumer.PassTurn();
+    for (int index; (index = turn.Next(units.total)) >= 0;) {
+      if (FindUnit<kTile>(args, *schedule, units, index, &unit)) consumer.Run(unit, index);
+    }
+    if (consumer.group == 0) consumer.TakeTurn();
+  }
+}
+
+// --- Split units put together --------------------------------------------------------------------
+
+// A warp to each row of each unit that was split over the `blocks` thread blocks of Attention.
+template <int kDim, int kTile>
+__device__ void Merge(const PrefillAttentionArgs& args, int blocks, unsigned char* shared) {
+  Schedule* schedule = reinterpret_cast<Schedule*>(shared);
+  MakeSchedule(args, schedule, reinterpret_cast<ScheduleScratch*>(shared + sizeof(Schedule)));
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const Units units = CountUnits(args, *schedule, blocks);
+  if (units.splits == 1) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warps = static_cast<int>(gridDim.x * blockDim.x) / 32;
+  for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+       i < units.units * kUnitRows; i += warps) {
+    const int index = i / kUnitRows * units.splits, row = i % kUnitRows;
+    Unit unit;
+    if (!FindUnit<kTile>(args, *schedule, units, index, &unit) || unit.splits == 1 ||
+        row >= unit.rows) {
+      continue;
+    }
+    const float* partial =
+        args.partial + (static_cast<int64_t>(index) * kUnitRows + row) * (kDim + kPartialStride);
+    constexpr int64_t kSplitStride = static_cast<int64_t>(kUnitRows) * (kDim + kPartialStride);
+    float most = -INFINITY;
+    for (int split = 0; split < unit.splits; ++split) {
+      most = fmaxf(most, partial[split * kSplitStride]);
+    }
+    float2 out[kDim / 64] = {};
+    float total = 0;
+    for (int split = 0; split < unit.splits; ++split) {
+      const float* from = partial + split * kSplitStride;
+      const float weight = Exp2(from[0] - most);
+      total = fmaf(from[1], weight, total);
+#pragma unroll
+      for (int c = 0; c < kDim / 64; ++c) {
+        const float2 part =
+            *reinterpret_cast<const float2*>(from + kPartialStride + c * 64 + lane * 2);
+        out[c].x = fmaf(part.x, weight, out[c].x);
+        out[c].y = fmaf(part.y, weight, out[c].y);
+      }
+    }
+    const float inverse = 1 / total;
+    __nv_bfloat16* to =
+        args.out + (static_cast<int64_t>(unit.first_row + row) * args.heads + unit.head) * kDim;
+#pragma unroll
+    for (int c = 0; c < kDim / 64; ++c) {
+      *reinterpret_cast<uint32_t*>(to + c * 64 + lane * 2) =
+          PackBFloat16(out[c].x * inverse, out[c].y * inverse);
+    }
+  }
+}
+
+}  // namespace tandem::engine::cuda::hopper_attention

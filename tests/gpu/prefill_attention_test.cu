@@ -1,0 +1,391 @@
+// The prefill attention kernels against a plain one in float64: one thread block per row and head,
+// the formula of the header read literally, on the same bfloat16 inputs.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/kernels/cuda/prefill_attention.h"
+#include "tests/gpu/device_array.h"
+
+namespace tandem::engine::cuda {
+namespace {
+
+using BFloat16 = __nv_bfloat16;
+
+int failures = 0;
+int multiprocessors = 0;
+
+struct Item {
+  int start = 0, rows = 1;
+  int sequence = 0;  // decides the data, by position
+};
+
+struct Shape {
+  int heads = 28, kv_heads = 4, head_dim = 128, block_size = 16;
+};
+
+struct Case {
+  std::string name;
+  Shape shape;
+  std::vector<Item> items;
+  bool skip_single_rows = false;
+  bool split = false;
+  int layout = 0;  // seed of the order of blocks
+};
+
+__device__ float QueryAt(const Shape& s, int sequence, int position, int head, int d) {
+  return 4 * RandomAt(1 + sequence, (static_cast<uint64_t>(position) * s.heads + head) * 256 + d);
+}
+__device__ float PageAt(const Shape& s, int sequence, int position, int kv_head, int value, int d) {
+  return RandomAt(101 + sequence,
+                  ((static_cast<uint64_t>(position) * s.kv_heads + kv_head) * 2 + value) * 256 + d);
+}
+
+// One block of threads per (row, head).
+__global__ void FillQueries(Shape s, int first_row, Item item, BFloat16* q) {
+  const int row = blockIdx.x, head = blockIdx.y, d = threadIdx.x;
+  q[(static_cast<int64_t>(first_row + row) * s.heads + head) * s.head_dim + d] =
+      __float2bfloat16(QueryAt(s, item.sequence, item.start + row, head, d));
+}
+
+// One block of threads per (position, KV head).
+__global__ void FillPages(Shape s, const int32_t* blocks, Item item, BFloat16* kv) {
+  const int position = blockIdx.x, kv_head = blockIdx.y, d = threadIdx.x;
+  const int64_t block = blocks[position / s.block_size];
+  for (int value = 0; value < 2; ++value) {
+    const int64_t row =
+        ((block * 2 + value) * s.kv_heads + kv_head) * s.block_size + position % s.block_size;
+    kv[row * s.head_dim + d] =
+        __float2bfloat16(PageAt(s, item.sequence, position, kv_head, value, d));
+  }
+}
+
+constexpr int kReferenceThreads = 128;
+
+// Of one item; one block of threads per (row, head).
+__global__ void Reference(Shape s, const BFloat16* q, const BFloat16* kv, const int32_t* blocks,
+                          int first_row, int start, double scale, float* out) {
+  extern __shared__ double scores[];
+  __shared__ double shared_sum[kReferenceThreads];
+  const int row = first_row + blockIdx.x, head = blockIdx.y;
+  const int kv_head = head / (s.heads / s.kv_heads), positions = start + blockIdx.x + 1;
+  const BFloat16* query = q + (static_cast<int64_t>(row) * s.heads + head) * s.head_dim;
+  const auto page = [&](int position, int value) {
+    const int64_t block = blocks[position / s.block_size];
+    return kv +
+           (((block * 2 + value) * s.kv_heads + kv_head) * s.block_size + position % s.block_size) *
+               s.head_dim;
+  };
+  for (int p = threadIdx.x / 32; p < positions; p += kReferenceThreads / 32) {
+    double dot = 0;
+    for (int d = threadIdx.x % 32; d < s.head_dim; d += 32) {
+      dot += static_cast<double>(__bfloat162float(query[d])) *
+             static_cast<double>(__bfloat162float(page(p, 0)[d]));
+    }
+    for (int lanes = 16; lanes > 0; lanes /= 2) dot += __shfl_xor_sync(~0u, dot, lanes);
+    if (threadIdx.x % 32 == 0) scores[p] = dot * scale;
+  }
+  __syncthreads();
+  double most = -INFINITY, sum = 0;
+  for (int p = 0; p < positions; ++p) most = fmax(most, scores[p]);
+  __syncthreads();
+  for (int p = threadIdx.x; p < positions; p += kReferenceThreads) {
+    scores[p] = exp(scores[p] - most);
+    sum += scores[p];
+  }
+  shared_sum[threadIdx.x] = sum;
+  __syncthreads();
+  sum = 0;
+  for (const double part : shared_sum) sum += part;
+  if (threadIdx.x < s.head_dim) {
+    double value = 0;
+    for (int p = 0; p < positions; ++p) {
+      value += scores[p] * static_cast<double>(__bfloat162float(page(p, 1)[threadIdx.x]));
+    }
+    out[(static_cast<int64_t>(row) * s.heads + head) * s.head_dim + threadIdx.x] =
+        static_cast<float>(value / sum);
+  }
+}
+
+// A case's batch on the device.
+struct Batch {
+  explicit Batch(const Case& c) : shape(c.shape) {
+    std::vector<int32_t> first_rows = {0}, starts, first_blocks = {0};
+    int total_blocks = 0;
+    for (const Item& item : c.items) {
+      first_rows.push_back(first_rows.back() + item.rows);
+      starts.push_back(item.start);
+      const int positions = std::max(0, item.start + item.rows);
+      max_item_rows = std::max(max_item_rows, item.rows);
+      max_length = std::max(max_length, positions);
+      // Some lists go on behind the sequence's end.
+      const int count = (positions + shape.block_size - 1) / shape.block_size +
+                        (item.start >= 0 ? item.sequence % 2 : 0);
+      total_blocks += count;
+      first_blocks.push_back(total_blocks);
+    }
+    rows = first_rows.back();
+    pool_blocks = total_blocks + 3;
+    std::vector<int32_t> order(static_cast<size_t>(pool_blocks));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937(static_cast<unsigned>(c.layout) + 7));
+    order.resize(static_cast<size_t>(std::max(total_blocks, 1)));
+    host_first_rows = first_rows;
+    host_first_blocks = first_blocks;
+    this->first_rows = DeviceArray<int32_t>(first_rows);
+    this->starts = DeviceArray<int32_t>(starts);
+    this->first_blocks = DeviceArray<int32_t>(first_blocks);
+    blocks = DeviceArray<int32_t>(order);
+    const size_t width = static_cast<size_t>(shape.heads) * shape.head_dim;
+    q = DeviceArray<BFloat16>(rows * width);
+    out = DeviceArray<BFloat16>(rows * width);
+    kv = DeviceArray<BFloat16>(static_cast<size_t>(pool_blocks) * 2 * shape.kv_heads *
+                               shape.block_size * shape.head_dim);
+    partial = DeviceArray<float>(PrefillAttentionPartialFloats(shape.head_dim, multiprocessors));
+    q.Poison();
+    out.Poison();
+    kv.Poison();
+    partial.Poison();
+    for (size_t i = 0; i < c.items.size(); ++i) {
+      const Item& item = c.items[i];
+      if (item.start < 0) continue;
+      FillQueries<<<dim3(item.rows, shape.heads), shape.head_dim>>>(shape, first_rows[i], item,
+                                                                    q.get());
+      FillPages<<<dim3(item.start + item.rows, shape.kv_heads), shape.head_dim>>>(
+          shape, blocks.get() + first_blocks[i], item, kv.get());
+    }
+    TANDEM_CUDA_CHECK(cudaGetLastError());
+  }
+
+  PrefillAttentionArgs Args(const Case& c) const {
+    PrefillAttentionArgs args;
+    args.q = q.get();
+    args.kv = kv.get();
+    args.first_rows = first_rows.get();
+    args.starts = starts.get();
+    args.first_blocks = first_blocks.get();
+    args.blocks = blocks.get();
+    args.out = out.get();
+    args.partial = c.split ? partial.get() : nullptr;
+    args.num_items = static_cast<int>(c.items.size());
+    args.rows = rows;
+    args.max_item_rows = max_item_rows;
+    args.max_length = max_length;
+    args.heads = shape.heads;
+    args.kv_heads = shape.kv_heads;
+    args.head_dim = shape.head_dim;
+    args.block_size = shape.block_size;
+    args.num_pool_blocks = pool_blocks;
+    args.skip_single_rows = c.skip_single_rows;
+    args.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
+    return args;
+  }
+
+  Shape shape;
+  int rows = 0, pool_blocks = 0, max_item_rows = 0, max_length = 0;
+  std::vector<int32_t> host_first_rows, host_first_blocks;
+  DeviceArray<int32_t> first_rows, starts, first_blocks, blocks;
+  DeviceArray<BFloat16> q, kv, out;
+  DeviceArray<float> partial;
+};
+
+using Kernel = cudaError_t (*)(const PrefillAttentionArgs&, const LaunchOptions&);
+
+LaunchOptions Options(bool overlap = false) {
+  LaunchOptions options;
+  options.multiprocessors = multiprocessors;
+  options.overlap = overlap;
+  return options;
+}
+
+std::vector<BFloat16> Run(Kernel kernel, const Case& c, const Batch& batch) {
+  TANDEM_CUDA_CHECK(kernel(batch.Args(c), Options()));
+  TANDEM_CUDA_CHECK(cudaDeviceSynchronize());
+  return batch.out.ToHost();
+}
+
+// Rounding of probabilities and of the result costs about 2e-3.
+constexpr double kLimit = 4e-3, kRowLimit = 1.2e-2;
+
+void Test(Kernel kernel, const Case& c) {
+  const Batch batch(c);
+  const Shape& s = c.shape;
+  const size_t width = static_cast<size_t>(s.heads) * s.head_dim;
+  DeviceArray<float> reference(static_cast<size_t>(batch.rows) * width);
+  reference.Poison();
+  const int shared_bytes = batch.max_length * static_cast<int>(sizeof(double));
+  TANDEM_CUDA_CHECK(cudaFuncSetAttribute(Reference, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         std::max(shared_bytes, 1024)));
+  const PrefillAttentionArgs args = batch.Args(c);
+  for (size_t i = 0; i < c.items.size(); ++i) {
+    const Item& item = c.items[i];
+    if (item.start < 0 || (c.skip_single_rows && item.rows == 1)) continue;
+    Reference<<<dim3(item.rows, s.heads), kReferenceThreads, shared_bytes>>>(
+        s, batch.q.get(), batch.kv.get(), batch.blocks.get() + batch.host_first_blocks[i],
+        batch.host_first_rows[i], item.start, static_cast<double>(args.scale), reference.get());
+    TANDEM_CUDA_CHECK(cudaGetLastError());
+  }
+  const std::vector<float> wanted = reference.ToHost();
+  const std::vector<BFloat16> got = Run(kernel, c, batch);
+
+  double difference = 0, norm = 0, worst = 0;
+  int bad = 0, shown = 0, touched = 0;
+  for (size_t i = 0; i < c.items.size(); ++i) {
+    const Item& item = c.items[i];
+    const bool skipped = item.start < 0 || (c.skip_single_rows && item.rows == 1);
+    for (int row = 0; row < item.rows; ++row) {
+      for (int head = 0; head < s.heads; ++head) {
+        const size_t at =
+            static_cast<size_t>(batch.host_first_rows[i] + row) * width + head * s.head_dim;
+        if (skipped) {
+          for (int d = 0; d < s.head_dim; ++d) {
+            uint16_t bits;
+            std::memcpy(&bits, &got[at + d], 2);
+            touched += bits != 0xffff ? 1 : 0;
+          }
+          continue;
+        }
+        double row_difference = 0, row_norm = 0;
+        for (int d = 0; d < s.head_dim; ++d) {
+          const double w = wanted[at + d], g = __bfloat162float(got[at + d]);
+          row_difference += (g - w) * (g - w);
+          row_norm += w * w;
+        }
+        difference += row_difference;
+        norm += row_norm;
+        const double error = std::sqrt(row_difference / row_norm);
+        worst = std::isnan(error) ? error : std::max(worst, error);
+        if (!(error <= kRowLimit)) {
+          ++bad;
+          if (shown++ < 4) {
+            std::printf("    item %zu row %d (position %d) head %d: error %.3g;", i, row,
+                        item.start + row, head, error);
+            for (const int d : {0, 1, 8, 63, s.head_dim - 1}) {
+              std::printf(" [%d] %.4f/%.4f", d, __bfloat162float(got[at + d]), wanted[at + d]);
+            }
+            std::printf("\n");
+          }
+        }
+      }
+    }
+  }
+  const double error = norm == 0 ? 0 : std::sqrt(difference / norm);
+  const bool passed = error <= kLimit && bad == 0 && touched == 0;
+  if (!passed) ++failures;
+  std::printf("%s %s: error %.2e, worst row %.2e, bad rows %d, touched %d\n",
+              passed ? "passed" : "FAILED", c.name.c_str(), error, worst, bad, touched);
+  std::fflush(stdout);
+}
+
+// The same sequence in one piece, in chunks, and in company: the same bits.
+void TestInvariance(Kernel kernel, const Shape& shape) {
+  constexpr int kRows = 1000;
+  const auto run = [&](std::vector<Item> items, int layout) {
+    Case c{"", shape, std::move(items)};
+    c.layout = layout;
+    const Batch batch(c);
+    return Run(kernel, c, batch);
+  };
+  const size_t width = static_cast<size_t>(shape.heads) * shape.head_dim;
+  const std::vector<BFloat16> whole = run({{0, kRows, 1}}, 1);
+  int cut = 0, different = 0;
+  for (const int length : {1, 130, 47, 512, 310}) {
+    const std::vector<BFloat16> part =
+        run({{77, 9, 2}, {cut, length, 1}, {500, 300, 3}}, 2 + length);
+    for (int row = 0; row < length; ++row) {
+      different += std::memcmp(&part[(9 + static_cast<size_t>(row)) * width],
+                               &whole[static_cast<size_t>(cut + row) * width], width * 2) != 0
+                       ? 1
+                       : 0;
+    }
+    cut += length;
+  }
+  if (different != 0 || cut != kRows) ++failures;
+  std::printf("%s batch invariance, head_dim %d: %d rows differ\n",
+              different == 0 ? "passed" : "FAILED", shape.head_dim, different);
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  const Shape big, small{14, 2, 64, 16};
+  for (const int length : {1, 2, 15, 16, 17, 63, 64, 127, 128, 129, 130, 176, 177, 257, 1000}) {
+    cases.push_back({"length " + std::to_string(length), big, {{0, length, length}}});
+  }
+  cases.push_back({"length 4097", big, {{0, 4097, 3}}});
+  for (const int length : {1, 17, 128, 130, 1000}) {
+    cases.push_back({"head_dim 64 length " + std::to_string(length), small, {{0, length, length}}});
+  }
+  for (const int block_size : {32, 48, 64, 256}) {
+    Shape shape = big;
+    shape.block_size = block_size;
+    cases.push_back({"block size " + std::to_string(block_size),
+                     shape,
+                     {{0, 300, 1}, {129, 200, 2}, {1000, 33, 3}}});
+  }
+  for (const int group : {1, 2, 4, 8}) {
+    for (const int head_dim : {64, 128}) {
+      cases.push_back({"group " + std::to_string(group) + " head_dim " + std::to_string(head_dim),
+                       {3 * group, 3, head_dim, 16},
+                       {{0, 200, 1}, {37, 150, 2}}});
+    }
+  }
+  for (const int start : {1, 16, 100, 127, 128, 129, 160, 2000, 4096}) {
+    cases.push_back({"chunk at " + std::to_string(start), big, {{start, 200, start}}});
+  }
+  cases.push_back({"second turn", big, {{4096, 512, 1}}});
+  std::vector<Item> many;
+  for (int i = 0; i < 40; ++i) many.push_back({i * 37 % 300, 1 + i * 53 % 190, i});
+  cases.push_back({"many items", big, many});
+  std::vector<Item> mixed = {{-1, 1, 0},   {9, 1, 1},  {0, 260, 2},
+                             {1000, 1, 3}, {50, 2, 4}, {-1, 1, 0}};
+  cases.push_back({"mixed", big, mixed});
+  cases.push_back({"mixed, single rows skipped", big, mixed, true});
+  cases.push_back({"only single rows, skipped", big, {{3, 1, 1}, {5, 1, 2}}, true});
+  std::vector<Item> eight;
+  for (int i = 0; i < 8; ++i) eight.push_back({0, 512, i});
+  cases.push_back({"8 x 512", big, eight});
+  for (const int rows : {1, 16, 100, 128, 130, 250}) {
+    cases.push_back({"split: " + std::to_string(rows) + " rows over 4000",
+                     big,
+                     {{4000, rows, rows}},
+                     false,
+                     true});
+  }
+  cases.push_back({"split: short", big, {{0, 100, 1}, {300, 20, 2}}, false, true});
+  cases.push_back({"split: uneven", small, {{10, 100, 1}, {5000, 20, 2}}, false, true});
+  cases.push_back({"split: not needed", big, {{0, 700, 1}}, false, true});
+  cases.push_back({"split: mixed", big, mixed, true, true});
+  return cases;
+}
+
+int Main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 77;
+  }
+  cudaDeviceProp properties;
+  TANDEM_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  multiprocessors = properties.multiProcessorCount;
+  if (properties.major != 9) {
+    std::printf("skipped: no sm_90 device\n");
+    return 77;
+  }
+  for (const Case& c : Cases()) {
+    if (argc < 2 || c.name.find(argv[1]) != std::string::npos) Test(HopperPrefillAttention, c);
+  }
+  TestInvariance(HopperPrefillAttention, {});
+  TestInvariance(HopperPrefillAttention, {14, 2, 64, 32});
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace tandem::engine::cuda
+
+int main(int argc, char** argv) { return tandem::engine::cuda::Main(argc, argv); }
