@@ -12,6 +12,7 @@
 
 #include "cli/cluster_admin_client.h"
 #include "cli/command.h"
+#include "cli/gpu_placement.h"
 #include "cli/supervisor.h"
 #include "cli/worker_flags.h"
 #include "common/base/file.h"
@@ -24,6 +25,9 @@ namespace {
 constexpr char kRouter[] = "tandem_router";
 constexpr char kPrefillWorker[] = "tandem_prefill_worker";
 constexpr char kDecodeWorker[] = "tandem_decode_worker";
+
+// Of a GPU's memory, for all workers on it together.
+constexpr double kGpuMemoryUtilization = 0.9;
 
 struct UpFlags {
   std::string model;
@@ -147,6 +151,7 @@ class LocalCluster {
         {"--role", "use --unified N"},
         {"--metrics-listen", chosen},
         {"--kv-listen", chosen},
+        {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},
         {"--advertise-host", "all workers are local"}};
     TANDEM_ASSIGN_OR_RETURN(given_, DistributeFlags(flags_.forwarded, known, managed, own_flags));
     const uint64_t workers = *flags_.prefill + *flags_.decode + flags_.unified;
@@ -157,7 +162,34 @@ class LocalCluster {
       std::vector<std::string>& given = given_[program];
       given.insert(given.begin(), fmt::format("--num-threads={}", threads));
     }
+    PlaceWorkers(static_cast<int>(workers));
     return absl::OkStatus();
+  }
+
+  // One GPU each, in turn; those that share one share its memory, unless the user said how much.
+  void PlaceWorkers(int workers) {
+    const std::vector<std::string>& given = given_[kDecodeWorker];
+    const auto says = [&given](const std::string& flag) {
+      return std::any_of(given.begin(), given.end(), [&flag](const std::string& argument) {
+        return argument == flag || argument.rfind(flag + "=", 0) == 0;
+      });
+    };
+    for (size_t i = 0; i < given.size(); ++i) {
+      const bool device = given[i] == "--device" && i + 1 < given.size();
+      if (given[i] == "--device=cpu" || (device && given[i + 1] == "cpu")) return;
+    }
+    places_ = PlaceOnGpus(workers, CountGpus("/dev", std::getenv("CUDA_VISIBLE_DEVICES")));
+    shares_memory_ = !says("--gpu-memory-utilization") && !says("--kv-cache-memory-bytes");
+  }
+
+  // Flags of the next worker to start.
+  std::vector<std::string> PlaceFlags(const GpuPlace& place) const {
+    std::vector<std::string> flags = {fmt::format("--gpu={}", place.gpu)};
+    if (shares_memory_ && place.memory_share < 1) {
+      flags.push_back(fmt::format("--gpu-memory-utilization={:.4f}",
+                                  kGpuMemoryUtilization * place.memory_share));
+    }
+    return flags;
   }
 
   ChildSpec Spec(const std::string& name, const std::string& program,
@@ -195,8 +227,29 @@ class LocalCluster {
                            std::vector<std::string> more) {
     const std::vector<std::string> fixed = {"--router", address_, "--worker-id", name};
     more.insert(more.begin(), fixed.begin(), fixed.end());
+    if (!places_.empty()) {
+      const GpuPlace& place = places_[workers_.size()];
+      const std::vector<std::string> flags = PlaceFlags(place);
+      more.insert(more.end(), flags.begin(), flags.end());
+      // A worker measures what it takes of its GPU: the next one there must not come meanwhile.
+      if (place.wave > 0 && workers_.size() % NumGpus() == 0) {
+        TANDEM_RETURN_IF_ERROR(StepUntil([this] { return AllListen(); }));
+      }
+    }
     workers_.push_back(name);
     return supervisor_->Start(Spec(name, program, more));
+  }
+
+  size_t NumGpus() const {
+    int gpus = 0;
+    for (const GpuPlace& place : places_) gpus = std::max(gpus, place.gpu + 1);
+    return static_cast<size_t>(gpus);
+  }
+
+  bool AllListen() const {
+    return std::all_of(workers_.begin(), workers_.end(), [this](const std::string& name) {
+      return supervisor_->listening(name).has_value();
+    });
   }
 
   bool AllReady() {
@@ -255,6 +308,8 @@ class LocalCluster {
   const UpFlags flags_;
   Supervisor* const supervisor_;
   std::map<std::string, std::vector<std::string>> given_;  // by program
+  std::vector<GpuPlace> places_;                           // of the workers; empty: no GPU
+  bool shares_memory_ = false;                             // nobody said what a worker may take
   std::vector<std::string> workers_;                       // their names
   std::string address_;                                    // the router's
   std::unique_ptr<ClusterAdminClient> admin_;

@@ -14,6 +14,7 @@ namespace tandem::engine {
 
 struct BackendOptions {
   int num_threads = 0;  // cpu: compute threads; 0: one per physical core
+  int gpu = 0;          // cuda: its number among the cards that CUDA_VISIBLE_DEVICES leaves
 };
 
 // What --max-num-batched-tokens and --max-num-seqs are where nobody gives them.

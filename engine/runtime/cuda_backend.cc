@@ -6,9 +6,6 @@
 namespace tandem::engine {
 namespace {
 
-// The first card that CUDA_VISIBLE_DEVICES leaves.
-constexpr int kOrdinal = 0;
-
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(std::unique_ptr<cuda::CudaDevice> device) : device_(std::move(device)) {}
@@ -31,8 +28,8 @@ class CudaBackend final : public Backend {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaBackend(const BackendOptions&) {
-  TANDEM_ASSIGN_OR_RETURN(auto device, cuda::CudaDevice::Open(kOrdinal));
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaBackend(const BackendOptions& options) {
+  TANDEM_ASSIGN_OR_RETURN(auto device, cuda::CudaDevice::Open(options.gpu));
   return std::make_unique<CudaBackend>(std::move(device));
 }
 

@@ -148,8 +148,9 @@ class LoadedEngine final : public Engine {
   explicit LoadedEngine(EngineOptions options) : options_(std::move(options)) {}
 
   absl::Status OpenDevice() {
-    TANDEM_ASSIGN_OR_RETURN(backend_,
-                            OpenBackend(options_.device, {.num_threads = options_.num_threads}));
+    TANDEM_ASSIGN_OR_RETURN(
+        backend_,
+        OpenBackend(options_.device, {.num_threads = options_.num_threads, .gpu = options_.gpu}));
     options_.device = backend_->name();
     if (options_.num_threads == 0) options_.num_threads = PhysicalCores();
     ResolveDtype(backend_->device(), &options_);

@@ -17,16 +17,16 @@ namespace tandem::engine {
 // Mirrors the flags of the same names; units in comments.
 struct EngineOptions {
   std::string model_dir;
-  std::string load_format = "auto";  // auto, dummy
-  std::string device = "auto";       // of backend.h; auto: the best there is
-  std::string dtype = "auto";        // auto: bfloat16 where the device has it; float32, bfloat16
-  int block_size = 16;               // tokens
-  int max_model_len = 0;             // tokens; 0: as long as the model allows and the pool holds
-  int max_num_batched_tokens = 0;    // per step; 0: the device's default (backend.h)
-  int max_num_seqs = 0;              // per step; 0: the device's default
-  // Of the whole memory of a device that has its own: what may be in use, by other processes too.
-  double gpu_memory_utilization = 0.9;
-  int64_t kv_cache_memory_bytes = 0;  // 0: chosen from the memory available
+  std::string load_format = "auto";     // auto, dummy
+  std::string device = "auto";          // of backend.h; auto: the best there is
+  std::string dtype = "auto";           // auto: bfloat16 where the device has it; float32, bfloat16
+  int block_size = 16;                  // tokens
+  int max_model_len = 0;                // tokens; 0: as long as the model allows and the pool holds
+  int max_num_batched_tokens = 0;       // per step; 0: the device's default (backend.h)
+  int max_num_seqs = 0;                 // per step; 0: the device's default
+  int gpu = 0;                          // its number among those that the process may see
+  double gpu_memory_utilization = 0.9;  // of a GPU's whole memory, for this process
+  int64_t kv_cache_memory_bytes = 0;    // 0: chosen from the memory available
   bool enable_prefix_caching = true;
   uint64_t seed = 0;    // of dummy weights
   int num_threads = 0;  // of the CPU, to compute or to load with; 0: one per physical core

@@ -26,8 +26,9 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--max-num-seqs", &options->max_num_seqs,
              "Most sequences in one forward pass; 0: 64 on a CPU, 256 on a GPU");
   flags->Add("--gpu-memory-utilization", &options->gpu_memory_utilization,
-             "Share of a GPU's whole memory that may be in use, other processes' included; the KV "
-             "pool takes what the rest leaves");
+             "Share of a GPU's whole memory for this process; the KV pool takes what weights and "
+             "workspaces leave of it");
+  flags->Add("--gpu", &options->gpu, "Number of the GPU, among those of CUDA_VISIBLE_DEVICES");
   flags->AddBytes("--kv-cache-memory-bytes", &options->kv_cache_memory_bytes,
                   "Size of the KV pool; 0: chosen from the memory available");
   flags->Add("--enable-prefix-caching", &options->enable_prefix_caching,

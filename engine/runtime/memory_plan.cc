@@ -24,10 +24,10 @@ std::string Figures(const DeviceMemory& m) {
 
 // What would make room for `missing` bytes more than the utilization leaves.
 std::string Remedy(const DeviceMemory& m, size_t pool_wanted) {
-  const size_t wanted = m.used_before + m.weights + m.workspace + pool_wanted;
-  const double share = static_cast<double>(wanted) / static_cast<double>(m.total);
+  const double total = static_cast<double>(m.total);
+  const double share = static_cast<double>(m.weights + m.workspace + pool_wanted) / total;
   const double rounded = std::ceil(share * 100) / 100;
-  if (rounded <= kHighestUtilization) {
+  if (rounded + static_cast<double>(m.used_before) / total <= kHighestUtilization) {
     return m.pool != 0 ? fmt::format("give --kv-cache-memory-bytes={}", pool_wanted)
                        : fmt::format("give --gpu-memory-utilization={:.2f}", rounded);
   }
@@ -78,24 +78,30 @@ absl::StatusOr<PoolPlan> PlanPool(const KvLayout& layout, size_t bytes, int max_
 
 absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemory& memory,
                                         int max_model_len, int limit) {
-  const size_t others = memory.used_before + memory.weights + memory.workspace;
+  const size_t own = memory.weights + memory.workspace;
   const size_t least = layout.BlockBytes() *
                        static_cast<size_t>(layout.BlocksFor(std::clamp(max_model_len, 1, limit)));
   if (memory.pool != 0) {
-    if (others + memory.pool > memory.total) {
-      return ResourceExhausted("--kv-cache-memory-bytes={} ({}) does not fit: {}, which leaves {}",
-                               memory.pool, SizeText(memory.pool), Figures(memory),
-                               SizeText(memory.total - std::min(memory.total, others)));
+    if (memory.used_before + own + memory.pool > memory.total) {
+      return ResourceExhausted(
+          "--kv-cache-memory-bytes={} ({}) does not fit: {}, which leaves {}", memory.pool,
+          SizeText(memory.pool), Figures(memory),
+          SizeText(memory.total - std::min(memory.total, memory.used_before + own)));
     }
     return PlanPool(layout, memory.pool, max_model_len, limit, Remedy(memory, least));
   }
   const size_t budget = static_cast<size_t>(memory.utilization * static_cast<double>(memory.total));
-  if (budget < others + layout.BlockBytes()) {
+  if (memory.used_before + budget > memory.total) {
+    return ResourceExhausted("--gpu-memory-utilization={:.2f} asks for {}, but {}: {}",
+                             memory.utilization, SizeText(budget), Figures(memory),
+                             Remedy(memory, least));
+  }
+  if (budget < own + layout.BlockBytes()) {
     return ResourceExhausted(
-        "no room for a KV pool: {}, and --gpu-memory-utilization={:.2f} allows {} in all: {}",
+        "no room for a KV pool: {}, and --gpu-memory-utilization={:.2f} allows this process {}: {}",
         Figures(memory), memory.utilization, SizeText(budget), Remedy(memory, least));
   }
-  return PlanPool(layout, budget - others, max_model_len, limit, Remedy(memory, least));
+  return PlanPool(layout, budget - own, max_model_len, limit, Remedy(memory, least));
 }
 
 }  // namespace tandem::engine

@@ -30,12 +30,12 @@ struct DeviceMemory {
   size_t used_before = 0;  // by other processes and the driver when this process came to the device
   size_t weights = 0;
   size_t workspace = 0;      // all else but the pool, with what is kept in reserve
-  double utilization = 0.9;  // --gpu-memory-utilization: of `total`, for everyone together
-  size_t pool = 0;           // --kv-cache-memory-bytes; 0: what the others leave of the utilization
+  double utilization = 0.9;  // --gpu-memory-utilization: of `total`, for this process alone
+  size_t pool = 0;           // --kv-cache-memory-bytes; 0: what weights and workspace leave of that
 };
 
-// As PlanPool. RESOURCE_EXHAUSTED with all figures where nothing is left for a pool; remedies name
-// the flag that would help.
+// As PlanPool. RESOURCE_EXHAUSTED with all figures where nothing is left for a pool, or where
+// others use what this process was to have; remedies name the flag that would help.
 absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemory& memory,
                                         int max_model_len, int limit);
 

@@ -1,0 +1,24 @@
+// Which worker of `tandem up` computes on which GPU of this machine.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace tandem::cli {
+
+// GPUs that programs started here may use: as many as `visible_devices` (CUDA_VISIBLE_DEVICES)
+// names, or, where that is null, as `device_folder` (/dev) holds nodes of (nvidia0, nvidia1, ...).
+// No driver is asked, so the count says nothing about whether they work.
+int CountGpus(const std::string& device_folder, const char* visible_devices);
+
+struct GpuPlace {
+  int gpu = 0;
+  int wave = 0;             // how many workers have this GPU already
+  double memory_share = 1;  // 1 / workers on this GPU
+};
+
+// In turns over the GPUs, in the order of the workers. Workers of one wave share no GPU. Empty
+// where there is no GPU.
+std::vector<GpuPlace> PlaceOnGpus(int workers, int gpus);
+
+}  // namespace tandem::cli
