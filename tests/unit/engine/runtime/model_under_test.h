@@ -27,10 +27,11 @@ struct ModelUnderTest {
 
   static absl::StatusOr<ModelUnderTest> Load(const std::string& dir, Element element,
                                              int num_threads, int block_size, int num_blocks,
-                                             bool dummy = false) {
+                                             bool dummy = false,
+                                             const std::string& device_name = "cpu") {
     const DecoderLimits limits{kMaxRows, kMaxRows, kMaxRows};
     ModelUnderTest test;
-    TANDEM_ASSIGN_OR_RETURN(test.backend, OpenBackend("cpu", {.num_threads = num_threads}));
+    TANDEM_ASSIGN_OR_RETURN(test.backend, OpenBackend(device_name, {.num_threads = num_threads}));
     Device& device = test.backend->device();
     test.stream = device.NewStream();
     TANDEM_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Load(dir));
@@ -43,7 +44,9 @@ struct ModelUnderTest {
     test.kv.num_blocks = num_blocks;
     TANDEM_ASSIGN_OR_RETURN(test.pool, device.AllocateKvPool(test.kv.TotalBytes()));
     // Whatever nobody has written must never reach a result.
-    std::fill_n(test.pool.as<unsigned char>(), test.pool.size(), 0xff);
+    const std::vector<unsigned char> poison(test.pool.size(), 0xff);
+    test.stream->CopyToDevice(test.pool.data(), poison.data(), poison.size());
+    test.stream->Synchronize();
     test.kv.base = test.pool.as<std::byte>();
     TANDEM_ASSIGN_OR_RETURN(
         test.decoder, Decoder::Create(config, std::move(weights), limits, &device, test.ops.get()));
@@ -76,16 +79,41 @@ struct ModelUnderTest {
     RaggedBatch batch;
     batch.num_rows = static_cast<int>(rows.size());
     batch.num_items = static_cast<int>(chunks.size());
+    for (const Chunk& c : chunks) {
+      batch.max_item_rows = std::max(batch.max_item_rows, c.count);
+      batch.max_length = std::max(batch.max_length, c.start + c.count);
+    }
     batch.token_ids = ids.data();
     batch.positions = positions.data();
     batch.first_rows = first_rows.data();
     batch.starts = starts.data();
     batch.first_blocks = first_blocks.data();
     batch.blocks = blocks.data();
-    decoder->Forward({.batch = &batch, .host = &batch}, kv, stream.get());
+    RaggedBatch device_batch = batch;
+    std::vector<Buffer> copies;
+    device_batch.token_ids = Copy(ids, &copies);
+    device_batch.positions = Copy(positions, &copies);
+    device_batch.first_rows = Copy(first_rows, &copies);
+    device_batch.starts = Copy(starts, &copies);
+    device_batch.first_blocks = Copy(first_blocks, &copies);
+    device_batch.blocks = Copy(blocks, &copies);
+    decoder->Forward({.batch = &device_batch, .host = &batch}, kv, stream.get());
     std::vector<float> logits(rows.size() * vocab());
-    decoder->Logits(rows.data(), batch.num_rows, logits.data(), stream.get());
+    const float* device_logits = Copy(logits, &copies);
+    decoder->Logits(Copy(rows, &copies), batch.num_rows, const_cast<float*>(device_logits),
+                    stream.get());
+    stream->CopyToHost(logits.data(), device_logits, logits.size() * sizeof(float));
+    stream->Synchronize();
     return logits;
+  }
+  // A copy in memory of the device.
+  template <typename T>
+  const T* Copy(const std::vector<T>& values, std::vector<Buffer>* copies) {
+    const size_t bytes = values.size() * sizeof(T);
+    copies->push_back(backend->device().Allocate(std::max<size_t>(bytes, 64)).value());
+    stream->CopyToDevice(copies->back().data(), values.data(), bytes);
+    stream->Synchronize();
+    return copies->back().as<T>();
   }
 
   // Block ids 0..num_blocks in random order.

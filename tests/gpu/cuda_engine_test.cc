@@ -1,0 +1,208 @@
+// The engine on the GPU against Hugging Face transformers in float64: the committed fixtures, and
+// the five models of the shared reference data.
+#include <cmath>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fmt/format.h"
+#include "gtest/gtest.h"
+
+#include "engine/runtime/engine.h"
+#include "tests/support/paths.h"
+#include "tests/unit/engine/runtime/model_under_test.h"
+#include "tests/unit/engine/runtime/reference_case.h"
+
+namespace tandem::engine {
+namespace {
+
+constexpr double kLogitTolerance = 1e-2;  // relative L2
+constexpr float kMargin = 0.1f;           // tokens must agree where the reference's is larger
+constexpr int kChunk = 37;                // of a prompt
+
+#define TANDEM_REQUIRE_CUDA()                                            \
+  do {                                                                   \
+    if (const auto backend_ = OpenBackend("cuda", {}); !backend_.ok()) { \
+      GTEST_SKIP() << backend_.status().ToString();                      \
+    }                                                                    \
+  } while (false)
+
+double RelativeL2(std::span<const float> got, std::span<const float> want) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
+    norm += std::pow(static_cast<double>(want[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+void CheckLogits(const std::string& dir) {
+  auto model = ModelUnderTest::Load(dir, Element::kBFloat16, 2, 16, 64, false, "cuda");
+  ASSERT_OK(model);
+  std::mt19937 random(1);
+  const std::vector<int32_t> blocks = model->ShuffledBlocks(&random);
+  for (const ReferenceCase& c : LoadReferenceCases(dir)) {
+    const int length = static_cast<int>(c.prompt.size());
+    ASSERT_EQ(c.first_logits.size(), model->vocab());
+    const std::vector<float> whole = model->Run({{&c.prompt, 0, length, &blocks}});
+    const double at_once = RelativeL2(std::span(whole).last(model->vocab()), c.first_logits);
+    EXPECT_LT(at_once, kLogitTolerance) << "prompt of " << length << " tokens";
+    fmt::print("  prompt of {:>4}: relative L2 of logits {:.2e}", length, at_once);
+    if (length > 1) {  // the last position as a decode step
+      model->Run({{&c.prompt, 0, length - 1, &blocks}});
+      const std::vector<float> last = model->Run({{&c.prompt, length - 1, 1, &blocks}});
+      const double alone = RelativeL2(last, c.first_logits);
+      EXPECT_LT(alone, kLogitTolerance) << "last of " << length << " tokens";
+      fmt::print(", as a decode step {:.2e}", alone);
+    }
+    fmt::print("\n");
+  }
+}
+
+// All cases of a model at once, greedily, two steps in flight: prompts in chunks, then a token per
+// step, whose value the host sees a step late.
+class Generations {
+ public:
+  Generations(Engine* engine, const std::vector<ReferenceCase>& cases) : engine_(engine) {
+    params_.temperature = 0;
+    params_.repetition_penalty = 1;
+    for (const ReferenceCase& c : cases) {
+      Sequence& s = sequences_.emplace_back();
+      s.reference = &c;
+      s.tokens = c.prompt;
+      const int length = static_cast<int>(c.prompt.size() + c.greedy.size());
+      auto lease = engine->pool().Reserve(length / engine->options().block_size + 1);
+      EXPECT_OK(lease);
+      if (lease.ok()) s.lease = *std::move(lease);
+    }
+  }
+
+  void Run() {
+    while (Launch() || !launched_.empty()) {
+      if (launched_.size() < 2 && !finished_) continue;
+      if (!Collect()) return;
+    }
+  }
+
+  const std::vector<int32_t>& tokens(size_t i) const { return sequences_[i].tokens; }
+
+ private:
+  struct Sequence {
+    const ReferenceCase* reference = nullptr;
+    std::vector<int32_t> tokens;  // that the host knows
+    int computed = 0;             // positions launched
+    int drawn = 0;                // tokens launched
+    DrawnToken pending;
+    BlockLease lease;
+  };
+  struct Launched {
+    StepId id;
+    std::vector<Sequence*> drawing;  // by item; null: draws nothing
+  };
+
+  // False where nothing is left to launch.
+  bool Launch() {
+    Batch batch;
+    Launched launched;
+    for (Sequence& s : sequences_) {
+      if (s.drawn == static_cast<int>(s.reference->greedy.size())) continue;
+      const int prompt = static_cast<int>(s.reference->prompt.size());
+      BatchItem& item = batch.items.emplace_back();
+      item.tokens = s.tokens;
+      item.start = s.computed;
+      item.num_tokens = std::min(kChunk, std::max(prompt - s.computed, 1));
+      item.prompt_length = prompt;
+      item.block_table = s.lease.blocks();
+      const bool draws = s.computed + item.num_tokens >= prompt;
+      item.sampling = draws ? &params_ : nullptr;
+      if (s.computed >= prompt) item.pending = s.pending;
+      s.computed += item.num_tokens;
+      launched.drawing.push_back(draws ? &s : nullptr);
+    }
+    finished_ = batch.items.empty();
+    if (finished_) return false;
+    auto step = engine_->runner().Launch(batch);
+    EXPECT_OK(step);
+    if (!step.ok()) return false;
+    launched.id = step->id;
+    for (size_t i = 0; i < launched.drawing.size(); ++i) {
+      if (launched.drawing[i] == nullptr) continue;
+      launched.drawing[i]->pending = {step->id, static_cast<int>(i)};
+      ++launched.drawing[i]->drawn;
+    }
+    launched_.push_back(std::move(launched));
+    return true;
+  }
+
+  bool Collect() {
+    const Launched launched = std::move(launched_.front());
+    launched_.pop_front();
+    auto output = engine_->runner().Collect(launched.id);
+    EXPECT_OK(output);
+    if (!output.ok()) return false;
+    for (size_t i = 0; i < launched.drawing.size(); ++i) {
+      EXPECT_OK(output->items[i].status);
+      EXPECT_EQ(output->items[i].has_token, launched.drawing[i] != nullptr);
+      if (launched.drawing[i] == nullptr) continue;
+      launched.drawing[i]->tokens.push_back(output->items[i].token.token);
+    }
+    return true;
+  }
+
+  Engine* engine_;
+  SamplingParams params_;
+  std::deque<Sequence> sequences_;
+  std::deque<Launched> launched_;
+  bool finished_ = false;
+};
+
+void CheckGeneration(const std::string& dir) {
+  EngineOptions options;
+  options.model_dir = dir;
+  options.device = "cuda";
+  options.kv_cache_memory_bytes = 16 << 20;
+  options.max_num_batched_tokens = 512;
+  options.max_num_seqs = 64;
+  auto engine = Engine::Load(options);
+  ASSERT_OK(engine);
+  ASSERT_EQ((*engine)->runner().max_in_flight(), 2);
+  const std::vector<ReferenceCase> cases = LoadReferenceCases(dir);
+  Generations run(engine->get(), cases);
+  run.Run();
+  int compared = 0;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (cases[i].min_margin <= kMargin) continue;
+    std::vector<int32_t> want = cases[i].prompt;
+    want.insert(want.end(), cases[i].greedy.begin(), cases[i].greedy.end());
+    EXPECT_EQ(run.tokens(i), want) << "prompt of " << cases[i].prompt.size() << " tokens";
+    ++compared;
+  }
+  fmt::print("  greedy tokens compared of {} of {} prompts\n", compared, cases.size());
+}
+
+void CheckAll(const std::string& folder, size_t at_least) {
+  const std::vector<std::string> models = ReferenceModels(folder);
+  ASSERT_GE(models.size(), at_least);
+  for (const std::string& dir : models) {
+    SCOPED_TRACE(dir);
+    fmt::print("{}\n", dir);
+    ASSERT_FALSE(LoadReferenceCases(dir).empty());
+    CheckLogits(dir);
+    CheckGeneration(dir);
+  }
+}
+
+TEST(CudaEngineTest, Fixtures) {
+  TANDEM_REQUIRE_CUDA();
+  CheckAll(SourcePath("tests/data/engine"), 7);
+}
+
+TEST(CudaEngineTest, SharedModels) {
+  TANDEM_REQUIRE_CUDA();
+  TANDEM_REQUIRE_SHARED();
+  CheckAll(SharedDir() + "/reference", 1);
+}
+
+}  // namespace
+}  // namespace tandem::engine
