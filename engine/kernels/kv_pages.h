@@ -15,6 +15,7 @@ struct KvPages {
   int kv_heads = 0;
   int head_dim = 0;
   int block_size = 16;  // positions, a multiple of 16
+  int num_blocks = 0;   // of the pool; for devices whose copy engines check bounds
 
   size_t PageBytes() const {
     return static_cast<size_t>(block_size) * static_cast<size_t>(head_dim) * ElementSize(element);

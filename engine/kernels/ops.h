@@ -43,6 +43,12 @@ struct OpsShape {
   size_t head_dim = 0;
   size_t inner = 0;  // of the feed-forward block
   size_t vocab = 0;  // rows of the embedding and of the head
+  // What the model has besides: norms of heads, biases of the output projection and of the
+  // feed-forward block.
+  bool qk_norm = false, output_bias = false, mlp_bias = false;
+  // A row's results are bit-identical whatever else is in the batch, and however its sequence was
+  // cut into steps.
+  bool batch_invariant = false;
 };
 
 // y = x W^T + bias.

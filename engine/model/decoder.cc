@@ -27,6 +27,9 @@ OpsShape OpsShapeOf(const ModelConfig& config, Element element, const DecoderLim
   shape.kv_width = static_cast<size_t>(config.num_kv_heads) * shape.head_dim;
   shape.inner = static_cast<size_t>(config.intermediate_size);
   shape.vocab = static_cast<size_t>(config.vocab_size);
+  shape.qk_norm = config.qk_norm;
+  shape.output_bias = config.output_bias;
+  shape.mlp_bias = config.mlp_bias;
   return shape;
 }
 
@@ -106,8 +109,12 @@ void Decoder::FeedForward(const LayerWeights& layer, const Norm& next_norm, int 
 
 void Decoder::Forward(const ForwardInput& input, const KvRegion& kv, Stream* stream) {
   if (input.batch->num_rows == 0) return;
-  KvPages pages{kv.base, ElementOf(kv.layout.dtype), kv.layout.num_kv_heads, kv.layout.head_dim,
-                kv.layout.block_size};
+  KvPages pages{kv.base,
+                ElementOf(kv.layout.dtype),
+                kv.layout.num_kv_heads,
+                kv.layout.head_dim,
+                kv.layout.block_size,
+                kv.num_blocks};
   BeginArgs begin;
   begin.batch = input.batch;
   begin.host = input.host;

@@ -171,6 +171,8 @@ class Linear final : public CublasLinear {
   // Milliseconds of the fastest of a few runs; < 0: it does not run.
   float Time(const Problem& problem, const cublasLtMatmulAlgo_t& algorithm, bool add, const void* x,
              const void* weight, void* y, float give_up, cudaStream_t stream);
+  bool TakesAll(const ProductShape& shape, int largest,
+                const cublasLtMatmulAlgo_t& algorithm) const;
   const Choice& ChoiceFor(const ProductShape& shape, int rows);
 
   const Cublas c_;
@@ -210,6 +212,14 @@ float Linear::Time(const Problem& problem, const cublasLtMatmulAlgo_t& algorithm
   return best;
 }
 
+bool Linear::TakesAll(const ProductShape& shape, int largest,
+                      const cublasLtMatmulAlgo_t& algorithm) const {
+  for (int rows = 1; rows <= largest; rows *= 2) {
+    if (!Problem(c_, shape, rows).Takes(handle_, algorithm)) return false;
+  }
+  return true;
+}
+
 absl::Status Linear::Prepare(const ProductShape& shape, int max_rows, void* scratch,
                              cudaStream_t stream) {
   const int largest = BucketOf(max_rows);
@@ -229,6 +239,7 @@ absl::Status Linear::Prepare(const ProductShape& shape, int max_rows, void* scra
     Problem problem(c_, shape, bucket);
     float best = -1;
     for (const auto& algorithm : problem.Candidates(handle_, fixed_, kCandidates)) {
+      if (fixed_ && !TakesAll(shape, largest, algorithm)) continue;
       const float time = Time(problem, algorithm, shape.output == ProductOutput::kAddFloat32, x,
                               weight, y, best, stream);
       if (time < 0 || (best >= 0 && time >= best)) continue;
@@ -257,6 +268,8 @@ const Linear::Choice& Linear::ChoiceFor(const ProductShape& shape, int rows) {
     choice.algorithm = timed->second;
     return choice;
   }
+  choice.plain = fixed_;
+  if (fixed_) return choice;
   const auto candidates = choice.problem->Candidates(handle_, fixed_, 1);
   choice.plain = candidates.empty();
   if (!choice.plain) choice.algorithm = candidates.front();

@@ -1,3 +1,17 @@
+// Which kernel computes what.
+//
+//               | up to skinny_rows   | more rows, sm_90a   | all other products
+//   products    | skinny_linear.h     | hopper_linear.h     | cublas_linear.h, elementwise.h
+//   attention   | of one row an item: decode_attention.h; of runs: prefill_attention.h;
+//               | of shapes that those do not take: plain_attention.h
+//
+// Norms. The fused products (skinny, hopper) read `scaled`, the residual stream times the norm's
+// weight, and the sums of its squares (linear_args.h). Who changes the residual stream by a fused
+// product leaves both for the next norm; after a generic one they are made when a fused product
+// asks for them. So each op chooses for itself.
+//
+// --batch-invariant: the hopper products without their scratch memory, else cuBLASLt with one
+// algorithm for all numbers of rows; all attention by the kernels for runs, never split.
 #include "engine/kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
@@ -9,22 +23,37 @@
 
 #include "engine/device/cuda/cuda_check.h"
 #include "engine/kernels/cuda/cublas_linear.h"
+#include "engine/kernels/cuda/decode_attention.h"
 #include "engine/kernels/cuda/elementwise.h"
+#if __has_include("engine/kernels/cuda/hopper_linear.h")
+#include "engine/kernels/cuda/hopper_linear.h"
+#else
+#include "engine/kernels/cuda/hopper_linear_absent.h"
+#endif
 #include "engine/kernels/cuda/launch.h"
 #include "engine/kernels/cuda/plain_attention.h"
+#include "engine/kernels/cuda/prefill_attention.h"
 #include "engine/kernels/cuda/sample.h"
+#include "engine/kernels/cuda/skinny_linear.h"
+#include "engine/kernels/cuda/step.h"
 
 namespace tandem::engine::cuda {
 namespace {
 
 // Rows of the feed-forward block computed together by the generic kernels: enough that the products
 // run at full speed, few enough that both halves of them need little memory.
-constexpr size_t kMlpTile = 2048;
+constexpr size_t kMlpTile = 1024;
 constexpr size_t kAlignment = 256;  // bytes
+constexpr int kHopper = 90;         // compute capability
+// Rows up to which the skinny products win over Hopper's.
+constexpr int kSkinnyRowsOnHopper = 16;
 
 int AsInt(size_t value) { return static_cast<int>(value); }
 
 const __nv_bfloat16* BFloat16(const void* data) { return static_cast<const __nv_bfloat16*>(data); }
+const __nv_bfloat16* WeightOf(const Projection& projection) {
+  return BFloat16(projection.weight.data);
+}
 
 // Deals out parts of one allocation; with no base it only counts.
 class Carver {
@@ -32,7 +61,7 @@ class Carver {
   explicit Carver(std::byte* base) : base_(base) {}
   template <typename T>
   void Take(size_t count, T** out) {
-    *out = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    *out = base_ == nullptr || count == 0 ? nullptr : reinterpret_cast<T*>(base_ + used_);
     used_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
   }
   size_t used() const { return used_; }
@@ -44,7 +73,7 @@ class Carver {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(const OpsShape& shape, CudaDevice* device) : shape_(shape), device_(device) {}
+  CudaOps(const OpsShape& shape, CudaDevice* device, const CudaOpsOptions& options);
 
   absl::Status Prepare();
 
@@ -62,26 +91,20 @@ class CudaOps final : public Ops {
   void Sample(const SampleArgs& args, Stream* stream) override;
 
  private:
-  // What a step's ops share, and the generic kernels' intermediate results.
-  struct Scratch {
-    float* cos = nullptr;  // [max_rows][head_dim / 2], of the step, as the next three
-    float* sin = nullptr;
-    int64_t* slots = nullptr;          // [max_rows]
-    int32_t* row_items = nullptr;      // [max_rows]
-    __nv_bfloat16* normed = nullptr;   // [max(max_rows, max_logit_rows)][hidden]
-    float* qkv = nullptr;              // [max_rows][q_width + 2 * kv_width]
-    __nv_bfloat16* gate_up = nullptr;  // [mlp_tile][2 * inner]
-    std::byte* workspace = nullptr;    // of cuBLAS
-    std::byte* sample = nullptr;       // of SampleRows
-  };
-  size_t Carve(std::byte* base);
+  // How a product is computed.
+  enum class Path { kGeneric, kSkinny, kHopper };
+  Path PathOf(int rows, int outputs, int inputs, int head_dim) const;
+  bool HopperTakes(size_t outputs, size_t inputs, size_t head_dim) const {
+    return options_.hopper && HopperSupports(AsInt(outputs), AsInt(inputs), AsInt(head_dim));
+  }
 
+  // The generic products, each timed at start where it can occur.
   ProductShape QkvShape() const {
     return {AsInt(shape_.q_width + 2 * shape_.kv_width), AsInt(shape_.hidden),
             ProductOutput::kFloat32};
   }
   ProductShape GateUpShape() const {
-    return {AsInt(2 * shape_.inner), AsInt(shape_.hidden), ProductOutput::kBFloat16};
+    return {AsInt(2 * shape_.inner), AsInt(shape_.hidden), ProductOutput::kFloat32};
   }
   ProductShape AddShape(size_t inputs) const {
     return {AsInt(shape_.hidden), AsInt(inputs), ProductOutput::kAddFloat32};
@@ -90,55 +113,167 @@ class CudaOps final : public Ops {
     return {AsInt(shape_.vocab), AsInt(shape_.hidden), ProductOutput::kFloat32};
   }
   absl::Status TimeProducts();
+  void Product(const ProductShape& shape, int rows, const __nv_bfloat16* x,
+               const Projection& projection, void* y, Stream* stream);
+
+  // Everything that lies in scratch memory.
+  struct Scratch {
+    // Of the step.
+    float* cos = nullptr;  // [max_rows][head_dim / 2]
+    float* sin = nullptr;
+    int64_t* slots = nullptr;            // [max_rows]
+    DecodeItem* decode_items = nullptr;  // [max_items + 1]
+    // Between ops: what scaled_for_ is about; or the generic products' normed input.
+    __nv_bfloat16* scaled = nullptr;  // [max(max_rows, max_logit_rows)][hidden]
+    float* shares = nullptr;          // of square sums
+    // Within an op.
+    float* qkv = nullptr;      // [max_rows][q_width + 2 * kv_width], generic
+    float* gate_up = nullptr;  // [mlp_tile_][2 * inner], generic
+    std::byte* cublas = nullptr;
+    SkinnyScratch skinny;
+    HopperScratch hopper;
+    DecodeAttentionScratch decode;
+    float* prefill_partial = nullptr;
+    std::byte* sample = nullptr;
+  };
+  size_t Carve(std::byte* base);
+
+  void BeginFused(const BeginArgs& args, Stream* stream);
+  void BeginGeneric(const BeginArgs& args, Stream* stream);
+  void QkvGeneric(const engine::QkvArgs& args, Stream* stream);
+  void GateUpGeneric(const engine::GateUpArgs& args, Stream* stream);
+  void AddProjectionGeneric(const AddProjectionArgs& args, Stream* stream);
+  bool DecodeTakes(const AttentionArgs& args, Stream* stream) const;
+  void DecodeRows(const AttentionArgs& args, Stream* stream);
+  void Runs(const AttentionArgs& args, bool skip_single_rows, Stream* stream);
+
+  // Makes scaled and shares those of `norm` over `rows` rows of `hidden`, or those that row_ids
+  // names, unless they are that already.
+  SquareSums Scaled(const float* hidden, const int32_t* row_ids, const Norm& norm, int rows,
+                    Stream* stream);
+  const __nv_bfloat16* Normed(const float* hidden, const int32_t* row_ids, const Norm& norm,
+                              int rows, Stream* stream);
 
   cudaStream_t Handle(Stream* stream) const { return static_cast<CudaStream*>(stream)->handle(); }
-  LaunchOptions Options(Stream* stream) const {
-    return {Handle(stream), device_->multiprocessors(), false};
+  // Of kernels that start beside their predecessor.
+  LaunchOptions Beside(Stream* stream) const {
+    return {Handle(stream), device_->multiprocessors(), shared_bytes_, overlap_};
+  }
+  // Of kernels that stand next to the library's, which keep no rule of ours.
+  LaunchOptions After(Stream* stream) const {
+    return {Handle(stream), device_->multiprocessors(), shared_bytes_, false};
   }
 
   const OpsShape shape_;
   CudaDevice* const device_;
-  size_t mlp_tile_ = 0;  // rows
-  Buffer memory_;        // holds what `scratch_` points to
+  CudaOpsOptions options_;  // what the device cannot do is false
+  bool overlap_ = false;
+  int shared_bytes_ = 0;
+  size_t mlp_tile_ = 0;                                 // rows
+  bool generic_qkv_ = false, generic_gate_up_ = false;  // can occur
+  size_t square_stride_ = 0;  // of shares, where the skinny kernels do not set it
+  Buffer memory_;             // holds what scratch_ points to
   Scratch scratch_;
-  std::unique_ptr<CublasLinear> cublas_;
+  std::unique_ptr<CublasLinear> cublas_;  // null: no shape can need it
+
+  // Of the step that is being given to the stream.
+  int single_rows_ = 0;  // items of one row, padding included
+  bool has_decode_items_ = false;
+  // The norm that scratch_.scaled is made for, and its square sums; null: of none.
+  const float* scaled_for_ = nullptr;
+  SquareSums squares_;
 };
 
+// --- making ---
+
+CudaOps::CudaOps(const OpsShape& shape, CudaDevice* device, const CudaOpsOptions& options)
+    : shape_(shape), device_(device), options_(options) {
+  const bool is_hopper = device->compute_capability() == kHopper;
+  options_.hopper = options.hopper && is_hopper;
+  options_.skinny = options.skinny && !shape.batch_invariant;
+  options_.decode_attention = options.decode_attention && !shape.batch_invariant;
+  if (options.skinny_rows == 0) {
+    options_.skinny_rows = is_hopper ? kSkinnyRowsOnHopper : kMaxSkinnyRows;
+  }
+  overlap_ = options.overlap && device->compute_capability() >= kHopper;
+  TANDEM_CUDA_CHECK(cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                           device->ordinal()));
+}
+
+CudaOps::Path CudaOps::PathOf(int rows, int outputs, int inputs, int head_dim) const {
+  const LaunchOptions launch{nullptr, device_->multiprocessors(), shared_bytes_, overlap_};
+  if (options_.skinny && rows <= options_.skinny_rows &&
+      SupportsSkinnyLinear(rows, outputs, inputs, launch)) {
+    return Path::kSkinny;
+  }
+  if (options_.hopper && HopperSupports(outputs, inputs, head_dim)) return Path::kHopper;
+  return Path::kGeneric;
+}
+
 size_t CudaOps::Carve(std::byte* base) {
-  mlp_tile_ = std::min(shape_.max_rows, kMlpTile);
+  const OpsShape& s = shape_;
+  Scratch& m = scratch_;
+  const int multiprocessors = device_->multiprocessors();
+  const size_t half = s.head_dim / 2, rows = std::max(s.max_rows, s.max_logit_rows);
+  square_stride_ = rows;
+  const size_t shares =
+      std::max({size_t{kMaxSquareParts} * kMaxSkinnyRows,
+                static_cast<size_t>(HopperSquareParts(AsInt(s.hidden))) * rows, rows});
+  generic_qkv_ = s.qk_norm || !HopperTakes(s.q_width + 2 * s.kv_width, s.hidden, s.head_dim);
+  generic_gate_up_ = s.mlp_bias || !HopperTakes(s.inner, s.hidden, 0);
+  mlp_tile_ = std::min(s.max_rows, kMlpTile);
   Carver carver(base);
-  const size_t half = shape_.head_dim / 2;
-  carver.Take(shape_.max_rows * half, &scratch_.cos);
-  carver.Take(shape_.max_rows * half, &scratch_.sin);
-  carver.Take(shape_.max_rows, &scratch_.slots);
-  carver.Take(shape_.max_rows, &scratch_.row_items);
-  carver.Take(std::max(shape_.max_rows, shape_.max_logit_rows) * shape_.hidden, &scratch_.normed);
-  carver.Take(shape_.max_rows * (shape_.q_width + 2 * shape_.kv_width), &scratch_.qkv);
-  carver.Take(mlp_tile_ * 2 * shape_.inner, &scratch_.gate_up);
-  carver.Take(CublasLinear::kWorkspaceBytes, &scratch_.workspace);
-  carver.Take(SampleScratchBytes(AsInt(shape_.max_logit_rows), AsInt(shape_.vocab)),
-              &scratch_.sample);
+  carver.Take(s.max_rows * half, &m.cos);
+  carver.Take(s.max_rows * half, &m.sin);
+  carver.Take(s.max_rows, &m.slots);
+  carver.Take(s.max_items + 1, &m.decode_items);
+  carver.Take(rows * s.hidden, &m.scaled);
+  carver.Take(shares, &m.shares);
+  carver.Take(generic_qkv_ ? s.max_rows * (s.q_width + 2 * s.kv_width) : 0, &m.qkv);
+  carver.Take(generic_gate_up_ ? mlp_tile_ * 2 * s.inner : 0, &m.gate_up);
+  carver.Take(CublasLinear::kWorkspaceBytes, &m.cublas);
+  carver.Take(options_.skinny ? SkinnyPartialFloats(multiprocessors) : 0, &m.skinny.partial);
+  carver.Take(kSkinnyCounters, &m.skinny.counters);
+  // Without its scratch memory no sum is cut.
+  const bool cut = options_.hopper && !s.batch_invariant;
+  carver.Take(cut ? HopperPartialFloats(multiprocessors) : 0, &m.hopper.partial);
+  carver.Take(cut ? HopperFlags(multiprocessors) : 0, &m.hopper.flags);
+  const int head_dim = AsInt(s.head_dim);
+  const size_t kv_heads = s.kv_width / s.head_dim;
+  carver.Take(DecodeAttentionPartialFloats(head_dim, multiprocessors), &m.decode.partial);
+  carver.Take(size_t{kMaxDecodeItems} * kv_heads, &m.decode.counters);
+  carver.Take(s.batch_invariant ? 0 : PrefillAttentionPartialFloats(head_dim, multiprocessors),
+              &m.prefill_partial);
+  carver.Take(SampleScratchBytes(AsInt(s.max_logit_rows), AsInt(s.vocab)), &m.sample);
   return carver.used();
 }
 
 absl::Status CudaOps::Prepare() {
+  // Zeroed, as the kernels' counters must begin.
   absl::StatusOr<Buffer> memory = device_->Allocate(Carve(nullptr));
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
   Carve(memory_.as<std::byte>());
-  absl::StatusOr<std::unique_ptr<CublasLinear>> cublas =
-      CublasLinear::Create(scratch_.workspace, false);
-  if (!cublas.ok()) return cublas.status();
-  cublas_ = *std::move(cublas);
   return TimeProducts();
 }
 
 absl::Status CudaOps::TimeProducts() {
-  const std::pair<ProductShape, size_t> products[] = {{QkvShape(), shape_.max_rows},
-                                                      {AddShape(shape_.q_width), shape_.max_rows},
-                                                      {GateUpShape(), mlp_tile_},
-                                                      {AddShape(shape_.inner), shape_.max_rows},
-                                                      {LogitsShape(), shape_.max_logit_rows}};
+  std::vector<std::pair<ProductShape, size_t>> products;  // with their largest number of rows
+  const auto may_add = [&](bool can_occur, const ProductShape& product, size_t rows) {
+    if (can_occur) products.emplace_back(product, rows);
+  };
+  may_add(generic_qkv_, QkvShape(), shape_.max_rows);
+  may_add(shape_.output_bias || !HopperTakes(shape_.hidden, shape_.q_width, 0),
+          AddShape(shape_.q_width), shape_.max_rows);
+  may_add(generic_gate_up_, GateUpShape(), mlp_tile_);
+  may_add(shape_.mlp_bias || !HopperTakes(shape_.hidden, shape_.inner, 0), AddShape(shape_.inner),
+          shape_.max_rows);
+  may_add(!HopperTakes(shape_.vocab, shape_.hidden, 0), LogitsShape(), shape_.max_logit_rows);
+  if (products.empty()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<CublasLinear>> cublas =
+      CublasLinear::Create(scratch_.cublas, shape_.batch_invariant);
+  if (!cublas.ok()) return cublas.status();
+  cublas_ = *std::move(cublas);
   size_t bytes = 0;
   for (const auto& [product, rows] : products) {
     bytes = std::max(bytes, CublasLinear::PrepareBytes(product, AsInt(rows)));
@@ -164,12 +299,92 @@ void CudaOps::PackWeightRows(const void* source, Element source_element, size_t 
     return;
   }
   std::vector<uint16_t> rounded(count);
-  for (size_t i = 0; i < count; ++i)
+  for (size_t i = 0; i < count; ++i) {
     rounded[i] = FloatToBF16(LoadElement(source, source_element, i));
+  }
   TANDEM_CUDA_CHECK(cudaMemcpy(to, rounded.data(), bytes, cudaMemcpyHostToDevice));
 }
 
+// --- norms ---
+
+SquareSums CudaOps::Scaled(const float* hidden, const int32_t* row_ids, const Norm& norm, int rows,
+                           Stream* stream) {
+  if (row_ids == nullptr && scaled_for_ == norm.weight) return squares_;
+  TANDEM_CUDA_CHECK(ScaleRows(hidden, row_ids, norm.weight, rows, AsInt(shape_.hidden),
+                              scratch_.scaled, scratch_.shares, After(stream)));
+  scaled_for_ = row_ids == nullptr ? norm.weight : nullptr;
+  squares_ = {scratch_.shares, 1, AsInt(square_stride_)};
+  return squares_;
+}
+
+const __nv_bfloat16* CudaOps::Normed(const float* hidden, const int32_t* row_ids, const Norm& norm,
+                                     int rows, Stream* stream) {
+  TANDEM_CUDA_CHECK(RmsNormRows(hidden, row_ids, norm.weight, norm.epsilon, rows,
+                                AsInt(shape_.hidden), scratch_.scaled, After(stream)));
+  scaled_for_ = nullptr;
+  return scratch_.scaled;
+}
+
+void CudaOps::Product(const ProductShape& shape, int rows, const __nv_bfloat16* x,
+                      const Projection& projection, void* y, Stream* stream) {
+  TANDEM_CUDA_CHECK(cublas_ != nullptr
+                        ? cublas_->Run(shape, rows, x, WeightOf(projection), y, Handle(stream))
+                        : PlainLinear(shape, rows, x, WeightOf(projection), y, Handle(stream)));
+}
+
+// --- the beginning of a step ---
+
 void CudaOps::Begin(const BeginArgs& args, Stream* stream) {
+  const RaggedBatch& host = *args.host;
+  single_rows_ = host.num_items;
+  if (host.max_item_rows > 1) {
+    single_rows_ = 0;
+    for (int i = 0; i < host.num_items; ++i) {
+      if (host.first_rows[i + 1] - host.first_rows[i] == 1) ++single_rows_;
+    }
+  }
+  has_decode_items_ = args.embedding_element == Element::kBFloat16;
+  if (has_decode_items_) {
+    BeginFused(args, stream);
+  } else {
+    BeginGeneric(args, stream);
+  }
+  scaled_for_ = args.next_norm.weight;
+  squares_ = {scratch_.shares, 1, AsInt(square_stride_)};
+}
+
+void CudaOps::BeginFused(const BeginArgs& args, Stream* stream) {
+  const RaggedBatch& batch = *args.batch;
+  PrepareStepArgs step;
+  step.token_ids = batch.token_ids;
+  step.positions = batch.positions;
+  step.first_rows = batch.first_rows;
+  step.starts = batch.starts;
+  step.first_blocks = batch.first_blocks;
+  step.blocks = batch.blocks;
+  step.drawn = args.drawn;
+  step.embedding = BFloat16(args.embedding);
+  step.norm_weight = args.next_norm.weight;
+  step.frequencies = args.frequencies;
+  step.residual = args.hidden;
+  step.scaled = scratch_.scaled;
+  step.square_shares = scratch_.shares;
+  step.cos = scratch_.cos;
+  step.sin = scratch_.sin;
+  step.slots = scratch_.slots;
+  step.decode_items = single_rows_ > 0 ? scratch_.decode_items : nullptr;
+  step.rows = batch.num_rows;
+  step.items = batch.num_items;
+  step.hidden = AsInt(shape_.hidden);
+  step.kv_heads = args.pages.kv_heads;
+  step.head_dim = args.pages.head_dim;
+  step.block_size = args.pages.block_size;
+  step.rope_scale = args.rope_scale;
+  TANDEM_CUDA_CHECK(PrepareStep(step, Beside(stream)));
+}
+
+// For an embedding that is not bfloat16.
+void CudaOps::BeginGeneric(const BeginArgs& args, Stream* stream) {
   const RaggedBatch& batch = *args.batch;
   BeginStepArgs begin;
   begin.token_ids = batch.token_ids;
@@ -186,10 +401,11 @@ void CudaOps::Begin(const BeginArgs& args, Stream* stream) {
   begin.frequencies = args.frequencies;
   begin.norm_weight = args.next_norm.weight;
   begin.residual = args.hidden;
+  begin.scaled = scratch_.scaled;
+  begin.squares = scratch_.shares;
   begin.cos = scratch_.cos;
   begin.sin = scratch_.sin;
   begin.slots = scratch_.slots;
-  begin.row_items = scratch_.row_items;
   begin.rows = batch.num_rows;
   begin.items = batch.num_items;
   begin.hidden = AsInt(shape_.hidden);
@@ -198,16 +414,43 @@ void CudaOps::Begin(const BeginArgs& args, Stream* stream) {
   begin.head_dim = args.pages.head_dim;
   begin.block_size = args.pages.block_size;
   begin.rope_scale = args.rope_scale;
-  TANDEM_CUDA_CHECK(BeginStep(begin, Options(stream)));
+  TANDEM_CUDA_CHECK(BeginStep(begin, Beside(stream)));
 }
+
+// --- queries, keys, values ---
 
 void CudaOps::Qkv(const engine::QkvArgs& args, Stream* stream) {
   const int rows = args.batch->num_rows;
-  TANDEM_CUDA_CHECK(RmsNormRows(args.hidden, nullptr, args.norm.weight, args.norm.epsilon, rows,
-                                AsInt(shape_.hidden), scratch_.normed, Options(stream)));
-  TANDEM_CUDA_CHECK(cublas_->Run(QkvShape(), rows, scratch_.normed,
-                                 BFloat16(args.projection.weight.data), scratch_.qkv,
-                                 Handle(stream)));
+  const bool plain = args.q_norm == nullptr && args.k_norm == nullptr;
+  const Path path = plain ? PathOf(rows, AsInt(args.projection.weight.n), AsInt(shape_.hidden),
+                                   args.pages.head_dim)
+                          : Path::kGeneric;
+  if (path == Path::kGeneric) return QkvGeneric(args, stream);
+  QkvArgs qkv;
+  qkv.squares = Scaled(args.hidden, nullptr, args.norm, rows, stream);
+  qkv.weight = WeightOf(args.projection);
+  qkv.bias = args.projection.bias;
+  qkv.x = scratch_.scaled;
+  qkv.q = static_cast<__nv_bfloat16*>(args.queries);
+  qkv.kv = reinterpret_cast<__nv_bfloat16*>(args.pages.base);
+  qkv.cos = scratch_.cos;
+  qkv.sin = scratch_.sin;
+  qkv.slots = scratch_.slots;
+  qkv.rows = rows;
+  qkv.heads = args.heads;
+  qkv.kv_heads = args.pages.kv_heads;
+  qkv.head_dim = args.pages.head_dim;
+  qkv.block_size = args.pages.block_size;
+  qkv.inputs = AsInt(shape_.hidden);
+  qkv.epsilon = args.norm.epsilon;
+  TANDEM_CUDA_CHECK(path == Path::kSkinny ? SkinnyQkv(qkv, scratch_.skinny, Beside(stream))
+                                          : HopperQkv(qkv, scratch_.hopper, Beside(stream)));
+}
+
+void CudaOps::QkvGeneric(const engine::QkvArgs& args, Stream* stream) {
+  const int rows = args.batch->num_rows;
+  Product(QkvShape(), rows, Normed(args.hidden, nullptr, args.norm, rows, stream), args.projection,
+          scratch_.qkv, stream);
   FinishQkvArgs finish;
   finish.qkv = scratch_.qkv;
   finish.bias = args.projection.bias;
@@ -224,79 +467,201 @@ void CudaOps::Qkv(const engine::QkvArgs& args, Stream* stream) {
   finish.kv_heads = args.pages.kv_heads;
   finish.head_dim = args.pages.head_dim;
   finish.block_size = args.pages.block_size;
-  TANDEM_CUDA_CHECK(FinishQkv(finish, Options(stream)));
+  TANDEM_CUDA_CHECK(FinishQkv(finish, After(stream)));
 }
 
+// --- attention ---
+
+// In a step of both kinds each kernel skips the other's items.
 void CudaOps::Attention(const AttentionArgs& args, Stream* stream) {
+  const bool decode = DecodeTakes(args, stream);
+  if (!decode || single_rows_ < args.batch->num_items) Runs(args, decode, stream);
+  if (decode) DecodeRows(args, stream);
+}
+
+bool CudaOps::DecodeTakes(const AttentionArgs& args, Stream* stream) const {
+  return options_.decode_attention && has_decode_items_ && single_rows_ > 0 &&
+         SupportsDecodeAttention(args.batch->num_items, args.heads, args.pages.kv_heads,
+                                 args.pages.head_dim, args.pages.block_size, Beside(stream));
+}
+
+void CudaOps::DecodeRows(const AttentionArgs& args, Stream* stream) {
+  DecodeAttentionArgs decode;
+  decode.q = BFloat16(args.queries);
+  decode.kv = reinterpret_cast<const __nv_bfloat16*>(args.pages.base);
+  decode.items = scratch_.decode_items;
+  decode.blocks = args.batch->blocks;
+  decode.out = static_cast<__nv_bfloat16*>(args.out);
+  decode.num_items = args.batch->num_items;
+  decode.heads = args.heads;
+  decode.kv_heads = args.pages.kv_heads;
+  decode.head_dim = args.pages.head_dim;
+  decode.block_size = args.pages.block_size;
+  decode.scale = args.scale;
+  TANDEM_CUDA_CHECK(DecodeAttention(decode, scratch_.decode, Beside(stream)));
+}
+
+void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* stream) {
   const RaggedBatch& batch = *args.batch;
+  if (options_.prefill_attention) {
+    PrefillAttentionArgs runs;
+    runs.q = BFloat16(args.queries);
+    runs.kv = reinterpret_cast<const __nv_bfloat16*>(args.pages.base);
+    runs.first_rows = batch.first_rows;
+    runs.starts = batch.starts;
+    runs.first_blocks = batch.first_blocks;
+    runs.blocks = batch.blocks;
+    runs.out = static_cast<__nv_bfloat16*>(args.out);
+    runs.partial = scratch_.prefill_partial;
+    runs.num_items = batch.num_items;
+    runs.rows = batch.num_rows;
+    runs.max_item_rows = batch.max_item_rows;
+    runs.max_length = batch.max_length;
+    runs.heads = args.heads;
+    runs.kv_heads = args.pages.kv_heads;
+    runs.head_dim = args.pages.head_dim;
+    runs.block_size = args.pages.block_size;
+    runs.num_pool_blocks = args.pages.num_blocks;
+    runs.skip_single_rows = skip_single_rows;
+    runs.scale = args.scale;
+    const cudaError_t error = device_->compute_capability() == kHopper
+                                  ? HopperPrefillAttention(runs, Beside(stream))
+                                  : cudaErrorNotSupported;
+    if (error == cudaSuccess) return;
+    if (error != cudaErrorNotSupported) TANDEM_CUDA_CHECK(error);
+  }
   PlainAttentionArgs plain;
   plain.q = BFloat16(args.queries);
   plain.kv = reinterpret_cast<const __nv_bfloat16*>(args.pages.base);
-  plain.row_items = scratch_.row_items;
   plain.first_rows = batch.first_rows;
   plain.starts = batch.starts;
   plain.first_blocks = batch.first_blocks;
   plain.blocks = batch.blocks;
   plain.out = static_cast<__nv_bfloat16*>(args.out);
   plain.rows = batch.num_rows;
+  plain.num_items = batch.num_items;
   plain.heads = args.heads;
   plain.kv_heads = args.pages.kv_heads;
   plain.head_dim = args.pages.head_dim;
   plain.block_size = args.pages.block_size;
+  plain.skip_single_rows = skip_single_rows;
   plain.scale = args.scale;
-  TANDEM_CUDA_CHECK(PlainAttention(plain, Options(stream)));
+  TANDEM_CUDA_CHECK(PlainAttention(plain, Beside(stream)));
 }
+
+// --- the residual stream ---
 
 void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
-  TANDEM_CUDA_CHECK(cublas_->Run(AddShape(args.projection.weight.k), args.rows, BFloat16(args.x),
-                                 BFloat16(args.projection.weight.data), args.hidden,
-                                 Handle(stream)));
-  if (args.projection.bias == nullptr) return;
-  TANDEM_CUDA_CHECK(AddBiasRows(args.hidden, args.projection.bias, args.rows, AsInt(shape_.hidden),
-                                Options(stream)));
+  const int outputs = AsInt(shape_.hidden), inputs = AsInt(args.projection.weight.k);
+  const Path path =
+      args.projection.bias == nullptr ? PathOf(args.rows, outputs, inputs, 0) : Path::kGeneric;
+  if (path == Path::kGeneric) return AddProjectionGeneric(args, stream);
+  const bool skinny = path == Path::kSkinny;
+  ResidualArgs residual;
+  residual.weight = WeightOf(args.projection);
+  residual.x = BFloat16(args.x);
+  residual.residual = args.hidden;
+  residual.norm_weight = args.next_norm.weight;
+  residual.scaled = scratch_.scaled;
+  residual.square_shares = scratch_.shares;
+  residual.square_stride = skinny ? kMaxSkinnyRows : AsInt(square_stride_);
+  residual.rows = args.rows;
+  residual.outputs = outputs;
+  residual.inputs = inputs;
+  TANDEM_CUDA_CHECK(skinny ? SkinnyResidual(residual, scratch_.skinny, Beside(stream))
+                           : HopperResidual(residual, scratch_.hopper, Beside(stream)));
+  const int parts = skinny ? ResidualSquareParts(args.rows, outputs, inputs, Beside(stream))
+                           : HopperSquareParts(outputs);
+  scaled_for_ = args.next_norm.weight;
+  squares_ = {scratch_.shares, parts, residual.square_stride};
 }
 
+void CudaOps::AddProjectionGeneric(const AddProjectionArgs& args, Stream* stream) {
+  scaled_for_ = nullptr;
+  Product(AddShape(args.projection.weight.k), args.rows, BFloat16(args.x), args.projection,
+          args.hidden, stream);
+  if (args.projection.bias == nullptr) return;
+  TANDEM_CUDA_CHECK(AddBiasRows(args.hidden, args.projection.bias, args.rows, AsInt(shape_.hidden),
+                                After(stream)));
+}
+
+// --- the feed-forward block ---
+
 void CudaOps::GateUp(const engine::GateUpArgs& args, Stream* stream) {
+  const int inner = AsInt(shape_.inner), inputs = AsInt(shape_.hidden);
+  const Path path =
+      args.projection.bias == nullptr ? PathOf(args.rows, inner, inputs, 0) : Path::kGeneric;
+  if (path == Path::kGeneric) return GateUpGeneric(args, stream);
+  GateUpArgs gate_up;
+  gate_up.squares = Scaled(args.hidden, nullptr, args.norm, args.rows, stream);
+  gate_up.weight = WeightOf(args.projection);
+  gate_up.x = scratch_.scaled;
+  gate_up.out = static_cast<__nv_bfloat16*>(args.out);
+  gate_up.rows = args.rows;
+  gate_up.inner = inner;
+  gate_up.inputs = inputs;
+  gate_up.epsilon = args.norm.epsilon;
+  TANDEM_CUDA_CHECK(path == Path::kSkinny ? SkinnyGateUp(gate_up, scratch_.skinny, Beside(stream))
+                                          : HopperGateUp(gate_up, scratch_.hopper, Beside(stream)));
+}
+
+void CudaOps::GateUpGeneric(const engine::GateUpArgs& args, Stream* stream) {
   const size_t rows = static_cast<size_t>(args.rows);
   auto* out = static_cast<__nv_bfloat16*>(args.out);
-  TANDEM_CUDA_CHECK(RmsNormRows(args.hidden, nullptr, args.norm.weight, args.norm.epsilon,
-                                args.rows, AsInt(shape_.hidden), scratch_.normed, Options(stream)));
+  const __nv_bfloat16* normed = Normed(args.hidden, nullptr, args.norm, args.rows, stream);
   for (size_t r = 0; r < rows; r += mlp_tile_) {
     const int count = AsInt(std::min(mlp_tile_, rows - r));
-    TANDEM_CUDA_CHECK(cublas_->Run(GateUpShape(), count, scratch_.normed + r * shape_.hidden,
-                                   BFloat16(args.projection.weight.data), scratch_.gate_up,
-                                   Handle(stream)));
+    Product(GateUpShape(), count, normed + r * shape_.hidden, args.projection, scratch_.gate_up,
+            stream);
     TANDEM_CUDA_CHECK(SiluMulRows(scratch_.gate_up, args.projection.bias, count,
-                                  AsInt(shape_.inner), out + r * shape_.inner, Options(stream)));
+                                  AsInt(shape_.inner), out + r * shape_.inner, After(stream)));
   }
 }
 
+// --- the end of a step ---
+
 void CudaOps::Logits(const engine::LogitsArgs& args, Stream* stream) {
-  TANDEM_CUDA_CHECK(RmsNormRows(args.hidden, args.row_ids, args.norm.weight, args.norm.epsilon,
-                                args.count, AsInt(shape_.hidden), scratch_.normed,
-                                Options(stream)));
-  TANDEM_CUDA_CHECK(cublas_->Run(LogitsShape(), args.count, scratch_.normed,
-                                 BFloat16(args.projection.weight.data), args.logits,
-                                 Handle(stream)));
+  const int vocab = AsInt(shape_.vocab), inputs = AsInt(shape_.hidden);
+  const Path path =
+      args.projection.bias == nullptr ? PathOf(args.count, vocab, inputs, 0) : Path::kGeneric;
+  if (path != Path::kGeneric) {
+    LogitsArgs logits;
+    logits.squares = Scaled(args.hidden, args.row_ids, args.norm, args.count, stream);
+    logits.weight = WeightOf(args.projection);
+    logits.x = scratch_.scaled;
+    logits.logits = args.logits;
+    logits.rows = args.count;
+    logits.vocab = vocab;
+    logits.inputs = inputs;
+    logits.epsilon = args.norm.epsilon;
+    TANDEM_CUDA_CHECK(path == Path::kSkinny
+                          ? SkinnyLogits(logits, scratch_.skinny, Beside(stream))
+                          : HopperLogits(logits, scratch_.hopper, Beside(stream)));
+    return;
+  }
+  Product(LogitsShape(), args.count,
+          Normed(args.hidden, args.row_ids, args.norm, args.count, stream), args.projection,
+          args.logits, stream);
   if (args.projection.bias == nullptr) return;
-  TANDEM_CUDA_CHECK(AddBiasRows(args.logits, args.projection.bias, args.count, AsInt(shape_.vocab),
-                                Options(stream)));
+  TANDEM_CUDA_CHECK(
+      AddBiasRows(args.logits, args.projection.bias, args.count, vocab, After(stream)));
 }
 
 void CudaOps::Sample(const SampleArgs& args, Stream* stream) {
   TANDEM_CUDA_CHECK(SampleRows(args, AsInt(shape_.vocab), AsInt(shape_.max_logit_rows),
-                               scratch_.sample, Options(stream)));
+                               scratch_.sample, Beside(stream)));
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(const OpsShape& shape, CudaDevice* device) {
+absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(const OpsShape& shape, CudaDevice* device,
+                                                 const CudaOpsOptions& options) {
   if (shape.element != Element::kBFloat16) {
     return absl::UnimplementedError(
         "GPUs compute in bfloat16 only: give --dtype=bfloat16 or auto, or --device=cpu");
   }
   device->Use();
-  auto ops = std::make_unique<CudaOps>(shape, device);
+  auto ops = std::make_unique<CudaOps>(shape, device, options);
   absl::Status status = ops->Prepare();
   if (!status.ok()) return status;
   return ops;

@@ -12,8 +12,22 @@
 
 namespace tandem::engine::cuda {
 
-// For the device's calling thread, with all scratch memory that they will use. UNIMPLEMENTED for
-// another element than kBFloat16, RESOURCE_EXHAUSTED where there is no room.
-absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(const OpsShape& shape, CudaDevice* device);
+// Which families of kernels may be used: tests and benchmarks leave some out. What is left must
+// compute every shape, and the generic kernels always do.
+struct CudaOpsOptions {
+  bool skinny = true;             // skinny_linear.h
+  bool hopper = true;             // hopper_linear.h
+  bool decode_attention = true;   // decode_attention.h
+  bool prefill_attention = true;  // prefill_attention.h
+  bool overlap = true;            // programmatic dependent launches
+  // Rows up to which products are the skinny kernels'; 0: what is best for the device.
+  int skinny_rows = 0;
+};
+
+// With all scratch memory that the ops will use. UNIMPLEMENTED for another element than kBFloat16,
+// RESOURCE_EXHAUSTED where there is no room, NOT_FOUND where a library that these shapes need is
+// missing.
+absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(const OpsShape& shape, CudaDevice* device,
+                                                 const CudaOpsOptions& options = {});
 
 }  // namespace tandem::engine::cuda

@@ -67,7 +67,6 @@ __global__ __launch_bounds__(kThreads) void BeginStepKernel(
       slot = (block * 2 * a.kv_heads * a.block_size + position % a.block_size) * a.head_dim;
     }
     a.slots[row] = slot;
-    a.row_items[row] = padding ? -1 : item;
   }
   __syncthreads();
   const int position = shared_position, half = a.head_dim / 2;
@@ -125,6 +124,36 @@ __global__ __launch_bounds__(kThreads) void RmsNormKernel(const float* x, const 
       out[i] = __float2bfloat16_rn(x[i] * scale * weight[i]);
     }
   }
+}
+
+// As RmsNormKernel, with the norm left undone.
+template <int kVector>
+__global__ __launch_bounds__(kThreads) void ScaleRowsKernel(const float* x, const int32_t* row_ids,
+                                                            const float* weight, int width,
+                                                            __nv_bfloat16* scaled,
+                                                            float* square_sums) {
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const int row = static_cast<int>(blockIdx.x);
+  x += static_cast<int64_t>(row_ids != nullptr ? row_ids[row] : row) * width;
+  scaled += static_cast<int64_t>(row) * width;
+  float squares = 0;
+  for (int i = threadIdx.x * kVector; i < width; i += kThreads * kVector) {
+    if constexpr (kVector == 4) {
+      const float4 v = *reinterpret_cast<const float4*>(x + i);
+      const float4 w = *reinterpret_cast<const float4*>(weight + i);
+      squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+      uint2 packed;
+      packed.x = PackBFloat16(v.x * w.x, v.y * w.y);
+      packed.y = PackBFloat16(v.z * w.z, v.w * w.w);
+      *reinterpret_cast<uint2*>(scaled + i) = packed;
+    } else {
+      squares += x[i] * x[i];
+      scaled[i] = __float2bfloat16_rn(x[i] * weight[i]);
+    }
+  }
+  squares = BlockSum(squares);
+  if (threadIdx.x == 0) square_sums[row] = squares;
 }
 
 // One warp per (row, head): queries, then keys, then values.
@@ -195,46 +224,38 @@ __global__ __launch_bounds__(kThreads) void FinishQkvKernel(
 
 __device__ float SiluMul(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
-__device__ float2 Unpack(uint32_t pair) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
-}
-
-// kVector: elements a thread takes at once, 8 or 1; divides inner.
+// kVector: elements a thread takes at once, 4 or 1; divides inner.
 template <int kVector>
-__global__ __launch_bounds__(kThreads) void SiluMulKernel(const __nv_bfloat16* gate_up,
-                                                          const float* bias, int64_t count,
-                                                          int inner, __nv_bfloat16* out) {
+__global__ __launch_bounds__(kThreads) void SiluMulKernel(const float* gate_up, const float* bias,
+                                                          int64_t count, int inner,
+                                                          __nv_bfloat16* out) {
   WaitForPredecessor();
   LetSuccessorStart();
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector;
   if (at >= count) return;
-  const int64_t row = at / inner;
   const int i = static_cast<int>(at % inner);
-  const __nv_bfloat16* gate = gate_up + row * 2 * inner + i;
-  const __nv_bfloat16* up = gate + inner;
-  if constexpr (kVector == 8) {
-    const uint4 g = *reinterpret_cast<const uint4*>(gate), u = *reinterpret_cast<const uint4*>(up);
-    const uint32_t gs[4] = {g.x, g.y, g.z, g.w}, us[4] = {u.x, u.y, u.z, u.w};
-    uint32_t packed[4];
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      float2 gp = Unpack(gs[p]), up2 = Unpack(us[p]);
-      if (bias != nullptr) {
-        gp.x += bias[i + 2 * p];
-        gp.y += bias[i + 2 * p + 1];
-        up2.x += bias[inner + i + 2 * p];
-        up2.y += bias[inner + i + 2 * p + 1];
-      }
-      packed[p] = PackBFloat16(SiluMul(gp.x, up2.x), SiluMul(gp.y, up2.y));
-    }
-    *reinterpret_cast<uint4*>(out + at) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  const float* gate = gate_up + at / inner * 2 * inner + i;
+  alignas(16) float g[kVector], u[kVector];
+  if constexpr (kVector == 4) {
+    *reinterpret_cast<float4*>(g) = *reinterpret_cast<const float4*>(gate);
+    *reinterpret_cast<float4*>(u) = *reinterpret_cast<const float4*>(gate + inner);
   } else {
-    float g = __bfloat162float(*gate), u = __bfloat162float(*up);
-    if (bias != nullptr) {
-      g += bias[i];
-      u += bias[inner + i];
+    g[0] = gate[0];
+    u[0] = gate[inner];
+  }
+  if (bias != nullptr) {
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      g[e] += bias[i + e];
+      u[e] += bias[inner + i + e];
     }
-    out[at] = __float2bfloat16_rn(SiluMul(g, u));
+  }
+  if constexpr (kVector == 4) {
+    *reinterpret_cast<uint2*>(out + at) =
+        make_uint2(PackBFloat16(SiluMul(g[0], u[0]), SiluMul(g[1], u[1])),
+                   PackBFloat16(SiluMul(g[2], u[2]), SiluMul(g[3], u[3])));
+  } else {
+    out[at] = __float2bfloat16_rn(SiluMul(g[0], u[0]));
   }
 }
 
@@ -264,6 +285,14 @@ cudaError_t RmsNormRows(const float* x, const int32_t* row_ids, const float* wei
                 0, options, x, row_ids, weight, epsilon, width, out);
 }
 
+cudaError_t ScaleRows(const float* x, const int32_t* row_ids, const float* weight, int rows,
+                      int width, __nv_bfloat16* scaled, float* squares,
+                      const LaunchOptions& options) {
+  if (rows < 1) return cudaErrorInvalidValue;
+  return Launch(width % 4 == 0 ? ScaleRowsKernel<4> : ScaleRowsKernel<1>, BlocksFor(rows, 1),
+                kThreads, 0, options, x, row_ids, weight, width, scaled, squares);
+}
+
 cudaError_t FinishQkv(const FinishQkvArgs& args, const LaunchOptions& options) {
   if (args.rows < 1 || args.head_dim > kMaxHeadDim || args.head_dim % 2 != 0) {
     return cudaErrorInvalidValue;
@@ -272,12 +301,12 @@ cudaError_t FinishQkv(const FinishQkvArgs& args, const LaunchOptions& options) {
   return Launch(FinishQkvKernel, BlocksFor(units, kWarps), kThreads, 0, options, args);
 }
 
-cudaError_t SiluMulRows(const __nv_bfloat16* gate_up, const float* bias, int rows, int inner,
+cudaError_t SiluMulRows(const float* gate_up, const float* bias, int rows, int inner,
                         __nv_bfloat16* out, const LaunchOptions& options) {
   if (rows < 1) return cudaErrorInvalidValue;
   const int64_t count = static_cast<int64_t>(rows) * inner;
-  if (inner % 8 == 0) {
-    return Launch(SiluMulKernel<8>, BlocksFor(count, kThreads * 8), kThreads, 0, options, gate_up,
+  if (inner % 4 == 0) {
+    return Launch(SiluMulKernel<4>, BlocksFor(count, kThreads * 4), kThreads, 0, options, gate_up,
                   bias, count, inner, out);
   }
   return Launch(SiluMulKernel<1>, BlocksFor(count, kThreads), kThreads, 0, options, gate_up, bias,

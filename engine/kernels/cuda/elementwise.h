@@ -1,7 +1,7 @@
 // What stands between the products of a forward pass, one kernel each: from token ids to the
 // residual stream, norms, biases, rotation, the write of keys and values, the gated product.
-// For every shape that the CPU engine loads; the fused kernels of this folder take these steps into
-// their epilogues.
+// For every shape that the CPU engine loads; the fused products (linear_args.h) take these steps
+// into their epilogues.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +30,8 @@ struct BeginStepArgs {
   float* squares = nullptr;            // out: [rows], sums of squares of the residual; or null
   float* cos = nullptr;                // out: [rows][head_dim / 2]
   float* sin = nullptr;                // out: [rows][head_dim / 2]
-  int64_t* slots = nullptr;      // out: [rows]: element offset in a layer's pages of (position, K,
-                                 // head 0); -1: none
-  int32_t* row_items = nullptr;  // out: [rows]; -1 for padding
+  int64_t* slots = nullptr;  // out: [rows]: element offset in a layer's pages of (position, K,
+                             // head 0); -1: none
   int rows = 0, items = 0, hidden = 0, vocab = 0, kv_heads = 0, head_dim = 0, block_size = 0;
   int embedding_kind = 0;  // 0: float32, 1: bfloat16, 2: float16
   float rope_scale = 1;    // of cosines and sines
@@ -44,6 +43,12 @@ cudaError_t BeginStep(const BeginStepArgs& args, const LaunchOptions& options);
 // out[i] = x[row_ids[i]] / sqrt(mean(x^2) + epsilon) * weight; without row_ids row i itself.
 cudaError_t RmsNormRows(const float* x, const int32_t* row_ids, const float* weight, float epsilon,
                         int rows, int width, __nv_bfloat16* out, const LaunchOptions& options);
+
+// What the fused products take instead of a norm (linear_args.h): scaled[i] = weight *
+// x[row_ids[i]] in bfloat16 and the sum of squares of that row of x.
+cudaError_t ScaleRows(const float* x, const int32_t* row_ids, const float* weight, int rows,
+                      int width, __nv_bfloat16* scaled, float* squares,
+                      const LaunchOptions& options);
 
 // Bias, norms of heads, rotation (element i pairs with i + head_dim / 2), and the write of keys and
 // values to their pages [block][K|V][kv_head][block_size][head_dim].
@@ -63,7 +68,7 @@ struct FinishQkvArgs {
 cudaError_t FinishQkv(const FinishQkvArgs& args, const LaunchOptions& options);
 
 // out = silu(gate) * up, of gate_up + bias, which is [rows][inner | inner].
-cudaError_t SiluMulRows(const __nv_bfloat16* gate_up, const float* bias, int rows, int inner,
+cudaError_t SiluMulRows(const float* gate_up, const float* bias, int rows, int inner,
                         __nv_bfloat16* out, const LaunchOptions& options);
 
 // x[row] += bias.

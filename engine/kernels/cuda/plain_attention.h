@@ -17,13 +17,12 @@ namespace tandem::engine::cuda {
 struct PlainAttentionArgs {
   const __nv_bfloat16* q = nullptr;       // [rows][heads][head_dim]
   const __nv_bfloat16* kv = nullptr;      // pages [block][K|V][kv_head][block_size][head_dim]
-  const int32_t* row_items = nullptr;     // [rows]: item of a row, -1: none, nothing is written
-  const int32_t* first_rows = nullptr;    // [items + 1]
-  const int32_t* starts = nullptr;        // [items]
-  const int32_t* first_blocks = nullptr;  // [items + 1]
+  const int32_t* first_rows = nullptr;    // [num_items + 1]
+  const int32_t* starts = nullptr;        // [num_items]; -1: padding, its rows are left alone
+  const int32_t* first_blocks = nullptr;  // [num_items + 1]
   const int32_t* blocks = nullptr;
   __nv_bfloat16* out = nullptr;  // [rows][heads][head_dim]
-  int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, block_size = 0;
+  int rows = 0, num_items = 0, heads = 0, kv_heads = 0, head_dim = 0, block_size = 0;
   bool skip_single_rows = false;  // rows that are an item by themselves are another kernel's
   bool only_single_rows = false;  // all other rows are
   float scale = 0;                // of the scores

@@ -28,14 +28,17 @@ struct ModelUnderTest {
   static absl::StatusOr<ModelUnderTest> Load(const std::string& dir, Element element,
                                              int num_threads, int block_size, int num_blocks,
                                              bool dummy = false,
-                                             const std::string& device_name = "cpu") {
+                                             const std::string& device_name = "cpu",
+                                             bool batch_invariant = false) {
     const DecoderLimits limits{kMaxRows, kMaxRows, kMaxRows};
     ModelUnderTest test;
     TANDEM_ASSIGN_OR_RETURN(test.backend, OpenBackend(device_name, {.num_threads = num_threads}));
     Device& device = test.backend->device();
     test.stream = device.NewStream();
     TANDEM_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Load(dir));
-    TANDEM_ASSIGN_OR_RETURN(test.ops, test.backend->MakeOps(OpsShapeOf(config, element, limits)));
+    OpsShape shape = OpsShapeOf(config, element, limits);
+    shape.batch_invariant = batch_invariant;
+    TANDEM_ASSIGN_OR_RETURN(test.ops, test.backend->MakeOps(shape));
     TANDEM_ASSIGN_OR_RETURN(
         ModelWeights weights,
         LoadModelWeights(config, {dir, dummy, 0, element, num_threads}, &device, test.ops.get()));
