@@ -25,11 +25,7 @@
 #include "engine/kernels/cuda/cublas_linear.h"
 #include "engine/kernels/cuda/decode_attention.h"
 #include "engine/kernels/cuda/elementwise.h"
-#if __has_include("engine/kernels/cuda/hopper_linear.h")
 #include "engine/kernels/cuda/hopper_linear.h"
-#else
-#include "engine/kernels/cuda/hopper_linear_absent.h"
-#endif
 #include "engine/kernels/cuda/launch.h"
 #include "engine/kernels/cuda/plain_attention.h"
 #include "engine/kernels/cuda/prefill_attention.h"

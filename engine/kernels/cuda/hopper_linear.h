@@ -1,0 +1,55 @@
+// The linear layers of linear_args.h for more than a handful of rows on sm_90a, on the tensor cores
+// by warpgroup products (wgmma) of tiles that the copy engine brings (TMA).
+//
+// Shape of a kernel: one thread block per multiprocessor, which lives as long as the product. A
+// producer thread keeps a ring of tiles in shared memory full, two warpgroups multiply; they are
+// held some chunks of K apart, so that while one writes its results the other has the tensor
+// cores for itself. Tiles are 128 rows (of activations) x 256 weight rows, or 64 x 256 for few
+// rows. Tiles that would not fill the last round over the multiprocessors are dealt out as equal
+// ranges of (tile, chunk of K) instead (stream-K: Osama et al., 2023, arXiv:2301.03598); the block
+// that has a tile's first chunks adds what the others computed, in the order of K.
+//
+// Order of summation: with scratch memory it depends on the shapes, the number of rows and the
+// number of multiprocessors. Without scratch memory no tile is cut, and a row's result depends on
+// nothing but the row.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cuda_runtime.h>
+
+#include "engine/kernels/cuda/launch.h"
+#include "engine/kernels/cuda/linear_args.h"
+
+namespace tandem::engine::cuda {
+
+// Memory that the kernels of one stream share, or null: then no tile is cut. `flags` starts as
+// zeros and is zero again after every kernel.
+struct HopperScratch {
+  float* partial = nullptr;   // HopperPartialFloats() elements
+  uint32_t* flags = nullptr;  // [HopperFlags()]
+};
+size_t HopperPartialFloats(int multiprocessors);
+size_t HopperFlags(int multiprocessors);
+
+// Whether these kernels take a product of this shape: `outputs` counts rows of the weight (a half
+// of them for GateUp), head_dim is Qkv's or 0. Needs sm_90a.
+bool HopperSupports(int outputs, int inputs, int head_dim);
+
+// How many shares HopperResidual writes: one per kSquareColumns outputs.
+inline constexpr int kHopperSquareColumns = 128;
+inline int HopperSquareParts(int outputs) {
+  return (outputs + kHopperSquareColumns - 1) / kHopperSquareColumns;
+}
+
+cudaError_t HopperGateUp(const GateUpArgs& args, const HopperScratch& scratch,
+                         const LaunchOptions& options);
+cudaError_t HopperQkv(const QkvArgs& args, const HopperScratch& scratch,
+                      const LaunchOptions& options);
+cudaError_t HopperResidual(const ResidualArgs& args, const HopperScratch& scratch,
+                           const LaunchOptions& options);
+// Writes logits, not `best`.
+cudaError_t HopperLogits(const LogitsArgs& args, const HopperScratch& scratch,
+                         const LaunchOptions& options);
+
+}  // namespace tandem::engine::cuda

@@ -1,0 +1,516 @@
+// The kernel behind hopper_linear.h: one product, the parts that differ given as an Op.
+//
+// The weight's rows are taken in units of 128, two boxes of 64 rows each; an epilogue works on the
+// sums of 64 rows of activations x one unit. An Op is a plain struct with the arguments and
+//   kNormed              constant: x needs 1 / rms in the epilogue; then `squares` and `epsilon`
+//   rows, inputs
+//   BoxRow(unit, half)   the first of a box's rows in the weight
+//   Finish(sums, lines, unit)   the epilogue, run by a warpgroup
+#pragma once
+
+#include <cstdint>
+
+#include "engine/kernels/cuda/hopper.cuh"
+#include "engine/kernels/cuda/hopper_linear.h"
+
+namespace tandem::engine::cuda {
+
+inline constexpr int kHopperThreads = 384;  // a warpgroup that loads and two that multiply
+inline constexpr int kChunk = 64;           // of K: 128 bytes, the width of the swizzle
+inline constexpr int kBoxRows = 64;
+inline constexpr int kUnitRows = 2 * kBoxRows;
+inline constexpr int kUnitSums = 64;  // per thread: 64 x 128 sums over 128 threads
+
+// How a thread block's work is tied to that of others.
+enum class Team {
+  kNone,
+  kPair,   // clusters of two: tiles that lie one above the other; each loads half of the weights
+  kParts,  // clusters of HopperPlan::parts: each computes a part of K of one tile, all join them
+};
+
+// 64 * kRowGroups rows of activations x kUnits units of the weight. The two warpgroups lie one
+// above the other (kRowGroups 2) or side by side (1).
+template <int kRowGroups_, Team kTeam_, int kStages_>
+struct HopperTile {
+  static constexpr int kRowGroups = kRowGroups_, kStages = kStages_;
+  static constexpr bool kParts = kTeam_ == Team::kParts;
+  static constexpr int kCluster = kTeam_ == Team::kPair ? 2 : 1;  // tiles of a worker
+  static constexpr int kUnits = 2, kBoxes = 2 * kUnits;
+  static constexpr int kUnitsEach = kRowGroups == 2 ? kUnits : kUnits / 2;  // per warpgroup
+  static constexpr int kRows = 64 * kRowGroups;
+  static constexpr int kSums = kUnitSums * kUnitsEach;     // per thread
+  static constexpr int kSlices = kRowGroups * 4 * kUnits;  // of 16 rows x a unit: a warp's
+  static constexpr int kXBytes = kRows * kChunk * 2;
+  static constexpr int kBoxBytes = kBoxRows * kChunk * 2;
+  static constexpr int kStageBytes = kXBytes + kBoxes * kBoxBytes;
+  // The ring begins at a multiple of 1,024 bytes, where the swizzle's pattern begins.
+  static constexpr int kSharedBytes = kStages * kStageBytes + 1024;
+  static constexpr int kPartialFloats = kRows * kUnits * kUnitRows;
+};
+
+// How a product is cut. A worker is a thread block or a cluster; it takes a range of the chunks of
+// the first `split_tiles` tiles, then whole tiles. With `parts` every worker has one tile.
+struct HopperPlan {
+  int row_tiles = 0;     // of a cluster's height
+  int column_tiles = 0;  // pairs of units
+  int chunks = 0;        // of K
+  int split_tiles = 0;
+  int workers = 0;
+  int parts = 1;
+  int band = 0;  // row tiles that are walked through before the next column
+  HopperScratch scratch;
+};
+
+// Chunks [begin, end) of a tile.
+struct Segment {
+  int tile, row_tile, column_tile, begin, end;
+};
+
+// A worker's segments, one after the other.
+class Segments {
+ public:
+  __device__ Segments(const HopperPlan& plan, int worker, int rank) : plan_(plan) {
+    if (plan.parts > 1) {
+      at_ = worker * plan.chunks + rank * plan.chunks / plan.parts;
+      end_ = worker * plan.chunks + (rank + 1) * plan.chunks / plan.parts;
+      tile_ = plan.row_tiles * plan.column_tiles;
+      return;
+    }
+    at_ = FirstUnit(plan, worker);
+    end_ = FirstUnit(plan, worker + 1);
+    tile_ = plan.split_tiles + worker;
+  }
+
+  // The first of a worker's units (tile * chunks + chunk) in the tiles that are cut.
+  __device__ static int FirstUnit(const HopperPlan& plan, int worker) {
+    return static_cast<int>(static_cast<int64_t>(plan.split_tiles) * plan.chunks * worker /
+                            plan.workers);
+  }
+
+  __device__ bool Next(Segment* s) {
+    if (at_ < end_) {
+      s->tile = at_ / plan_.chunks;
+      s->begin = at_ - s->tile * plan_.chunks;
+      s->end = min(plan_.chunks, s->begin + end_ - at_);
+      at_ += s->end - s->begin;
+    } else {
+      if (tile_ >= plan_.row_tiles * plan_.column_tiles) return false;
+      s->tile = tile_;
+      s->begin = 0;
+      s->end = plan_.chunks;
+      tile_ += plan_.workers;
+    }
+    // Tiles are numbered so that those computed at the same time share rows of both matrices.
+    const int per_band = plan_.band * plan_.column_tiles;
+    const int band = s->tile / per_band, within = s->tile - band * per_band;
+    const int height = min(plan_.band, plan_.row_tiles - band * plan_.band);
+    s->column_tile = within / height;
+    s->row_tile = band * plan_.band + within - s->column_tile * height;
+    return true;
+  }
+
+ private:
+  const HopperPlan& plan_;
+  int at_, end_, tile_;
+};
+
+// Of the tile that a thread block takes of a worker's.
+template <class Tile>
+__device__ int FirstRow(const Segment& s, int rank) {
+  return (s.row_tile * Tile::kCluster + (Tile::kCluster > 1 ? rank : 0)) * Tile::kRows;
+}
+
+// The two rows of activations that a thread holds sums of, 8 apart.
+struct Lines {
+  int row[2];
+  bool valid[2];
+  float inverse_rms[2];
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+struct Ring {
+  uint32_t data, full, empty;  // addresses; barriers are 8 bytes each
+  int stage = 0;
+  uint32_t phase = 0;
+
+  template <class Tile>
+  __device__ void Advance() {
+    if (++stage == Tile::kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// The thread that fills the ring.
+template <class Tile, class Op>
+class HopperProducer {
+ public:
+  __device__ HopperProducer(const CUtensorMap* x, const CUtensorMap* weight, const Op& op,
+                            const HopperPlan& plan, const Ring& ring, int rank, int worker)
+      : x_(x), weight_(weight), op_(op), plan_(plan), ring_(ring), rank_(rank), worker_(worker) {}
+
+  __device__ void Run() {
+    // Weights wait for nobody: the ring fills with them while the predecessor runs.
+    const Ring start = ring_;
+    int ahead = 0;
+    Segment s;
+    for (Segments all(plan_, worker_, rank_); ahead < Tile::kStages && all.Next(&s);) {
+      for (int c = s.begin; c < s.end && ahead < Tile::kStages; ++c, ++ahead) {
+        ExpectBytes(ring_.full + ring_.stage * 8, Tile::kStageBytes);
+        LoadWeights(s, c);
+        ring_.template Advance<Tile>();
+      }
+    }
+    WaitForPredecessor();
+    LetSuccessorStart();
+    ring_ = start;
+    for (Segments all(plan_, worker_, rank_); all.Next(&s);) {
+      for (int c = s.begin; c < s.end; ++c) {
+        if (ahead > 0) {
+          --ahead;
+        } else {
+          WaitBarrier(ring_.empty + ring_.stage * 8, ring_.phase ^ 1);
+          ExpectBytes(ring_.full + ring_.stage * 8, Tile::kStageBytes);
+          LoadWeights(s, c);
+        }
+        LoadX(s, c);
+        ring_.template Advance<Tile>();
+      }
+    }
+  }
+
+ private:
+  __device__ void LoadX(const Segment& s, int chunk) const {
+    LoadBox(ring_.data + ring_.stage * Tile::kStageBytes, x_, chunk * kChunk,
+            FirstRow<Tile>(s, rank_), ring_.full + ring_.stage * 8);
+  }
+
+  __device__ void LoadWeights(const Segment& s, int chunk) const {
+    const uint32_t to = ring_.data + ring_.stage * Tile::kStageBytes + Tile::kXBytes;
+    const uint32_t barrier = ring_.full + ring_.stage * 8;
+    constexpr int kOwn = Tile::kBoxes / Tile::kCluster;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int box = (Tile::kCluster > 1 ? rank_ * kOwn : 0) + i;
+      const int row = op_.BoxRow(s.column_tile * Tile::kUnits + box / 2, box % 2);
+      if constexpr (Tile::kCluster > 1) {
+        LoadBoxToAll(to + box * Tile::kBoxBytes, weight_, chunk * kChunk, row, barrier,
+                     (1 << Tile::kCluster) - 1);
+      } else {
+        LoadBox(to + box * Tile::kBoxBytes, weight_, chunk * kChunk, row, barrier);
+      }
+    }
+  }
+
+  const CUtensorMap *x_, *weight_;
+  const Op& op_;
+  const HopperPlan& plan_;
+  Ring ring_;
+  int rank_, worker_;
+};
+
+// A warpgroup that multiplies.
+template <class Tile, class Op>
+class HopperConsumer {
+ public:
+  __device__ HopperConsumer(const Op& op, const HopperPlan& plan, const Ring& ring, int rank,
+                            int worker, int group)
+      : op_(op),
+        plan_(plan),
+        ring_(ring),
+        rank_(rank),
+        worker_(worker),
+        group_(group),
+        thread_(threadIdx.x % 128) {}
+
+  __device__ void Run() {
+    WaitForPredecessor();
+    Segment s;
+    Segments all(plan_, worker_, rank_);
+    bool first = true;
+    while (all.Next(&s)) {
+      const bool owner = s.begin == 0;
+      Lines lines;
+      if constexpr (Tile::kParts) {
+        if (OwnSlice() < Tile::kSlices) FindLines(s, OwnSlice(), &lines);
+      } else {
+        if (owner) FindLines(s, group_ * Tile::kUnitsEach * 4 + thread_ / 32, &lines);
+      }
+      // Only the start is held apart; from there on the distance keeps itself.
+      const bool apart = first && s.end - s.begin > kApart;
+      first = false;
+      Multiply(s.end - s.begin, apart);
+      if constexpr (Tile::kParts) {
+        JoinParts(s, lines);
+        return;
+      }
+      if (!owner) {
+        LeavePartial();
+        continue;
+      }
+      if (s.end < plan_.chunks) AddPartials(s.tile);
+#pragma unroll
+      for (int u = 0; u < Tile::kUnitsEach; ++u) {
+        op_.Finish(reinterpret_cast<float(&)[kUnitSums]>(sums_[u * kUnitSums]), lines,
+                   UnitOf(s, group_ * Tile::kUnitsEach + u));
+      }
+    }
+  }
+
+ private:
+  static constexpr int kApart = Tile::kStages - 1;
+  static constexpr int kApartBarrier = 1, kOwnBarrier = 2 /* and 3 */, kJoinBarrier = 4;
+
+  // A tile's sums in the order of warps' pieces: slice i is unit i / 4 of warpgroup after
+  // warpgroup, of its warp i % 4.
+  __device__ static int UnitOf(const Segment& s, int unit_in_block) {
+    return s.column_tile * Tile::kUnits + unit_in_block % Tile::kUnits;
+  }
+
+  __device__ void FindLines(const Segment& s, int slice, Lines* lines) const {
+    const int lane = thread_ % 32;
+    const int row = FirstRow<Tile>(s, rank_) + slice / 4 / Tile::kUnits * 64 + slice % 4 * 16;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      lines->row[i] = row + lane / 4 + i * 8;
+      lines->valid[i] = lines->row[i] < op_.rows;
+      lines->inverse_rms[i] = 1;
+    }
+    if constexpr (Op::kNormed) {
+      float sums[2] = {};
+#pragma unroll 4
+      for (int part = lane % 4; part < op_.squares.parts; part += 4) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (lines->valid[i]) {
+            sums[i] += __ldcg(op_.squares.shares + static_cast<int64_t>(part) * op_.squares.stride +
+                              lines->row[i]);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
+        sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
+        lines->inverse_rms[i] = rsqrtf(sums[i] / static_cast<float>(op_.inputs) + op_.epsilon);
+      }
+    }
+  }
+
+  // sums_ = the product over the next `chunks` chunks of the ring.
+  __device__ void Multiply(int chunks, bool apart) {
+    if (apart && group_ == 1) SyncThreads(kApartBarrier, 256);
+    const int x_offset = Tile::kRowGroups == 2 ? group_ * Tile::kXBytes / 2 : 0;
+    const int weight_offset =
+        Tile::kXBytes +
+        (Tile::kRowGroups == 2 ? 0 : group_ * Tile::kUnitsEach * 2 * Tile::kBoxBytes);
+    int previous = 0;
+    for (int c = 0; c < chunks; ++c) {
+      WaitBarrier(ring_.full + ring_.stage * 8, ring_.phase);
+      const uint32_t data = ring_.data + ring_.stage * Tile::kStageBytes;
+      const uint64_t x = OperandAt(data + x_offset), weight = OperandAt(data + weight_offset);
+      PinSums(sums_);
+      FenceProducts();
+#pragma unroll
+      for (int k = 0; k < kChunk / 16; ++k) {
+        WarpgroupMultiply(sums_, x + k * kStepOfK, weight + k * kStepOfK, c > 0 || k > 0);
+      }
+      CommitProducts();
+      PinSums(sums_);
+      if (c > 0) {
+        WaitForProducts<1>();
+        Release(previous);
+      }
+      if (apart && group_ == 0 && c + 1 == kApart) ArriveThreads(kApartBarrier, 256);
+      previous = ring_.stage;
+      ring_.template Advance<Tile>();
+    }
+    WaitForProducts<0>();
+    PinSums(sums_);
+    Release(previous);
+  }
+
+  // Every warp tells every thread block that loads into this one's ring.
+  __device__ void Release(int stage) const {
+    const int lane = thread_ % 32;
+    if constexpr (Tile::kCluster > 1) {
+      if (lane < Tile::kCluster) ArriveAt(ring_.empty + stage * 8, lane);
+    } else {
+      if (lane == 0) Arrive(ring_.empty + stage * 8);
+    }
+  }
+
+  // Where thread block `block` leaves the sums of the tile that it does not own.
+  __device__ float4* Partial(int block) const {
+    return reinterpret_cast<float4*>(plan_.scratch.partial) +
+           (static_cast<int64_t>(block) * 2 + group_) * (Tile::kPartialFloats / 8) + thread_;
+  }
+  __device__ uint32_t* Flag(int block) const { return plan_.scratch.flags + block * 2 + group_; }
+
+  __device__ void LeavePartial() const {
+    float4* to = Partial(blockIdx.x);
+#pragma unroll
+    for (int i = 0; i < Tile::kSums / 4; ++i) {
+      __stcg(to + i * 128,
+             make_float4(sums_[4 * i], sums_[4 * i + 1], sums_[4 * i + 2], sums_[4 * i + 3]));
+    }
+    __threadfence();
+    SyncThreads(kOwnBarrier + group_, 128);
+    if (thread_ == 0) {
+      asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(Flag(blockIdx.x)) : "memory");
+    }
+  }
+
+  // Adds what the workers after this one computed of its last tile.
+  __device__ void AddPartials(int tile) {
+    const int end = (tile + 1) * plan_.chunks;
+    for (int worker = worker_ + 1; Segments::FirstUnit(plan_, worker) < end; ++worker) {
+      const int block = worker * Tile::kCluster + rank_;
+      if (thread_ == 0) {
+        uint32_t flag;
+        do {
+          asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                       : "=r"(flag)
+                       : "l"(Flag(block))
+                       : "memory");
+        } while (flag == 0);
+        *Flag(block) = 0;
+      }
+      SyncThreads(kOwnBarrier + group_, 128);
+      const float4* from = Partial(block);
+#pragma unroll
+      for (int i = 0; i < Tile::kSums / 4; ++i) {
+        const float4 value = __ldcg(from + i * 128);
+        sums_[4 * i] += value.x;
+        sums_[4 * i + 1] += value.y;
+        sums_[4 * i + 2] += value.z;
+        sums_[4 * i + 3] += value.w;
+      }
+    }
+  }
+
+  // The slice that this warp writes of a tile computed in parts.
+  __device__ int OwnSlice() const { return rank_ + (group_ * 4 + thread_ / 32) * plan_.parts; }
+
+  // Every thread block of the cluster leaves its sums in its shared memory, adds up its share of
+  // the slices over all of them, in the order of K, and writes their results.
+  __device__ void JoinParts(const Segment& s, const Lines& lines) {
+    constexpr int kSliceBytes = kUnitSums * 32 * 4;
+    const int lane = thread_ % 32, warp = thread_ / 32;
+    SyncThreads(kJoinBarrier, 256);  // nobody reads the ring any more
+#pragma unroll
+    for (int u = 0; u < Tile::kUnitsEach; ++u) {
+      const int slice = (group_ * Tile::kUnitsEach + u) * 4 + warp;
+      const uint32_t to = ring_.data + slice * kSliceBytes + lane * 16;
+#pragma unroll
+      for (int i = 0; i < kUnitSums / 4; ++i) {
+        const float* v = sums_ + u * kUnitSums + i * 4;
+        StoreShared(to + i * 512, make_float4(v[0], v[1], v[2], v[3]));
+      }
+    }
+    ClusterArrive();
+    ClusterWait();
+    const int thread = group_ * 128 + thread_;
+    for (int slice = rank_; slice < Tile::kSlices; slice += plan_.parts) {
+      const uint32_t at = ring_.data + slice * kSliceBytes + thread * 16;
+      float4 sum[2] = {};
+#pragma unroll 4
+      for (int part = 0; part < plan_.parts; ++part) {
+        const uint32_t from = SharedAddressOf(at, part);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float4 value = LoadSharedOf(from + i * 4096);
+          sum[i].x += value.x;
+          sum[i].y += value.y;
+          sum[i].z += value.z;
+          sum[i].w += value.w;
+        }
+      }
+      // Of this slice no other thread block reads here.
+      StoreShared(at, sum[0]);
+      StoreShared(at + 4096, sum[1]);
+    }
+    SyncThreads(kJoinBarrier, 256);
+    const int slice = OwnSlice();
+    if (slice >= Tile::kSlices) return;
+    float sums[kUnitSums];
+#pragma unroll
+    for (int i = 0; i < kUnitSums / 4; ++i) {
+      const float4 value = LoadShared(ring_.data + slice * kSliceBytes + i * 512 + lane * 16);
+      sums[4 * i] = value.x;
+      sums[4 * i + 1] = value.y;
+      sums[4 * i + 2] = value.z;
+      sums[4 * i + 3] = value.w;
+    }
+    op_.Finish(sums, lines, UnitOf(s, slice / 4));
+  }
+
+  const Op& op_;
+  const HopperPlan& plan_;
+  Ring ring_;
+  int rank_, worker_, group_, thread_;
+  // Of rows lane / 4 and + 8 of the warp's 16, for block i of 8 columns: elements 4 i, 4 i + 1 of
+  // the first and 4 i + 2, 4 i + 3 of the second, at columns 2 (lane % 4) and the next.
+  float sums_[Tile::kSums];
+};
+
+#endif
+
+template <class Tile, class Op>
+__global__ __launch_bounds__(kHopperThreads,
+                             1) void HopperLinearKernel(const __grid_constant__ CUtensorMap x,
+                                                        const __grid_constant__ CUtensorMap weight,
+                                                        const __grid_constant__ Op op,
+                                                        const __grid_constant__ HopperPlan plan) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ unsigned char shared[];
+  __shared__ uint64_t barriers[2 * Tile::kStages];
+  Ring ring;
+  ring.data = (SharedAddress(shared) + 1023) & ~1023u;
+  ring.full = SharedAddress(barriers);
+  ring.empty = ring.full + Tile::kStages * 8;
+  constexpr bool kClusters = Tile::kParts || Tile::kCluster > 1;
+  const int rank = kClusters ? static_cast<int>(ClusterRank()) : 0;
+  const int worker = static_cast<int>(blockIdx.x) / (Tile::kParts ? plan.parts : Tile::kCluster);
+  if (threadIdx.x == 0) {
+    PrefetchTensorMap(&x);
+    PrefetchTensorMap(&weight);
+    for (int i = 0; i < Tile::kStages; ++i) {
+      InitBarrier(ring.full + i * 8, 1);
+      InitBarrier(ring.empty + i * 8, 8 * Tile::kCluster);  // the warps that multiply
+    }
+    FenceBarrierInit();
+  }
+  if constexpr (kClusters) {
+    ClusterArrive();
+    ClusterWait();
+  } else {
+    __syncthreads();
+  }
+  if (threadIdx.x < 128) {
+    ShrinkRegisters<40>();
+    if (threadIdx.x == 0) {
+      HopperProducer<Tile, Op>(&x, &weight, op, plan, ring, rank, worker).Run();
+    }
+    if constexpr (Tile::kParts) {  // the barrier in JoinParts is everybody's
+      __syncwarp();
+      ClusterArrive();
+      ClusterWait();
+    }
+  } else {
+    GrowRegisters<232>();
+    const int group = static_cast<int>(threadIdx.x) / 128 - 1;
+    HopperConsumer<Tile, Op>(op, plan, ring, rank, worker, group).Run();
+  }
+  if constexpr (kClusters) {
+    // No thread block leaves while another may still reach into its shared memory.
+    __syncwarp();
+    ClusterArrive();
+    ClusterWait();
+  }
+#endif
+}
+
+}  // namespace tandem::engine::cuda
