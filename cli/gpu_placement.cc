@@ -33,7 +33,7 @@ std::vector<GpuPlace> PlaceOnGpus(int workers, int gpus) {
   for (int i = 0; gpus > 0 && i < workers; ++i) {
     const int gpu = i % gpus;
     const int sharing = workers / gpus + (gpu < workers % gpus ? 1 : 0);
-    places.push_back({gpu, i / gpus, 1.0 / sharing});
+    places.push_back({gpu, 1.0 / sharing});
   }
   return places;
 }

@@ -13,12 +13,10 @@ int CountGpus(const std::string& device_folder, const char* visible_devices);
 
 struct GpuPlace {
   int gpu = 0;
-  int wave = 0;             // how many workers have this GPU already
   double memory_share = 1;  // 1 / workers on this GPU
 };
 
-// In turns over the GPUs, in the order of the workers. Workers of one wave share no GPU. Empty
-// where there is no GPU.
+// In turns over the GPUs, in the order of the workers. Empty where there is no GPU.
 std::vector<GpuPlace> PlaceOnGpus(int workers, int gpus);
 
 }  // namespace tandem::cli

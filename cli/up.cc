@@ -231,25 +231,9 @@ class LocalCluster {
       const GpuPlace& place = places_[workers_.size()];
       const std::vector<std::string> flags = PlaceFlags(place);
       more.insert(more.end(), flags.begin(), flags.end());
-      // A worker measures what it takes of its GPU: the next one there must not come meanwhile.
-      if (place.wave > 0 && workers_.size() % NumGpus() == 0) {
-        TANDEM_RETURN_IF_ERROR(StepUntil([this] { return AllListen(); }));
-      }
     }
     workers_.push_back(name);
     return supervisor_->Start(Spec(name, program, more));
-  }
-
-  size_t NumGpus() const {
-    int gpus = 0;
-    for (const GpuPlace& place : places_) gpus = std::max(gpus, place.gpu + 1);
-    return static_cast<size_t>(gpus);
-  }
-
-  bool AllListen() const {
-    return std::all_of(workers_.begin(), workers_.end(), [this](const std::string& name) {
-      return supervisor_->listening(name).has_value();
-    });
   }
 
   bool AllReady() {

@@ -30,6 +30,9 @@ class Device {
 
   // Bytes that there are at all.
   virtual size_t TotalMemory() const = 0;
+  // Bytes of it that this device has given out and not got back. Counted only where the device has
+  // memory of its own.
+  virtual size_t AllocatedMemory() const { return 0; }
   // Bytes that can still be allocated: of any kind, and for a KV pool.
   virtual size_t AvailableMemory() const = 0;
   virtual size_t AvailableKvMemory() const = 0;

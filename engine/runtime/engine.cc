@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -23,8 +22,11 @@ namespace {
 
 // Of the memory available, for a KV pool whose size nobody gave: several workers may start at once.
 constexpr double kDefaultMemoryShare = 0.2;
-// Of a device's own memory, for what is taken after the pool was sized: recorded graphs (CUDA).
-constexpr size_t kDeviceReserve = size_t{256} << 20;
+// Of a device's own memory, for what nobody asks the device for: the context and the code of the
+// kernels (CUDA: about half a GiB), recorded graphs.
+constexpr size_t kDeviceReserve = size_t{768} << 20;
+// Of the pool that trial steps run over.
+constexpr int kTrialBlocks = 64;
 constexpr int kMaxBatchedTokens = 1 << 20;
 constexpr int kMaxSequences = 1 << 16;
 constexpr int kMaxThreads = 1024;
@@ -185,10 +187,8 @@ class LoadedEngine final : public Engine {
     ops_ = *std::move(ops);
     if (!device_memory()) return absl::OkStatus();
     // What is certain not to fit is refused before the weights are read.
-    const size_t free = device.AvailableMemory();
-    const size_t used = device.TotalMemory() - std::min(device.TotalMemory(), free);
     DeviceMemory memory = MemoryOf(WeightBytes(config_, options_));
-    memory.workspace = used - std::min(used, used_before_) +
+    memory.workspace = device.AllocatedMemory() + kDeviceReserve +
                        Decoder::WorkspaceBytes(config_, ops_->activation(), Limits());
     return PlanDevicePool(region_.layout, memory, options_.max_model_len, config_.MaxModelLen())
         .status();
@@ -213,9 +213,9 @@ class LoadedEngine final : public Engine {
   // Sizes a pool in memory of the device by what the largest steps leave of it.
   absl::Status SizeDevicePool() {
     if (!device_memory()) return absl::OkStatus();
-    TANDEM_ASSIGN_OR_RETURN(const size_t used, UsedByLargestSteps());
+    TANDEM_ASSIGN_OR_RETURN(const size_t taken, TakenByLargestSteps());
     DeviceMemory memory = MemoryOf(decoder_->weights().PackedBytes());
-    memory.workspace = used - std::min(used, memory.used_before + memory.weights) + kDeviceReserve;
+    memory.workspace = taken - std::min(taken, memory.weights) + kDeviceReserve;
     TANDEM_ASSIGN_OR_RETURN(
         const PoolPlan plan,
         PlanDevicePool(region_.layout, memory, options_.max_model_len, config_.MaxModelLen()));
@@ -292,41 +292,39 @@ class LoadedEngine final : public Engine {
     return absl::OkStatus();
   }
 
-  // Bytes of the device in use, by anyone, while the largest prefill and the largest decode step
-  // run; a pool of their own excluded. Also loads every kernel of theirs.
-  absl::StatusOr<size_t> UsedByLargestSteps() {
+  // Bytes of the device that this process holds while the largest prefill and the largest decode
+  // step run, the pool of theirs excluded. Also loads their kernels.
+  absl::StatusOr<size_t> TakenByLargestSteps() {
     Device& device = backend_->device();
     const int rows = options_.max_num_batched_tokens, items = options_.max_num_seqs;
     const int longest = std::min(rows, config_.MaxModelLen());
-    const int per_item = region_.layout.BlocksFor(longest);
     const int full = std::min(rows / longest, items);  // sequences of the prefill step
     KvRegion region = region_;
-    region.num_blocks = std::max(full * per_item, items);
+    region.num_blocks = kTrialBlocks;
     absl::StatusOr<Buffer> memory = device.AllocateKvPool(region.TotalBytes());
     if (!memory.ok()) return WithRemedy(memory.status(), "a trial step", options_);
     region.base = memory->as<std::byte>();
     absl::StatusOr<std::unique_ptr<DecoderRunner>> runner = DecoderRunner::Create(
         RunnerOptions(config_.MaxModelLen()), region, &device, decoder_.get(), ops_.get());
     if (!runner.ok()) return WithRemedy(runner.status(), "workspace of steps", options_);
-    std::vector<int32_t> blocks(static_cast<size_t>(region.num_blocks));
-    std::iota(blocks.begin(), blocks.end(), 0);
+    // What comes out means nothing, so that sequences may write over each other's blocks.
+    std::vector<int32_t> blocks(static_cast<size_t>(region.layout.BlocksFor(longest)));
+    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i) % kTrialBlocks;
     const std::vector<int32_t> tokens(static_cast<size_t>(longest), 0);
     const SamplingParams sampling;
     for (const bool prefill : {true, false}) {
       Batch batch;
       for (int i = 0; i < (prefill ? full : items); ++i) {
-        const size_t step = static_cast<size_t>(prefill ? per_item : 1);
         BatchItem item;
         item.num_tokens = item.prompt_length = prefill ? longest : 1;
         item.tokens = std::span(tokens).first(static_cast<size_t>(item.num_tokens));
-        item.block_table = std::span(blocks).subspan(static_cast<size_t>(i) * step, step);
+        item.block_table = blocks;
         item.sampling = &sampling;
         batch.items.push_back(item);
       }
       TANDEM_RETURN_IF_ERROR((*runner)->Run(batch).status());
     }
-    const size_t free = device.AvailableMemory() + region.TotalBytes();
-    return device.TotalMemory() - std::min(device.TotalMemory(), free);
+    return device.AllocatedMemory() - memory->size();
   }
 
   // Constant once loaded; destroyed last to first.

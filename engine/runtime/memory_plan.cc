@@ -10,26 +10,33 @@
 namespace tandem::engine {
 namespace {
 
-// What an idle card's driver and this process's own context stay below.
+// What an idle card's driver, its desktop and this process's own context stay below.
 constexpr size_t kQuietUse = size_t{2} << 30;
 // More is not advised: the driver takes memory of its own as it goes.
 constexpr double kHighestUtilization = 0.98;
 
-std::string Figures(const DeviceMemory& m) {
-  return fmt::format(
-      "of the card's {}, {} were in use before this process came, weights take {} "
-      "and workspaces {}",
-      SizeText(m.total), SizeText(m.used_before), SizeText(m.weights), SizeText(m.workspace));
+double ShareOf(const DeviceMemory& m, size_t bytes) {
+  return static_cast<double>(bytes) / static_cast<double>(m.total);
 }
 
-// What would make room for `missing` bytes more than the utilization leaves.
+size_t FreeOf(const DeviceMemory& m) { return m.total - std::min(m.total, m.used_before); }
+
+std::string Figures(const DeviceMemory& m) {
+  return fmt::format("of the card's {}, {} were in use before, weights take {} and workspaces {}",
+                     SizeText(m.total), SizeText(m.used_before), SizeText(m.weights),
+                     SizeText(m.workspace));
+}
+
+// What would make room for a pool of `pool_wanted` bytes.
 std::string Remedy(const DeviceMemory& m, size_t pool_wanted) {
-  const double total = static_cast<double>(m.total);
-  const double share = static_cast<double>(m.weights + m.workspace + pool_wanted) / total;
-  const double rounded = std::ceil(share * 100) / 100;
-  if (rounded + static_cast<double>(m.used_before) / total <= kHighestUtilization) {
-    return m.pool != 0 ? fmt::format("give --kv-cache-memory-bytes={}", pool_wanted)
-                       : fmt::format("give --gpu-memory-utilization={:.2f}", rounded);
+  const size_t wanted = m.weights + m.workspace + pool_wanted;
+  if (m.pool != 0 && wanted <= FreeOf(m)) {
+    return fmt::format("give --kv-cache-memory-bytes={}", pool_wanted);
+  }
+  const double share = std::ceil(ShareOf(m, wanted) * 100) / 100;
+  const double free = m.used_before > kQuietUse ? ShareOf(m, FreeOf(m)) : 1;
+  if (m.pool == 0 && share <= std::min(kHighestUtilization, free)) {
+    return fmt::format("give --gpu-memory-utilization={:.2f}", share);
   }
   if (m.used_before > kQuietUse) {
     return "end the other processes on the card (nvidia-smi shows them)";
@@ -78,30 +85,32 @@ absl::StatusOr<PoolPlan> PlanPool(const KvLayout& layout, size_t bytes, int max_
 
 absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemory& memory,
                                         int max_model_len, int limit) {
-  const size_t own = memory.weights + memory.workspace;
+  const size_t model = memory.weights + memory.workspace, free = FreeOf(memory);
   const size_t least = layout.BlockBytes() *
                        static_cast<size_t>(layout.BlocksFor(std::clamp(max_model_len, 1, limit)));
   if (memory.pool != 0) {
-    if (memory.used_before + own + memory.pool > memory.total) {
-      return ResourceExhausted(
-          "--kv-cache-memory-bytes={} ({}) does not fit: {}, which leaves {}", memory.pool,
-          SizeText(memory.pool), Figures(memory),
-          SizeText(memory.total - std::min(memory.total, memory.used_before + own)));
+    if (model + memory.pool > free) {
+      return ResourceExhausted("--kv-cache-memory-bytes={} ({}) does not fit: {}, which leaves {}",
+                               memory.pool, SizeText(memory.pool), Figures(memory),
+                               SizeText(free - std::min(free, model)));
     }
     return PlanPool(layout, memory.pool, max_model_len, limit, Remedy(memory, least));
   }
-  const size_t budget = static_cast<size_t>(memory.utilization * static_cast<double>(memory.total));
-  if (memory.used_before + budget > memory.total) {
-    return ResourceExhausted("--gpu-memory-utilization={:.2f} asks for {}, but {}: {}",
-                             memory.utilization, SizeText(budget), Figures(memory),
-                             Remedy(memory, least));
-  }
-  if (budget < own + layout.BlockBytes()) {
+  size_t budget = static_cast<size_t>(memory.utilization * static_cast<double>(memory.total));
+  if (budget > free && memory.used_before > kQuietUse) {
     return ResourceExhausted(
-        "no room for a KV pool: {}, and --gpu-memory-utilization={:.2f} allows this process {}: {}",
+        "other processes use {} of the card's {}: {} are free, and --gpu-memory-utilization={:.2f} "
+        "wants {}. End them (nvidia-smi shows them), or give --gpu-memory-utilization={:.2f}",
+        SizeText(memory.used_before), SizeText(memory.total), SizeText(free), memory.utilization,
+        SizeText(budget), std::floor(ShareOf(memory, free) * 100) / 100);
+  }
+  budget = std::min(budget, free);
+  if (budget < model + layout.BlockBytes()) {
+    return ResourceExhausted(
+        "no room for a KV pool: {}, and --gpu-memory-utilization={:.2f} allows {} in all: {}",
         Figures(memory), memory.utilization, SizeText(budget), Remedy(memory, least));
   }
-  return PlanPool(layout, budget - own, max_model_len, limit, Remedy(memory, least));
+  return PlanPool(layout, budget - model, max_model_len, limit, Remedy(memory, least));
 }
 
 }  // namespace tandem::engine

@@ -24,18 +24,21 @@ struct PoolPlan {
 absl::StatusOr<PoolPlan> PlanPool(const KvLayout& layout, size_t bytes, int max_model_len,
                                   int limit, const std::string& remedy);
 
-// The memory of a device that has memory of its own; bytes.
+// The memory of a device that has memory of its own; bytes. Several processes may share a device:
+// each takes its own share of it.
 struct DeviceMemory {
   size_t total = 0;
-  size_t used_before = 0;  // by other processes and the driver when this process came to the device
+  // By other processes and the driver when this process had opened the device; and by this
+  // process's own context, which nobody can tell from them.
+  size_t used_before = 0;
   size_t weights = 0;
   size_t workspace = 0;      // all else but the pool, with what is kept in reserve
-  double utilization = 0.9;  // --gpu-memory-utilization: of `total`, for this process alone
-  size_t pool = 0;           // --kv-cache-memory-bytes; 0: what weights and workspace leave of that
+  double utilization = 0.9;  // --gpu-memory-utilization: of `total`, for this process
+  size_t pool = 0;           // --kv-cache-memory-bytes; 0: what the others leave of the utilization
 };
 
-// As PlanPool. RESOURCE_EXHAUSTED with all figures where nothing is left for a pool, or where
-// others use what this process was to have; remedies name the flag that would help.
+// As PlanPool. RESOURCE_EXHAUSTED with all figures where the share is not free or leaves nothing
+// for a pool; remedies name the flag that would help.
 absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemory& memory,
                                         int max_model_len, int limit);
 

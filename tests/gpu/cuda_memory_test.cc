@@ -175,9 +175,12 @@ TEST_F(CudaMemoryTest, ACardThatOthersFillIsRefusedWithFigures) {
   options.gpu_memory_utilization = 0.9;
   const std::string error = ErrorOf(options);
   std::printf("%s\n", error.c_str());
-  EXPECT_THAT(error, AllOf(HasSubstr("RESOURCE_EXHAUSTED"),
-                           HasSubstr("--gpu-memory-utilization=0.90 asks for"),
-                           HasSubstr("in use before this process came"),
+  EXPECT_THAT(error, AllOf(HasSubstr("RESOURCE_EXHAUSTED"), HasSubstr("other processes use"),
+                           HasSubstr("--gpu-memory-utilization=0.90 wants")));
+  options.gpu_memory_utilization = 0.03;
+  const std::string small = ErrorOf(options);
+  std::printf("%s\n", small.c_str());
+  EXPECT_THAT(small, AllOf(HasSubstr("RESOURCE_EXHAUSTED"), HasSubstr("no room for a KV pool"),
                            HasSubstr("end the other processes on the card")));
   // Not even room for the scratch memory of a step.
   options.max_num_batched_tokens = 1 << 18;

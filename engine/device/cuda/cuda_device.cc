@@ -252,7 +252,8 @@ CudaDevice::CudaDevice(int ordinal, const cudaDeviceProp& properties, int driver
     : ordinal_(ordinal),
       properties_(properties),
       driver_version_(driver_version),
-      events_(std::make_shared<EventPool>(ordinal)) {}
+      events_(std::make_shared<EventPool>(ordinal)),
+      allocated_(std::make_shared<std::atomic<size_t>>(0)) {}
 
 CudaDevice::~CudaDevice() = default;
 
@@ -276,6 +277,18 @@ size_t CudaDevice::AvailableMemory() const {
   return available;
 }
 
+Buffer CudaDevice::Counted(Buffer buffer) {
+  void* data = buffer.data();
+  const size_t size = buffer.size();
+  const int fd = buffer.fd();
+  *allocated_ += size;
+  auto inner = std::make_shared<Buffer>(std::move(buffer));
+  return Buffer(data, size, fd, [inner, counter = allocated_, size]() {
+    *inner = Buffer();
+    *counter -= size;
+  });
+}
+
 absl::StatusOr<Buffer> CudaDevice::Allocate(size_t bytes) {
   if (bytes == 0) return Buffer();
   UseCard(ordinal_);
@@ -287,16 +300,21 @@ absl::StatusOr<Buffer> CudaDevice::Allocate(size_t bytes) {
     cudaFree(data);
   });
   TANDEM_RETURN_IF_ERROR(Zero(data, bytes));
-  return buffer;
+  return Counted(std::move(buffer));
 }
 
 absl::StatusOr<Buffer> CudaDevice::AllocateKvPool(size_t bytes) {
   UseCard(ordinal_);
   absl::StatusOr<Buffer> pool = AllocateExportable(ordinal_, bytes);
-  if (absl::IsUnimplemented(pool.status())) pool = Allocate(bytes);
+  if (absl::IsUnimplemented(pool.status())) {
+    pool = Allocate(bytes);
+  } else if (pool.ok()) {
+    pool = Counted(*std::move(pool));
+  }
   if (absl::IsResourceExhausted(pool.status())) {
-    return ResourceExhausted("a KV pool: {}; lower --kv-cache-memory-bytes",
-                             MessageOf(pool.status()));
+    return ResourceExhausted(
+        "a KV pool: {}; lower --kv-cache-memory-bytes or --gpu-memory-utilization",
+        MessageOf(pool.status()));
   }
   TANDEM_RETURN_IF_ERROR(pool.status());
   TANDEM_RETURN_IF_ERROR(Zero(pool->data(), bytes));

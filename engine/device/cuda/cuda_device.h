@@ -4,6 +4,7 @@
 // the environment variable TANDEM_CUDA_FAULT_STEP=n makes step n of this process such an error.
 #pragma once
 
+#include <atomic>
 #include <cuda_runtime.h>
 #include <memory>
 #include <string>
@@ -60,6 +61,7 @@ class CudaDevice final : public Device {
   bool shares_host_memory() const override { return false; }
   bool has_bfloat16() const override { return true; }
   size_t TotalMemory() const override;
+  size_t AllocatedMemory() const override { return *allocated_; }
   // What no process uses.
   size_t AvailableMemory() const override;
   size_t AvailableKvMemory() const override { return AvailableMemory(); }
@@ -78,12 +80,16 @@ class CudaDevice final : public Device {
   class CudaEvent;
   friend class CudaStream;
 
+  // `buffer` of `bytes`, counted until it ends.
+  Buffer Counted(Buffer buffer);
+
   CudaDevice(int ordinal, const cudaDeviceProp& properties, int driver_version);
 
   const int ordinal_;
   const cudaDeviceProp properties_;
   const int driver_version_;
   const std::shared_ptr<EventPool> events_;
+  const std::shared_ptr<std::atomic<size_t>> allocated_;  // bytes; its buffers count it down
 };
 
 }  // namespace tandem::engine::cuda

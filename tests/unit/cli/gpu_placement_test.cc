@@ -30,7 +30,6 @@ TEST(PlaceOnGpus, InTurnsWithEqualShares) {
   ASSERT_EQ(places.size(), 5u);
   for (size_t i = 0; i < places.size(); ++i) {
     EXPECT_EQ(places[i].gpu, static_cast<int>(i % 2));
-    EXPECT_EQ(places[i].wave, static_cast<int>(i / 2));
     EXPECT_DOUBLE_EQ(places[i].memory_share, i % 2 == 0 ? 1.0 / 3 : 0.5);
   }
   for (const GpuPlace& place : PlaceOnGpus(4, 4)) EXPECT_EQ(place.memory_share, 1);

@@ -38,7 +38,7 @@ TEST(MemoryPlanTest, Sizes) {
   EXPECT_EQ(Qwen25().BytesPerToken(), 57344u);
 }
 
-TEST(MemoryPlanTest, ThePoolIsWhatTheRestLeavesOfTheUtilization) {
+TEST(MemoryPlanTest, ThePoolIsWhatTheOthersLeaveOfTheUtilization) {
   const auto plan = PlanDevicePool(Qwen25(), Card(), 0, 131072);
   ASSERT_OK(plan);
   const size_t left = static_cast<size_t>(0.9 * 24 * kGiB) - (14500 + 1024) * kMiB;
@@ -59,9 +59,8 @@ TEST(MemoryPlanTest, ThePoolIsWhatTheRestLeavesOfTheUtilization) {
 // "32768 > 7344": 512 KiB a token leave a card of 24 GB with 7344 of them.
 TEST(MemoryPlanTest, ALengthThatDoesNotFitIsRefusedWithTheLargestThatDoes) {
   DeviceMemory memory = Card();
-  memory.used_before = 0;
   memory.utilization = 1;
-  memory.workspace = memory.total - memory.weights - size_t{7344} * 512 * 1024;
+  memory.workspace = memory.total - memory.used_before - memory.weights - size_t{7344} * 512 * 1024;
   const auto plan = PlanDevicePool(Qwen15(), memory, 32768, 32768);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(ErrorOf(plan),
@@ -80,6 +79,7 @@ TEST(MemoryPlanTest, ALengthThatDoesNotFitIsRefusedWithTheLargestThatDoes) {
 TEST(MemoryPlanTest, TheUtilizationThatIsAdvisedHelps) {
   DeviceMemory memory = Card();
   memory.utilization = 0.7;
+  // 14500 MiB, 1 GiB and 3.5 GiB are 0.778 of the card.
   const std::string error = ErrorOf(PlanDevicePool(Qwen25(), memory, 65536, 131072));
   EXPECT_THAT(error, HasSubstr("give --gpu-memory-utilization=0.78"));
   memory.utilization = 0.78;
@@ -90,26 +90,54 @@ TEST(MemoryPlanTest, TheUtilizationThatIsAdvisedHelps) {
 
 TEST(MemoryPlanTest, ACardThatOthersFillIsRefusedWithAllFigures) {
   DeviceMemory memory = Card();
+  memory.used_before = 4 * kGiB;
+  auto plan = PlanDevicePool(Qwen25(), memory, 0, 131072);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(ErrorOf(plan),
+              AllOf(HasSubstr("other processes use 4.00 GiB of the card's 24.00 GiB"),
+                    HasSubstr("20.00 GiB are free"),
+                    HasSubstr("--gpu-memory-utilization=0.90 wants 21.60 GiB"),
+                    HasSubstr("or give --gpu-memory-utilization=0.83")));
+  memory.utilization = 0.83;
+  EXPECT_OK(PlanDevicePool(Qwen25(), memory, 0, 131072));
+  // What is free would not do in any case.
   memory.used_before = 18 * kGiB;
-  const auto plan = PlanDevicePool(Qwen25(), memory, 0, 131072);
+  memory.utilization = 0.25;
+  plan = PlanDevicePool(Qwen25(), memory, 0, 131072);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(ErrorOf(plan), AllOf(HasSubstr("of the card's 24.00 GiB, 18.00 GiB were in use"),
                                    HasSubstr("weights take 14.16 GiB and workspaces 1.00 GiB"),
-                                   HasSubstr("--gpu-memory-utilization=0.90 asks for 21.60 GiB"),
+                                   HasSubstr("--gpu-memory-utilization=0.25 allows 6.00 GiB"),
                                    HasSubstr("end the other processes on the card")));
-  // Two processes that share a card by halves do not see each other's half as missing.
-  memory = Card();
-  memory.weights = 2 * kGiB;
-  memory.used_before = 11 * kGiB;
-  memory.utilization = 0.45;
-  const auto half = PlanDevicePool(Qwen25(), memory, 0, 131072);
-  ASSERT_OK(half);
-  EXPECT_EQ(half->num_blocks,
-            static_cast<int>((static_cast<size_t>(0.45 * 24 * kGiB) - 3 * kGiB) / (57344 * 16)));
   // Alone on the card a model that is too large has nobody to blame.
   memory = Card();
   memory.weights = 30 * kGiB;
   EXPECT_THAT(ErrorOf(PlanDevicePool(Qwen25(), memory, 0, 131072)), Not(HasSubstr("nvidia-smi")));
+}
+
+// Each process has a share of its own, in whatever order they come.
+TEST(MemoryPlanTest, ProcessesShareACard) {
+  DeviceMemory memory = Card();
+  memory.total = 80 * kGiB;
+  memory.utilization = 0.45;
+  const auto first = PlanDevicePool(Qwen25(), memory, 0, 131072);
+  ASSERT_OK(first);
+  memory.used_before += 36 * kGiB;
+  const auto second = PlanDevicePool(Qwen25(), memory, 0, 131072);
+  ASSERT_OK(second);
+  EXPECT_EQ(first->num_blocks, second->num_blocks);
+  memory.used_before += 36 * kGiB;
+  EXPECT_FALSE(PlanDevicePool(Qwen25(), memory, 0, 131072).ok());
+}
+
+// The context and the desktop are no reason to refuse a large share.
+TEST(MemoryPlanTest, AQuietCardGivesAllThatIsFree) {
+  DeviceMemory memory = Card();
+  memory.utilization = 1;
+  const auto plan = PlanDevicePool(Qwen25(), memory, 0, 131072);
+  ASSERT_OK(plan);
+  EXPECT_EQ(plan->num_blocks,
+            static_cast<int>((24 * 1024 - 500 - 14500 - 1024) * kMiB / (57344 * 16)));
 }
 
 TEST(MemoryPlanTest, APoolOfAGivenSizeOverridesTheUtilization) {
