@@ -181,8 +181,10 @@ class LoadedEngine final : public Engine {
       TANDEM_RETURN_IF_ERROR(AllocatePool(plan));
     }
     used_before_ = device.TotalMemory() - std::min(device.TotalMemory(), device.AvailableMemory());
-    absl::StatusOr<std::unique_ptr<Ops>> ops = backend_->MakeOps(
-        OpsShapeOf(config_, float32 ? Element::kFloat32 : Element::kBFloat16, Limits()));
+    OpsShape shape =
+        OpsShapeOf(config_, float32 ? Element::kFloat32 : Element::kBFloat16, Limits());
+    shape.batch_invariant = options_.batch_invariant;
+    absl::StatusOr<std::unique_ptr<Ops>> ops = backend_->MakeOps(shape);
     if (!ops.ok()) return WithRemedy(ops.status(), "scratch memory", options_);
     ops_ = *std::move(ops);
     if (!device_memory()) return absl::OkStatus();

@@ -28,6 +28,9 @@ struct EngineOptions {
   double gpu_memory_utilization = 0.9;  // of a GPU's whole memory, for this process
   int64_t kv_cache_memory_bytes = 0;    // 0: chosen from the memory available
   bool enable_prefix_caching = true;
+  // A sequence's tokens do not depend on its company, its chunks, or where it was computed. Costs
+  // speed on a GPU; a CPU in float32 is always so.
+  bool batch_invariant = false;
   uint64_t seed = 0;    // of dummy weights
   int num_threads = 0;  // of the CPU, to compute or to load with; 0: one per physical core
   // Token ids from here on are padding rows of the embedding and never drawn. 0: one more than the

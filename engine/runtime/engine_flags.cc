@@ -33,6 +33,9 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
                   "Size of the KV pool; 0: chosen from the memory available");
   flags->Add("--enable-prefix-caching", &options->enable_prefix_caching,
              "Keep computed KV blocks for prompts that begin alike");
+  flags->Add("--batch-invariant", &options->batch_invariant,
+             "Same tokens whatever else is in the batch and however a prompt is cut; slower on a "
+             "GPU, always so on a CPU in float32");
   flags->Add("--seed", &options->seed, "Seed of dummy weights");
   flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
 }

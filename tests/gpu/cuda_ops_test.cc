@@ -477,8 +477,8 @@ std::vector<Variant> Variants() {
   CudaOpsOptions skinny, hopper;
   skinny.hopper = false;
   skinny.skinny_rows = 64;
-  hopper.skinny = hopper.decode_attention = false;
-  const CudaOpsOptions generic{false, false, false, false, false, 0};
+  hopper.skinny = hopper.decode_attention = hopper.library = false;
+  const CudaOpsOptions generic{false, false, false, false, false, false, 0};
   return {{"Chosen", {}}, {"Skinny", skinny}, {"Hopper", hopper}, {"Generic", generic}};
 }
 

@@ -10,13 +10,19 @@
 // product leaves both for the next norm; after a generic one they are made when a fused product
 // asks for them. So each op chooses for itself.
 //
+// Where both Hopper's and cuBLASLt's can add a projection to the residual stream, they are timed at
+// start and the faster of them is taken, by buckets of rows.
+//
 // --batch-invariant: the hopper products without their scratch memory, else cuBLASLt with one
 // algorithm for all numbers of rows; all attention by the kernels for runs, never split.
 #include "engine/kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,6 +49,13 @@ constexpr size_t kAlignment = 256;  // bytes
 constexpr int kHopper = 90;         // compute capability
 // Rows up to which the skinny products win over Hopper's.
 constexpr int kSkinnyRowsOnHopper = 16;
+
+constexpr size_t kRowBuckets = 32;  // powers of two
+// Rows from which the library is worth a try against Hopper's kernels.
+constexpr size_t kLibraryRows = 256;
+constexpr int kTimings = 3;
+
+size_t BucketOf(size_t rows) { return static_cast<size_t>(std::bit_width(rows - 1)); }
 
 int AsInt(size_t value) { return static_cast<int>(value); }
 
@@ -109,6 +122,10 @@ class CudaOps final : public Ops {
     return {AsInt(shape_.vocab), AsInt(shape_.hidden), ProductOutput::kFloat32};
   }
   absl::Status TimeProducts();
+  // Settles adds_with_library_.
+  size_t AddTimingBytes(size_t inputs) const;
+  void TimeAdds(size_t inputs, const Buffer& scratch, Stream* stream);
+  float TimeAdd(const AddProjectionArgs& args, Stream* stream);
   void Product(const ProductShape& shape, int rows, const __nv_bfloat16* x,
                const Projection& projection, void* y, Stream* stream);
 
@@ -171,6 +188,9 @@ class CudaOps final : public Ops {
   Buffer memory_;             // holds what scratch_ points to
   Scratch scratch_;
   std::unique_ptr<CublasLinear> cublas_;  // null: no shape can need it
+  // Whether the library adds a projection of so many inputs faster than Hopper's kernels, with the
+  // preparation of the next norm: by the power of two that holds the rows.
+  std::map<size_t, std::array<bool, kRowBuckets>> adds_with_library_;
 
   // Of the step that is being given to the stream.
   int single_rows_ = 0;  // items of one row, padding included
@@ -265,15 +285,26 @@ absl::Status CudaOps::TimeProducts() {
   may_add(shape_.mlp_bias || !HopperTakes(shape_.hidden, shape_.inner, 0), AddShape(shape_.inner),
           shape_.max_rows);
   may_add(!HopperTakes(shape_.vocab, shape_.hidden, 0), LogitsShape(), shape_.max_logit_rows);
+  // What Hopper's kernels can do, but the library perhaps faster.
+  std::vector<size_t> adds;
+  const bool may_choose = options_.hopper && options_.library && !shape_.batch_invariant &&
+                          shape_.max_rows >= kLibraryRows;
+  for (const size_t inputs : {shape_.q_width, shape_.inner}) {
+    if (!may_choose || !HopperTakes(shape_.hidden, inputs, 0)) continue;
+    adds.push_back(inputs);
+    products.emplace_back(AddShape(inputs), shape_.max_rows);
+  }
   if (products.empty()) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<CublasLinear>> cublas =
       CublasLinear::Create(scratch_.cublas, shape_.batch_invariant);
+  if (!cublas.ok() && products.size() == adds.size()) return absl::OkStatus();
   if (!cublas.ok()) return cublas.status();
   cublas_ = *std::move(cublas);
   size_t bytes = 0;
   for (const auto& [product, rows] : products) {
     bytes = std::max(bytes, CublasLinear::PrepareBytes(product, AsInt(rows)));
   }
+  for (const size_t inputs : adds) bytes = std::max(bytes, AddTimingBytes(inputs));
   // Given back before the weights come.
   absl::StatusOr<Buffer> scratch = device_->Allocate(bytes);
   if (!scratch.ok()) return scratch.status();
@@ -283,7 +314,62 @@ absl::Status CudaOps::TimeProducts() {
         cublas_->Prepare(product, AsInt(rows), scratch->data(), Handle(stream.get()));
     if (!status.ok()) return status;
   }
+  for (const size_t inputs : adds) TimeAdds(inputs, *scratch, stream.get());
   return absl::OkStatus();
+}
+
+size_t CudaOps::AddTimingBytes(size_t inputs) const {
+  return (shape_.hidden + shape_.max_rows) * inputs * sizeof(__nv_bfloat16) +
+         (shape_.max_rows + 1) * shape_.hidden * sizeof(float) + 4 * kAlignment;
+}
+
+void CudaOps::TimeAdds(size_t inputs, const Buffer& scratch, Stream* stream) {
+  Carver carver(scratch.as<std::byte>());
+  __nv_bfloat16 *weight = nullptr, *x = nullptr;
+  float *hidden = nullptr, *norm = nullptr;
+  carver.Take(shape_.hidden * inputs, &weight);
+  carver.Take(shape_.max_rows * inputs, &x);
+  carver.Take(shape_.max_rows * shape_.hidden, &hidden);
+  carver.Take(shape_.hidden, &norm);
+  TANDEM_CUDA_CHECK(FillNoise(weight, shape_.hidden * inputs, 1, Handle(stream)));
+  TANDEM_CUDA_CHECK(FillNoise(x, shape_.max_rows * inputs, 2, Handle(stream)));
+  TANDEM_CUDA_CHECK(
+      cudaMemsetAsync(hidden, 0, shape_.max_rows * shape_.hidden * sizeof(float), Handle(stream)));
+  TANDEM_CUDA_CHECK(cudaMemsetAsync(norm, 0, shape_.hidden * sizeof(float), Handle(stream)));
+  AddProjectionArgs add;
+  add.x = x;
+  add.projection.weight = {Element::kBFloat16, shape_.hidden, inputs, weight};
+  add.next_norm.weight = norm;
+  add.hidden = hidden;
+  std::array<bool, kRowBuckets>& faster = adds_with_library_[inputs];
+  for (size_t rows = kLibraryRows; rows / 2 < shape_.max_rows; rows *= 2) {
+    add.rows = AsInt(std::min(rows, shape_.max_rows));
+    faster[BucketOf(rows)] = false;
+    const float own = TimeAdd(add, stream);
+    faster[BucketOf(rows)] = true;
+    faster[BucketOf(rows)] = TimeAdd(add, stream) < own;
+  }
+  stream->Synchronize();
+}
+
+float CudaOps::TimeAdd(const AddProjectionArgs& args, Stream* stream) {
+  cudaEvent_t begin = nullptr, end = nullptr;
+  TANDEM_CUDA_CHECK(cudaEventCreate(&begin));
+  TANDEM_CUDA_CHECK(cudaEventCreate(&end));
+  float best = 0;  // milliseconds
+  for (int i = 0; i < kTimings; ++i) {
+    TANDEM_CUDA_CHECK(cudaEventRecord(begin, Handle(stream)));
+    AddProjection(args, stream);
+    Scaled(args.hidden, nullptr, args.next_norm, args.rows, stream);
+    TANDEM_CUDA_CHECK(cudaEventRecord(end, Handle(stream)));
+    TANDEM_CUDA_CHECK(cudaEventSynchronize(end));
+    float time = 0;
+    TANDEM_CUDA_CHECK(cudaEventElapsedTime(&time, begin, end));
+    if (i == 0 || time < best) best = time;
+  }
+  TANDEM_CUDA_CHECK(cudaEventDestroy(begin));
+  TANDEM_CUDA_CHECK(cudaEventDestroy(end));
+  return best;
 }
 
 void CudaOps::PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
@@ -549,8 +635,13 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
 
 void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
   const int outputs = AsInt(shape_.hidden), inputs = AsInt(args.projection.weight.k);
-  const Path path =
+  Path path =
       args.projection.bias == nullptr ? PathOf(args.rows, outputs, inputs, 0) : Path::kGeneric;
+  const auto timed = adds_with_library_.find(args.projection.weight.k);
+  if (path == Path::kHopper && timed != adds_with_library_.end() &&
+      timed->second[BucketOf(static_cast<size_t>(args.rows))]) {
+    path = Path::kGeneric;
+  }
   if (path == Path::kGeneric) return AddProjectionGeneric(args, stream);
   const bool skinny = path == Path::kSkinny;
   ResidualArgs residual;
