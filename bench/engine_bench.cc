@@ -165,6 +165,7 @@ int Main(int argc, char** argv) {
 #endif
   }
   EngineOptions options;
+  options.device = "cpu";
   options.dtype = CpuHasBF16() ? "bfloat16" : "float32";
   int layers = 24;
   std::vector<int> prefills = {128, 512, 2048}, decodes = {1, 4, 16, 64};

@@ -1,6 +1,9 @@
 #include "tests/support/cluster.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <iterator>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -13,6 +16,12 @@ namespace tandem {
 namespace {
 
 constexpr double kStartSeconds = 60;
+
+std::vector<std::string> FlagsOfTheRun() {
+  const char* flags = std::getenv("TANDEM_TEST_WORKER_FLAGS");
+  std::istringstream in(flags != nullptr ? flags : "--device=cpu");
+  return {std::istream_iterator<std::string>(in), {}};
+}
 
 std::chrono::system_clock::time_point DeadlineIn(double seconds) {
   return std::chrono::system_clock::now() +
@@ -41,6 +50,11 @@ Answer Collect(grpc::ClientContext* context, Reader reader) {
 }
 
 }  // namespace
+
+bool OnGpu() {
+  const std::vector<std::string> flags = FlagsOfTheRun();
+  return std::find(flags.begin(), flags.end(), "--device=cuda") != flags.end();
+}
 
 void SleepMilliseconds(int milliseconds) {
   std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
@@ -76,6 +90,8 @@ void TestCluster::StartWorker(const std::string& id) {
   if (id.starts_with("unified")) args.push_back("--role=unified");
   args.insert(args.end(), spec_.worker_flags.begin(), spec_.worker_flags.end());
   if (!is_prefill) args.insert(args.end(), spec_.decode_flags.begin(), spec_.decode_flags.end());
+  const std::vector<std::string> of_the_run = FlagsOfTheRun();
+  args.insert(args.end(), of_the_run.begin(), of_the_run.end());
   Launch(member.get(), args);
 }
 

@@ -15,6 +15,11 @@
 
 namespace tandem {
 
+// Every worker of every cluster gets the flags of the environment variable TANDEM_TEST_WORKER_FLAGS
+// after the test's own: scripts/gpu_check runs tests of this folder on a GPU by them. Without it
+// workers compute on the CPU, also where a GPU is there. True if they compute on a GPU.
+bool OnGpu();
+
 struct ClusterSpec {
   std::string model_dir;
   int prefill = 1;

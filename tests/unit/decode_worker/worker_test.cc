@@ -32,6 +32,7 @@ SignalWaiter* Signals() {
 
 engine::EngineOptions TestEngine(const std::string& model_dir, const std::string& load_format) {
   engine::EngineOptions options;
+  options.device = "cpu";
   options.model_dir = model_dir;
   options.load_format = load_format;
   options.dtype = "float32";

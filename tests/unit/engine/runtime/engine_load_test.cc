@@ -16,6 +16,7 @@ using ::testing::HasSubstr;
 
 EngineOptions Options() {
   EngineOptions options;
+  options.device = "cpu";
   options.model_dir = SourcePath("tests/data/engine/qwen2-gqa");
   options.device = "cpu";
   options.dtype = "float32";

@@ -106,6 +106,7 @@ class Generation {
 
 void CheckGeneration(const std::string& dir, const Limits& limits) {
   EngineOptions options;
+  options.device = "cpu";
   options.model_dir = dir;
   options.dtype = limits.dtype;
   options.kv_cache_memory_bytes = 16 << 20;
