@@ -13,13 +13,13 @@ using namespace hopper_attention;
 #define TANDEM_HOPPER
 #endif
 
-template <int kDim, int kTile, bool kQueriesInRegisters>
+template <int kDim, int kTile>
 __global__ __launch_bounds__(kThreads, 1) void HopperPrefillKernel(
     const __grid_constant__ PrefillAttentionArgs args, const __grid_constant__ CUtensorMap q_map,
-    const __grid_constant__ CUtensorMap kv_map) {
+    const __grid_constant__ CUtensorMap kv_map, int piece_positions) {
 #ifdef TANDEM_HOPPER
   extern __shared__ __align__(128) unsigned char shared[];
-  Attention<kDim, kTile, kQueriesInRegisters>(args, &q_map, &kv_map, shared);
+  Attention<kDim, kTile>(args, &q_map, &kv_map, piece_positions, shared);
 #endif
 }
 
@@ -75,10 +75,10 @@ cudaError_t MakeMap(const __nv_bfloat16* base, int64_t rows, int columns, int bo
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-template <int kDim, int kTile, bool kQueriesInRegisters>
+template <int kDim, int kTile>
 cudaError_t LaunchShape(const PrefillAttentionArgs& args, const LaunchOptions& options) {
   using L = Layout<kDim, kTile>;
-  auto kernel = HopperPrefillKernel<kDim, kTile, kQueriesInRegisters>;
+  auto kernel = HopperPrefillKernel<kDim, kTile>;
   static const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes);
   if (prepared != cudaSuccess) return prepared;
@@ -89,7 +89,12 @@ cudaError_t LaunchShape(const PrefillAttentionArgs& args, const LaunchOptions& o
   CUtensorMap q_map, kv_map;
   cudaError_t error = MakeMap(args.q, args.rows, args.heads * kDim, kUnitRows, &q_map);
   if (error != cudaSuccess) return error;
-  error = MakeMap(args.kv, pool_rows, kDim, kPiece, &kv_map);
+  int piece_positions = kMinPiece;
+  while (piece_positions < 64 && args.block_size % (2 * piece_positions) == 0 &&
+         kTile % (2 * piece_positions) == 0) {
+    piece_positions *= 2;
+  }
+  error = MakeMap(args.kv, pool_rows, kDim, piece_positions, &kv_map);
   if (error != cudaSuccess) return error;
 
   // Units there are at most, and at least one run's.
@@ -102,7 +107,7 @@ cudaError_t LaunchShape(const PrefillAttentionArgs& args, const LaunchOptions& o
   PrefillAttentionArgs kept = args;
   if (!may_split) kept.partial = nullptr;
   error = Launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, L::kSharedBytes, options,
-                 kept, q_map, kv_map);
+                 kept, q_map, kv_map, piece_positions);
   if (error != cudaSuccess || !may_split) return error;
   return Launch(HopperPrefillMergeKernel<kDim, kTile>, dim3(static_cast<unsigned>(blocks)),
                 kMergeThreads, kMergeSharedBytes, options, kept, blocks);
@@ -117,13 +122,13 @@ size_t PrefillAttentionPartialFloats(int head_dim, int multiprocessors) {
 
 cudaError_t HopperPrefillAttention(const PrefillAttentionArgs& args, const LaunchOptions& options) {
   if (args.rows < 1 || args.num_items < 1) return cudaSuccess;
-  if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.block_size % kPiece != 0) {
+  if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.block_size % kMinPiece != 0) {
     return cudaErrorInvalidValue;
   }
   if (!IsHopper()) return cudaErrorNotSupported;
   if (args.rows / kUnitRows + args.num_items > kMaxUnits) return cudaErrorNotSupported;
-  if (args.head_dim == 128) return LaunchShape<128, 128, false>(args, options);
-  if (args.head_dim == 64) return LaunchShape<64, 128, false>(args, options);
+  if (args.head_dim == 128) return LaunchShape<128, 128>(args, options);
+  if (args.head_dim == 64) return LaunchShape<64, 128>(args, options);
   return cudaErrorNotSupported;
 }
 

@@ -28,7 +28,7 @@ inline constexpr int kGroupRows = 64;  // of a warpgroup
 inline constexpr int kGroupThreads = 128;
 inline constexpr int kThreads = 3 * kGroupThreads;
 inline constexpr int kStages = 2;
-inline constexpr int kPiece = 16;         // positions that one copy takes: no page is smaller
+inline constexpr int kMinPiece = 16;      // positions of a copy, at least: no page is smaller
 inline constexpr int kMaxUnits = 2048;    // runs of kUnitRows rows of a batch
 inline constexpr int kPartialStride = 2;  // floats of a row's maximum and sum
 
@@ -188,52 +188,27 @@ struct Place {
   }
 };
 
-// --- The copying warp ----------------------------------------------------------------------------
+// --- The copying warps ---------------------------------------------------------------------------
+// Two for keys and two for values, for a warp issues copies of different addresses one after the
+// other, and a page of 16 positions is small.
 
 template <int kDim, int kTile>
 struct Producer {
   using L = Layout<kDim, kTile>;
-  static constexpr int kPieces = kTile / kPiece;
-  static_assert(kPieces * L::kHalves <= 32);
+  static_assert(kTile / kMinPiece * L::kHalves <= 64);
 
   const PrefillAttentionArgs& args;
   const CUtensorMap* q_map;
   const CUtensorMap* kv_map;
+  int piece_positions;
   uint32_t shared;
+  int warp;  // 0, 1: keys; 2, 3: values
   int lane;
-  Place key, value;
+  Place place;
   uint32_t query_parity = 0;
 
   __device__ uint32_t Address(int barrier) const {
     return shared + L::kBarriers + static_cast<uint32_t>(barrier) * 8;
-  }
-
-  // The row of the pool at which this lane's piece of the tile's keys begins; one behind the pool
-  // for a piece that no row sees.
-  __device__ int Row(const Unit& unit, const int32_t* blocks, int tile) const {
-    const int position = tile * kTile + lane / L::kHalves * kPiece;
-    if (position >= unit.end) return args.num_pool_blocks * 2 * args.kv_heads * args.block_size;
-    const int block = position / args.block_size;
-    return (blocks[block] * 2 * args.kv_heads + unit.kv_head) * args.block_size + position -
-           block * args.block_size;
-  }
-
-  __device__ void Copy(int first_barrier, int empty_barrier, int ring, Place& place, int row) {
-    Await(Address(empty_barrier + place.stage), place.parity ^ 1);
-    const uint32_t full = Address(first_barrier + place.stage);
-    if (lane == 0) ArriveExpecting(full, L::kTileBytes);
-    __syncwarp();
-    if (lane < kPieces * L::kHalves) {
-      const int half = lane % L::kHalves, piece = lane / L::kHalves;
-      CopyBox(shared + ring + place.stage * L::kTileBytes + half * L::kTileHalfBytes +
-                  piece * kPiece * 128,
-              kv_map, half * 64, row, full);
-    }
-    place.Advance();
-  }
-  __device__ void CopyKeys(int row) { Copy(kKeyFull, kKeyEmpty, L::kKeys, key, row); }
-  __device__ void CopyValues(int row) {
-    Copy(kValueFull, kValueEmpty, L::kValues, value, row + args.kv_heads * args.block_size);
   }
 
   __device__ void CopyQueries(const Unit& unit) {
@@ -248,20 +223,39 @@ struct Producer {
   }
 
   __device__ void Run(const Unit& unit) {
+    const bool values = warp >= 2;
+    // A lane's share of every tile: some positions, one half of their rows.
+    const int share = 2 * lane + warp % 2;
+    const int half = share % L::kHalves, offset = share / L::kHalves * piece_positions;
+    const bool has_share = offset < kTile;
+    const uint32_t to = shared + (values ? L::kValues : L::kKeys) +
+                        static_cast<uint32_t>(half * L::kTileHalfBytes + offset * 128);
+    const int full = values ? kValueFull : kKeyFull, empty = values ? kValueEmpty : kKeyEmpty;
     const int32_t* blocks = args.blocks + args.first_blocks[unit.item];
-    int row = Row(unit, blocks, unit.last_tile);
-    int next = unit.last_tile > unit.first_tile ? Row(unit, blocks, unit.last_tile - 1) : 0;
-    CopyKeys(row);
-    CopyQueries(unit);
-    for (int tile = unit.last_tile; tile > unit.first_tile; --tile) {
-      // Read before the wait for a free stage, used after it.
-      const int after = tile - 2 >= unit.first_tile ? Row(unit, blocks, tile - 2) : 0;
-      CopyKeys(next);
-      CopyValues(row);
-      row = next;
-      next = after;
+    const int page = (values ? args.kv_heads : 0) + unit.kv_head;  // of the block
+
+    // Blocks are read a tile ahead of their use.
+    int block = 0, position = 0;
+    const auto read = [&](int tile) {
+      position = tile * kTile + offset;
+      if (has_share && position < unit.end) block = blocks[position / args.block_size];
+    };
+    read(unit.last_tile);
+    for (int tile = unit.last_tile; tile >= unit.first_tile; --tile) {
+      // Positions that no row sees come from behind the pool: zeros.
+      const int row = (position < unit.end ? block * 2 * args.kv_heads + page
+                                           : args.num_pool_blocks * 2 * args.kv_heads) *
+                          args.block_size +
+                      (position < unit.end ? position % args.block_size : 0);
+      if (tile > unit.first_tile) read(tile - 1);
+      Await(Address(empty + place.stage), place.parity ^ 1);
+      const uint32_t barrier = Address(full + place.stage);
+      if (warp % 2 == 0 && lane == 0) ArriveExpecting(barrier, L::kTileBytes);
+      __syncwarp();
+      if (has_share) CopyBox(to + place.stage * L::kTileBytes, kv_map, half * 64, row, barrier);
+      place.Advance();
+      if (tile == unit.last_tile && warp == 0) CopyQueries(unit);
     }
-    CopyValues(row);
   }
 };
 
@@ -271,16 +265,6 @@ __device__ inline float Exp2(float x) {
   float out;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
-}
-
-// What follows is not done before the sum is known. (It is never negative.) The assembler would
-// move the wait for the products before the exponentials that are to run beside them.
-__device__ inline void HoldBack(float sum, uint32_t address) {
-  asm volatile(
-      "{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n"
-      "@never st.shared.f32 [%1], %0;\n}" ::"f"(sum),
-      "r"(address)
-      : "memory");
 }
 
 __device__ inline float QuadMax(float value) {
@@ -311,14 +295,16 @@ __device__ inline void TransposeInQuad(uint32_t (&v)[4], int quad_lane) {
   }
 }
 
-template <int kDim, int kTile, bool kQueriesInRegisters>
+template <int kDim, int kTile>
 struct Consumer {
   using L = Layout<kDim, kTile>;
   static constexpr int kScores = kTile / 2, kOutputs = kDim / 2;  // registers of a thread
-  static constexpr int kQueries = kQueriesInRegisters ? kDim / 4 : 1;
+  static constexpr int kProbabilities = kTile / 4;
+  static constexpr float kSlack = 8;
 
   const PrefillAttentionArgs& args;
   uint32_t shared;
+  int piece_positions;
   int group;    // 0, 1
   int thread;   // of the group
   float scale;  // of scores, to powers of 2
@@ -326,9 +312,8 @@ struct Consumer {
   uint32_t query_parity = 0;
 
   float s[kScores], o[kOutputs];
-  uint32_t p[kTile / 4];
-  uint32_t q[kQueries];
-  float maximum[2], sum[2], rescale[2];
+  uint32_t p[kProbabilities];
+  float base[2], limit[2], sum[2], rescale[2];
 
   __device__ uint32_t Address(int barrier) const {
     return shared + L::kBarriers + static_cast<uint32_t>(barrier) * 8;
@@ -348,19 +333,11 @@ struct Consumer {
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       const uint64_t b = keys + (k / 4 * L::kTileHalfBytes + k % 4 * 32) / 16;
-      if constexpr (kQueriesInRegisters) {
-        if (k == 0) {
-          Multiply<false, 0>(s, q, b);
-        } else {
-          Multiply<true, 0>(s, q + 4 * k, b);
-        }
+      const uint64_t a = queries + (k / 4 * L::kQueryHalfBytes + k % 4 * 32) / 16;
+      if (k == 0) {
+        Multiply<false>(s, a, b);
       } else {
-        const uint64_t a = queries + (k / 4 * L::kQueryHalfBytes + k % 4 * 32) / 16;
-        if (k == 0) {
-          Multiply<false>(s, a, b);
-        } else {
-          Multiply<true>(s, a, b);
-        }
+        Multiply<true>(s, a, b);
       }
     }
     CommitProducts();
@@ -386,46 +363,66 @@ struct Consumer {
     }
   }
 
-  // s becomes exp2(scale s - maximum). A row may have seen nothing yet where there is a mask.
-  template <bool kMasked>
-  __device__ void Softmax() {
+  // The base of a row's exponents: its running maximum, but one that lags behind by up to kSlack
+  // (as in FlashAttention-4), so that what was summed up so far need rarely be scaled. What a row
+  // does depends on its own scores alone. Returns whether `rescale` is to be applied to o.
+  __device__ bool MoveBase() {
+    float most[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float most[2] = {s[2 * r], s[2 * r + 1]};
+      float left = s[2 * r], right = s[2 * r + 1];
 #pragma unroll
       for (int i = 4; i < kScores; i += 4) {
-        most[0] = fmaxf(most[0], s[i + 2 * r]);
-        most[1] = fmaxf(most[1], s[i + 2 * r + 1]);
+        left = fmaxf(left, s[i + 2 * r]);
+        right = fmaxf(right, s[i + 2 * r + 1]);
       }
-      const float before = maximum[r];
-      maximum[r] = fmaxf(before, QuadMax(fmaxf(most[0], most[1])));
-      const float base = kMasked && maximum[r] == -INFINITY ? 0 : maximum[r] * scale;
-      rescale[r] = Exp2(before * scale - base);
-      float sums[2] = {0, 0};
-#pragma unroll
-      for (int i = 0; i < kScores; i += 4) {
-#pragma unroll
-        for (int column = 0; column < 2; ++column) {
-          float& score = s[i + 2 * r + column];
-          score = Exp2(fmaf(score, scale, -base));
-          sums[column] += score;
-        }
-      }
-      sum[r] = fmaf(sum[r], rescale[r], sums[0] + sums[1]);
+      most[r] = fmaxf(left, right);
     }
-  }
-
-  __device__ void ConvertProbabilities() {
+    if (!__any_sync(~0u, most[0] > limit[0] || most[1] > limit[1])) return false;
 #pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) p[i] = PackBFloat16(s[2 * i], s[2 * i + 1]);
+    for (int r = 0; r < 2; ++r) {
+      most[r] = QuadMax(most[r]);
+      rescale[r] = 1;
+      if (most[r] > limit[r]) {
+        const float before = base[r];
+        base[r] = most[r] * scale;
+        limit[r] = fmaf(kSlack, 1 / scale, most[r]);
+        rescale[r] = Exp2(before - base[r]);
+        sum[r] *= rescale[r];
+      }
+    }
+    return true;
   }
 
+  // p = exp2(scale s - base), and their sums by row.
+  template <bool kMasked>
+  __device__ void Exponentiate() {
+    float sums[4] = {0, 0, 0, 0}, from[2] = {base[0], base[1]};
+#pragma unroll
+    for (int r = 0; kMasked && r < 2; ++r) {
+      if (base[r] == -INFINITY) from[r] = 0;  // the row has seen nothing yet, nor does it now
+    }
+#pragma unroll
+    for (int i = 0; i < kScores; i += 2) {
+      const int r = i / 2 % 2;
+      const float left = Exp2(fmaf(s[i], scale, -from[r]));
+      const float right = Exp2(fmaf(s[i + 1], scale, -from[r]));
+      sums[2 * r] += left;
+      sums[2 * r + 1] += right;
+      p[i / 2] = PackBFloat16(left, right);
+    }
+    sum[0] += sums[0] + sums[1];
+    sum[1] += sums[2] + sums[3];
+  }
+
+  // The products S of this tile and O of the tile after it; then P of this one.
   template <bool kMasked>
   __device__ void Step(const Unit& unit, int tile) {
     Await(Address(kKeyFull + key.stage), key.parity);
     TakeTurn();
     Pin(s);
     Pin(o);
+    Pin(p);
     FenceProducts();
     MultiplyQueriesKeys();
     Await(Address(kValueFull + value.stage), value.parity);
@@ -437,23 +434,24 @@ struct Consumer {
     Release(kKeyEmpty + key.stage);
     key.Advance();
     if constexpr (kMasked) Mask(unit, tile);
-    Softmax<kMasked>();
-    HoldBack(sum[0] + sum[1], shared);
+    const bool moved = MoveBase();
     WaitForProducts<0>();
     Pin(o);
     Pin(s);
     Release(kValueEmpty + value.stage);
     value.Advance();
+    if (moved) {
 #pragma unroll
-    for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
-    ConvertProbabilities();
+      for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
+    }
+    Exponentiate<kMasked>();
   }
 
   // What the pages hold behind the last position seen is no number: 0 times it would be none.
   __device__ void ClearValuesBehind(const Unit& unit) {
     const int from = unit.end - unit.last_tile * kTile;
-    if (from >= kTile || from % kPiece == 0) return;
-    const int rows = kPiece - from % kPiece;
+    if (from >= kTile || from % piece_positions == 0) return;
+    const int rows = piece_positions - from % piece_positions;
     const uint32_t values = shared + L::kValues + value.stage * L::kTileBytes + from * 128;
     for (int i = thread; i < rows * 8 * L::kHalves; i += kGroupThreads) {
       const int half = i / (rows * 8);
@@ -464,23 +462,6 @@ struct Consumer {
     }
     FenceAsyncProxy();
     SyncNamed(3 + group, kGroupThreads);
-  }
-
-  __device__ void LoadQueries() {
-    if constexpr (kQueriesInRegisters) {
-      // Matrices 0..3 of a step of 16: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15.
-      const int lane = thread % 32, row = group * kGroupRows + thread / 32 * 16 + lane % 16;
-#pragma unroll
-      for (int k = 0; k < kDim / 16; ++k) {
-        const int chunk = k % 4 * 2 + lane / 16;  // of 16 bytes
-        uint32_t step[4];
-        LoadMatrices(step,
-                     shared + k / 4 * L::kQueryHalfBytes + row * 128 + ((chunk ^ row % 8) * 16));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) q[4 * k + i] = step[i];
-      }
-      Release(kQueryEmpty);
-    }
   }
 
   __device__ void Write(const Unit& unit, int slot) {
@@ -498,7 +479,7 @@ struct Consumer {
               make_float2(o[4 * i + 2 * r], o[4 * i + 2 * r + 1]);
         }
         if (quad_lane == 0) {
-          *reinterpret_cast<float2*>(partial) = make_float2(maximum[r] * scale, total);
+          *reinterpret_cast<float2*>(partial) = make_float2(base[r], total);
         }
         continue;
       }
@@ -529,12 +510,11 @@ struct Consumer {
     int tile = unit.last_tile;
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) o[i] = 0;
-    maximum[0] = maximum[1] = -INFINITY;
+    base[0] = base[1] = limit[0] = limit[1] = -INFINITY;
     sum[0] = sum[1] = 0;
 
     Await(Address(kQueryFull), query_parity);
     query_parity ^= 1;
-    LoadQueries();
     Await(Address(kKeyFull + key.stage), key.parity);
     Pin(s);
     FenceProducts();
@@ -544,14 +524,14 @@ struct Consumer {
     Release(kKeyEmpty + key.stage);
     key.Advance();
     Mask(unit, tile);
-    Softmax<true>();
-    ConvertProbabilities();
+    MoveBase();
+    Exponentiate<true>();
     Await(Address(kValueFull + value.stage), value.parity);
     ClearValuesBehind(unit);
 
     for (--tile; tile >= first_masked; --tile) Step<true>(unit, tile);
     for (; tile >= unit.first_tile; --tile) Step<false>(unit, tile);
-    if constexpr (!kQueriesInRegisters) Release(kQueryEmpty);
+    Release(kQueryEmpty);
 
     Await(Address(kValueFull + value.stage), value.parity);
     Pin(o);
@@ -567,9 +547,10 @@ struct Consumer {
 
 // --- The kernel ----------------------------------------------------------------------------------
 
-template <int kDim, int kTile, bool kQueriesInRegisters>
+template <int kDim, int kTile>
 __device__ void Attention(const PrefillAttentionArgs& args, const CUtensorMap* q_map,
-                          const CUtensorMap* kv_map, unsigned char* dynamic_shared) {
+                          const CUtensorMap* kv_map, int piece_positions,
+                          unsigned char* dynamic_shared) {
   using L = Layout<kDim, kTile>;
   unsigned char* shared = dynamic_shared + (1024 - SharedAddress(dynamic_shared) % 1024) % 1024;
   const uint32_t address = SharedAddress(shared);
@@ -595,18 +576,20 @@ __device__ void Attention(const PrefillAttentionArgs& args, const CUtensorMap* q
   Turn turn;
   Unit unit;
   if (group == 0) {
-    GiveRegisters<24>();
-    if (threadIdx.x < 32) {
-      Producer<kDim, kTile> producer{args, q_map, kv_map, address, static_cast<int>(threadIdx.x)};
-      for (int index; (index = turn.Next(units.total)) >= 0;) {
-        if (FindUnit<kTile>(args, *schedule, units, index, &unit)) producer.Run(unit);
-      }
+    GiveRegisters<40>();
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    Producer<kDim, kTile> producer{args, q_map, kv_map, piece_positions, address, warp, lane};
+    for (int index; (index = turn.Next(units.total)) >= 0;) {
+      if (FindUnit<kTile>(args, *schedule, units, index, &unit)) producer.Run(unit);
     }
   } else {
-    TakeRegisters<240>();
-    Consumer<kDim, kTile, kQueriesInRegisters> consumer{
-        args, address, group - 1, static_cast<int>(threadIdx.x) % kGroupThreads,
-        args.scale * 1.44269504088896341f};
+    TakeRegisters<232>();
+    Consumer<kDim, kTile> consumer{args,
+                                   address,
+                                   piece_positions,
+                                   group - 1,
+                                   static_cast<int>(threadIdx.x) % kGroupThreads,
+                                   args.scale * 1.44269504088896341f};
     if (consumer.group == 1) consumer.PassTurn();
     for (int index; (index = turn.Next(units.total)) >= 0;) {
       if (FindUnit<kTile>(args, *schedule, units, index, &unit)) consumer.Run(unit, index);
