@@ -41,6 +41,7 @@ std::string Remedy(const DeviceMemory& m, size_t pool_wanted) {
   if (m.used_before > kQuietUse) {
     return "end the other processes on the card (nvidia-smi shows them)";
   }
+  if (ShareOf(m, m.weights) > kHighestUtilization) return "the model is too large for the card";
   return "lower --max-num-batched-tokens or --max-num-seqs, whose workspaces take room";
 }
 

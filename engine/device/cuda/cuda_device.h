@@ -1,7 +1,8 @@
 // One CUDA card: its memory, streams and events.
 //
 // Errors in the middle of the work end the process (cuda_check.h). For tests of what happens then,
-// the environment variable TANDEM_CUDA_FAULT_STEP=n makes step n of this process such an error.
+// the environment variable TANDEM_CUDA_FAULT_STEP=n makes step n of a runner such an error (those
+// of the start, two at most, are of a runner of their own).
 #pragma once
 
 #include <atomic>
