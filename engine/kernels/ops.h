@@ -216,12 +216,19 @@ class Ops {
   virtual Element activation() const = 0;
 
   // Weights, in the form that this device's products read. PackWeightRows packs `rows` rows of a
-  // row-major [rows][k] matrix in memory of the host as output columns [first_column, first_column
-  // + rows) of `packed`: PackedWeightBytes(n, k) bytes of the device, zeroed before the first call.
-  // It is done when the call returns.
+  // row-major [rows][k] matrix, in memory of the host or made by FillDummy(), as output columns
+  // [first_column, first_column + rows) of `packed`: PackedWeightBytes(n, k) bytes of the device,
+  // zeroed before the first call. The source stays as it is until the stream is past it. On an
+  // asynchronous device several threads may pack, each on a stream of its own.
   virtual size_t PackedWeightBytes(size_t n, size_t k) const = 0;
   virtual void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
-                              size_t first_column, void* packed) = 0;
+                              size_t first_column, void* packed, Stream* stream) = 0;
+  // Whether FillDummy() makes weights up; else the host does.
+  virtual bool fills_dummies() const { return false; }
+  // Writes DummyValue(key, first + i) (dummy_value.h) to out[i], bfloat16 in memory of the device,
+  // for i < count.
+  virtual void FillDummy(uint64_t /*key*/, uint64_t /*first*/, size_t /*count*/, uint16_t* /*out*/,
+                         Stream* /*stream*/) {}
 
   virtual void Begin(const BeginArgs& args, Stream* stream) = 0;
   virtual void Qkv(const QkvArgs& args, Stream* stream) = 0;

@@ -27,16 +27,43 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
     data = mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, fd, 0);
   }
   const int error = errno;
-  close(fd);
-  if (!regular) return InvalidArgument("{}: not a regular file", path);
-  if (data == MAP_FAILED) return InvalidArgument("{}: cannot be mapped: {}", path, strerror(error));
-  return MappedFile(static_cast<const std::byte*>(data), static_cast<size_t>(info.st_size));
+  if (!regular || data == MAP_FAILED) {
+    close(fd);
+    if (!regular) return InvalidArgument("{}: not a regular file", path);
+    return InvalidArgument("{}: cannot be mapped: {}", path, strerror(error));
+  }
+  return MappedFile(path, fd, static_cast<const std::byte*>(data),
+                    static_cast<size_t>(info.st_size));
+}
+
+void MappedFile::Prefetch(size_t offset, size_t bytes) const {
+  posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
+}
+
+absl::Status MappedFile::Read(size_t offset, std::span<std::byte> to) const {
+  Prefetch(offset, to.size());  // the whole range at once: the kernel's own read-ahead begins small
+  while (!to.empty()) {
+    const ssize_t n = pread(fd_, to.data(), to.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      return Unavailable("{}: cannot be read at byte {}: {}", path_, offset,
+                         n < 0 ? strerror(errno) : "it has become shorter");
+    }
+    offset += static_cast<size_t>(n);
+    to = to.subspan(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -44,6 +71,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+  if (fd_ >= 0) close(fd_);
 }
 
 MemoryBlock::MemoryBlock(size_t bytes) : size_(bytes) {

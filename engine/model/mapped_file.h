@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace tandem::engine {
@@ -20,9 +22,17 @@ class MappedFile {
   ~MappedFile();
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  // Has the disk fetch these bytes, which will be wanted soon; does not wait.
+  void Prefetch(size_t offset, size_t bytes) const;
+  // Reads the bytes from `offset` on without the mapping, which would fetch them page by page: the
+  // fastest way into other memory. UNAVAILABLE with the path where the disk has them no more.
+  absl::Status Read(size_t offset, std::span<std::byte> to) const;
 
  private:
-  MappedFile(const std::byte* data, size_t size) : data_(data), size_(size) {}
+  MappedFile(std::string path, int fd, const std::byte* data, size_t size)
+      : path_(std::move(path)), fd_(fd), data_(data), size_(size) {}
+  std::string path_;
+  int fd_ = -1;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -1,21 +1,26 @@
 #include "engine/model/model_weights.h"
 
+#include <algorithm>
 #include <set>
 #include <string_view>
+#include <thread>
 #include <utility>
-
-#include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/model/dummy_weights.h"
+#include "engine/model/load_progress.h"
 #include "engine/model/model_digest.h"
+#include "engine/model/weight_stager.h"
 
 namespace tandem::engine {
 namespace {
 
-// Models whose loading is worth a line of log now and then.
-constexpr size_t kLargeModelBytes = size_t{1} << 30;
+// Threads that read a checkpoint: some together reach what a disk, or the kernel's cache of it, can
+// do.
+constexpr int kMaxReaders = 12;
+// Of the device, where dummy weights are made before they are packed.
+constexpr size_t kDummyScratchBytes = size_t{64} << 20;
 
 // Gives tensors by name, from a checkpoint or made up.
 class TensorSource {
@@ -50,6 +55,12 @@ class TensorSource {
     return {Element::kBFloat16, shape, static_cast<const std::byte*>(memory->data()), count * 2};
   }
 
+  bool dummy() const { return checkpoint_ == nullptr; }
+  uint64_t DummyKeyOf(const std::string& name) {
+    used_.insert(name);
+    return DummyKey(name, seed_);
+  }
+
   bool Has(const std::string& name) const {
     return checkpoint_ == nullptr ||
            checkpoint_->Get(name).status().code() != absl::StatusCode::kNotFound;
@@ -79,13 +90,29 @@ class TensorSource {
 // Loads tensors into a ModelWeights.
 class Loader {
  public:
-  Loader(const ModelConfig& config, Element element, TensorSource* source, Device* device, Ops* ops)
+  Loader(const ModelConfig& config, Element element, TensorSource* source, Device* device, Ops* ops,
+         LoadProgress* progress)
       : config_(config),
         element_(element),
         source_(source),
         device_(device),
         ops_(ops),
-        stream_(device->NewStream()) {}
+        progress_(progress),
+        stream_(device->NewStream()),
+        stager_(device, ops),
+        makes_dummies_(source->dummy() && ops->fills_dummies()) {}
+
+  ~Loader() { stream_->Synchronize(); }
+
+  bool makes_dummies() const { return makes_dummies_; }
+
+  // What was announced is in memory of the device when it returns.
+  absl::Status Finish() {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    TANDEM_RETURN_IF_ERROR(stager_.Run(std::min(cores, kMaxReaders), progress_));
+    stream_->Synchronize();
+    return absl::OkStatus();
+  }
 
   absl::Status Vector(const std::string& name, int64_t size, VectorWeights* out) {
     return Vectors({{name, size}}, out);
@@ -108,6 +135,22 @@ class Loader {
     return absl::OkStatus();
   }
 
+  // The embedding table in memory of the device.
+  absl::StatusOr<Buffer> Table(const std::string& name, const TensorView& view) {
+    TANDEM_ASSIGN_OR_RETURN(Buffer table, device_->Allocate(view.bytes));
+    if (makes_dummies_) {
+      ops_->FillDummy(source_->DummyKeyOf(name), 0, view.bytes / sizeof(uint16_t),
+                      table.as<uint16_t>(), stream_.get());
+      progress_->Add(view.bytes);
+    } else if (view.file != nullptr) {
+      stager_.Copy(view, table.data());
+    } else {
+      stream_->CopyToDevice(table.data(), view.data, view.bytes);
+      stream_->Synchronize();
+    }
+    return table;
+  }
+
   absl::StatusOr<Buffer> CopyOf(const void* data, size_t bytes) {
     TANDEM_ASSIGN_OR_RETURN(Buffer copy, device_->Allocate(bytes));
     stream_->CopyToDevice(copy.data(), data, bytes);
@@ -122,9 +165,7 @@ class Loader {
     TANDEM_RETURN_IF_ERROR(Allocate(columns, inputs, out));
     size_t first = 0;
     for (const Part& part : parts) {
-      TANDEM_ASSIGN_OR_RETURN(const TensorView view,
-                              source_->Get(part.name + ".weight", {part.columns, inputs}));
-      Pack(view, first, out);
+      TANDEM_RETURN_IF_ERROR(Pack(part.name + ".weight", {part.columns, inputs}, first, out));
       first += static_cast<size_t>(part.columns);
     }
     if (!bias) return absl::OkStatus();
@@ -139,9 +180,44 @@ class Loader {
     out->matrix = {element_, columns, k, out->memory.data()};
     return absl::OkStatus();
   }
+  absl::Status Pack(const std::string& name, const std::vector<int64_t>& shape, size_t first_column,
+                    LinearWeights* out) {
+    if (makes_dummies_) return PackDummy(name, shape, first_column, out);
+    TANDEM_ASSIGN_OR_RETURN(const TensorView view, source_->Get(name, shape));
+    Pack(view, first_column, out);
+    return absl::OkStatus();
+  }
+  // Later, by several threads, where the device has to be given the bytes; else at once.
   void Pack(const TensorView& view, size_t first_column, LinearWeights* out) {
+    if (view.file != nullptr && !device_->shares_host_memory()) {
+      stager_.Pack(view, first_column, out->memory.data());
+      return;
+    }
     ops_->PackWeightRows(view.data, view.element, static_cast<size_t>(view.shape[0]), out->matrix.k,
-                         first_column, out->memory.data());
+                         first_column, out->memory.data(), stream_.get());
+    // A dummy's memory is used again for the next.
+    if (device_->asynchronous()) stream_->Synchronize();
+    progress_->Add(view.bytes);
+  }
+  absl::Status PackDummy(const std::string& name, const std::vector<int64_t>& shape,
+                         size_t first_column, LinearWeights* out) {
+    const auto rows = static_cast<size_t>(shape[0]), k = static_cast<size_t>(shape[1]);
+    const size_t row_bytes = k * sizeof(uint16_t);
+    if (dummy_scratch_.size() < row_bytes) {
+      TANDEM_ASSIGN_OR_RETURN(dummy_scratch_,
+                              device_->Allocate(std::max(row_bytes, kDummyScratchBytes)));
+    }
+    const uint64_t key = source_->DummyKeyOf(name);
+    const size_t step = dummy_scratch_.size() / row_bytes;
+    for (size_t row = 0; row < rows; row += step) {
+      const size_t count = std::min(step, rows - row);
+      auto* values = dummy_scratch_.as<uint16_t>();
+      ops_->FillDummy(key, row * k, count * k, values, stream_.get());
+      ops_->PackWeightRows(values, Element::kBFloat16, count, k, first_column + row,
+                           out->memory.data(), stream_.get());
+    }
+    progress_->Add(rows * row_bytes);
+    return absl::OkStatus();
   }
 
   absl::Status Layer(int index, LayerWeights* layer) {
@@ -174,21 +250,27 @@ class Loader {
   TensorSource* source_;
   Device* device_;
   Ops* ops_;
+  LoadProgress* progress_;
   const std::unique_ptr<Stream> stream_;
+  WeightStager stager_;
+  const bool makes_dummies_;  // on the device
+  Buffer dummy_scratch_;
 };
 
-absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, bool copy_embedding,
+absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool copy_embedding,
                                   TensorSource* source, Loader* loader, ModelWeights* weights) {
   const std::string table = source->prefix() + "embed_tokens.weight", head = "lm_head";
   const std::vector<int64_t> shape = {config.vocab_size, config.hidden_size};
-  if (dummy) {
+  if (loader->makes_dummies()) {
+    const auto count = static_cast<size_t>(shape[0] * shape[1]);
+    weights->embedding = {Element::kBFloat16, shape, nullptr, count * sizeof(uint16_t), nullptr};
+  } else if (source->dummy()) {
     weights->embedding = source->Dummy(table, shape, &weights->dummy_embedding);
   } else {
     TANDEM_ASSIGN_OR_RETURN(weights->embedding, source->Get(table, shape));
   }
   if (copy_embedding) {
-    TANDEM_ASSIGN_OR_RETURN(weights->embedding_copy,
-                            loader->CopyOf(weights->embedding.data, weights->embedding.bytes));
+    TANDEM_ASSIGN_OR_RETURN(weights->embedding_copy, loader->Table(table, weights->embedding));
   }
   if (!config.tie_word_embeddings) {
     if (!source->Has(head + ".weight")) {
@@ -203,28 +285,30 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool dummy, bool co
   source->Ignore(head + ".weight");  // some tied checkpoints store the copy
   TANDEM_RETURN_IF_ERROR(
       loader->Allocate(static_cast<size_t>(config.vocab_size), config.hidden_size, &weights->head));
+  if (loader->makes_dummies()) return loader->Pack(table, shape, 0, &weights->head);
   loader->Pack(weights->embedding, 0, &weights->head);
   return absl::OkStatus();
 }
 
 absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, TensorSource* source,
                      Device* device, Ops* ops, ModelWeights* weights) {
-  Loader loader(config, options.element, source, device, ops);
-  const size_t total_bytes =
-      static_cast<size_t>(config.NumParameters()) * ElementSize(options.element);
-  const int log_every = std::max(1, config.num_layers / 10);
+  const size_t total_bytes = weights->checkpoint != nullptr
+                                 ? weights->checkpoint->TotalBytes()
+                                 : static_cast<size_t>(config.NumParameters()) * sizeof(uint16_t);
+  LoadProgress progress("loading " + options.model_dir, total_bytes);
+  Loader loader(config, options.element, source, device, ops, &progress);
   weights->layers.resize(static_cast<size_t>(config.num_layers));
   for (int i = 0; i < config.num_layers; ++i) {
     TANDEM_RETURN_IF_ERROR(loader.Layer(i, &weights->layers[static_cast<size_t>(i)]));
-    if (total_bytes >= kLargeModelBytes && (i + 1) % log_every == 0) {
-      spdlog::info("loading {}: layer {} of {}", options.model_dir, i + 1, config.num_layers);
-    }
   }
   TANDEM_RETURN_IF_ERROR(
       loader.Vector(source->prefix() + "norm.weight", config.hidden_size, &weights->final_norm));
-  TANDEM_RETURN_IF_ERROR(LoadEmbeddingAndHead(config, options.dummy, !device->shares_host_memory(),
-                                              source, &loader, weights));
-  return source->CheckAllUsed(config.architecture);
+  TANDEM_RETURN_IF_ERROR(
+      LoadEmbeddingAndHead(config, !device->shares_host_memory(), source, &loader, weights));
+  TANDEM_RETURN_IF_ERROR(source->CheckAllUsed(config.architecture));
+  TANDEM_RETURN_IF_ERROR(loader.Finish());
+  progress.Finish();
+  return absl::OkStatus();
 }
 
 }  // namespace

@@ -8,7 +8,8 @@
 // parameter in float32, 2 in bfloat16); vectors become float32. The embedding table is read in
 // place from the mapped checkpoint where the device shares the host's memory; with tied embeddings
 // a packed copy of it serves as the output head. The checkpoint's pages are the kernel's to drop
-// once they are packed.
+// once they are packed. A device with memory of its own is given them by several threads
+// (weight_stager.h), and makes dummy weights itself where it can (Ops::FillDummy).
 #pragma once
 
 #include <cstdint>
@@ -79,8 +80,8 @@ struct LoadOptions {
 };
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config
-// implies. Logs progress for large models. `ops` are
-// made for options.element; the weights are read by ops of the same kind.
+// implies. Shows progress (load_progress.h). `ops` are made for options.element; the weights are
+// read by ops of the same kind.
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const LoadOptions& options,
                                               Device* device, Ops* ops);
 

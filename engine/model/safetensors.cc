@@ -258,6 +258,7 @@ absl::StatusOr<TensorView> Checkpoint::Get(std::string_view name) const {
   view.shape = entry.shape;
   view.data = file.mapping.bytes().data() + entry.begin;
   view.bytes = entry.end - entry.begin;
+  view.file = &file.mapping;
   return view;
 }
 

@@ -24,6 +24,10 @@ struct TensorView {
   std::vector<int64_t> shape;
   const std::byte* data = nullptr;  // not necessarily aligned
   size_t bytes = 0;
+  const MappedFile* file = nullptr;  // that holds `data`; null: it was made up, or lies elsewhere
+
+  // Bytes from the beginning of `file` to `data`.
+  size_t FileOffset() const { return static_cast<size_t>(data - file->bytes().data()); }
 };
 
 struct SafetensorsEntry {

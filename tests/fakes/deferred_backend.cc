@@ -128,8 +128,11 @@ class DeferredOps final : public Ops {
     return cpu_.PackedWeightBytes(n, k);
   }
   void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
-                      size_t first_column, void* packed) override {
-    cpu_.PackWeightRows(source, source_element, rows, k, first_column, packed);
+                      size_t first_column, void* packed, Stream* stream) override {
+    Give(stream, [=, this] {
+      absl::MutexLock lock(&packing_);  // of several threads, which a CPU's ops do not have
+      cpu_.PackWeightRows(source, source_element, rows, k, first_column, packed, stream);
+    });
   }
   void Begin(const BeginArgs& args, Stream* stream) override {
     Give(stream, [this, a = args, batch = *args.batch, s = stream]() mutable {
@@ -167,6 +170,7 @@ class DeferredOps final : public Ops {
     static_cast<DeferredStream*>(stream)->Give(std::move(work));
   }
   CpuOps cpu_;
+  absl::Mutex packing_;
 };
 
 class DeferredBackend final : public Backend {

@@ -105,8 +105,10 @@ class Side {
     buffers_.push_back(device_->Allocate(ops_->PackedWeightBytes(n, k)).value());
     void* packed = buffers_.back().data();
     const size_t half = n / 2;  // in two parts, as query, key and value weights come
-    ops_->PackWeightRows(weight.data(), Element::kBFloat16, half, k, 0, packed);
-    ops_->PackWeightRows(weight.data() + half * k, Element::kBFloat16, n - half, k, half, packed);
+    ops_->PackWeightRows(weight.data(), Element::kBFloat16, half, k, 0, packed, stream_.get());
+    ops_->PackWeightRows(weight.data() + half * k, Element::kBFloat16, n - half, k, half, packed,
+                         stream_.get());
+    stream_->Synchronize();
     return {{element_, n, k, packed}, bias.empty() ? nullptr : Put(bias)};
   }
 

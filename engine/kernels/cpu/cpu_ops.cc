@@ -65,7 +65,7 @@ size_t CpuOps::PackedWeightBytes(size_t n, size_t k) const {
 }
 
 void CpuOps::PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
-                            size_t first_column, void* packed) {
+                            size_t first_column, void* packed, Stream*) {
   PackRows(source, source_element, rows, k, first_column, shape_.element, packed, threads_);
 }
 

@@ -24,7 +24,7 @@ class CpuOps final : public Ops {
   Element activation() const override { return Element::kFloat32; }
   size_t PackedWeightBytes(size_t n, size_t k) const override;
   void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
-                      size_t first_column, void* packed) override;
+                      size_t first_column, void* packed, Stream* stream) override;
 
   void Begin(const BeginArgs& args, Stream* stream) override;
   void Qkv(const QkvArgs& args, Stream* stream) override;

@@ -30,6 +30,7 @@
 #include "engine/device/cuda/cuda_check.h"
 #include "engine/kernels/cuda/cublas_linear.h"
 #include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/dummy_values.h"
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/hopper_linear.h"
 #include "engine/kernels/cuda/launch.h"
@@ -89,7 +90,10 @@ class CudaOps final : public Ops {
   Element activation() const override { return Element::kBFloat16; }
   size_t PackedWeightBytes(size_t n, size_t k) const override { return n * k * sizeof(uint16_t); }
   void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
-                      size_t first_column, void* packed) override;
+                      size_t first_column, void* packed, Stream* stream) override;
+  bool fills_dummies() const override { return true; }
+  void FillDummy(uint64_t key, uint64_t first, size_t count, uint16_t* out,
+                 Stream* stream) override;
 
   void Begin(const BeginArgs& args, Stream* stream) override;
   void Qkv(const engine::QkvArgs& args, Stream* stream) override;
@@ -373,18 +377,27 @@ float CudaOps::TimeAdd(const AddProjectionArgs& args, Stream* stream) {
 }
 
 void CudaOps::PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
-                             size_t first_column, void* packed) {
+                             size_t first_column, void* packed, Stream* stream) {
+  device_->Use();
   auto* to = static_cast<uint16_t*>(packed) + first_column * k;
   const size_t count = rows * k, bytes = count * sizeof(uint16_t);
   if (source_element == Element::kBFloat16) {
-    TANDEM_CUDA_CHECK(cudaMemcpy(to, source, bytes, cudaMemcpyHostToDevice));
+    TANDEM_CUDA_CHECK(cudaMemcpyAsync(to, source, bytes, cudaMemcpyDefault, Handle(stream)));
     return;
   }
+  // Rounded by the calling thread, which others do at the same time; its memory ends here.
   std::vector<uint16_t> rounded(count);
   for (size_t i = 0; i < count; ++i) {
     rounded[i] = FloatToBF16(LoadElement(source, source_element, i));
   }
-  TANDEM_CUDA_CHECK(cudaMemcpy(to, rounded.data(), bytes, cudaMemcpyHostToDevice));
+  TANDEM_CUDA_CHECK(cudaMemcpyAsync(to, rounded.data(), bytes, cudaMemcpyDefault, Handle(stream)));
+  stream->Synchronize();
+}
+
+void CudaOps::FillDummy(uint64_t key, uint64_t first, size_t count, uint16_t* out, Stream* stream) {
+  device_->Use();
+  TANDEM_CUDA_CHECK(
+      FillDummyValues(key, first, count, reinterpret_cast<__nv_bfloat16*>(out), Handle(stream)));
 }
 
 // --- norms ---

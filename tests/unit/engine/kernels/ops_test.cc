@@ -87,8 +87,10 @@ class OpsTest : public ::testing::TestWithParam<std::string> {
     buffers_.push_back(backend_->device().Allocate(ops_->PackedWeightBytes(n, k)).value());
     void* packed = buffers_.back().data();
     const size_t half = n / 2;  // in two parts, as query, key and value weights come
-    ops_->PackWeightRows(values.data(), Element::kFloat32, half, k, 0, packed);
-    ops_->PackWeightRows(values.data() + half * k, Element::kFloat32, n - half, k, half, packed);
+    ops_->PackWeightRows(values.data(), Element::kFloat32, half, k, 0, packed, stream_.get());
+    ops_->PackWeightRows(values.data() + half * k, Element::kFloat32, n - half, k, half, packed,
+                         stream_.get());
+    stream_->Synchronize();
     Projection projection{{Element::kFloat32, n, k, packed}, nullptr};
     bias_values->assign(n, 0.0f);
     if (bias) projection.bias = Put(*bias_values = Random(n));

@@ -1,0 +1,115 @@
+// Weights that are staged to a device with memory of its own are those that a CPU loads.
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "engine/model/load_progress.h"
+#include "engine/model/model_weights.h"
+#include "engine/runtime/backend.h"
+#include "engine/runtime/decoder_runner.h"
+#include "tests/fakes/deferred_backend.h"
+#include "tests/support/paths.h"
+
+namespace tandem::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Loaded {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Ops> ops;
+  absl::StatusOr<ModelWeights> weights;
+};
+
+Loaded Load(std::unique_ptr<Backend> backend, const std::string& dir, bool dummy, Element element) {
+  Loaded loaded{std::move(backend), nullptr, absl::UnknownError("")};
+  const ModelConfig config = ModelConfig::Load(dir).value();
+  loaded.ops = loaded.backend->MakeOps(OpsShapeOf(config, element, {16, 16, 16})).value();
+  loaded.weights = LoadModelWeights(config, {dir, dummy, 3, element, /*num_threads=*/2},
+                                    &loaded.backend->device(), loaded.ops.get());
+  return loaded;
+}
+
+bool Same(const Buffer& a, const Buffer& b) {
+  return a.size() == b.size() && (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size()) == 0);
+}
+bool Same(const LinearWeights& a, const LinearWeights& b) {
+  return Same(a.memory, b.memory) && Same(a.bias.memory, b.bias.memory);
+}
+
+void ExpectSame(const ModelWeights& a, const ModelWeights& b) {
+  ASSERT_EQ(a.layers.size(), b.layers.size());
+  for (size_t i = 0; i < a.layers.size(); ++i) {
+    const LayerWeights &x = a.layers[i], &y = b.layers[i];
+    EXPECT_TRUE(Same(x.qkv, y.qkv)) << i;
+    EXPECT_TRUE(Same(x.output, y.output)) << i;
+    EXPECT_TRUE(Same(x.gate_up, y.gate_up)) << i;
+    EXPECT_TRUE(Same(x.down, y.down)) << i;
+    EXPECT_TRUE(Same(x.input_norm.memory, y.input_norm.memory)) << i;
+    EXPECT_TRUE(Same(x.q_norm.memory, y.q_norm.memory)) << i;
+  }
+  EXPECT_TRUE(Same(a.head, b.head));
+  EXPECT_TRUE(Same(a.final_norm.memory, b.final_norm.memory));
+  ASSERT_EQ(a.embedding.bytes, b.embedding.bytes);
+  EXPECT_EQ(std::memcmp(a.embedding_data(), b.embedding_data(), a.embedding.bytes), 0);
+  EXPECT_EQ(a.digest, b.digest);
+}
+
+std::unique_ptr<Backend> Deferred() {
+  return MakeDeferredBackend([] { return absl::ZeroDuration(); });
+}
+
+TEST(StagedLoad, IsTheCpusLoad) {
+  for (const std::string name : {"llama-biases", "qwen2-yarn-tied", "qwen3-gqa"}) {
+    SCOPED_TRACE(name);
+    const std::string dir = SourcePath("tests/data/engine/" + name);
+    for (const bool dummy : {false, true}) {
+      for (const Element element : {Element::kFloat32, Element::kBFloat16}) {
+        const Loaded cpu =
+            Load(OpenBackend("cpu", {.num_threads = 2}).value(), dir, dummy, element);
+        const Loaded staged = Load(Deferred(), dir, dummy, element);
+        ASSERT_OK(cpu.weights);
+        ASSERT_OK(staged.weights);
+        ExpectSame(*staged.weights, *cpu.weights);
+      }
+    }
+  }
+}
+
+// Of many pieces and several threads.
+TEST(StagedLoad, TheDemoModelToo) {
+  const std::string dir = SourcePath("models/demo");
+  const Loaded cpu =
+      Load(OpenBackend("cpu", {.num_threads = 2}).value(), dir, false, Element::kFloat32);
+  const Loaded staged = Load(Deferred(), dir, false, Element::kFloat32);
+  ASSERT_OK(cpu.weights);
+  ASSERT_OK(staged.weights);
+  ExpectSame(*staged.weights, *cpu.weights);
+}
+
+TEST(StagedLoad, AFileThatCannotBeReadIsNamed) {
+  const auto file = MappedFile::Open(SourcePath("models/demo/config.json"));
+  ASSERT_OK(file.status());
+  std::vector<std::byte> bytes(file->bytes().size());
+  EXPECT_OK(file->Read(0, bytes));
+  EXPECT_EQ(std::memcmp(bytes.data(), file->bytes().data(), bytes.size()), 0);
+  const absl::Status status = file->Read(1, bytes);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(status.ToString(), HasSubstr("config.json: cannot be read at byte"));
+}
+
+TEST(LoadProgress, SaysHowFarAndHowFast) {
+  EXPECT_EQ(ProgressText(0, 2'000'000'000, absl::ZeroDuration(), 10),
+            "[>         ]   0 %, 0.0 of 2.0 GB, 0.0 GB/s");
+  EXPECT_EQ(ProgressText(500'000'000, 2'000'000'000, absl::Seconds(2), 8),
+            "[==>     ]  25 %, 0.5 of 2.0 GB, 0.2 GB/s, 6.0 s left");
+  EXPECT_EQ(ProgressText(2'000'000'000, 2'000'000'000, absl::Seconds(1), 4),
+            "[====] 100 %, 2.0 of 2.0 GB, 2.0 GB/s");
+  EXPECT_EQ(ProgressText(0, 0, absl::Seconds(1), 4), "[====] 100 %, 0.0 of 0.0 GB, 0.0 GB/s");
+}
+
+}  // namespace
+}  // namespace tandem::engine
