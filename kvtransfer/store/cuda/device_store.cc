@@ -1,14 +1,13 @@
 #include "kvtransfer/store/cuda/device_store.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/cuda/cuda_check.h"
 #include "kvtransfer/store/staging_plan.h"
 
 namespace tandem::kvtransfer::cuda {
@@ -17,16 +16,6 @@ namespace {
 // A warp's copy: enough loads under way for the latency of the link to the host.
 constexpr size_t kPieceBytes = 4 << 10;
 constexpr size_t kKeepPinnedBytes = size_t{64} << 20;
-
-// As the engine's: the context is lost, the supervisor starts the process again.
-constexpr int kCudaErrorExit = 75;
-
-void CheckCuda(cudaError_t error, const char* call) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "FATAL kv store: %s: %s\n", call, cudaGetErrorString(error));
-  std::fflush(stderr);
-  std::_Exit(kCudaErrorExit);
-}
 
 std::byte* AllocatePinned(size_t bytes) {
   void* data = nullptr;
@@ -58,7 +47,7 @@ class DeviceStore::PinnedCache : public std::enable_shared_from_this<PinnedCache
       }
     }
     if (data == nullptr) {
-      CheckCuda(cudaSetDevice(device_), "cudaSetDevice");
+      TANDEM_CUDA_CHECK(cudaSetDevice(device_));
       data = AllocatePinned(bytes);
     }
     // Without pinned memory it is slower, not wrong: copies go through a slot's buffer then.
@@ -88,7 +77,7 @@ class DeviceStore::PinnedCache : public std::enable_shared_from_this<PinnedCache
 class DeviceStore::SlotLease {
  public:
   explicit SlotLease(const DeviceStore* store) : store_(store) {
-    CheckCuda(cudaSetDevice(store_->device_), "cudaSetDevice");
+    TANDEM_CUDA_CHECK(cudaSetDevice(store_->device_));
     absl::MutexLock lock(&store_->mutex_);
     const auto free = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->mutex_) {
       return !store_->free_.empty();
@@ -134,8 +123,7 @@ absl::StatusOr<std::unique_ptr<KvStore>> DeviceStore::Open(const KvRegion& regio
     return InvalidArgument("no card {}", first.device);
   int least = 0;
   int greatest = 0;
-  CheckCuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
-            "cudaDeviceGetStreamPriorityRange");
+  TANDEM_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   for (Slot& slot : store->slots_) {
     const size_t digest_bytes = kMaxPages * sizeof(uint64_t);
     slot.table = AllocatePinned(kTableBytes + digest_bytes + kBufferBytes);
@@ -146,8 +134,7 @@ absl::StatusOr<std::unique_ptr<KvStore>> DeviceStore::Open(const KvRegion& regio
     slot.digests = reinterpret_cast<uint64_t*>(slot.table + kTableBytes);
     slot.buffer = slot.table + kTableBytes + digest_bytes;
     // Before the work of a long prefill that waits for a processor, for somebody waits for these.
-    CheckCuda(cudaStreamCreateWithPriority(&slot.stream, cudaStreamNonBlocking, greatest),
-              "cudaStreamCreateWithPriority");
+    TANDEM_CUDA_CHECK(cudaStreamCreateWithPriority(&slot.stream, cudaStreamNonBlocking, greatest));
     absl::MutexLock lock(&store->mutex_);
     store->free_.push_back(&slot);
   }
@@ -208,8 +195,8 @@ void DeviceStore::CopyPieces(std::span<const CopyPiece> pieces, std::byte* host,
     args.num_pieces = static_cast<int>(batch.size());
     args.buffered = !pinned;
     args.direction = direction;
-    CheckCuda(cuda::CopyPieces(args, slot->stream), "CopyPieces");
-    CheckCuda(cudaStreamSynchronize(slot->stream), "cudaStreamSynchronize after CopyPieces");
+    TANDEM_CUDA_CHECK(cuda::CopyPieces(args, slot->stream));
+    TANDEM_CUDA_CHECK(cudaStreamSynchronize(slot->stream));
     if (!pinned && direction == CopyDirection::kFromPool) {
       for (const StagedPiece& piece : batch) {
         std::memcpy(host + piece.host_offset, slot->buffer + piece.buffer_offset, piece.bytes);
@@ -253,8 +240,8 @@ void DeviceStore::DigestPages(const BlockRun& run, std::byte* to, OnDigest on_di
     args.page_bytes = static_cast<uint32_t>(shape_.layout.PageBytes());
     args.to = to == nullptr ? nullptr : to + begin * run.BytesPerBlock(shape_.layout);
     args.digests = slot->digests;
-    CheckCuda(cuda::DigestPages(args, slot->stream), "DigestPages");
-    CheckCuda(cudaStreamSynchronize(slot->stream), "cudaStreamSynchronize after DigestPages");
+    TANDEM_CUDA_CHECK(cuda::DigestPages(args, slot->stream));
+    TANDEM_CUDA_CHECK(cudaStreamSynchronize(slot->stream));
     for (size_t page = 0; page < count * pages_per_block; ++page) {
       on_digest(begin * pages_per_block + page, slot->digests[page]);
     }

@@ -8,7 +8,7 @@
 //
 // The streams do not wait for other streams: what a caller wants to read must be written (the
 // sender waits for a ReadyEvent), and what it writes is there for all later work when it returns.
-// An error of the card ends the process with exit code 75, as in the engine.
+// An error of the card ends the process (common/cuda/cuda_check.h).
 #pragma once
 
 #include <array>
