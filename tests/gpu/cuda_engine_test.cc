@@ -17,9 +17,13 @@
 namespace tandem::engine {
 namespace {
 
-// Relative L2 of logits. The fixtures are so narrow (16 to 64 wide) that rounding averages out
-// less.
-constexpr double kFixtureTolerance = 2e-2, kTolerance = 1e-2;
+// Relative L2 of logits, over all prompts of a model and of the worst one. A simulation in float64
+// that rounds nothing but the inputs of products to bfloat16 comes to 8.5e-3 and 1.06e-2 on
+// tiny-yarn. The fixtures are so narrow (16 to 64 wide) that rounding averages out less.
+struct Tolerance {
+  double model, prompt;
+};
+constexpr Tolerance kFixtures{1.5e-2, 2e-2}, kSharedModels{1e-2, 1.5e-2};
 constexpr float kMargin = 0.1f;  // tokens must agree where the reference's is larger
 constexpr int kChunk = 37;       // of a prompt
 
@@ -30,36 +34,53 @@ constexpr int kChunk = 37;       // of a prompt
     }                                                                    \
   } while (false)
 
-double RelativeL2(std::span<const float> got, std::span<const float> want) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    difference += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
-    norm += std::pow(static_cast<double>(want[i]), 2);
+// Of two vectors, or of several pairs taken together.
+class RelativeL2 {
+ public:
+  // Returns that of this pair.
+  double Add(std::span<const float> got, std::span<const float> want) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      difference += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
+      norm += std::pow(static_cast<double>(want[i]), 2);
+    }
+    difference_ += difference;
+    norm_ += norm;
+    return std::sqrt(difference / norm);
   }
-  return std::sqrt(difference / norm);
-}
+  double value() const { return std::sqrt(difference_ / norm_); }
 
-void CheckLogits(const std::string& dir, double tolerance) {
+ private:
+  double difference_ = 0, norm_ = 0;
+};
+
+void CheckLogits(const std::string& dir, const Tolerance& tolerance) {
   auto model = ModelUnderTest::Load(dir, Element::kBFloat16, 2, 16, 64, false, "cuda");
   ASSERT_OK(model);
   std::mt19937 random(1);
   const std::vector<int32_t> blocks = model->ShuffledBlocks(&random);
+  RelativeL2 at_once, as_a_step;
+  double worst = 0;
   for (const ReferenceCase& c : LoadReferenceCases(dir)) {
+    SCOPED_TRACE(fmt::format("prompt of {} tokens", c.prompt.size()));
     const int length = static_cast<int>(c.prompt.size());
     ASSERT_EQ(c.first_logits.size(), model->vocab());
     const std::vector<float> whole = model->Run({{&c.prompt, 0, length, &blocks}});
-    const double at_once = RelativeL2(std::span(whole).last(model->vocab()), c.first_logits);
-    EXPECT_LT(at_once, tolerance) << "prompt of " << length << " tokens";
-    fmt::print("  prompt of {:>4}: relative L2 of logits {:.2e}", length, at_once);
-    if (length > 1) {  // the last position as a decode step
-      model->Run({{&c.prompt, 0, length - 1, &blocks}});
-      const std::vector<float> last = model->Run({{&c.prompt, length - 1, 1, &blocks}});
-      const double alone = RelativeL2(last, c.first_logits);
-      EXPECT_LT(alone, tolerance) << "last of " << length << " tokens";
-      fmt::print(", as a decode step {:.2e}", alone);
-    }
-    fmt::print("\n");
+    double error = at_once.Add(std::span(whole).last(model->vocab()), c.first_logits);
+    EXPECT_LT(error, tolerance.prompt);
+    worst = std::max(worst, error);
+    if (length == 1) continue;
+    // The last position as a decode step.
+    model->Run({{&c.prompt, 0, length - 1, &blocks}});
+    error = as_a_step.Add(model->Run({{&c.prompt, length - 1, 1, &blocks}}), c.first_logits);
+    EXPECT_LT(error, tolerance.prompt);
+    worst = std::max(worst, error);
   }
+  EXPECT_LT(at_once.value(), tolerance.model);
+  EXPECT_LT(as_a_step.value(), tolerance.model);
+  fmt::print(
+      "  relative L2 of logits {:.2e}, by a decode step {:.2e}, of the worst prompt {:.2e}\n",
+      at_once.value(), as_a_step.value(), worst);
 }
 
 // All cases of a model at once, greedily, two steps in flight: prompts in chunks, then a token per
@@ -183,7 +204,7 @@ void CheckGeneration(const std::string& dir) {
   fmt::print("  greedy tokens compared of {} of {} prompts\n", compared, cases.size());
 }
 
-void CheckAll(const std::string& folder, size_t at_least, double tolerance) {
+void CheckAll(const std::string& folder, size_t at_least, const Tolerance& tolerance) {
   const std::vector<std::string> models = ReferenceModels(folder);
   ASSERT_GE(models.size(), at_least);
   for (const std::string& dir : models) {
@@ -249,13 +270,13 @@ TEST(CudaEngineTest, BatchInvariantLogitsAreBitIdentical) {
 
 TEST(CudaEngineTest, Fixtures) {
   TANDEM_REQUIRE_CUDA();
-  CheckAll(SourcePath("tests/data/engine"), 7, kFixtureTolerance);
+  CheckAll(SourcePath("tests/data/engine"), 7, kFixtures);
 }
 
 TEST(CudaEngineTest, SharedModels) {
   TANDEM_REQUIRE_CUDA();
   TANDEM_REQUIRE_SHARED();
-  CheckAll(SharedDir() + "/reference", 1, kTolerance);
+  CheckAll(SharedDir() + "/reference", 1, kSharedModels);
 }
 
 }  // namespace
