@@ -3,6 +3,7 @@
 #include "engine/kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -444,6 +445,33 @@ TEST_P(CudaOpsTest, AStep) {
   cuda_->ops().Logits(cuda_logits, cuda_->stream());
   Compare("logits", cuda_->Get<float>(cuda_logits.logits, row_ids.size() * vocab),
           cpu_->Get<float>(logits.logits, row_ids.size() * vocab), row_ids.size(), vocab);
+}
+
+// Products are timed when the ops are made: that must not cost a start much.
+TEST(CudaOpsStartTest, OpsOfTheShapeOfQwen7BAreMadeInTime) {
+  auto device = CudaDevice::Open(0);
+  if (!device.ok()) GTEST_SKIP() << device.status().ToString();
+  OpsShape shape;
+  shape.element = Element::kBFloat16;
+  shape.max_rows = 8192;
+  shape.max_items = 256;
+  shape.max_logit_rows = 64;
+  shape.hidden = shape.q_width = 3584;
+  shape.kv_width = 512;
+  shape.head_dim = 128;
+  shape.inner = 18944;
+  shape.vocab = 152064;
+  for (const bool hopper : {true, false}) {
+    CudaOpsOptions options;
+    options.hopper = hopper;
+    const auto begin = std::chrono::steady_clock::now();
+    auto ops = MakeCudaOps(shape, device->get(), options);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    ASSERT_OK(ops);
+    fmt::print("  {}: made in {:.2f} s\n", hopper ? "all kernels" : "without Hopper's",
+               took.count());
+    EXPECT_LT(took.count(), 5.0);
+  }
 }
 
 std::vector<ItemRun> Decode(int count, int length) {
