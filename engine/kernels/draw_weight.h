@@ -6,6 +6,7 @@
 // this are compiled without contraction of products and sums (-ffp-contract=off).
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "engine/kernels/host_device.h"
@@ -31,6 +32,14 @@ TANDEM_HOST_DEVICE inline float RoundedSum(float a, float b) {
 #endif
 }
 
+TANDEM_HOST_DEVICE inline uint32_t BitsOf(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  return std::bit_cast<uint32_t>(value);
+#endif
+}
+
 // From differences of logits to powers of two.
 TANDEM_HOST_DEVICE inline float DrawScale(float temperature) { return 1.44269504f / temperature; }
 
@@ -40,8 +49,12 @@ TANDEM_HOST_DEVICE inline float DrawScale(float temperature) { return 1.44269504
 TANDEM_HOST_DEVICE inline uint64_t DrawWeight(float logit, float maximum, float scale) {
   const float exponent = RoundedProduct(RoundedSum(logit, -maximum), scale);
   if (!(exponent > -kWeightBits - 1)) return 0;
-  const int whole = static_cast<int>(exponent);  // towards zero
-  const float f = RoundedSum(RoundedSum(exponent, -static_cast<float>(whole)), 1.0f);
+  // Rounded down: to the nearest integer of half below, as the last bits of a large number. Where
+  // the exponent is an integer the one below does as well.
+  const float shifter = 0x1.8p23f;
+  const float shifted = RoundedSum(RoundedSum(exponent, -0.5f), shifter);
+  const int whole = static_cast<int>(BitsOf(shifted) - BitsOf(shifter));
+  const float f = RoundedSum(exponent, -RoundedSum(shifted, -shifter));
   // 2^f on [0, 1] by a polynomial of least relative error (2.2e-9) among those that are right at
   // both ends. Its coefficients are positive, so that rounding keeps it monotone.
   float power = RoundedProduct(0.00021715018374379724f, f);
@@ -51,11 +64,9 @@ TANDEM_HOST_DEVICE inline uint64_t DrawWeight(float logit, float maximum, float 
   power = RoundedProduct(RoundedSum(power, 0.2402295172214508f), f);
   power = RoundedProduct(RoundedSum(power, 0.6931470036506653f), f);
   power = RoundedSum(power, 1.0f);
-  const uint32_t most = 1u << 24;
-  uint32_t mantissa = static_cast<uint32_t>(RoundedProduct(power, 0x1p23f));
-  mantissa = mantissa < most ? mantissa : most;
-  const int shift = whole - 1 + kWeightBits - 23;
-  return shift >= 0 ? static_cast<uint64_t>(mantissa) << shift : mantissa >> -shift;
+  // 2^23 power, by its bits: right from 1 to 2, both included.
+  const uint64_t mantissa = BitsOf(power) - 0x3f000000u;
+  return mantissa << (kWeightBits - 23) >> -whole;
 }
 
 // The least weight that is not below `min_p`.
