@@ -3,10 +3,18 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 
 namespace tandem::engine {
 
 class Event;
+
+// Work that a stream has recorded, to be given to it again as one piece.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+};
 
 // Not thread-safe: one thread gives work to a stream.
 //
@@ -27,6 +35,12 @@ class Stream {
   virtual void CopyToHost(void* to, const void* from, size_t bytes) = 0;
   // Makes `event` true once everything given before is done. An event is recorded once.
   virtual void Record(Event* event) = 0;
+  // Records what `work` gives to this stream, instead of doing it: addresses and arguments stay as
+  // they are, what lies at the addresses is read when the graph runs. No events, and no copies but
+  // between memory of the device. Null, and `work` is not called, where the device has no graphs.
+  virtual std::unique_ptr<Graph> Capture(const std::function<void()>& /*work*/) { return nullptr; }
+  // Gives the stream the work of a graph that it recorded. The graph outlives it.
+  virtual void Launch(Graph* /*graph*/) {}
   // Waits until everything is done.
   virtual void Synchronize() = 0;
 };

@@ -71,6 +71,8 @@ TANDEM_HOST_DEVICE inline int32_t ResolveId(int32_t id, const int32_t* drawn) {
 }
 
 // The tokens of a step, item after item: an item is a run of consecutive positions of one sequence.
+// Items that start at -1 pad a step to a size: they have one row, whose results mean nothing, and
+// neither blocks nor KV.
 struct RaggedBatch {
   int num_rows = 0;
   int num_items = 0;
@@ -86,9 +88,11 @@ struct RaggedBatch {
 
 struct BeginArgs {
   const RaggedBatch* batch = nullptr;
-  const RaggedBatch* host = nullptr;  // the same in memory of the host, for a plan made there
-  const int32_t* drawn = nullptr;     // [items of the step before]; null: no id is pending
-  const void* embedding = nullptr;    // [vocab][hidden]
+  // The same in memory of the host, for a plan made there; null while the step is recorded, to be
+  // played with other batches of as many rows, all of one-row items.
+  const RaggedBatch* host = nullptr;
+  const int32_t* drawn = nullptr;   // [items of the step before]; null: no id is pending
+  const void* embedding = nullptr;  // [vocab][hidden]
   Element embedding_element = Element::kFloat32;
   const float* frequencies = nullptr;  // [head_dim / 2], radians per position
   float rope_scale = 1;                // of cosines and sines

@@ -3,21 +3,17 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "spdlog/spdlog.h"
+
 #include "common/base/check.h"
 #include "common/base/status.h"
+#include "engine/runtime/decode_sizes.h"
 #include "engine/runtime/sampler.h"
 
 namespace tandem::engine {
-namespace {
-
-// Rows of logits that exist at one time: 39 MB at a vocabulary of 152k. The output head is read
-// from memory once for so many rows.
-constexpr int kLogitRows = 64;
-
-}  // namespace
-
 DecoderLimits DecoderRunner::LimitsOf(const Options& options) {
-  return {options.max_num_batched_tokens, options.max_num_seqs, kLogitRows};
+  return {options.max_num_batched_tokens, options.max_num_seqs, options.max_logit_rows};
 }
 
 absl::StatusOr<std::unique_ptr<DecoderRunner>> DecoderRunner::Create(const Options& options,
@@ -33,16 +29,21 @@ absl::Status DecoderRunner::Allocate() {
   const size_t rows = static_cast<size_t>(options_.max_num_batched_tokens);
   const size_t items = static_cast<size_t>(options_.max_num_seqs);
   const size_t vocab = static_cast<size_t>(decoder_->config().vocab_size);
+  // Penalties read the tokens of sequences, which lie in the pool; with many shared prefixes they
+  // may be more than that.
   const StepLimits limits{options_.max_num_batched_tokens, options_.max_num_seqs,
-                          kv_.layout.BlocksFor(options_.max_model_len)};
+                          kv_.layout.BlocksFor(options_.max_model_len),
+                          std::min(int64_t{options_.max_num_seqs} * options_.max_model_len,
+                                   int64_t{kv_.num_blocks} * kv_.layout.block_size)};
   stream_ = device_->NewStream();
-  TANDEM_ASSIGN_OR_RETURN(logits_, device_->Allocate(kLogitRows * vocab * sizeof(float)));
+  TANDEM_ASSIGN_OR_RETURN(logits_, device_->Allocate(static_cast<size_t>(options_.max_logit_rows) *
+                                                     vocab * sizeof(float)));
   TANDEM_ASSIGN_OR_RETURN(device_results_, device_->Allocate(rows * sizeof(DrawResult)));
   for (Buffer& drawn : drawn_) {
     TANDEM_ASSIGN_OR_RETURN(drawn, device_->Allocate(items * sizeof(int32_t)));
   }
   if (!device_->shares_host_memory()) {
-    TANDEM_ASSIGN_OR_RETURN(device_inputs_, StepArrays::Create(limits, false, device_));
+    TANDEM_ASSIGN_OR_RETURN(device_inputs_, device_->Allocate(StepInput::BytesFor(limits)));
   }
   steps_.reserve(static_cast<size_t>(options_.max_in_flight));
   for (int i = 0; i < options_.max_in_flight; ++i) {
@@ -144,7 +145,9 @@ absl::StatusOr<LaunchedStep> DecoderRunner::Launch(const Batch& batch) {
   Step* step = free_.back();
   free_.pop_back();
   step->id = ++last_launched_;
-  step->input.Fill(batch, kv_.layout.block_size);
+  const int recorded_size = RecordedSizeOf(batch);
+  step->recorded = recorded_size > 0;
+  step->input.Fill(batch, kv_.layout.block_size, recorded_size);
   step->layer_ready.clear();
   step->done = device_->NewEvent();
   LaunchedStep launched{.id = step->id};
@@ -158,36 +161,90 @@ absl::StatusOr<LaunchedStep> DecoderRunner::Launch(const Batch& batch) {
   return launched;
 }
 
+int DecoderRunner::RecordedSizeOf(const Batch& batch) const {
+  if (sizes_.empty() || batch.wants_layer_events) return 0;
+  for (const BatchItem& item : batch.items) {
+    if (item.num_tokens != 1 || item.sampling == nullptr || item.prompt_logprobs >= 0) return 0;
+  }
+  return DecodeSizeFor(static_cast<int>(batch.items.size()), sizes_);
+}
+
+void DecoderRunner::RecordDecodeSteps() {
+  const absl::Time start = absl::Now();
+  const std::vector<int> sizes =
+      DecodeSizes(std::min(options_.max_num_seqs, options_.max_num_batched_tokens));
+  sizes_.clear();
+  graphs_.clear();
+  for (const int size : sizes) {
+    StepView inputs = StepView::At(device_inputs_.as<std::byte>(), {size, size, size});
+    inputs.batch.max_item_rows = 1;
+    inputs.batch.max_length = options_.max_model_len;
+    std::array<std::unique_ptr<Graph>, 2> graphs;
+    for (const StepId id : {1, 2}) {
+      graphs[id % 2] =
+          stream_->Capture([&] { Compute(inputs, nullptr, size, id, /*layer_ready=*/{}); });
+      if (graphs[id % 2] == nullptr) return;
+    }
+    sizes_.push_back(size);
+    graphs_.push_back(std::move(graphs));
+  }
+  spdlog::info("decode steps of up to {} sequences recorded as {} graphs in {:.1f} s",
+               sizes_.empty() ? 0 : sizes_.back(), 2 * graphs_.size(),
+               absl::ToDoubleSeconds(absl::Now() - start));
+}
+
+std::byte* DecoderRunner::Upload(const StepInput& input) {
+  if (device_inputs_.size() < input.bytes()) {
+    stream_->Synchronize();
+    absl::StatusOr<Buffer> larger = device_->Allocate(2 * input.bytes());
+    TANDEM_CHECK(larger.ok(), "{}", larger.status().ToString());
+    device_inputs_ = *std::move(larger);
+    if (!sizes_.empty()) RecordDecodeSteps();  // the old ones lead into memory that is gone
+  }
+  stream_->CopyToDevice(device_inputs_.data(), input.data(), input.bytes());
+  return device_inputs_.as<std::byte>();
+}
+
 void DecoderRunner::Enqueue(Step* step) {
-  StepInput& input = step->input;
+  const StepInput& input = step->input;
   stream_->BeginStep(static_cast<int64_t>(step->id));
-  input.Upload(&device_inputs_, stream_.get());
-  const int32_t* drawn_before = drawn_[(step->id - 1) % 2].as<int32_t>();
+  const StepView host = input.host();
+  const StepView inputs = device_->shares_host_memory() ? host : input.ViewAt(Upload(input));
+  if (step->recorded) {
+    const auto at = std::lower_bound(sizes_.begin(), sizes_.end(), input.shape().items);
+    stream_->Launch(graphs_[static_cast<size_t>(at - sizes_.begin())][step->id % 2].get());
+  } else {
+    Compute(inputs, &host.batch, input.shape().wanted, step->id, step->layer_ready);
+  }
+  stream_->CopyToHost(step->results.data(), device_results_.data(),
+                      input.wanted().size() * sizeof(DrawResult));
+  stream_->Record(step->done.get());
+}
+
+void DecoderRunner::Compute(const StepView& inputs, const RaggedBatch* host, int wanted, StepId id,
+                            std::span<const std::shared_ptr<Event>> layer_ready) {
+  const int32_t* drawn_before = drawn_[(id - 1) % 2].as<int32_t>();
   ForwardInput forward;
-  forward.batch = &input.batch();
-  forward.host = &input.host();
+  forward.batch = &inputs.batch;
+  forward.host = host;
   forward.drawn = drawn_before;
-  forward.need_hidden = !input.wanted().empty();
-  forward.layer_ready = step->layer_ready;
+  forward.need_hidden = wanted > 0;
+  forward.layer_ready = layer_ready;
   decoder_->Forward(forward, kv_, stream_.get());
-  const int wanted = static_cast<int>(input.wanted().size());
-  for (int first = 0; first < wanted; first += kLogitRows) {
-    const int count = std::min(kLogitRows, wanted - first);
-    decoder_->Logits(input.logit_rows() + first, count, logits_.as<float>(), stream_.get());
+  for (int first = 0; first < wanted; first += options_.max_logit_rows) {
+    const int count = std::min(options_.max_logit_rows, wanted - first);
+    decoder_->Logits(inputs.logit_rows + first, count, logits_.as<float>(), stream_.get());
     SampleArgs sample;
     sample.logits = logits_.as<float>();
     sample.count = count;
     sample.valid_vocab = options_.valid_vocab_size;
-    sample.specs = input.specs() + first;
-    sample.token_lists = input.token_lists();
+    sample.specs = inputs.specs + first;
+    sample.token_lists = inputs.token_lists;
     sample.drawn_before = drawn_before;
-    sample.drawn = drawn_[step->id % 2].as<int32_t>();
+    sample.drawn = drawn_[id % 2].as<int32_t>();
     sample.results = device_results_.as<DrawResult>() + first;
     ops_->Sample(sample, stream_.get());
   }
-  stream_->CopyToHost(step->results.data(), device_results_.data(),
-                      static_cast<size_t>(wanted) * sizeof(DrawResult));
-  stream_->Record(step->done.get());
 }
 
 absl::StatusOr<StepOutput> DecoderRunner::Collect(StepId id) {
@@ -197,7 +254,10 @@ absl::StatusOr<StepOutput> DecoderRunner::Collect(StepId id) {
   if (!device_->asynchronous()) Enqueue(step);
   step->done->WaitFor(absl::InfiniteDuration());
   StepOutput output = ReadResults(*step);
-  if (options_.max_in_flight > 1) collected_ = output.items;
+  if (options_.max_in_flight > 1) {
+    collected_.clear();
+    for (const ItemOutput& item : output.items) collected_.push_back(item.status);
+  }
   in_flight_.pop_front();
   free_.push_back(step);
   return output;
@@ -213,7 +273,7 @@ StepOutput DecoderRunner::ReadResults(const Step& step) const {
     item.prompt_logprobs.resize(static_cast<size_t>(input.num_prompt_logprobs(i)));
     // What could not be drawn has no successor either.
     if (input.pending_of(i) >= 0) {
-      item.status = collected_[static_cast<size_t>(input.pending_of(i))].status;
+      item.status = collected_[static_cast<size_t>(input.pending_of(i))];
     }
   }
   for (size_t i = 0; i < input.wanted().size(); ++i) {

@@ -2,8 +2,11 @@
 // forward pass and the draws, and reads the tokens back.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <deque>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -23,6 +26,10 @@ namespace tandem::engine {
 // end. On others (the CPU) a stream works at once, so the step runs inside Collect: thus the loop
 // has the step's events before its layers are computed, and what waits for them overlaps with the
 // compute.
+//
+// A step of an asynchronous device is one copy of its inputs, the work, one copy of the results
+// and an event. Nothing waits but Collect, and nothing but the inputs depends on the batch in steps
+// that only decode: they are recorded once (RecordDecodeSteps).
 class DecoderRunner final : public ModelRunner {
  public:
   struct Options {
@@ -31,6 +38,9 @@ class DecoderRunner final : public ModelRunner {
     int max_model_len = 0;     // tokens
     int valid_vocab_size = 0;  // token ids below this can be drawn; the rest are padding rows
     int max_in_flight = 1;
+    // Rows of logits that exist at one time: 39 MB for 64 at a vocabulary of 152k. The output head
+    // is read from memory once for so many rows.
+    int max_logit_rows = 64;
   };
 
   // What the model's decoder and ops must be made for.
@@ -43,6 +53,11 @@ class DecoderRunner final : public ModelRunner {
                                                                Decoder* decoder, Ops* ops);
   ~DecoderRunner() override;
 
+  // Records the steps that only decode, by the number of sequences, where the device has graphs:
+  // from then on such a step is one call. Called once, before steps are launched; logs what it
+  // took.
+  void RecordDecodeSteps();
+
   int max_in_flight() const override { return options_.max_in_flight; }
   absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override;
   absl::StatusOr<StepOutput> Collect(StepId id) override;
@@ -53,6 +68,7 @@ class DecoderRunner final : public ModelRunner {
     Step(StepInput step_input, Buffer host_results)
         : input(std::move(step_input)), results(std::move(host_results)) {}
     StepId id = 0;
+    bool recorded = false;  // it is one of graphs_
     StepInput input;
     Buffer results;  // of the host: DrawResult [rows whose logits are wanted]
     std::vector<std::shared_ptr<Event>> layer_ready;  // [num_layers] or empty
@@ -66,8 +82,16 @@ class DecoderRunner final : public ModelRunner {
   absl::Status Check(const Batch& batch) const;
   absl::Status CheckItem(const BatchItem& item, size_t index) const;
   absl::Status CheckTokens(const BatchItem& item, size_t index) const;
+  // The size to which the batch is padded for a recorded step; 0: it is none that is recorded.
+  int RecordedSizeOf(const Batch& batch) const;
   // Gives the stream all of the step's work.
   void Enqueue(Step* step);
+  // The step's inputs in memory of the device.
+  std::byte* Upload(const StepInput& input);
+  // Forward pass and draws of step `id`, of which only the parity matters. `host`: the inputs in
+  // memory of the host, null while it is recorded.
+  void Compute(const StepView& inputs, const RaggedBatch* host, int wanted, StepId id,
+               std::span<const std::shared_ptr<Event>> layer_ready);
   StepOutput ReadResults(const Step& step) const;
 
   const Options options_;
@@ -76,16 +100,19 @@ class DecoderRunner final : public ModelRunner {
   Decoder* const decoder_;
   Ops* const ops_;
   std::unique_ptr<Stream> stream_;
-  StepArrays device_inputs_;     // of a device with memory of its own
-  Buffer logits_;                // float [max_logit_rows][vocab]
-  Buffer device_results_;        // DrawResult [max_num_batched_tokens]
-  Buffer drawn_[2];              // int32 [max_num_seqs], by parity of the step
+  Buffer device_inputs_;    // of a device with memory of its own: those of the step that runs
+  Buffer logits_;           // float [max_logit_rows][vocab]
+  Buffer device_results_;   // DrawResult [max_num_batched_tokens]
+  Buffer drawn_[2];         // int32 [max_num_seqs], by parity of the step
+  std::vector<int> sizes_;  // of recorded steps; none before RecordDecodeSteps
+  // By size and parity of the step: a step reads what the one before drew and writes beside it.
+  std::vector<std::array<std::unique_ptr<Graph>, 2>> graphs_;
   std::vector<Step> steps_;      // [max_in_flight]
   std::vector<Step*> free_;      // of steps_
   std::deque<Step*> in_flight_;  // oldest first
   StepId last_launched_ = 0;
-  std::vector<bool> last_draws_;       // [items] of that step
-  std::vector<ItemOutput> collected_;  // of the step collected last, for who took tokens from it
+  std::vector<bool> last_draws_;         // [items] of that step
+  std::vector<absl::Status> collected_;  // of the step collected last, for who took tokens from it
 };
 
 }  // namespace tandem::engine

@@ -9,12 +9,14 @@ bool HasPenalties(const SamplingParams& p) {
   return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
 }
 
-int32_t SizeOf(const std::vector<int32_t>& list) { return static_cast<int32_t>(list.size()); }
-
 }  // namespace
 
-DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item,
-                      std::vector<int32_t>* token_lists) {
+size_t MaxListTokens(const SamplingParams& params, const BatchItem& item) {
+  const size_t masked = params.eos_token_ids.size() + params.stop_token_ids.size();
+  return masked + (HasPenalties(params) ? item.tokens.size() + 1 : 0);
+}
+
+DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, TokenLists* lists) {
   DrawSpec spec;
   spec.alternatives = params.logprobs;
   spec.position = item.length();
@@ -26,21 +28,21 @@ DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item,
   spec.repetition_penalty = params.repetition_penalty;
   spec.presence_penalty = params.presence_penalty;
   spec.frequency_penalty = params.frequency_penalty;
-  spec.masked_begin = SizeOf(*token_lists);
+  spec.masked_begin = lists->size;
   if (item.length() - item.prompt_length < params.min_tokens) {
-    const auto mask = [token_lists](const std::vector<int32_t>& ids) {
-      token_lists->insert(token_lists->end(), ids.begin(), ids.end());
-    };
-    if (!params.ignore_eos) mask(params.eos_token_ids);
-    mask(params.stop_token_ids);
+    if (!params.ignore_eos) lists->Append(params.eos_token_ids);
+    lists->Append(params.stop_token_ids);
   }
-  spec.masked_end = spec.history_begin = SizeOf(*token_lists);
+  spec.masked_end = spec.history_begin = lists->size;
   if (HasPenalties(params)) {
-    token_lists->insert(token_lists->end(), item.tokens.begin(), item.tokens.end());
-    if (item.pending.step != 0) token_lists->push_back(PendingId(item.pending.item));
+    lists->Append(item.tokens);
+    if (item.pending.step != 0) {
+      const int32_t pending[] = {PendingId(item.pending.item)};
+      lists->Append(pending);
+    }
   }
   spec.output_begin = spec.history_begin + item.prompt_length;
-  spec.history_end = SizeOf(*token_lists);
+  spec.history_end = lists->size;
   return spec;
 }
 

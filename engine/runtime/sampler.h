@@ -6,8 +6,9 @@
 // distribution, before all of these.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <span>
 
 #include "absl/status/statusor.h"
 
@@ -17,10 +18,23 @@
 
 namespace tandem::engine {
 
+// Token ids that specs point into, one after the other; there is room for what is appended.
+struct TokenLists {
+  int32_t* data = nullptr;
+  int32_t size = 0;
+
+  void Append(std::span<const int32_t> ids) {
+    std::copy(ids.begin(), ids.end(), data + size);
+    size += static_cast<int32_t>(ids.size());
+  }
+};
+
+// What MakeDrawSpec appends at most.
+size_t MaxListTokens(const SamplingParams& params, const BatchItem& item);
+
 // How the token after `item`'s last is drawn. Masked tokens and, where a penalty needs them, the
-// sequence's tokens are appended to `token_lists`, which the spec points into.
-DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item,
-                      std::vector<int32_t>* token_lists);
+// sequence's tokens are appended to `lists`, which the spec points into.
+DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, TokenLists* lists);
 
 // Internal error if the logits held NaN or +inf, or if every token was masked: never a garbage
 // token. InvalidArgument for a scored token outside of the `valid_vocab` ids.

@@ -1,9 +1,8 @@
-// A batch laid out as the arrays that ops read: filled by the host, copied to the device in one go.
+// A batch laid out as the arrays that ops read, in one piece of memory: filled by the host, copied
+// to the device in one go.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,40 +18,28 @@ struct StepLimits {
   int max_rows = 0;             // tokens of a step
   int max_items = 0;            // sequences of a step
   int max_sequence_blocks = 0;  // of one sequence
+  // Token ids that penalties and masks usually need at most; for more the memory grows.
+  int64_t list_tokens = 0;
 };
 
-// The arrays' memory. All but the token lists, which grow with what clients ask for, are allocated
-// once: their addresses and sizes are the same for every step.
-class StepArrays {
- public:
-  enum Name {
-    kTokenIds,     // int32 [rows]
-    kPositions,    // int32 [rows]
-    kFirstRows,    // int32 [items + 1]
-    kStarts,       // int32 [items]
-    kFirstBlocks,  // int32 [items + 1]
-    kBlocks,       // int32, of all items
-    kLogitRows,    // int32 [rows whose logits are wanted]
-    kSpecs,        // DrawSpec [rows whose logits are wanted]
-    kTokenLists,   // int32, what the specs point into
-    kCount,
-  };
+// What decides where the arrays lie.
+struct StepShape {
+  int rows = 0;
+  int items = 0;
+  int wanted = 0;  // rows whose logits are wanted
 
-  // In memory of the host (Device::AllocateStaging) or of the device.
-  static absl::StatusOr<StepArrays> Create(const StepLimits& limits, bool staging, Device* device);
+  bool operator==(const StepShape&) const = default;
+};
 
-  template <typename T>
-  T* as(Name name) const {
-    return buffers_[name].as<T>();
-  }
-  // Room for at least `count` token ids in kTokenLists; what it held may be lost. Where it must
-  // grow it waits for `reader`, a stream that may still read the old ones; null: none does.
-  void ReserveTokenLists(size_t count, Stream* reader);
+// The arrays of a step in one of its memories.
+struct StepView {
+  // `base` holds a step of this shape. max_item_rows and max_length are left to the caller.
+  static StepView At(std::byte* base, const StepShape& shape);
 
- private:
-  bool staging_ = false;
-  Device* device_ = nullptr;
-  std::array<Buffer, kCount> buffers_;
+  RaggedBatch batch;
+  const int32_t* logit_rows = nullptr;   // [wanted]
+  const DrawSpec* specs = nullptr;       // [wanted]
+  const int32_t* token_lists = nullptr;  // what the specs point into
 };
 
 // A row whose logits are wanted, and what becomes of them.
@@ -66,41 +53,47 @@ class StepInput {
  public:
   // `device` outlives this.
   static absl::StatusOr<StepInput> Create(const StepLimits& limits, Device* device);
+  // Bytes of a step within the limits.
+  static size_t BytesFor(const StepLimits& limits);
 
-  // Copies all that the step needs of `batch`, which was checked.
-  void Fill(const Batch& batch, int block_size);
-  // Gives `stream` the copy to the device's arrays. `arrays` is used where the device has memory of
-  // its own; the steps of one stream share it.
-  void Upload(StepArrays* arrays, Stream* stream);
+  // Copies all that the step needs of `batch`, which was checked. Where `padded_items` is more than
+  // the batch has, one-row items that mean nothing follow (RaggedBatch), each with a draw, so that
+  // steps of different batches have the same shape. That is for batches that only decode.
+  void Fill(const Batch& batch, int block_size, int padded_items = 0);
 
-  const RaggedBatch& host() const { return host_batch_; }
-  // Of the last Upload, in memory of the device.
-  const RaggedBatch& batch() const { return device_batch_; }
-  const int32_t* logit_rows() const { return logit_rows_; }
-  const DrawSpec* specs() const { return specs_; }
-  const int32_t* token_lists() const { return token_lists_; }
+  // What Fill wrote: memory of Device::AllocateStaging.
+  const std::byte* data() const { return memory_.as<std::byte>(); }
+  size_t bytes() const { return bytes_; }
+  const StepShape& shape() const { return shape_; }
+  // Of these bytes, wherever they were copied to.
+  StepView ViewAt(std::byte* base) const;
+  StepView host() const { return ViewAt(memory_.as<std::byte>()); }
 
-  const std::vector<WantedLogits>& wanted() const { return wanted_; }
-  int num_items() const { return host_batch_.num_items; }
+  const std::vector<WantedLogits>& wanted() const { return wanted_; }  // padding left out
+  int num_items() const { return num_items_; }                         // padding left out
   // Whose token the last of the item's run is: an item of the step before, or -1.
   int pending_of(int item) const { return pending_[static_cast<size_t>(item)]; }
   int num_prompt_logprobs(int item) const { return prompt_logprobs_[static_cast<size_t>(item)]; }
 
  private:
-  StepInput(StepArrays host, Device* device) : host_(std::move(host)), device_(device) {}
+  StepInput(Buffer memory, Device* device) : memory_(std::move(memory)), device_(device) {}
+  void Reserve(size_t bytes);
   void FillItem(const BatchItem& item, int block_size);
-  void WantLogits(const BatchItem& item, int first_row);
+  void WantLogits(const BatchItem& item, int index, int first_row);
   void AddWanted(int row, const WantedLogits& wanted, const DrawSpec& spec);
-  static RaggedBatch Over(const StepArrays& arrays, const RaggedBatch& counts);
 
-  StepArrays host_;
+  Buffer memory_;
   Device* device_;
-  RaggedBatch host_batch_;
-  RaggedBatch device_batch_;
-  const int32_t* logit_rows_ = nullptr;
-  const DrawSpec* specs_ = nullptr;
-  const int32_t* token_lists_ = nullptr;
-  std::vector<int32_t> lists_;  // becomes kTokenLists
+  size_t bytes_ = 0;
+  StepShape shape_;
+  int max_item_rows_ = 0;
+  int max_length_ = 0;
+  int num_items_ = 0;
+  // While it is filled: where it is written, and how much there is.
+  StepView to_;
+  int rows_ = 0;
+  int32_t list_size_ = 0;  // blocks, then token lists
+
   std::vector<WantedLogits> wanted_;
   std::vector<int> pending_;          // [items]
   std::vector<int> prompt_logprobs_;  // [items]: how many are wanted

@@ -4,6 +4,7 @@
 #include <deque>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -27,6 +28,10 @@ class DeferredEvent final : public Event {
   HostEvent reached_;
 };
 
+struct DeferredGraph final : public Graph {
+  std::vector<std::function<void()>> work;
+};
+
 // Does its work on a thread of its own, in order.
 class DeferredStream final : public Stream {
  public:
@@ -42,16 +47,32 @@ class DeferredStream final : public Stream {
   }
 
   void Give(std::function<void()> work) {
+    if (recording_ != nullptr) {
+      recording_->work.push_back(std::move(work));
+      return;
+    }
     absl::MutexLock lock(&mutex_);
     queue_.push_back(std::move(work));
   }
   void CopyToDevice(void* to, const void* from, size_t bytes) override {
+    TANDEM_CHECK(recording_ == nullptr, "a graph reads memory of the host");
     Give([=] { std::memcpy(to, from, bytes); });
   }
   void CopyToHost(void* to, const void* from, size_t bytes) override {
     Give([=] { std::memcpy(to, from, bytes); });
   }
+  std::unique_ptr<Graph> Capture(const std::function<void()>& work) override {
+    auto graph = std::make_unique<DeferredGraph>();
+    recording_ = graph.get();
+    work();
+    recording_ = nullptr;
+    return graph;
+  }
+  void Launch(Graph* graph) override {
+    for (const auto& work : static_cast<DeferredGraph*>(graph)->work) Give(work);
+  }
   void Record(Event* event) override {
+    TANDEM_CHECK(recording_ == nullptr, "an event in a graph");
     Give([event] { static_cast<DeferredEvent*>(event)->Set(); });
   }
   void Synchronize() override {
@@ -84,6 +105,7 @@ class DeferredStream final : public Stream {
   }
 
   const std::function<absl::Duration()> delay_;
+  DeferredGraph* recording_ = nullptr;
   absl::Mutex mutex_;
   std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mutex_);
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;

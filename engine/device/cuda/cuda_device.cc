@@ -178,6 +178,15 @@ class CudaDevice::CudaEvent final : public Event {
   mutable std::atomic<bool> reached_{false};
 };
 
+namespace {
+
+struct CudaGraph final : public Graph {
+  ~CudaGraph() override { cudaGraphExecDestroy(exec); }
+  cudaGraphExec_t exec = nullptr;
+};
+
+}  // namespace
+
 CudaStream::CudaStream(int ordinal) : ordinal_(ordinal) {
   UseCard(ordinal_);
   TANDEM_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
@@ -208,6 +217,24 @@ void CudaStream::CopyToHost(void* to, const void* from, size_t bytes) {
 void CudaStream::Record(Event* event) {
   UseCard(ordinal_);
   static_cast<CudaDevice::CudaEvent*>(event)->RecordOn(stream_);
+}
+
+std::unique_ptr<Graph> CudaStream::Capture(const std::function<void()>& work) {
+  UseCard(ordinal_);
+  TANDEM_CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  work();
+  cudaGraph_t graph = nullptr;
+  TANDEM_CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  auto recorded = std::make_unique<CudaGraph>();
+  TANDEM_CUDA_CHECK(cudaGraphInstantiate(&recorded->exec, graph, 0));
+  TANDEM_CUDA_CHECK(cudaGraphDestroy(graph));
+  TANDEM_CUDA_CHECK(cudaGraphUpload(recorded->exec, stream_));
+  return recorded;
+}
+
+void CudaStream::Launch(Graph* graph) {
+  UseCard(ordinal_);
+  TANDEM_CUDA_CHECK(cudaGraphLaunch(static_cast<CudaGraph*>(graph)->exec, stream_));
 }
 
 void CudaStream::Synchronize() {

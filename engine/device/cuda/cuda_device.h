@@ -35,6 +35,8 @@ class CudaStream final : public Stream {
   void CopyToDevice(void* to, const void* from, size_t bytes) override;
   void CopyToHost(void* to, const void* from, size_t bytes) override;
   void Record(Event* event) override;
+  std::unique_ptr<Graph> Capture(const std::function<void()>& work) override;
+  void Launch(Graph* graph) override;
   void Synchronize() override;
 
  private:

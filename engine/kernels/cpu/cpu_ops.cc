@@ -83,6 +83,7 @@ void CpuOps::Begin(const BeginArgs& args, Stream*) {
   }
   items_.clear();
   for (int i = 0; i < batch.num_items; ++i) {
+    if (batch.starts[i] < 0) continue;
     items_.push_back({static_cast<size_t>(batch.first_rows[i]),
                       batch.first_rows[i + 1] - batch.first_rows[i], batch.starts[i],
                       batch.blocks + batch.first_blocks[i]});

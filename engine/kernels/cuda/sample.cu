@@ -888,7 +888,7 @@ Scratch ScratchAt(void* base, int max_rows, int vocab, size_t* bytes) {
   const size_t rows = static_cast<size_t>(max_rows);
   size_t used = 0;
   const auto take = [&](size_t size) {
-    char* at = static_cast<char*>(base) + used;
+    char* at = base == nullptr ? nullptr : static_cast<char*>(base) + used;
     used += Aligned(size);
     return at;
   };

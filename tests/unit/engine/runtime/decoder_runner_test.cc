@@ -154,14 +154,21 @@ absl::Status Generate(ModelRunner* runner, std::vector<Sequence>* sequences) {
   }
 }
 
-void ExpectSameAsCpu(std::unique_ptr<Backend> backend, int max_in_flight) {
+void ExpectSameAsCpu(std::unique_ptr<Backend> backend, int max_in_flight, bool recorded = false,
+                     int more_stop_tokens = 0) {
+  std::vector<Sequence> sequences = MakeSequences();
+  for (Sequence& s : sequences) {
+    s.sampling.stop_token_ids.insert(s.sampling.stop_token_ids.end(),
+                                     static_cast<size_t>(more_stop_tokens), 0);
+  }
   auto cpu = RunnerUnderTest::Make(OpenBackend("cpu", {.num_threads = 1}).value(), 1);
   ASSERT_OK(cpu);
-  std::vector<Sequence> expected = MakeSequences();
+  std::vector<Sequence> expected = sequences;
   ASSERT_OK(Generate(cpu->runner.get(), &expected));
   auto other = RunnerUnderTest::Make(std::move(backend), max_in_flight);
   ASSERT_OK(other);
-  std::vector<Sequence> got = MakeSequences();
+  if (recorded) other->runner->RecordDecodeSteps();
+  std::vector<Sequence> got = sequences;
   ASSERT_OK(Generate(other->runner.get(), &got));
   int ended = 0;
   for (size_t i = 0; i < kSequences; ++i) {
@@ -186,6 +193,19 @@ TEST(DecoderRunnerTest, ADeviceThatLagsFarBehindGivesTheSameTokens) {
   int n = 0;
   ExpectSameAsCpu(MakeDeferredBackend([&n] { return absl::Microseconds(++n % 17 == 0 ? 500 : 0); }),
                   2);
+}
+
+TEST(DecoderRunnerTest, RecordedStepsGiveTheSameTokens) {
+  // 5 sequences that end one after the other: sizes of 5, 4, 4 (one of them padding), 2 and 1.
+  ExpectSameAsCpu(MakeDeferredBackend([] { return absl::ZeroDuration(); }), 2, true);
+}
+
+TEST(DecoderRunnerTest, StepsAreRecordedAgainWhereTheirInputsOutgrowTheMemory) {
+  ExpectSameAsCpu(MakeDeferredBackend([] { return absl::ZeroDuration(); }), 2, true, 20000);
+}
+
+TEST(DecoderRunnerTest, WithoutGraphsNothingIsRecorded) {
+  ExpectSameAsCpu(OpenBackend("cpu", {.num_threads = 1}).value(), 2, true);
 }
 
 TEST(DecoderRunnerTest, LayersAreReadyOnlyWhenTheDeviceHasComputedThem) {

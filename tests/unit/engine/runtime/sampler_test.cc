@@ -27,8 +27,9 @@ absl::StatusOr<TokenLogprob> SampleToken(const std::vector<float>& logits,
   BatchItem item;
   item.tokens = tokens;
   item.prompt_length = static_cast<int>(prompt_length);
-  std::vector<int32_t> token_lists;
-  const DrawSpec spec = MakeDrawSpec(params, item, &token_lists);
+  std::vector<int32_t> token_lists(MaxListTokens(params, item));
+  TokenLists lists{token_lists.data()};
+  const DrawSpec spec = MakeDrawSpec(params, item, &lists);
   static DrawScratch scratch;
   return ReadDraw(
       DrawRow(logits.data(), logits.size(), spec, token_lists.data(), nullptr, &scratch),
