@@ -88,8 +88,8 @@ struct RaggedBatch {
 
 struct BeginArgs {
   const RaggedBatch* batch = nullptr;
-  // The same in memory of the host, for a plan made there; null while the step is recorded, to be
-  // played with other batches of as many rows, all of one-row items.
+  // The same in memory of the host, for a plan made there. Without arrays while the step is
+  // recorded, to be played with other batches of as many items of one row each.
   const RaggedBatch* host = nullptr;
   const int32_t* drawn = nullptr;   // [items of the step before]; null: no id is pending
   const void* embedding = nullptr;  // [vocab][hidden]

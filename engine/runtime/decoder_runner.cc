@@ -179,10 +179,14 @@ void DecoderRunner::RecordDecodeSteps() {
     StepView inputs = StepView::At(device_inputs_.as<std::byte>(), {size, size, size});
     inputs.batch.max_item_rows = 1;
     inputs.batch.max_length = options_.max_model_len;
+    RaggedBatch numbers;  // of every batch of this size
+    numbers.num_rows = numbers.num_items = size;
+    numbers.max_item_rows = inputs.batch.max_item_rows;
+    numbers.max_length = inputs.batch.max_length;
     std::array<std::unique_ptr<Graph>, 2> graphs;
     for (const StepId id : {1, 2}) {
       graphs[id % 2] =
-          stream_->Capture([&] { Compute(inputs, nullptr, size, id, /*layer_ready=*/{}); });
+          stream_->Capture([&] { Compute(inputs, &numbers, size, id, /*layer_ready=*/{}); });
       if (graphs[id % 2] == nullptr) return;
     }
     sizes_.push_back(size);

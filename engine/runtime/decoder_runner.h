@@ -89,7 +89,7 @@ class DecoderRunner final : public ModelRunner {
   // The step's inputs in memory of the device.
   std::byte* Upload(const StepInput& input);
   // Forward pass and draws of step `id`, of which only the parity matters. `host`: the inputs in
-  // memory of the host, null while it is recorded.
+  // memory of the host; without arrays while it is recorded.
   void Compute(const StepView& inputs, const RaggedBatch* host, int wanted, StepId id,
                std::span<const std::shared_ptr<Event>> layer_ready);
   StepOutput ReadResults(const Step& step) const;
