@@ -90,6 +90,32 @@ __device__ bool HasPenalties(const DrawSpec& s) {
   return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
 }
 
+// In the order of engine/kernels/cpu/sample.cc, each operation rounded for itself.
+__device__ float AdjustedValue(float value, bool masked, const DrawSpec& spec,
+                               const uint32_t* count) {
+  if (masked) value = -kInfinity;
+  if (!HasPenalties(spec)) return value;
+  value = value > 0 ? __fdiv_rn(value, spec.repetition_penalty)
+                    : __fmul_rn(value, spec.repetition_penalty);
+  if (value > 3.402823466e+38f) value = 3.402823466e+38f;
+  if (spec.presence_penalty == 0.0f && spec.frequency_penalty == 0.0f) return value;
+  if (const uint32_t n = __ldcg(count); n > 0) {
+    value = __fsub_rn(value, __fmul_rn(spec.frequency_penalty, static_cast<float>(n)));
+    value = __fsub_rn(value, spec.presence_penalty);
+  }
+  return value;
+}
+
+// Of four tokens those whose bit in `marks` is set. Few quads have any: out of the way of loops.
+__device__ __noinline__ float4 AdjustedValues(float4 v, uint32_t marks, uint32_t masked,
+                                              const DrawSpec& spec, const uint32_t* counts) {
+  if (marks & 1) v.x = AdjustedValue(v.x, masked & 1, spec, counts);
+  if (marks & 2) v.y = AdjustedValue(v.y, masked & 2, spec, counts + 1);
+  if (marks & 4) v.z = AdjustedValue(v.z, masked & 4, spec, counts + 2);
+  if (marks & 8) v.w = AdjustedValue(v.w, masked & 8, spec, counts + 3);
+  return v;
+}
+
 template <typename T>
 __device__ T WarpSum(T value) {
 #pragma unroll
@@ -161,7 +187,6 @@ class Row {
     return v;
   }
   __device__ void Adjust(int quad, float4* values) const;
-  __device__ float AdjustedValue(float value, int32_t token) const;
   __device__ DrawStatus Status(bool has_nan, float maximum) const {
     if (has_nan) return DrawStatus::kNan;
     if (!isinf(maximum)) return DrawStatus::kOk;
@@ -173,24 +198,25 @@ class Row {
   __device__ uint32_t LowestKey() const { return KeyOf(-kInfinity) + 1; }
 
   // Calls fn(quad, values) for the quads first, first + stride, ... below `last`. `original`: of
-  // the logits as they are.
+  // the logits as they are. Three loads ahead of the work, whose code is long: once, so that it
+  // stays in the instruction cache.
   template <class Fn>
-  __device__ void ForQuads(int first, int last, int stride, bool original, Fn fn) const {
-    constexpr int kUnroll = 4;
-    for (int base = first; base < last; base += kUnroll * stride) {
-      float4 v[kUnroll];
-#pragma unroll
-      for (int i = 0; i < kUnroll; ++i) {
-        if (base + i * stride < last) v[i] = Quad(base + i * stride);
-      }
-#pragma unroll
-      for (int i = 0; i < kUnroll; ++i) {
-        const int quad = base + i * stride;
-        if (quad >= last) continue;
-        if (!original && adjusts_) Adjust(quad, &v[i]);
-        fn(quad, v[i]);
-      }
+  __device__ __forceinline__ void ForQuads(int first, int last, int stride, bool original,
+                                           Fn fn) const {
+    float4 a = QuadBelow(first, last), b = QuadBelow(first + stride, last),
+           c = QuadBelow(first + 2 * stride, last);
+#pragma unroll 1
+    for (int quad = first; quad < last; quad += stride) {
+      float4 v = a;
+      a = b;
+      b = c;
+      c = QuadBelow(quad + 3 * stride, last);
+      if (!original && adjusts_) Adjust(quad, &v);
+      fn(quad, v);
     }
+  }
+  __device__ float4 QuadBelow(int quad, int last) const {
+    return quad < last ? Quad(quad) : make_float4(0, 0, 0, 0);
   }
   // The same by the whole block and token by token: fn(token, value).
   template <class Fn>
@@ -264,30 +290,12 @@ __device__ float4 Row::Quad(int quad) const {
   return v;
 }
 
-// In the order of engine/kernels/cpu/sample.cc, each operation rounded for itself.
-__device__ float Row::AdjustedValue(float value, int32_t token) const {
-  const uint32_t bit = 1u << (token & 31);
-  if (masked_[token >> 5] & bit) value = -kInfinity;
-  if (!penalties_ || !(seen_[token >> 5] & bit)) return value;
-  value = value > 0 ? __fdiv_rn(value, spec_.repetition_penalty)
-                    : __fmul_rn(value, spec_.repetition_penalty);
-  if (value > 3.402823466e+38f) value = 3.402823466e+38f;
-  const uint32_t count = counting_ ? __ldcg(counts_ + token) : 0;
-  if (count > 0) {
-    value = __fsub_rn(value, __fmul_rn(spec_.frequency_penalty, static_cast<float>(count)));
-    value = __fsub_rn(value, spec_.presence_penalty);
-  }
-  return value;
-}
-
 __device__ void Row::Adjust(int quad, float4* v) const {
   const int word = quad >> 3, shift = (quad & 7) * 4;
   const uint32_t marks = (masked_[word] | seen_[word]) >> shift & 15u;
-  if (marks == 0) return;
-  if (marks & 1) v->x = AdjustedValue(v->x, quad * 4);
-  if (marks & 2) v->y = AdjustedValue(v->y, quad * 4 + 1);
-  if (marks & 4) v->z = AdjustedValue(v->z, quad * 4 + 2);
-  if (marks & 8) v->w = AdjustedValue(v->w, quad * 4 + 3);
+  if (marks != 0) {
+    *v = AdjustedValues(*v, marks, masked_[word] >> shift, spec_, counts_ + quad * 4);
+  }
 }
 
 __device__ void Row::Mark(int first, int last, bool count) {
@@ -351,7 +359,17 @@ __device__ void Row::FindMaxima(int split) {
     add(quad * 4 + 2, adjusted.z);
     add(quad * 4 + 3, adjusted.w);
   };
-  ForQuads(first + static_cast<int>(threadIdx.x), last, kThreads, true, add_quad);
+  // Bound by memory: four loads at once.
+  constexpr int kUnroll = 4;
+  for (int base = first + static_cast<int>(threadIdx.x); base < last; base += kUnroll * kThreads) {
+    float4 v[kUnroll];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) v[i] = QuadBelow(base + i * kThreads, last);
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      if (base + i * kThreads < last) add_quad(base + i * kThreads, v[i]);
+    }
+  }
 
   const int thread = static_cast<int>(threadIdx.x);
   if (few_ || alternatives_ > 0) {
