@@ -621,7 +621,7 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
     runs.scale = args.scale;
     const cudaError_t error = device_->compute_capability() == kHopper
                                   ? HopperPrefillAttention(runs, Beside(stream))
-                                  : cudaErrorNotSupported;
+                                  : FlashPrefillAttention(runs, Beside(stream));
     if (error == cudaSuccess) return;
     if (error != cudaErrorNotSupported) TANDEM_CUDA_CHECK(error);
   }
