@@ -4,9 +4,6 @@
 namespace tandem::engine::cuda {
 namespace {
 
-// Tiles in a warp's ring: as many as the device has room for.
-constexpr int kStages = 3, kFewStages = 2;
-
 // A thread block without work stays until the successor's blocks have come, one to each
 // multiprocessor; else two of them would share the one it leaves and work at half the speed.
 __device__ void Linger() {
@@ -15,12 +12,12 @@ __device__ void Linger() {
   while (clock64() - start < kCycles) __nanosleep(200);
 }
 
-template <int kDim, int kStages>
-__global__ __launch_bounds__(kAttentionThreads, 1) void DecodeAttentionKernel(
+template <class Layout, int kDim>
+__global__ __launch_bounds__(Layout::kThreads, 1) void DecodeAttentionKernel(
     const __grid_constant__ DecodeAttentionArgs args,
     const __grid_constant__ DecodeAttentionScratch scratch) {
   extern __shared__ __align__(128) unsigned char shared[];
-  Attention<kDim, kStages> attention(args, scratch, shared);
+  Attention<kDim, Layout::kWarps, Layout::kStages> attention(args, scratch, shared);
   const bool has_work = attention.Begin();
   WaitForPredecessor();
   LetSuccessorStart();
@@ -31,31 +28,37 @@ __global__ __launch_bounds__(kAttentionThreads, 1) void DecodeAttentionKernel(
   }
 }
 
-template <int kDim, int kStages>
-int SharedBytes(int num_items, const LaunchOptions& options) {
-  return AttentionLayout<kDim, kStages>::SharedBytes(num_items, options.multiprocessors);
+// Rings by what the device has room for.
+template <int kDim>
+using LongLayout = AttentionLayout<kDim, 4, 3>;
+template <int kDim>
+using ShortLayout = AttentionLayout<kDim, 4, 2>;
+
+template <class Layout>
+bool Fits(const LaunchOptions& options) {
+  return Layout::SharedBytes(kMaxDecodeItems, options.multiprocessors) <= options.shared_bytes;
 }
 
-template <int kDim, int kStages>
-cudaError_t LaunchStages(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
+template <class Layout, int kDim>
+cudaError_t LaunchLayout(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                          const LaunchOptions& options) {
-  auto kernel = DecodeAttentionKernel<kDim, kStages>;
+  auto kernel = DecodeAttentionKernel<Layout, kDim>;
   static const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           SharedBytes<kDim, kStages>(kMaxDecodeItems, options));
+                           Layout::SharedBytes(kMaxDecodeItems, options.multiprocessors));
   if (prepared != cudaSuccess) return prepared;
-  return Launch(kernel, dim3(static_cast<unsigned>(options.multiprocessors)), kAttentionThreads,
-                static_cast<size_t>(SharedBytes<kDim, kStages>(args.num_items, options)), options,
-                args, scratch);
+  const int bytes = Layout::SharedBytes(args.num_items, options.multiprocessors);
+  return Launch(kernel, dim3(static_cast<unsigned>(options.multiprocessors)), Layout::kThreads,
+                static_cast<size_t>(bytes), options, args, scratch);
 }
 
 template <int kDim>
 cudaError_t LaunchDim(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                       const LaunchOptions& options) {
-  if (SharedBytes<kDim, kStages>(kMaxDecodeItems, options) <= options.shared_bytes) {
-    return LaunchStages<kDim, kStages>(args, scratch, options);
+  if (Fits<LongLayout<kDim>>(options)) {
+    return LaunchLayout<LongLayout<kDim>, kDim>(args, scratch, options);
   }
-  return LaunchStages<kDim, kFewStages>(args, scratch, options);
+  return LaunchLayout<ShortLayout<kDim>, kDim>(args, scratch, options);
 }
 
 }  // namespace
@@ -70,10 +73,8 @@ bool SupportsDecodeAttention(int num_items, int heads, int kv_heads, int head_di
   if (num_items < 1 || num_items > kMaxDecodeItems) return false;
   if (heads % kv_heads != 0 || heads / kv_heads > kAttentionGroup) return false;
   if (block_size % kAttentionTile != 0) return false;
-  const int bytes = head_dim == 128  ? SharedBytes<128, kFewStages>(kMaxDecodeItems, options)
-                    : head_dim == 64 ? SharedBytes<64, kFewStages>(kMaxDecodeItems, options)
-                                     : options.shared_bytes + 1;
-  return bytes <= options.shared_bytes;
+  return (head_dim == 128 && Fits<ShortLayout<128>>(options)) ||
+         (head_dim == 64 && Fits<ShortLayout<64>>(options));
 }
 
 cudaError_t DecodeAttention(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,

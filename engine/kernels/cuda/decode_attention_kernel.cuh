@@ -8,8 +8,6 @@
 
 namespace tandem::engine::cuda {
 
-inline constexpr int kAttentionWarps = 4;
-inline constexpr int kAttentionThreads = kAttentionWarps * 32;
 inline constexpr int kAttentionGroup = 8;  // query heads of a KV head, padded
 inline constexpr float kLog2E = 1.4426950408889634f;
 // Maximum of no scores; finite, so that differences stay numbers.
@@ -22,39 +20,44 @@ __host__ __device__ constexpr int AttentionPartialFloats(int head_dim) {
 }
 
 // kStages: tiles in a warp's ring.
-template <int kDim, int kStages>
+template <int kDim, int kWarps_, int kStages_>
 struct AttentionLayout {
+  static constexpr int kWarps = kWarps_, kStages = kStages_, kThreads = kWarps * 32;
   static constexpr int kRowBytes = kDim * 2;
   static constexpr int kHalfBytes = kAttentionTile * kRowBytes;  // keys, or values, of a tile
   static constexpr int kRingBytes = kStages * 2 * kHalfBytes;    // of a warp
   // Where the newest position of a ring's tile lies.
-  static constexpr int kNewestBytes = kAttentionWarps * kStages * 8;
-  // The last kAttentionWarps - 1 warps hand their results to the first; later it weighs the parts
-  // of all thread blocks.
+  static constexpr int kNewestBytes = (kWarps * kStages * 8 + 15) / 16 * 16;
+  // A warp's result in shared memory: as a partial result, but heads lie kHeadStride apart, so that
+  // accumulators of a warp fall into distinct banks.
+  static constexpr int kHeadStride = kDim + 4;
+  static constexpr int kMaxima = kAttentionGroup * kHeadStride;
+  static constexpr int kSums = kMaxima + kAttentionGroup;
+  static constexpr int kResultFloats = kSums + kAttentionGroup;
+  // A result per warp; later the weights of the parts of all thread blocks.
   __host__ __device__ static constexpr int MergeBytes(int grid) {
-    const int results = (kAttentionWarps - 1) * AttentionPartialFloats(kDim) * 4;
+    const int results = kWarps * kResultFloats * 4;
     const int weights = grid * kAttentionGroup * 2 * 4;
     return results > weights ? results : weights;
   }
   __host__ __device__ static constexpr int SharedBytes(int num_items, int grid) {
-    return kAttentionWarps * kRingBytes + kNewestBytes + MergeBytes(grid) +
+    return kWarps * kRingBytes + kNewestBytes + MergeBytes(grid) +
            (num_items + 1) * static_cast<int>(sizeof(DecodeItem));
   }
-  static_assert(kNewestBytes % 16 == 0);
 };
 
 // One thread block's part of the attention. Begin fetches pages and may run before the newest
 // position's keys and values are written, Finish needs them and the queries.
-template <int kDim, int kStages>
+template <int kDim, int kWarps, int kStages>
 class Attention {
  public:
-  using L = AttentionLayout<kDim, kStages>;
+  using L = AttentionLayout<kDim, kWarps, kStages>;
 
   __device__ Attention(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                        unsigned char* shared)
       : a_(args), scratch_(scratch), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32) {
     ring_ = SharedAddress(shared) + warp_ * L::kRingBytes;
-    shared += kAttentionWarps * L::kRingBytes;
+    shared += kWarps * L::kRingBytes;
     newest_ = reinterpret_cast<int64_t*>(shared) + warp_ * kStages;
     merge_ = reinterpret_cast<float*>(shared + L::kNewestBytes);
     items_ = reinterpret_cast<DecodeItem*>(shared + L::kNewestBytes +
@@ -63,19 +66,21 @@ class Attention {
 
   // False if this thread block has no work; then Finish is not called.
   __device__ bool Begin() {
-    for (int i = threadIdx.x; i <= a_.num_items; i += kAttentionThreads) {
+    for (int i = threadIdx.x; i <= a_.num_items; i += L::kThreads) {
       reinterpret_cast<int4*>(items_)[i] = __ldcg(reinterpret_cast<const int4*>(a_.items) + i);
     }
     __syncthreads();
     units_ = items_[a_.num_items].first_tile * a_.kv_heads;
     // As many tiles per thread block at least as its rings fetch ahead.
-    constexpr int kMinTiles = kAttentionWarps * (kStages - 1);
+    constexpr int kMinTiles = kWarps * (kStages - 1);
     grid_ = min(static_cast<int>(gridDim.x), (units_ + kMinTiles - 1) / kMinTiles);
     if (static_cast<int>(blockIdx.x) >= grid_) return false;
     begin_ = UnitOf(blockIdx.x);
     end_ = UnitOf(blockIdx.x + 1);
     next_load_ = begin_ + warp_;
 
+    locate_ = next_load_ + lane_ * kWarps;
+    FindBlock();
     LocateTiles();
     for (int i = 0; i < kStages - 1; ++i) LoadTile(i);
     return true;
@@ -85,6 +90,7 @@ class Attention {
     int unit = begin_;
     while (unit < end_) unit = RunItem(unit);
     WaitForCopies<0>();
+    MergeShared();
   }
 
  private:
@@ -116,21 +122,28 @@ class Attention {
     return {low, head, first * a_.kv_heads + head * tiles, tiles};
   }
 
+  // Begins to look up the block of the lane's tile after the located ones.
+  __device__ void FindBlock() {
+    found_valid_ = 0;
+    if (locate_ >= end_) return;
+    const Item item = ItemOf(locate_);
+    const DecodeItem& of = items_[item.index];
+    const int position = (locate_ - item.first_unit) * kAttentionTile;
+    found_block_ = a_.blocks[of.first_block + position / a_.block_size];
+    found_valid_ = of.length - position;
+    found_offset_ = (item.kv_head * a_.block_size + position % a_.block_size) * kDim;
+  }
+
   // Each lane finds where one of the warp's next 32 tiles lies.
   __device__ void LocateTiles() {
-    const int unit = next_load_ + lane_ * kAttentionWarps;
     located_ = 0;
-    if (unit >= end_) {
-      tile_offset_ = -1;
-      return;
-    }
-    const Item item = ItemOf(unit);
-    const int position = (unit - item.first_unit) * kAttentionTile;
-    const int64_t block = a_.blocks[items_[item.index].first_block + position / a_.block_size];
-    tile_offset_ =
-        ((block * 2 * a_.kv_heads + item.kv_head) * a_.block_size + position % a_.block_size) *
-        kDim;
-    tile_valid_ = items_[item.index].length - position;
+    tile_valid_ = found_valid_;
+    tile_offset_ = found_valid_ == 0 ? -1
+                                     : static_cast<int64_t>(found_block_) * 2 * a_.kv_heads *
+                                               a_.block_size * kDim +
+                                           found_offset_;
+    locate_ += 32 * kWarps;
+    FindBlock();
   }
 
   __device__ static uint32_t Offset(int row, int chunk) {
@@ -145,7 +158,7 @@ class Attention {
     const int64_t offset = __shfl_sync(~0u, tile_offset_, located_);
     const int valid = __shfl_sync(~0u, tile_valid_, located_);
     ++located_;
-    next_load_ += kAttentionWarps;
+    next_load_ += kWarps;
     if (offset >= 0) {
       constexpr int kChunks = L::kRowBytes / 16;
       const __nv_bfloat16* keys = a_.kv + offset;
@@ -190,8 +203,7 @@ class Attention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) o_[m][i] = 0;
     }
-    for (int tile = begin_ + warp_ + next_tile_ * kAttentionWarps; tile < stop;
-         tile += kAttentionWarps) {
+    for (int tile = begin_ + warp_ + next_tile_ * kWarps; tile < stop; tile += kWarps) {
       WaitForCopies<kStages - 2>();
       __syncwarp();
       LoadTile((next_tile_ + kStages - 1) % kStages);
@@ -202,7 +214,6 @@ class Attention {
       AddTile(keys, valid);
       ++next_tile_;
     }
-    MergeWarps();
     FinishItem(item, unit > item.first_unit, stop < item.first_unit + item.tiles);
     return stop;
   }
@@ -271,59 +282,19 @@ class Attention {
     }
   }
 
-  // Adds all warps' results into warp 0's, in the order of warps. All threads.
-  __device__ void MergeWarps() {
-#pragma unroll
-    for (int head = 0; head < 2; ++head) {
-#pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) {
-        sum_[head] += __shfl_xor_sync(~0u, sum_[head], lanes);
-      }
-    }
-    __syncthreads();
-    if (warp_ > 0) StoreResult(merge_ + (warp_ - 1) * AttentionPartialFloats(kDim));
-    __syncthreads();
-    if (warp_ > 0) return;
-    for (int w = 0; w < kAttentionWarps - 1; ++w) {
-      const float* other = merge_ + w * AttentionPartialFloats(kDim);
-      float mine[2], theirs[2];
-#pragma unroll
-      for (int head = 0; head < 2; ++head) {
-        const int h = lane_ % 4 * 2 + head;
-        const float their_maximum = other[kAttentionGroup * kDim + h];
-        const float maximum = fmaxf(maximum_[head], their_maximum);
-        mine[head] = exp2f(maximum_[head] - maximum);
-        theirs[head] = exp2f(their_maximum - maximum);
-        maximum_[head] = maximum;
-        sum_[head] =
-            sum_[head] * mine[head] + other[kAttentionGroup * (kDim + 1) + h] * theirs[head];
-      }
-#pragma unroll
-      for (int m = 0; m < kDim / 16; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          o_[m][i] = o_[m][i] * mine[i % 2] + other[At(m, i)] * theirs[i % 2];
-        }
-      }
-    }
-  }
-
-  // Index of o_[m][i] in a partial result.
-  __device__ int At(int m, int i) const {
-    return (lane_ % 4 * 2 + i % 2) * kDim + m * 16 + lane_ / 4 + i / 2 * 8;
-  }
-
   __device__ void StoreResult(float* to) const {
 #pragma unroll
     for (int m = 0; m < kDim / 16; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) to[At(m, i)] = o_[m][i];
+      for (int i = 0; i < 4; ++i) {
+        to[(lane_ % 4 * 2 + i % 2) * L::kHeadStride + m * 16 + lane_ / 4 + i / 2 * 8] = o_[m][i];
+      }
     }
     if (lane_ < 4) {
 #pragma unroll
       for (int head = 0; head < 2; ++head) {
-        to[kAttentionGroup * kDim + lane_ * 2 + head] = maximum_[head];
-        to[kAttentionGroup * (kDim + 1) + lane_ * 2 + head] = sum_[head];
+        to[L::kMaxima + lane_ * 2 + head] = maximum_[head];
+        to[L::kSums + lane_ * 2 + head] = sum_[head];
       }
     }
   }
@@ -334,36 +305,92 @@ class Attention {
                         kDim;
   }
 
-  // Writes the output, or this thread block's part of it. A thread block shares at most two items
-  // with others: the one it continues and the one it leaves unfinished.
+  // Adds the warps' results, in their order, and writes the output, or this thread block's part of
+  // it. A thread block shares at most two items with others: the one it continues and the one it
+  // leaves unfinished.
   __device__ void FinishItem(const Item& item, bool continued, bool unfinished) {
-    // Through shared memory, so that it is written in rows.
-    if (warp_ == 0) StoreResult(merge_);
+#pragma unroll
+    for (int head = 0; head < 2; ++head) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        sum_[head] += __shfl_xor_sync(~0u, sum_[head], lanes);
+      }
+    }
+    __syncthreads();  // nobody reads the last item's
+    StoreResult(merge_ + warp_ * L::kResultFloats);
     __syncthreads();
-    if (!continued && !unfinished) {
-      WriteOutput(item, merge_, merge_ + kAttentionGroup * (kDim + 1));
-      return;
+    const bool shared = continued || unfinished;
+    float* partial = Partial(blockIdx.x, continued);
+    const int heads = shared ? kAttentionGroup : a_.heads / a_.kv_heads;
+    for (int i = threadIdx.x; i < heads * (kDim / 4); i += L::kThreads) {
+      const int head = i / (kDim / 4);
+      float maximum = kNone, sum = 0, weights[kWarps];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        weights[w] = merge_[w * L::kResultFloats + L::kMaxima + head];
+        maximum = fmaxf(maximum, weights[w]);
+      }
+      float4 total = {};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float* result = merge_ + w * L::kResultFloats;
+        const float weight = exp2f(weights[w] - maximum);
+        sum += result[L::kSums + head] * weight;
+        const float4 value =
+            reinterpret_cast<const float4*>(result + head * L::kHeadStride)[i % (kDim / 4)];
+        total.x += value.x * weight;
+        total.y += value.y * weight;
+        total.z += value.z * weight;
+        total.w += value.w * weight;
+      }
+      if (shared) {
+        __stcg(reinterpret_cast<float4*>(partial) + i, total);
+        if (i % (kDim / 4) == 0) {
+          __stcg(partial + kAttentionGroup * kDim + head, maximum);
+          __stcg(partial + kAttentionGroup * (kDim + 1) + head, sum);
+        }
+      } else {
+        const float inverse = 1.0f / sum;
+        reinterpret_cast<uint2*>(OutputOf(item))[i] = {
+            PackBFloat16(total.x * inverse, total.y * inverse),
+            PackBFloat16(total.z * inverse, total.w * inverse)};
+      }
     }
-    float4* partial = reinterpret_cast<float4*>(Partial(blockIdx.x, continued));
-    for (int i = threadIdx.x; i < AttentionPartialFloats(kDim) / 4; i += kAttentionThreads) {
-      __stcg(partial + i, reinterpret_cast<const float4*>(merge_)[i]);
+    if (continued) {
+      continued_ = item;
+    } else if (unfinished) {
+      unfinished_ = item;
     }
+  }
+
+  // The items shared with other thread blocks: the last of an item's owners to come here merges
+  // their parts.
+  __device__ void MergeShared() {
+    if (continued_.tiles == 0 && unfinished_.tiles == 0) return;
     __threadfence();
     __syncthreads();
-    const int first = OwnerOf(item.first_unit);
-    const int owners = OwnerOf(item.first_unit + item.tiles - 1) - first + 1;
     bool* is_last = reinterpret_cast<bool*>(merge_);
-    if (threadIdx.x == 0) {
-      uint32_t* counter = scratch_.counters + item.index * a_.kv_heads + item.kv_head;
-      *is_last = atomicAdd(counter, 1u) + 1 == static_cast<unsigned>(owners);
-      if (*is_last) *counter = 0;
+    if (threadIdx.x < 2) {
+      const Item item = threadIdx.x == 0 ? continued_ : unfinished_;
+      bool last = false;
+      if (item.tiles > 0) {
+        uint32_t* counter = scratch_.counters + item.index * a_.kv_heads + item.kv_head;
+        last = atomicAdd(counter, 1u) + 1 == static_cast<unsigned>(Owners(item));
+        if (last) *counter = 0;
+      }
+      is_last[threadIdx.x] = last;
     }
     __syncthreads();
-    const bool last = *is_last;
+    const bool last[2] = {is_last[0], is_last[1]};
     __syncthreads();
-    if (!last) return;
+    if (!last[0] && !last[1]) return;
     __threadfence();
-    MergePartials(item, first, owners);
+    if (last[0]) MergePartials(continued_);
+    if (last[1]) MergePartials(unfinished_);
+  }
+
+  __device__ int Owners(const Item& item) const {
+    return OwnerOf(item.first_unit + item.tiles - 1) - OwnerOf(item.first_unit) + 1;
   }
 
   __device__ float* Partial(int owner, bool continued) const {
@@ -372,12 +399,13 @@ class Attention {
   }
 
   // Two columns of four elements per thread; parts are added in order, many in flight at a time.
-  __device__ void MergePartials(const Item& item, int first, int owners) {
+  __device__ void MergePartials(const Item& item) {
+    const int first = OwnerOf(item.first_unit), owners = Owners(item);
     WeighParts(first, owners);
     const float* weights = merge_;
     const int columns = a_.heads / a_.kv_heads * kDim / 4;
     const int column[2] = {min(static_cast<int>(threadIdx.x), columns - 1),
-                           min(static_cast<int>(threadIdx.x) + kAttentionThreads, columns - 1)};
+                           min(static_cast<int>(threadIdx.x) + L::kThreads, columns - 1)};
     float4 total[2] = {};
     constexpr int kAtOnce = 12;
     for (int begin = 0; begin < owners; begin += kAtOnce) {
@@ -416,7 +444,7 @@ class Attention {
   __device__ void WeighParts(int first, int owners) {
     float* maxima = merge_;
     float* sums = merge_ + owners * kAttentionGroup;
-    for (int i = threadIdx.x; i < owners * kAttentionGroup; i += kAttentionThreads) {
+    for (int i = threadIdx.x; i < owners * kAttentionGroup; i += L::kThreads) {
       const float* part = Partial(first + i / kAttentionGroup, i >= kAttentionGroup) +
                           kAttentionGroup * kDim + i % kAttentionGroup;
       maxima[i] = __ldcg(part);
@@ -443,17 +471,6 @@ class Attention {
     __syncthreads();
   }
 
-  __device__ void WriteOutput(const Item& item, const float* values, const float* sums) const {
-    const int group = a_.heads / a_.kv_heads;
-    __nv_bfloat16* out = OutputOf(item);
-    for (int column = threadIdx.x; column < group * kDim / 2; column += kAttentionThreads) {
-      const float inverse = 1.0f / sums[column / (kDim / 2)];
-      reinterpret_cast<uint32_t*>(out)[column] =
-          PackBFloat16(values[column * 2] * inverse, values[column * 2 + 1] * inverse);
-    }
-    __syncthreads();
-  }
-
   const DecodeAttentionArgs& a_;
   const DecodeAttentionScratch& scratch_;
   const int lane_, warp_;
@@ -467,9 +484,12 @@ class Attention {
   int located_ = 0;           // how many of the 32 located tiles are used up
   int64_t tile_offset_ = -1;  // of this lane's located tile: its keys in the pool; -1: none
   int tile_valid_ = 0;        // positions of the sequence from its first on
+  // The lane's tile of the 32 after these, as FindBlock left it.
+  int locate_ = 0, found_block_ = 0, found_valid_ = 0, found_offset_ = 0;
+  Item continued_ = {}, unfinished_ = {};  // shared with other thread blocks; no tiles: none
   uint32_t q_[kDim / 8];
   float maximum_[2], sum_[2];  // of heads lane % 4 * 2 and + 1
-  float o_[kDim / 16][4];      // [dimension][head], laid out as At() says
+  float o_[kDim / 16][4];      // [dimension][head], as the tensor core leaves them
 };
 
 }  // namespace tandem::engine::cuda

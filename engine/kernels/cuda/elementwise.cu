@@ -45,12 +45,11 @@ __device__ int ItemOfRow(const BeginStepArgs& a, int row) {
   return low;
 }
 
-// One thread block per row.
+// One thread block per row. The successor does not start beside it: see PrepareStepKernel.
 __global__ __launch_bounds__(kThreads) void BeginStepKernel(
     const __grid_constant__ BeginStepArgs a) {
   __shared__ int shared_position, shared_token;
   WaitForPredecessor();
-  LetSuccessorStart();
   const int row = static_cast<int>(blockIdx.x);
   if (threadIdx.x == 0) {
     const int item = ItemOfRow(a, row);
@@ -126,14 +125,14 @@ __global__ __launch_bounds__(kThreads) void RmsNormKernel(const float* x, const 
   }
 }
 
-// As RmsNormKernel, with the norm left undone.
+// As RmsNormKernel, with the norm left undone. The successor does not start beside it: see
+// PrepareStepKernel.
 template <int kVector>
 __global__ __launch_bounds__(kThreads) void ScaleRowsKernel(const float* x, const int32_t* row_ids,
                                                             const float* weight, int width,
                                                             __nv_bfloat16* scaled,
                                                             float* square_sums) {
   WaitForPredecessor();
-  LetSuccessorStart();
   const int row = static_cast<int>(blockIdx.x);
   x += static_cast<int64_t>(row_ids != nullptr ? row_ids[row] : row) * width;
   scaled += static_cast<int64_t>(row) * width;

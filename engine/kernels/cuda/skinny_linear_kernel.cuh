@@ -5,7 +5,9 @@
 //   weight, x, rows, inputs, granules   (a granule is a row of the weight, or a pair of them)
 //   FirstRow(granule), SecondRow(granule)   rows of the weight
 //   Prefetch(first, count)   calls what the epilogue of these granules reads into L2
-//   Finish(OutputTile)       the epilogue, run by all threads of the block
+//   Before<kColumns, kTurns>(first, count, first column, columns)   the same, in registers
+//   Finish(OutputTile, what Before returned)   the epilogue, run by kSkinnyThreads threads; each
+//                            warp has at most kColumns columns and 32 * kTurns granules
 #pragma once
 
 #include <cstdint>
@@ -402,8 +404,13 @@ class SkinnyLinear {
         SumPartials(first_owner, owners, first);
       }
       const int columns = min(Tile::kOutN, op_.rows - first);
+      constexpr int kColumns = (Tile::kOutN + kSkinnyWarps - 1) / kSkinnyWarps;
+      constexpr int kTurns = (Tile::kM + 31) / 32;
+      const auto before =
+          op_.template Before<kColumns, kTurns>(at.first_granule, at.granules, first, columns);
       op_.Finish(OutputTile{out_, Tile::kOutStride, first, columns, at.block, at.first_granule,
-                            at.granules, inverse_rms_});
+                            at.granules, inverse_rms_},
+                 before);
       __syncthreads();
     }
   }

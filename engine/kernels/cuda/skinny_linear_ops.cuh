@@ -12,6 +12,8 @@
 
 namespace tandem::engine::cuda {
 
+struct Nothing {};
+
 struct GateUpOp : GateUpArgs {
   static constexpr bool kPaired = true, kNormed = true;
   int granules = 0;
@@ -20,8 +22,13 @@ struct GateUpOp : GateUpArgs {
   __device__ int SecondRow(int granule) const { return inner + granule; }
 
   __device__ void Prefetch(int, int) const {}
+  template <int, int>
+  __device__ Nothing Before(int, int, int, int) const {
+    return {};
+  }
 
-  __device__ void Finish(const OutputTile& t) const {
+  template <class Output>
+  __device__ void Finish(const Output& t, Nothing) const {
     for (int i = threadIdx.x; i < t.columns * t.granules; i += kSkinnyThreads) {
       const int row = t.first_column + i / t.granules, g = i % t.granules;
       const float scale = t.inverse_rms[row];
@@ -54,26 +61,54 @@ struct QkvOp : QkvArgs {
     if (i < rows) PrefetchToL2(slots + i);
   }
 
-  __device__ void Finish(const OutputTile& t) const {
+  // Of this thread's first pair.
+  struct Factors {
+    float low_bias = 0, high_bias = 0, cos = 1, sin = 0;
+    int64_t slot = -1;
+  };
+  template <int, int>
+  __device__ Factors Before(int first_granule, int granules, int first_column, int columns) const {
+    const int i = threadIdx.x;
+    if (i >= columns * granules) return {};
+    return FactorsOf(first_column + i / granules, first_granule + i % granules);
+  }
+
+  __device__ Factors FactorsOf(int row, int granule) const {
+    const int half = Half(), head = granule / half, element = granule % half;
+    Factors f;
+    if (bias != nullptr) {
+      f.low_bias = __ldg(bias + FirstRow(granule));
+      f.high_bias = __ldg(bias + SecondRow(granule));
+    }
+    if (head < heads + kv_heads) {
+      f.cos = __ldg(cos + row * half + element);
+      f.sin = __ldg(sin + row * half + element);
+    }
+    if (head >= heads) f.slot = __ldg(slots + row);
+    return f;
+  }
+
+  template <class Output>
+  __device__ void Finish(const Output& t, const Factors& first) const {
+    const int pairs = t.columns * t.granules;
+    int i = threadIdx.x;
+    if (i < pairs) FinishPair(t, t.first_column + i / t.granules, i % t.granules, first);
 #pragma unroll 4
-    for (int i = threadIdx.x; i < t.columns * t.granules; i += kSkinnyThreads) {
-      FinishPair(t, t.first_column + i / t.granules, i % t.granules);
+    for (i += kSkinnyThreads; i < pairs; i += kSkinnyThreads) {
+      const int row = t.first_column + i / t.granules, g = i % t.granules;
+      FinishPair(t, row, g, FactorsOf(row, t.first_granule + g));
     }
   }
 
-  __device__ void FinishPair(const OutputTile& t, int row, int g) const {
+  template <class Output>
+  __device__ void FinishPair(const Output& t, int row, int g, const Factors& f) const {
     const int half = Half(), granule = t.first_granule + g;
     const int head = granule / half, element = granule % half;
-    float low = t.Get(row, g) * t.inverse_rms[row];
-    float high = t.Get(row, t.granules + g) * t.inverse_rms[row];
-    if (bias != nullptr) {
-      low += __ldg(bias + FirstRow(granule));
-      high += __ldg(bias + SecondRow(granule));
-    }
+    float low = t.Get(row, g) * t.inverse_rms[row] + f.low_bias;
+    float high = t.Get(row, t.granules + g) * t.inverse_rms[row] + f.high_bias;
     if (head < heads + kv_heads) {
-      const float c = __ldg(cos + row * half + element), s = __ldg(sin + row * half + element);
-      const float rotated = low * c - high * s;
-      high = high * c + low * s;
+      const float rotated = low * f.cos - high * f.sin;
+      high = high * f.cos + low * f.sin;
       low = rotated;
     }
     __nv_bfloat16* to;
@@ -81,9 +116,8 @@ struct QkvOp : QkvArgs {
       to = q + (static_cast<int64_t>(row) * heads + head) * head_dim;
     } else {
       // K heads then V heads, as the pages lie in a block.
-      const int64_t slot = __ldg(slots + row);
-      if (slot < 0) return;
-      to = kv + slot + static_cast<int64_t>(head - heads) * block_size * head_dim;
+      if (f.slot < 0) return;
+      to = kv + f.slot + static_cast<int64_t>(head - heads) * block_size * head_dim;
     }
     to[element] = __float2bfloat16_rn(low);
     to[element + half] = __float2bfloat16_rn(high);
@@ -105,25 +139,40 @@ struct ResidualOp : ResidualArgs {
   }
 
   // A warp takes every eighth column, at most kColumns of them, and all their rows.
-  static constexpr int kColumns = 4, kTurns = 4;
-
-  __device__ void Finish(const OutputTile& t) const {
+  template <int kColumns, int kTurns>
+  struct Residuals {
+    static constexpr int kWarpColumns = kColumns, kWarpTurns = kTurns;
+    float values[kColumns][kTurns];
+    float weights[kTurns];  // of the norm
+  };
+  template <int kColumns, int kTurns>
+  __device__ Residuals<kColumns, kTurns> Before(int first_granule, int granules, int first_column,
+                                                int columns) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float before[kColumns][kTurns];
+    Residuals<kColumns, kTurns> before = {};
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
+    for (int i = 0; i < kTurns; ++i) {
+      const int g = lane + i * 32;
+      if (g >= granules) continue;
+      before.weights[i] = __ldg(norm_weight + first_granule + g);
 #pragma unroll
-      for (int i = 0; i < kTurns; ++i) {
-        const int column = warp + c * kSkinnyWarps, g = lane + i * 32;
-        if (column < t.columns && g < t.granules) {
-          before[c][i] = __ldcg(residual + At(t.first_column + column, t.first_granule + g));
-        }
+      for (int c = 0; c < kColumns; ++c) {
+        const int column = warp + c * kSkinnyWarps;
+        if (column >= columns) continue;
+        before.values[c][i] = __ldcg(residual + At(first_column + column, first_granule + g));
       }
     }
+    return before;
+  }
+
+  template <class Output, class Before>
+  __device__ void Finish(const Output& t, const Before& before) const {
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const int column = warp + c * kSkinnyWarps;
-      if (column < t.columns) FinishColumn(t, t.first_column + column, before[c]);
+    for (int c = 0; c < Before::kWarpColumns; ++c) {
+      const int column = threadIdx.x / 32 + c * kSkinnyWarps;
+      if (column < t.columns) {
+        FinishColumn(t, t.first_column + column, before.values[c], before.weights);
+      }
     }
   }
 
@@ -131,7 +180,9 @@ struct ResidualOp : ResidualArgs {
     return static_cast<int64_t>(row) * outputs + output;
   }
 
-  __device__ void FinishColumn(const OutputTile& t, int row, const float (&before)[kTurns]) const {
+  template <class Output, int kTurns>
+  __device__ void FinishColumn(const Output& t, int row, const float (&before)[kTurns],
+                               const float (&weights)[kTurns]) const {
     const int lane = threadIdx.x % 32;
     float squares = 0;
 #pragma unroll
@@ -140,7 +191,7 @@ struct ResidualOp : ResidualArgs {
       if (g >= t.granules) continue;
       const float value = before[i] + t.Get(row, g);
       residual[At(row, output)] = value;
-      scaled[At(row, output)] = __float2bfloat16_rn(value * __ldg(norm_weight + output));
+      scaled[At(row, output)] = __float2bfloat16_rn(value * weights[i]);
       squares += value * value;
     }
     squares = WarpSum(squares);
@@ -153,8 +204,13 @@ struct LogitsOp : LogitsArgs {
   int granules = 0;
 
   __device__ void Prefetch(int, int) const {}
+  template <int, int>
+  __device__ Nothing Before(int, int, int, int) const {
+    return {};
+  }
 
-  __device__ void Finish(const OutputTile& t) const {
+  template <class Output>
+  __device__ void Finish(const Output& t, Nothing) const {
     const int lane = threadIdx.x % 32;
     for (int c = threadIdx.x / 32; c < t.columns; c += kSkinnyWarps) {
       const int row = t.first_column + c;

@@ -60,13 +60,14 @@ __device__ int ItemOfRow(const PrepareStepArgs& a, int row, int* shared) {
   return *shared;
 }
 
-// One thread block per row.
+// One thread block per row. The successor does not start beside it: where some multiprocessors are
+// taken by these few thread blocks, others would get two of the successor's, and in a chain of
+// kernels that start beside each other that lasts for the rest of the step.
 __global__ __launch_bounds__(kThreads) void PrepareStepKernel(
     const __grid_constant__ PrepareStepArgs a) {
   __shared__ int64_t shared[kWarps];
   __shared__ int shared_item;
   WaitForPredecessor();
-  LetSuccessorStart();
   const int row = static_cast<int>(blockIdx.x);
   // Every item has a row of its own, so that there are enough thread blocks.
   if (a.decode_items != nullptr && row < a.items) WriteDecodeItem(a, row, shared);
