@@ -23,9 +23,10 @@ TEST(CudaWorkerLoss, AFaultInTheMiddleOfAPromptLosesNoRequest) {
   spec.model_dir = SourcePath("tests/data/models/slow");
   spec.prefill = 2;
   // Many small steps, so that the fault lies in the middle of a prompt.
-  spec.worker_flags = {"--load-format=dummy", "--device=cuda", "--kv-cache-memory-bytes=256MiB",
+  spec.worker_flags = {"--load-format=dummy", "--kv-cache-memory-bytes=256MiB",
                        "--max-num-batched-tokens=128"};
   spec.decode_flags = {"--local-prefill-max-tokens=0"};
+  setenv("TANDEM_TEST_WORKER_FLAGS", "--device=cuda", 1);
   auto cluster = TestCluster::Start(spec);
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
