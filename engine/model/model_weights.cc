@@ -339,10 +339,11 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
                                             : PhysicalCores());
   TensorSource source(weights.checkpoint.get(), options.seed, &threads);
   const absl::Status status = LoadAll(config, options, &source, device, ops, &weights);
-  if (!status.ok()) {
-    return InvalidArgument("{}: {}", options.model_dir, MessageOf(status));
-  }
-  return weights;
+  if (status.ok()) return weights;
+  const std::string message = fmt::format("{}: {}", options.model_dir, MessageOf(status));
+  // Whatever else is wrong is wrong with the checkpoint.
+  if (absl::IsResourceExhausted(status)) return absl::ResourceExhaustedError(message);
+  return absl::InvalidArgumentError(message);
 }
 
 }  // namespace tandem::engine
