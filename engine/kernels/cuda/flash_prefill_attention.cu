@@ -5,6 +5,8 @@
 // used here, below a kernel of our own in which each thread block finds its item and tile in the
 // batch's own arrays. So nothing is planned, allocated or copied, and a launch can be captured in a
 // graph.
+#include <algorithm>
+
 #include <flashinfer/attention/prefill.cuh>
 #include <flashinfer/attention/variants.cuh>
 
@@ -32,11 +34,11 @@ struct Params {
   flashinfer::uint_fastdiv group_size;
   uint32_t length, q_stride_n, q_stride_h;
   float scale_log2;
-  // Of what is not used: sums for merging parts, a batch padded for graphs, parts.
-  float* lse = nullptr;
+  float* lse;  // of a part: log2 of its sum of exp2(score), by (row, part, head)
+  bool partition_kv;
   bool* block_valid_mask = nullptr;
-  bool partition_kv = false;
 };
+
 // Plain causal attention: no other mask, no window, no cap of the scores. Scores are scaled before
 // their maximum is taken. FlashInfer's own variant scales within exp2(scale * score - scale *
 // maximum), and so, as a fused multiply-add rounds once, for the old and the new maximum too: a
@@ -67,7 +69,27 @@ struct FlashArgs {
   PrefillAttentionArgs batch;
   // Divisors as multiplications, computed by the host.
   flashinfer::uint_fastdiv group, block_size;
+  // A sequence's positions are cut into parts of part_length, `parts` at most; 1: not at all. Row r
+  // of the batch, of the run that begins at row f, has its part k in
+  // part_out[f * parts + (r - f) * n + k], where n is how many parts the run's sequence has.
+  int parts = 1, part_length = 0;
+  __nv_bfloat16* part_out = nullptr;  // [][heads][head_dim]
+  float* part_sums = nullptr;         // [][heads], as Params::lse
 };
+
+// The item that has the row. Uniform in a warp.
+__device__ int ItemOfRow(const PrefillAttentionArgs& batch, int row) {
+  int item = 0, end = batch.num_items;
+  while (end - item > 1) {
+    const int middle = (item + end) / 2;
+    if (__ldg(batch.first_rows + middle) <= row) {
+      item = middle;
+    } else {
+      end = middle;
+    }
+  }
+  return item;
+}
 
 // The tiles of item i have the slots SlotOf(i) .. SlotOf(i + 1) - 1, of which the last may be
 // without a tile: rows between first_rows[i] and first_rows[i + 1] make no more tiles than that.
@@ -104,18 +126,30 @@ __global__ __launch_bounds__(Traits::NUM_THREADS) void FlashPrefillKernel(
     return;
   }
 
-  // A batch of this item alone, in registers once the compiler has seen through the pointers.
   const int length = start + rows, blocks = (length - 1) / batch.block_size + 1;
+  const bool split = args.parts > 1;
+  int part = split ? static_cast<int>(blockIdx.z) : 0;
+  int part_length = split ? args.part_length : length;
+  // The tile's last row, to see that it attends to something of this part.
+  const int last_row = min(rows, static_cast<int>(((tile + 1) * kRows - 1) / args.group) + 1) - 1;
+  if (part * part_length > start + last_row) {
+    WaitForPredecessor();
+    return;
+  }
+
+  // A batch of this item alone, in registers once the compiler has seen through the pointers.
   const int64_t half = static_cast<int64_t>(batch.kv_heads) * batch.block_size * kDim;
-  int32_t zero = 0, unsplit = length;
+  int32_t zero = 0, first_part = split ? first_row * args.parts : first_row;
   int32_t rows_of[2] = {0, rows}, blocks_of[2] = {0, blocks};
   auto* kv = const_cast<__nv_bfloat16*>(batch.kv);
   Params params;
   params.q =
       const_cast<__nv_bfloat16*>(batch.q) + static_cast<int64_t>(first_row) * batch.heads * kDim;
-  params.o = batch.out + static_cast<int64_t>(first_row) * batch.heads * kDim;
+  params.o = split ? args.part_out : batch.out;
+  params.lse = split ? args.part_sums : nullptr;
+  params.partition_kv = split;
   params.q_indptr = rows_of;
-  params.o_indptr = &zero;
+  params.o_indptr = &first_part;
   params.group_size = args.group;
   params.length = static_cast<uint32_t>(length);
   params.q_stride_n = static_cast<uint32_t>(batch.heads * kDim);
@@ -123,8 +157,8 @@ __global__ __launch_bounds__(Traits::NUM_THREADS) void FlashPrefillKernel(
   params.scale_log2 = batch.scale * flashinfer::math::log2e;
   params.request_indices = &zero;
   params.qo_tile_indices = &tile;
-  params.kv_tile_indices = &zero;
-  params.kv_chunk_size_ptr = &unsplit;
+  params.kv_tile_indices = &part;
+  params.kv_chunk_size_ptr = &part_length;
   params.paged_kv.page_size = args.block_size;
   params.paged_kv.num_heads = static_cast<uint32_t>(batch.kv_heads);
   params.paged_kv.head_dim = kDim;
@@ -145,6 +179,70 @@ __global__ __launch_bounds__(Traits::NUM_THREADS) void FlashPrefillKernel(
                                                          gridDim.x);
 }
 
+constexpr int kMergeWarps = 8;
+constexpr int kMaxParts = 32;  // one to a lane
+
+// A row's head to a warp: the parts' results, weighed by their sums, in the order of positions.
+template <int kDim>
+__global__ __launch_bounds__(kMergeWarps *
+                             32) void MergePartsKernel(const __grid_constant__ FlashArgs args) {
+  const PrefillAttentionArgs& batch = args.batch;
+  const int row = blockIdx.x, lane = threadIdx.x % 32;
+  const int head = static_cast<int>(blockIdx.y) * kMergeWarps + static_cast<int>(threadIdx.x) / 32;
+  const int item = ItemOfRow(batch, row);
+  const int first_row = __ldg(batch.first_rows + item);
+  const int rows = __ldg(batch.first_rows + item + 1) - first_row;
+  const int start = __ldg(batch.starts + item);
+  WaitForPredecessor();
+  LetSuccessorStart();
+  if (head >= batch.heads || row >= first_row + rows || start < 0 ||
+      (batch.skip_single_rows && rows == 1)) {
+    return;
+  }
+  const int parts = (start + rows - 1) / args.part_length + 1;  // of the sequence
+  const int seen = (start + row - first_row) / args.part_length + 1;
+  const int64_t first =
+      static_cast<int64_t>(first_row) * args.parts + static_cast<int64_t>(row - first_row) * parts;
+  const float sum = lane < seen ? __ldcg(args.part_sums + (first + lane) * batch.heads + head)
+                                : -flashinfer::math::inf;
+  float most = sum;
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
+  }
+  float weight = lane < seen ? exp2f(sum - most) : 0;
+  weight /= WarpSum(weight);
+  constexpr int kColumns = kDim / 32;  // of a lane
+  float total[kColumns] = {};
+  for (int part = 0; part < seen; ++part) {
+    const float of_part = __shfl_sync(~0u, weight, part);
+    const __nv_bfloat16* from =
+        args.part_out + ((first + part) * batch.heads + head) * kDim + lane * kColumns;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      total[i] += of_part * __bfloat162float(__ldcg(from + i));
+    }
+  }
+  __nv_bfloat16* to =
+      batch.out + (static_cast<int64_t>(row) * batch.heads + head) * kDim + lane * kColumns;
+#pragma unroll
+  for (int i = 0; i < kColumns; i += 2) {
+    *reinterpret_cast<uint32_t*>(to + i) = PackBFloat16(total[i], total[i + 1]);
+  }
+}
+
+// Into how many parts positions are cut: so many that two thread blocks for each multiprocessor
+// have work, that a part is worth a launch, and that the scratch of PrefillAttentionPartialFloats
+// has room: 128 * (head_dim + 2) floats for each multiprocessor, of which a part of a row's head
+// takes head_dim / 2 + 1.
+int PartsOf(const PrefillAttentionArgs& args, int slots, int multiprocessors) {
+  constexpr int kLeastPositions = 256;
+  if (args.partial == nullptr) return 1;
+  return std::min({2 * multiprocessors / (slots * args.kv_heads),
+                   2 * 128 * multiprocessors / (args.rows * args.heads),
+                   args.max_length / kLeastPositions, kMaxParts});
+}
+
 template <int kDim, int kRows, int kPositions>
 cudaError_t LaunchTiles(const PrefillAttentionArgs& args, const LaunchOptions& options) {
   using KernelTraits = Traits<kDim, kRows, kPositions>;
@@ -155,10 +253,25 @@ cudaError_t LaunchTiles(const PrefillAttentionArgs& args, const LaunchOptions& o
   if (prepared != cudaSuccess) return prepared;
   const int group = args.heads / args.kv_heads;
   const int slots = args.rows * group / kRows + args.num_items;
-  const dim3 grid(static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(slots));
-  const FlashArgs flash_args = {args, flashinfer::uint_fastdiv(static_cast<uint32_t>(group)),
-                                flashinfer::uint_fastdiv(static_cast<uint32_t>(args.block_size))};
-  return Launch(kernel, grid, KernelTraits::NUM_THREADS, kSharedBytes, options, flash_args);
+  dim3 grid(static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(slots));
+  FlashArgs flash_args = {args, flashinfer::uint_fastdiv(static_cast<uint32_t>(group)),
+                          flashinfer::uint_fastdiv(static_cast<uint32_t>(args.block_size))};
+  const int parts = PartsOf(args, slots, options.multiprocessors);
+  if (parts < 2) {
+    return Launch(kernel, grid, KernelTraits::NUM_THREADS, kSharedBytes, options, flash_args);
+  }
+  flash_args.part_length = ((args.max_length - 1) / parts / kPositions + 1) * kPositions;
+  flash_args.parts = (args.max_length - 1) / flash_args.part_length + 1;
+  flash_args.part_sums = args.partial;
+  const int64_t sums = static_cast<int64_t>(args.rows) * flash_args.parts * args.heads;
+  flash_args.part_out = reinterpret_cast<__nv_bfloat16*>(args.partial + (sums + 3) / 4 * 4);
+  grid.z = static_cast<unsigned>(flash_args.parts);
+  const cudaError_t error =
+      Launch(kernel, grid, KernelTraits::NUM_THREADS, kSharedBytes, options, flash_args);
+  if (error != cudaSuccess) return error;
+  const dim3 merge_grid(static_cast<unsigned>(args.rows),
+                        static_cast<unsigned>((args.heads - 1) / kMergeWarps + 1));
+  return Launch(MergePartsKernel<kDim>, merge_grid, kMergeWarps * 32, 0, options, flash_args);
 }
 
 template <int kDim, int kPositions>
