@@ -3,7 +3,7 @@
 //
 // engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512,2048]
 //              [--decode 1,4,16,64] [--repeats N]
-// engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N]
+// engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N] [--batch-invariant true]
 //
 // On the CPU: dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to
 // the whole model only roughly. --prefill: lengths, --decode: batch sizes, --repeats: the best of
@@ -148,6 +148,7 @@ int RunOnGpu(int argc, char** argv) {
     if (flag == "--json") options.json = argv[i + 1];
     if (flag == "--rows") options.rows = argv[i + 1];
     if (flag == "--seconds") options.seconds = std::atoi(argv[i + 1]);
+    if (flag == "--batch-invariant") options.batch_invariant = std::string(argv[i + 1]) == "true";
   }
   return RunGpuSuite(options);
 }
