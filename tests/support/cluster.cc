@@ -19,7 +19,7 @@ constexpr double kStartSeconds = 60;
 
 std::vector<std::string> FlagsOfTheRun() {
   const char* flags = std::getenv("TANDEM_TEST_WORKER_FLAGS");
-  std::istringstream in(flags != nullptr ? flags : "--device=cpu");
+  std::istringstream in(flags != nullptr ? flags : "");
   return {std::istream_iterator<std::string>(in), {}};
 }
 
@@ -86,7 +86,8 @@ void TestCluster::StartWorker(const std::string& id) {
       "--router",
       router_.address,
       "--worker-id",
-      id};
+      id,
+      "--device=cpu"};  // unless the test or the run says otherwise
   if (id.starts_with("unified")) args.push_back("--role=unified");
   args.insert(args.end(), spec_.worker_flags.begin(), spec_.worker_flags.end());
   if (!is_prefill) args.insert(args.end(), spec_.decode_flags.begin(), spec_.decode_flags.end());
