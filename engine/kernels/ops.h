@@ -227,6 +227,8 @@ class Ops {
   virtual size_t PackedWeightBytes(size_t n, size_t k) const = 0;
   virtual void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
                               size_t first_column, void* packed, Stream* stream) = 0;
+  // Whether that form is bfloat16 [n][k] itself, so that a table of it need not be packed.
+  virtual bool packs_plain_rows() const { return false; }
   // Whether FillDummy() makes weights up; else the host does.
   virtual bool fills_dummies() const { return false; }
   // Writes DummyValue(key, first + i) (dummy_value.h) to out[i], bfloat16 in memory of the device,

@@ -105,6 +105,10 @@ class Loader {
   ~Loader() { stream_->Synchronize(); }
 
   bool makes_dummies() const { return makes_dummies_; }
+  // Whether products read a table of the device as it is.
+  bool CanBeRead(const TensorView& table) const {
+    return ops_->packs_plain_rows() && table.element == Element::kBFloat16;
+  }
 
   // What was announced is in memory of the device when it returns.
   absl::Status Finish() {
@@ -283,6 +287,12 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool copy_embedding
     return loader->Matrix({{head, config.vocab_size}}, config.hidden_size, false, &weights->head);
   }
   source->Ignore(head + ".weight");  // some tied checkpoints store the copy
+  if (copy_embedding && loader->CanBeRead(weights->embedding)) {
+    weights->head.matrix = {Element::kBFloat16, static_cast<size_t>(config.vocab_size),
+                            static_cast<size_t>(config.hidden_size),
+                            weights->embedding_copy.data()};
+    return absl::OkStatus();
+  }
   TANDEM_RETURN_IF_ERROR(
       loader->Allocate(static_cast<size_t>(config.vocab_size), config.hidden_size, &weights->head));
   if (loader->makes_dummies()) return loader->Pack(table, shape, 0, &weights->head);

@@ -7,9 +7,10 @@
 // Memory: every matrix is copied once into the form that the device's products read (4 bytes per
 // parameter in float32, 2 in bfloat16); vectors become float32. The embedding table is read in
 // place from the mapped checkpoint where the device shares the host's memory; with tied embeddings
-// a packed copy of it serves as the output head. The checkpoint's pages are the kernel's to drop
-// once they are packed. A device with memory of its own is given them by several threads
-// (weight_stager.h), and makes dummy weights itself where it can (Ops::FillDummy).
+// a packed copy of it serves as the output head, or the table itself where products read plain
+// rows. The checkpoint's pages are the kernel's to drop once they are packed. A device with memory
+// of its own is given them by several threads (weight_stager.h), and makes dummy weights itself
+// where it can (Ops::FillDummy).
 #pragma once
 
 #include <cstdint>
@@ -59,7 +60,7 @@ struct ModelWeights {
   Buffer embedding_copy;  // in memory of a device that does not share the host's
   std::vector<LayerWeights> layers;
   VectorWeights final_norm;  // [hidden]
-  LinearWeights head;        // [vocab] columns
+  LinearWeights head;        // [vocab] columns; may lie in `embedding_copy`
   std::string digest;        // see model_digest.h
   std::unique_ptr<Checkpoint> checkpoint;
   MemoryBlock dummy_embedding;

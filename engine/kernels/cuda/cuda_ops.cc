@@ -91,6 +91,7 @@ class CudaOps final : public Ops {
   size_t PackedWeightBytes(size_t n, size_t k) const override { return n * k * sizeof(uint16_t); }
   void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
                       size_t first_column, void* packed, Stream* stream) override;
+  bool packs_plain_rows() const override { return true; }
   bool fills_dummies() const override { return true; }
   void FillDummy(uint64_t key, uint64_t first, size_t count, uint16_t* out,
                  Stream* stream) override;
