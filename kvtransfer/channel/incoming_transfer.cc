@@ -18,8 +18,6 @@ namespace {
 constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
 // How often the end of a one-sided writer is looked for, once its connection is lost.
 constexpr absl::Duration kFencePeriod = absl::Milliseconds(10);
-// Digested at a time. For a device it is the work of one launch.
-constexpr size_t kDigestBytes = 1 << 20;
 
 }  // namespace
 
@@ -163,8 +161,8 @@ void IncomingTransfer::Arrived(const KvConnection* connection, const FrameHeader
                            static_cast<int>(header.head_count)};
   // Some blocks per lock: the pool may not be read after a Cancel() either, which waits so long.
   const size_t block_bytes = 2 * std::max<size_t>(1, header.head_count) * layout.PageBytes();
-  const size_t batch =
-      std::min<size_t>(header.ordinal_count, std::max<size_t>(1, kDigestBytes / block_bytes));
+  const size_t batch = std::min<size_t>(
+      header.ordinal_count, std::max<size_t>(1, context_->store->BatchBytes() / block_bytes));
   std::vector<uint64_t> digests(batch * header.head_count);
   for (uint32_t l = 0; l < header.layer_count; ++l) {
     const auto layer = static_cast<int>(header.layer_begin + l);

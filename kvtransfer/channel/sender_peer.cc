@@ -12,9 +12,6 @@
 namespace tandem::kvtransfer {
 namespace {
 
-// Payload of one DATA frame, unless a single piece is larger: enough to amortise the system calls,
-// small enough that an abort or another transfer does not wait long.
-constexpr size_t kFrameBytes = 1 << 20;
 constexpr size_t kMaxPosts = 16;  // under way at a time
 // Transfers below this are ruled by latency and say little about the link.
 constexpr uint64_t kMinRateBytes = 256 << 10;
@@ -25,7 +22,8 @@ constexpr double kRateWeight = 0.2;  // of the newest transfer
 SenderPeer::SenderPeer(PeerAddress peer, const SenderContext* context)
     : peer_(std::move(peer)),
       context_(context),
-      queue_(context->link.store->shape().layout.BlockLayerBytes(), kFrameBytes),
+      queue_(context->link.store->shape().layout.BlockLayerBytes(),
+             context->link.store->BatchBytes()),
       thread_([this] { Loop(); }) {}
 
 void SenderPeer::Stop() {
@@ -43,8 +41,10 @@ void SenderPeer::Open(KvSendTarget target) {
 
 void SenderPeer::Push(const TransferKey& key, int layer, std::span<const int32_t> source_blocks,
                       std::span<const int32_t> ordinals, std::shared_ptr<const ReadyEvent> ready) {
-  const size_t piece = context_->link.store->shape().layout.BlockLayerBytes();
-  for (const OrdinalRun& run : SplitIntoRuns(ordinals, std::max<size_t>(1, kFrameBytes / piece))) {
+  const KvStore& store = *context_->link.store;
+  // Payload of one DATA frame, unless a single piece is larger.
+  const size_t pieces = store.BatchBytes() / store.shape().layout.BlockLayerBytes();
+  for (const OrdinalRun& run : SplitIntoRuns(ordinals, std::max<size_t>(1, pieces))) {
     const auto blocks = source_blocks.subspan(run.begin, run.count);
     queue_.Push(PushItem{
         key, PushedRun{layer, 1, ordinals[run.begin], {blocks.begin(), blocks.end()}}, ready});

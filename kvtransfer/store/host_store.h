@@ -15,6 +15,8 @@ class HostStore : public KvStore {
   KvMemoryKind kind() const override { return KvMemoryKind::kHost; }
   absl::StatusOr<ExportedPool> Export() const override;
   std::byte* HostAddress(uint64_t offset) const override { return region_.base + offset; }
+  // To amortise system calls.
+  size_t BatchBytes() const override { return 1 << 20; }
   std::shared_ptr<std::byte[]> AllocateStaging(size_t bytes) const override;
   void Gather(std::span<const CopyPiece> pieces, std::byte* to) const override;
   void Scatter(const std::byte* from, std::span<const CopyPiece> pieces) const override;

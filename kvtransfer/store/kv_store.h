@@ -43,6 +43,9 @@ class KvStore {
   // Where the CPU (or a system call) can reach the byte at `offset`; nullptr where only the
   // functions below can, so that a transport of host memory has to stage.
   virtual std::byte* HostAddress(uint64_t offset) const = 0;
+  // About so many bytes should be handed over at a time: enough that what a call costs by itself is
+  // small beside moving them, little enough that nobody waits long.
+  virtual size_t BatchBytes() const = 0;
   // `bytes` of the host's memory that Gather(), GatherRun() and Scatter() reach fastest. Not
   // zeroed. May be slow: for buffers that live as long as a connection.
   virtual std::shared_ptr<std::byte[]> AllocateStaging(size_t bytes) const = 0;

@@ -13,8 +13,6 @@ namespace {
 constexpr size_t kMaxSpans = 64;             // of one ReceiveSome
 constexpr size_t kMaxReadBytes = 512 << 10;  // written under a transfer's guard at a time
 constexpr size_t kScratchBytes = 256 << 10;
-// Received before it is copied into a pool that only its store can write: a whole frame, mostly.
-constexpr size_t kStagingBytes = 1 << 20;
 constexpr size_t kProbeFrameBytes = 256 << 10;
 constexpr size_t kProbeBytes = size_t{8} << 20;
 constexpr absl::Duration kProbeTime = absl::Milliseconds(20);
@@ -85,7 +83,7 @@ class TcpWriter : public KvWriter {
   ConstBytes Stage(const BlockRun& run, std::span<uint64_t> digests) {
     const size_t bytes = run.Bytes(store_->shape().layout);
     if (bytes > staging_bytes_) {
-      staging_bytes_ = std::max(bytes, kStagingBytes);
+      staging_bytes_ = std::max(bytes, store_->BatchBytes());
       staging_ = store_->AllocateStaging(staging_bytes_);
     }
     store_->GatherRun(run, staging_.get(), digests);
@@ -107,7 +105,7 @@ class TcpReader : public KvReader {
         store_(store),
         io_timeout_(io_timeout),
         direct_(store->HostAddress(0) != nullptr),
-        scratch_bytes_(direct_ ? kScratchBytes : kStagingBytes),
+        scratch_bytes_(direct_ ? kScratchBytes : store_->BatchBytes()),
         scratch_(store->AllocateStaging(scratch_bytes_)) {}
 
   absl::Status Receive(const FrameHeader& /*header*/,
@@ -143,7 +141,7 @@ class TcpReader : public KvReader {
     return absl::OkStatus();
   }
 
-  // The store writes the pool, as much at a time as the scratch memory holds.
+  // The store writes the pool, as much at a time as the scratch memory holds: mostly a whole frame.
   absl::Status ReceiveStaged(Reception* reception) {
     std::vector<TargetPiece>& pieces = reception->pieces();
     std::vector<CopyPiece> copies;

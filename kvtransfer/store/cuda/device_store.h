@@ -35,6 +35,9 @@ class DeviceStore final : public KvStore {
   KvMemoryKind kind() const override { return KvMemoryKind::kDevice; }
   absl::StatusOr<ExportedPool> Export() const override;
   std::byte* HostAddress(uint64_t /*offset*/) const override { return nullptr; }
+  // A launch and the wait for it cost what 1 MiB costs on the link; where processes take turns on a
+  // card, every launch may wait for a turn.
+  size_t BatchBytes() const override { return size_t{4} << 20; }
   // Pinned. Kept for the next caller when it is given back, for pinning and unpinning disturb the
   // card's work.
   std::shared_ptr<std::byte[]> AllocateStaging(size_t bytes) const override;
