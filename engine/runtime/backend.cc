@@ -26,8 +26,10 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const std::string& name,
     absl::StatusOr<std::unique_ptr<Backend>> backend = entry.open(options);
     if (backend.ok()) return backend;
     why = backend.status();
-    if (name != "auto")
-      return absl::Status(why.code(), fmt::format("--device={}: {}", name, MessageOf(why)));
+    // What is wrong with the flags is not for another device to make good.
+    if (name != "auto" || absl::IsInvalidArgument(why)) {
+      return absl::Status(why.code(), fmt::format("--device={}: {}", entry.name, MessageOf(why)));
+    }
     spdlog::info("--device=auto does not take {}: {}", entry.name, MessageOf(why));
   }
   if (name == "auto") return why;

@@ -49,7 +49,8 @@ struct BackendEntry {
 const std::vector<BackendEntry>& Backends();
 
 // The backend of that name, or with "auto" the first that can be opened; why those before it cannot
-// is logged. INVALID_ARGUMENT for a name that this build does not have.
+// is logged. INVALID_ARGUMENT for a name that this build does not have, and, whatever the name, for
+// options that a device refuses.
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const std::string& name,
                                                      const BackendOptions& options);
 

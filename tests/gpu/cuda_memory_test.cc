@@ -190,6 +190,14 @@ TEST_F(CudaMemoryTest, ACardThatOthersFillIsRefusedWithFigures) {
   ASSERT_EQ(cudaFree(taken), cudaSuccess);
 }
 
+TEST_F(CudaMemoryTest, ACardThatThereIsNotIsRefusedAlsoByAuto) {
+  EngineOptions options = Small();
+  options.gpu = 99;
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: --gpu=99: this process sees "));
+  options.device = "auto";
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: --gpu=99: this process sees "));
+}
+
 TEST_F(CudaMemoryTest, Float32IsRefused) {
   EngineOptions options = Small();
   options.dtype = "float32";

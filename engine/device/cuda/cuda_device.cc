@@ -256,7 +256,8 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
                               cudaGetErrorString(error));
   }
   if (ordinal < 0 || ordinal >= count) {
-    return InvalidArgument("there is no GPU {}: this process sees {}", ordinal, count);
+    return InvalidArgument("--gpu={}: this process sees {} GPUs, 0 to {}", ordinal, count,
+                           count - 1);
   }
   cudaDeviceProp properties;
   error = cudaGetDeviceProperties(&properties, ordinal);
