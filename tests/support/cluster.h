@@ -15,9 +15,10 @@
 
 namespace tandem {
 
-// Every worker of every cluster gets the flags of the environment variable TANDEM_TEST_WORKER_FLAGS
-// after the test's own: scripts/gpu_check runs tests of this folder on a GPU by them. Without it
-// workers compute on the CPU, also where a GPU is there. True if they compute on a GPU.
+// Workers compute on the CPU, also where a GPU is there, unless a test's flags say otherwise. After
+// these every worker of every cluster gets the flags of the environment variable
+// TANDEM_TEST_WORKER_FLAGS: scripts/gpu_check runs tests of tests/integration on a GPU by them. True
+// if those name a GPU.
 bool OnGpu();
 
 struct ClusterSpec {
