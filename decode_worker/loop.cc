@@ -21,7 +21,7 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
       publisher_(options_.publish, parts.waker, parts.metrics),
       reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
                 &parts.metrics->worker, parts.clock),
-      pace_{absl::ToDoubleMilliseconds(options_.target_step), {}} {
+      pace_{absl::ToDoubleMilliseconds(options_.target_step), options_.row_tile, {}} {
   const AdmissionOptions& admission = options_.admission;
   const Limits& limits = admission.limits;
   TANDEM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,

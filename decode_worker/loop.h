@@ -42,6 +42,7 @@ struct LoopOptions {
   // A step's time that prompts' chunks are cut for while other sequences draw tokens; 0: they are
   // cut by the token budget alone.
   absl::Duration target_step;
+  int row_tile = 1;  // see Pace
 };
 
 // All outlive the loop. `receiver` and `caller` may be null where `unified`, `waker` always: then

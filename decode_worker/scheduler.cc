@@ -1,6 +1,7 @@
 #include "decode_worker/scheduler.h"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace tandem::decode {
 namespace {
@@ -117,7 +118,16 @@ class Planner {
         high = middle - 1;
       }
     }
-    return low;
+    return WholeTiles(prefills, low);
+  }
+
+  int WholeTiles(const std::vector<int>& prefills, int budget) const {
+    int64_t wanted = 0;
+    for (int i : prefills) wanted += Remaining(i);
+    if (wanted <= budget) return budget;
+    const int rows = static_cast<int>(plan_.runs.size()) + budget;
+    const int surplus = rows % pace_->row_tile;
+    return rows > pace_->row_tile && budget - surplus >= kLeastChunk ? budget - surplus : budget;
   }
 
   void AddResumed() {

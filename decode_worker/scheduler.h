@@ -46,6 +46,9 @@ struct Limits {
 // How long a step may take while sequences wait for its tokens.
 struct Pace {
   double target_ms = 0;
+  // Products compute rows in tiles of so many, and a tile that is not full takes as long as one
+  // that is: so a batch of more rows is cut to a multiple.
+  int row_tile = 1;
   StepCost cost;
 };
 inline constexpr int kLeastChunk = 16;  // tokens, of all chunks of a batch

@@ -20,6 +20,8 @@ constexpr size_t kInboxCapacity = 1024;
 
 // A reader of streamed text does not notice gaps of this length.
 constexpr double kGpuTargetStepMs = 30;
+// Of its products for many rows (engine/kernels/cuda/hopper_linear.h).
+constexpr int kGpuRowTile = 256;
 
 class DecodeRole final : public worker::Role {
  public:
@@ -115,6 +117,7 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
                                 : engine.device == "cpu"     ? 0
                                                              : kGpuTargetStepMs;
   loop.target_step = absl::Milliseconds(target_step_ms);
+  if (engine.device != "cpu") loop.row_tile = kGpuRowTile;
   loop.prefill.worker_id = frame.process->worker_id;
   loop.prefill.block_size = engine.block_size;
   loop.prefill.kv_transport = frame.process->kv_transport;

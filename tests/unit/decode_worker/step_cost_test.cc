@@ -87,7 +87,7 @@ TEST(StepCost, TrustsNoChunkFarBeyondThoseSeen) {
 TEST(Pace, StepsKeepTheirTimeAndPromptsKeepMostOfTheirRate) {
   Device device;
   const Limits limits{16, 64, 8192};
-  Pace pace{30, {}};
+  Pace pace{30, 1, {}};
   const int kPrompt = 32768;
   int prompt = 0;
   double total_ms = 0, tokens = 0;
@@ -121,8 +121,30 @@ TEST(Pace, StepsKeepTheirTimeAndPromptsKeepMostOfTheirRate) {
   EXPECT_GT(tokens / total_ms, 0.65 * kPrompt / alone_ms);
 }
 
+TEST(Pace, ABatchFillsItsTiles) {
+  Pace pace{50, 256, {}};
+  for (int i = 0; i < 50; ++i) {
+    pace.cost.Observe(Work(3, 100, 0, 0), absl::Milliseconds(5));
+    pace.cost.Observe(Work(3, 100, 900, 0), absl::Milliseconds(50));
+  }
+  View view;
+  view.free_blocks = 1000;
+  for (int i = 0; i < 3; ++i) view.sequences.push_back({SequencePhase::kRunnable, 100, 99, 7});
+  view.sequences.push_back({SequencePhase::kRunnable, 10000, 0, 700});
+  const auto chunk = [&] { return NextBatch(view, {16, 64, 8192}, &pace).runs.back().num_tokens; };
+  EXPECT_EQ(chunk(), 768 - 3);
+  // What ends a prompt is not held back for a full tile.
+  view.sequences.back() = {SequencePhase::kRunnable, 10000, 9200, 700};
+  EXPECT_EQ(chunk(), 800);
+  // Less than a tile is better than nothing.
+  view.sequences.back() = {SequencePhase::kRunnable, 10000, 0, 700};
+  pace.target_ms = 10;
+  EXPECT_GT(chunk(), kLeastChunk);
+  EXPECT_LT(chunk(), 253);
+}
+
 TEST(Pace, WithoutDecodeStepsTheBudgetIsWhole) {
-  Pace pace{1, {}};
+  Pace pace{1, 1, {}};
   pace.cost.Observe(Work(0, 0, 4096, 0), absl::Milliseconds(100));
   View view;
   view.free_blocks = 1000;
