@@ -27,24 +27,34 @@ class DeviceArray {
   void* data_ = nullptr;
 };
 
-double MedianSeconds(const std::function<void()>& work) {
+double Median(std::vector<float> values) {
+  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return static_cast<double>(*middle);
+}
+
+// Of each run of `work`, in seconds: at least kRuns of them, and as many as take `at_least`
+// seconds.
+std::vector<float> Times(double at_least, const std::function<void()>& work) {
   cudaEvent_t begin, end;
   TANDEM_CUDA_CHECK(cudaEventCreate(&begin));
   TANDEM_CUDA_CHECK(cudaEventCreate(&end));
-  std::vector<float> milliseconds;
-  for (int i = -2; i < kRuns; ++i) {
+  std::vector<float> seconds;
+  double total = 0;
+  for (int i = -2; i < kRuns || total < at_least; ++i) {
     TANDEM_CUDA_CHECK(cudaEventRecord(begin));
     work();
     TANDEM_CUDA_CHECK(cudaEventRecord(end));
     TANDEM_CUDA_CHECK(cudaEventSynchronize(end));
     float ms = 0;
     TANDEM_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 0) milliseconds.push_back(ms);
+    if (i < 0) continue;  // warms up
+    seconds.push_back(ms * 1e-3f);
+    total += seconds.back();
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
-  std::sort(milliseconds.begin(), milliseconds.end());
-  return static_cast<double>(milliseconds[kRuns / 2]) * 1e-3;
+  return seconds;
 }
 
 // The few functions of cuBLASLt that one product takes.
@@ -90,14 +100,14 @@ absl::StatusOr<double> ReadBandwidth() {
   FillRandom(data.get(), kBytes, 1);
   int multiprocessors = 0;
   TANDEM_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
-  const double seconds = MedianSeconds([&] {
+  const std::vector<float> seconds = Times(0, [&] {
     TANDEM_CUDA_CHECK(
         LaunchRead(data.get(), kBytes, multiprocessors * 4, static_cast<uint32_t*>(sum.get())));
   });
-  return static_cast<double>(kBytes) / seconds;
+  return static_cast<double>(kBytes) / Median(seconds);
 }
 
-absl::StatusOr<double> MatmulRate(int n) {
+absl::StatusOr<MatmulRates> MatmulRate(int n) {
   TANDEM_ASSIGN_OR_RETURN(const CublasLt lt, CublasLt::Open());
   constexpr size_t kWorkspace = size_t{64} << 20;
   const size_t bytes = 2 * static_cast<size_t>(n) * static_cast<size_t>(n);
@@ -118,7 +128,8 @@ absl::StatusOr<double> MatmulRate(int n) {
   }
   const float one = 1, zero = 0;
   bool ok = true;
-  const double seconds = MedianSeconds([&] {
+  constexpr double kSustained = 0.5;
+  const std::vector<float> seconds = Times(kSustained, [&] {
     ok &= lt.Matmul(handle, product, &one, a.get(), square, b.get(), square, &zero, c.get(), square,
                     c.get(), square, nullptr, workspace.get(), kWorkspace,
                     nullptr) == CUBLAS_STATUS_SUCCESS;
@@ -127,7 +138,9 @@ absl::StatusOr<double> MatmulRate(int n) {
   lt.DescDestroy(product);
   lt.Destroy(handle);
   if (!ok) return absl::InternalError("cuBLASLt cannot multiply large matrices");
-  return 2.0 * static_cast<double>(n) * n * n / seconds;
+  const double flops = 2.0 * static_cast<double>(n) * n * n;
+  return MatmulRates{flops / Median(seconds),
+                     flops / Median({seconds.begin(), seconds.begin() + kRuns})};
 }
 
 std::string DescribeGpu() {
