@@ -17,8 +17,8 @@ namespace tandem {
 
 // Workers compute on the CPU, also where a GPU is there, unless a test's flags say otherwise. After
 // these every worker of every cluster gets the flags of the environment variable
-// TANDEM_TEST_WORKER_FLAGS: scripts/gpu_check runs tests of tests/integration on a GPU by them. True
-// if those name a GPU.
+// TANDEM_TEST_WORKER_FLAGS: scripts/gpu_check runs tests of tests/integration on a GPU by them.
+// True if those name a GPU.
 bool OnGpu();
 
 struct ClusterSpec {
