@@ -47,36 +47,42 @@ cudaError_t EncodeMatrix(const __nv_bfloat16* data, int rows, int columns, int b
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// Tiles are cut where whole ones would leave multiprocessors idle in the last round for longer than
-// it takes to put the parts together.
+// Whole tiles are dealt out in rounds over the workers. What is left for a last round is cut:
+//  - for pairs, into as many parts of K as there are workers for; all of a round are at the same
+//    place of K, so that they share what L2 holds;
+//  - for others, whose time is that of reading the weights, together with a round's worth of whole
+//    tiles into equal ranges of chunks;
+// unless putting parts together costs more than the idle multiprocessors.
 template <class Tile>
 HopperPlan PlanFor(int rows, int units, int inputs, const HopperScratch& scratch, int clusters,
                    int parts) {
-  constexpr int kJoinChunks = 8;  // what joining the parts costs, in chunks of K
+  constexpr int kJoinChunks = Tile::kCluster > 1 ? 40 : 8;  // what joining costs, in chunks of K
   HopperPlan plan;
   plan.row_tiles = CeilDivide(rows, Tile::kRows * Tile::kCluster);
   plan.column_tiles = CeilDivide(units, Tile::kUnits);
   plan.chunks = CeilDivide(inputs, kChunk);
-  plan.workers = clusters;
   plan.band = 16 / Tile::kCluster;
-  plan.parts = parts;
+  plan.scratch = scratch;
   const int tiles = plan.row_tiles * plan.column_tiles;
-  if (parts > 1) {
+  if (Tile::kParts) {
+    plan.parts = parts;
     plan.workers = tiles;
     return plan;
   }
-  const int last = tiles % plan.workers;
-  const int64_t idle = static_cast<int64_t>(last == 0 ? 0 : plan.workers - last) * plan.chunks;
-  // Where there are many tiles, workers at different places of K cost more than an idle round: they
-  // do not share what L2 holds.
-  const bool many = tiles > 3 * plan.workers;
-  if (scratch.partial != nullptr && !many &&
-      idle > static_cast<int64_t>(kJoinChunks) * plan.workers) {
-    plan.scratch = scratch;
-    plan.split_tiles = tiles < plan.workers ? tiles : plan.workers + last;
-    plan.workers = std::min(plan.workers, tiles * plan.chunks);
+  plan.workers = std::min(clusters, tiles);
+  plan.whole_tiles = tiles;
+  const int left = tiles % clusters;
+  const int idle_chunks = left == 0 ? 0 : plan.chunks * (clusters - left) / clusters;
+  if (scratch.partial == nullptr || idle_chunks <= kJoinChunks) return plan;
+  if (Tile::kCluster > 1) {
+    plan.tail_parts = left * 4 <= clusters ? 4 : left * 2 <= clusters ? 2 : 0;
+    if (plan.tail_parts > 0) {
+      plan.whole_tiles = tiles - left;
+      plan.workers = plan.whole_tiles > 0 ? clusters : left * plan.tail_parts;
+    }
   } else {
-    plan.workers = std::min(plan.workers, tiles);
+    plan.split_tiles = tiles < clusters ? tiles : clusters + left;
+    plan.workers = std::min(clusters, tiles * plan.chunks);
   }
   return plan;
 }
@@ -125,7 +131,6 @@ class Launcher {
   cudaLaunchConfig_t config_ = {};
 };
 
-constexpr int kMostParts = 8;
 constexpr int kLeastChunks = 4;  // of a part
 
 template <class Tile, class Op>
@@ -205,7 +210,8 @@ cudaError_t LaunchProduct(const Op& op, int units, int weight_rows, const Hopper
   // A pair of thread blocks reads the weights once for two tiles; not where one of the two would be
   // empty too often, nor where there is work for a few multiprocessors only.
   const int tiles = CeilDivide(op.rows, Rows128::kRows);
-  if (tiles > 2 && (tiles % 2 == 0 || tiles > 16)) {
+  const bool few = tiles * CeilDivide(units, Rows128::kUnits) * 2 <= options.multiprocessors;
+  if (!few && (tiles % 2 == 0 || tiles > 16)) {
     return LaunchTile<Rows256>(op, units, weight_rows, scratch, options);
   }
   return LaunchEither<Rows128, Rows128Parts>(op, units, weight_rows, scratch, options);
@@ -217,7 +223,7 @@ size_t HopperPartialFloats(int multiprocessors) {
   return static_cast<size_t>(multiprocessors) * Rows128::kPartialFloats;
 }
 
-size_t HopperFlags(int multiprocessors) { return static_cast<size_t>(multiprocessors) * 2; }
+size_t HopperFlags(int multiprocessors) { return static_cast<size_t>(multiprocessors) * 4; }
 
 bool HopperSupports(int outputs, int inputs, int head_dim) {
   return outputs % 8 == 0 && inputs % 8 == 0 &&

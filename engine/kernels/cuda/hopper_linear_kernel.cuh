@@ -5,7 +5,8 @@
 //   kNormed              constant: x needs 1 / rms in the epilogue; then `squares` and `epsilon`
 //   rows, inputs
 //   BoxRow(unit, half)   the first of a box's rows in the weight
-//   Finish(sums, lines, unit)   the epilogue, run by a warpgroup
+//   Prefetch(row, output)   calls into L2 what Finish will read for 32 outputs of a row
+//   Finish<few_registers>(sums, lines, unit)   the epilogue, run by a warpgroup
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,12 @@
 
 namespace tandem::engine::cuda {
 
+inline constexpr int kTellBarrier = 4;      // and 5, see HopperTeller
 inline constexpr int kHopperThreads = 384;  // a warpgroup that loads and two that multiply
 inline constexpr int kChunk = 64;           // of K: 128 bytes, the width of the swizzle
 inline constexpr int kBoxRows = 64;
 inline constexpr int kUnitRows = 2 * kBoxRows;
+inline constexpr int kMostParts = 8;  // of K, of a tile that a cluster computes
 inline constexpr int kUnitSums = 64;  // per thread: 64 x 128 sums over 128 threads
 
 // How a thread block's work is tied to that of others.
@@ -48,37 +51,41 @@ struct HopperTile {
   static constexpr int kPartialFloats = kRows * kUnits * kUnitRows;
 };
 
-// How a product is cut. A worker is a thread block or a cluster; it takes a range of the chunks of
-// the first `split_tiles` tiles, then whole tiles. With `parts` every worker has one tile.
+// How a product is cut. A worker is a thread block or a cluster. It takes
+//  - a range of the chunks of the first `split_tiles` tiles, then every workers-th tile from there
+//    on, up to `whole_tiles`; then, with tail_parts, a part of K of one of the tiles that are left;
+//  - or, with `parts`, one tile, in which every thread block of the cluster has a part of K.
 struct HopperPlan {
   int row_tiles = 0;     // of a cluster's height
   int column_tiles = 0;  // pairs of units
   int chunks = 0;        // of K
-  int split_tiles = 0;
+  int split_tiles = 0, whole_tiles = 0;
+  int tail_parts = 0;  // 0, 2 or 4
   int workers = 0;
-  int parts = 1;
+  int parts = 0;
   int band = 0;  // row tiles that are walked through before the next column
   HopperScratch scratch;
 };
 
-// Chunks [begin, end) of a tile.
+// Chunks [begin, end) of a tile. `part`: which of HopperPlan::tail_parts, -1 where it is none.
 struct Segment {
-  int tile, row_tile, column_tile, begin, end;
+  int tile, row_tile, column_tile, begin, end, part;
 };
 
 // A worker's segments, one after the other.
 class Segments {
  public:
   __device__ Segments(const HopperPlan& plan, int worker, int rank) : plan_(plan) {
-    if (plan.parts > 1) {
+    if (plan.parts > 0) {
       at_ = worker * plan.chunks + rank * plan.chunks / plan.parts;
       end_ = worker * plan.chunks + (rank + 1) * plan.chunks / plan.parts;
-      tile_ = plan.row_tiles * plan.column_tiles;
-      return;
+    } else {
+      at_ = FirstUnit(plan, worker);
+      end_ = FirstUnit(plan, worker + 1);
     }
-    at_ = FirstUnit(plan, worker);
-    end_ = FirstUnit(plan, worker + 1);
     tile_ = plan.split_tiles + worker;
+    if (plan.tail_parts > 0) tail_ = plan.whole_tiles + worker / plan.tail_parts;
+    part_ = plan.tail_parts > 0 ? worker % plan.tail_parts : 0;
   }
 
   // The first of a worker's units (tile * chunks + chunk) in the tiles that are cut.
@@ -88,17 +95,24 @@ class Segments {
   }
 
   __device__ bool Next(Segment* s) {
+    s->part = -1;
     if (at_ < end_) {
       s->tile = at_ / plan_.chunks;
       s->begin = at_ - s->tile * plan_.chunks;
       s->end = min(plan_.chunks, s->begin + end_ - at_);
       at_ += s->end - s->begin;
-    } else {
-      if (tile_ >= plan_.row_tiles * plan_.column_tiles) return false;
+    } else if (tile_ < plan_.whole_tiles) {
       s->tile = tile_;
       s->begin = 0;
       s->end = plan_.chunks;
       tile_ += plan_.workers;
+    } else {
+      if (tail_ >= plan_.row_tiles * plan_.column_tiles) return false;
+      s->tile = tail_;
+      s->part = part_;
+      s->begin = part_ * plan_.chunks / plan_.tail_parts;
+      s->end = (part_ + 1) * plan_.chunks / plan_.tail_parts;
+      tail_ = kNoTile;
     }
     // Tiles are numbered so that those computed at the same time share rows of both matrices.
     const int per_band = plan_.band * plan_.column_tiles;
@@ -110,14 +124,32 @@ class Segments {
   }
 
  private:
+  static constexpr int kNoTile = 1 << 30;
   const HopperPlan& plan_;
-  int at_, end_, tile_;
+  int at_, end_, tile_, tail_ = kNoTile, part_;
 };
 
 // Of the tile that a thread block takes of a worker's.
 template <class Tile>
 __device__ int FirstRow(const Segment& s, int rank) {
   return (s.row_tile * Tile::kCluster + (Tile::kCluster > 1 ? rank : 0)) * Tile::kRows;
+}
+
+// A tile's sums in the order of warps' pieces: slice i is unit i / 4 of warpgroup after warpgroup,
+// of its warp i % 4. Its first row in the tile, and its unit in the tile:
+template <class Tile>
+__device__ int SliceRow(int slice) {
+  return slice / 4 / Tile::kUnits * 64 + slice % 4 * 16;
+}
+template <class Tile>
+__device__ int SliceUnit(int slice) {
+  return slice / 4 % Tile::kUnits;
+}
+
+// Whether this thread block has a part in writing the results of a segment's tile.
+template <class Tile>
+__device__ bool Writes(const Segment& s) {
+  return Tile::kParts || s.begin == 0 || s.part >= 0;
 }
 
 // The two rows of activations that a thread holds sums of, 8 apart.
@@ -131,6 +163,8 @@ struct Lines {
 
 struct Ring {
   uint32_t data, full, empty;  // addresses; barriers are 8 bytes each
+  const float* norms;          // [Tile::kRows]: 1 / rms of a tile's rows
+  uint32_t norms_full, norms_empty;
   int stage = 0;
   uint32_t phase = 0;
 
@@ -211,6 +245,63 @@ class HopperProducer {
   int rank_, worker_;
 };
 
+// A warp that prepares the epilogues while the products run: the norms of a tile's rows, and what
+// the epilogue reads is called into L2. It is one tile ahead at most.
+template <class Tile, class Op>
+__device__ void HelpEpilogues(const Op& op, const HopperPlan& plan, const Ring& ring, float* norms,
+                              int rank, int worker) {
+  WaitForPredecessor();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  uint32_t phase = 1;
+  Segment s;
+  for (Segments all(plan, worker, rank); all.Next(&s);) {
+    if (!Writes<Tile>(s)) continue;
+    WaitBarrier(ring.norms_empty, phase);
+    phase ^= 1;
+    const int first_row = FirstRow<Tile>(s, rank);
+    if constexpr (Op::kNormed) {
+      constexpr int kEach = Tile::kRows / 32;
+      float sums[kEach] = {};
+#pragma unroll 4
+      for (int part = 0; part < op.squares.parts; ++part) {
+        const float* shares =
+            op.squares.shares + static_cast<int64_t>(part) * op.squares.stride + first_row + lane;
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+          if (first_row + lane + i * 32 < op.rows) sums[i] += __ldcg(shares + i * 32);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        norms[lane + i * 32] = rsqrtf(sums[i] / static_cast<float>(op.inputs) + op.epsilon);
+      }
+    }
+    __syncwarp();
+    if (lane == 0) Arrive(ring.norms_full);
+    const int step = Tile::kParts ? plan.parts : 1;
+    for (int slice = Tile::kParts ? rank : 0; slice < Tile::kSlices; slice += step) {
+      const int row = first_row + SliceRow<Tile>(slice) + lane / 2;
+      if (row >= op.rows) continue;
+      const int unit = s.column_tile * Tile::kUnits + SliceUnit<Tile>(slice);
+      op.Prefetch(row, unit * kUnitRows + lane % 2 * 64);
+      op.Prefetch(row, unit * kUnitRows + lane % 2 * 64 + 32);
+    }
+  }
+}
+
+// The first segment of a worker may lack a tile's first chunks: then its sums are left for another
+// worker, once per kernel. One warp per warpgroup that multiplies tells of it, since the fence
+// takes longer than the products can wait.
+__device__ inline void TellOfPartial(const HopperPlan& plan, int group) {
+  SyncThreads(kTellBarrier + group, 128 + 32);
+  if (threadIdx.x % 32 == 0) {
+    __threadfence();
+    asm volatile("st.relaxed.gpu.global.u32 [%0], 1;" ::"l"(plan.scratch.flags +
+                                                            (blockIdx.x * 2 + group) * 2)
+                 : "memory");
+  }
+}
+
 // A warpgroup that multiplies.
 template <class Tile, class Op>
 class HopperConsumer {
@@ -229,79 +320,65 @@ class HopperConsumer {
     WaitForPredecessor();
     Segment s;
     Segments all(plan_, worker_, rank_);
-    bool first = true;
     while (all.Next(&s)) {
-      const bool owner = s.begin == 0;
+      Multiply(s.end - s.begin);
+      const bool writes = Writes<Tile>(s);
       Lines lines;
-      if constexpr (Tile::kParts) {
-        if (OwnSlice() < Tile::kSlices) FindLines(s, OwnSlice(), &lines);
-      } else {
-        if (owner) FindLines(s, group_ * Tile::kUnitsEach * 4 + thread_ / 32, &lines);
+      if (writes) {
+        FindLines(s, Tile::kParts ? OwnSlice() : group_ * Tile::kUnitsEach * 4 + thread_ / 32,
+                  &lines);
       }
-      // Only the start is held apart; from there on the distance keeps itself.
-      const bool apart = first && s.end - s.begin > kApart;
-      first = false;
-      Multiply(s.end - s.begin, apart);
       if constexpr (Tile::kParts) {
         JoinParts(s, lines);
-        return;
+        break;
       }
-      if (!owner) {
+      if (Tile::kCluster > 1 && s.part >= 0) {
+        TradeParts(s, lines);
+        continue;
+      }
+      if (!writes) {
         LeavePartial();
         continue;
       }
-      if (s.end < plan_.chunks) AddPartials(s.tile);
+      if (s.part < 0 && s.end < plan_.chunks) AddPartials(s.tile);
 #pragma unroll
       for (int u = 0; u < Tile::kUnitsEach; ++u) {
-        op_.Finish(reinterpret_cast<float(&)[kUnitSums]>(sums_[u * kUnitSums]), lines,
-                   UnitOf(s, group_ * Tile::kUnitsEach + u));
+        op_.template Finish<kFewRegisters>(
+            reinterpret_cast<float(&)[kUnitSums]>(sums_[u * kUnitSums]), lines,
+            UnitOf(s, group_ * Tile::kUnitsEach + u));
       }
     }
   }
 
  private:
-  static constexpr int kApart = Tile::kStages - 1;
-  static constexpr int kApartBarrier = 1, kOwnBarrier = 2 /* and 3 */, kJoinBarrier = 4;
+  static constexpr int kOwnBarrier = 1 /* and 2 */, kJoinBarrier = 3;
+  static constexpr bool kFewRegisters = Tile::kUnitsEach > 1;  // in the epilogue
 
-  // A tile's sums in the order of warps' pieces: slice i is unit i / 4 of warpgroup after
-  // warpgroup, of its warp i % 4.
-  __device__ static int UnitOf(const Segment& s, int unit_in_block) {
-    return s.column_tile * Tile::kUnits + unit_in_block % Tile::kUnits;
+  __device__ static int UnitOf(const Segment& s, int unit_in_tile) {
+    return s.column_tile * Tile::kUnits + unit_in_tile % Tile::kUnits;
   }
 
-  __device__ void FindLines(const Segment& s, int slice, Lines* lines) const {
+  // The rows of a slice and their norms, which the helper has left.
+  __device__ void FindLines(const Segment& s, int slice, Lines* lines) {
     const int lane = thread_ % 32;
-    const int row = FirstRow<Tile>(s, rank_) + slice / 4 / Tile::kUnits * 64 + slice % 4 * 16;
+    const int in_tile = SliceRow<Tile>(slice) + lane / 4;
+    WaitBarrier(ring_.norms_full, norms_phase_);
+    norms_phase_ ^= 1;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      lines->row[i] = row + lane / 4 + i * 8;
+      lines->row[i] = FirstRow<Tile>(s, rank_) + in_tile + i * 8;
       lines->valid[i] = lines->row[i] < op_.rows;
       lines->inverse_rms[i] = 1;
-    }
-    if constexpr (Op::kNormed) {
-      float sums[2] = {};
-#pragma unroll 4
-      for (int part = lane % 4; part < op_.squares.parts; part += 4) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (lines->valid[i]) {
-            sums[i] += __ldcg(op_.squares.shares + static_cast<int64_t>(part) * op_.squares.stride +
-                              lines->row[i]);
-          }
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
-        sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
-        lines->inverse_rms[i] = rsqrtf(sums[i] / static_cast<float>(op_.inputs) + op_.epsilon);
+      if constexpr (Op::kNormed) {
+        if (slice < Tile::kSlices) lines->inverse_rms[i] = ring_.norms[in_tile + i * 8];
       }
     }
+    __syncwarp();
+    if (lane == 0) Arrive(ring_.norms_empty);
   }
 
   // sums_ = the product over the next `chunks` chunks of the ring.
-  __device__ void Multiply(int chunks, bool apart) {
-    if (apart && group_ == 1) SyncThreads(kApartBarrier, 256);
+  __device__ void Multiply(int chunks) {
     const int x_offset = Tile::kRowGroups == 2 ? group_ * Tile::kXBytes / 2 : 0;
     const int weight_offset =
         Tile::kXBytes +
@@ -323,7 +400,6 @@ class HopperConsumer {
         WaitForProducts<1>();
         Release(previous);
       }
-      if (apart && group_ == 0 && c + 1 == kApart) ArriveThreads(kApartBarrier, 256);
       previous = ring_.stage;
       ring_.template Advance<Tile>();
     }
@@ -342,53 +418,109 @@ class HopperConsumer {
     }
   }
 
-  // Where thread block `block` leaves the sums of the tile that it does not own.
-  __device__ float4* Partial(int block) const {
+  // Where thread block `block` leaves this warpgroup's sums of `unit` for another.
+  __device__ float4* Partial(int block, int unit) const {
     return reinterpret_cast<float4*>(plan_.scratch.partial) +
-           (static_cast<int64_t>(block) * 2 + group_) * (Tile::kPartialFloats / 8) + thread_;
+           ((static_cast<int64_t>(block) * 2 + group_) * Tile::kUnitsEach + unit) *
+               (kUnitSums / 4 * 128) +
+           thread_;
   }
-  __device__ uint32_t* Flag(int block) const { return plan_.scratch.flags + block * 2 + group_; }
+  __device__ uint32_t* Flag(int block, int unit) const {
+    return plan_.scratch.flags + (block * 2 + group_) * 2 + unit;
+  }
 
-  __device__ void LeavePartial() const {
-    float4* to = Partial(blockIdx.x);
+  __device__ void StorePartial(int unit) const {
+    float4* to = Partial(blockIdx.x, unit);
+    const float* v = sums_ + unit * kUnitSums;
 #pragma unroll
-    for (int i = 0; i < Tile::kSums / 4; ++i) {
-      __stcg(to + i * 128,
-             make_float4(sums_[4 * i], sums_[4 * i + 1], sums_[4 * i + 2], sums_[4 * i + 3]));
+    for (int i = 0; i < kUnitSums / 4; ++i) {
+      __stcg(to + i * 128, make_float4(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]));
     }
-    __threadfence();
-    SyncThreads(kOwnBarrier + group_, 128);
+  }
+
+  // This warpgroup's partial sums are there for others to read.
+  __device__ void Tell(int unit) const {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], 1;" ::"l"(Flag(blockIdx.x, unit)) : "memory");
+  }
+
+  // Waits for what thread block `block` tells; a flag has one reader, who resets it.
+  __device__ void Await(int block, int unit) const {
     if (thread_ == 0) {
-      asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(Flag(blockIdx.x)) : "memory");
+      uint32_t* const at = Flag(block, unit);
+      uint32_t flag;
+      do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(flag) : "l"(at) : "memory");
+      } while (flag == 0);
+      *at = 0;
     }
+    SyncThreads(kOwnBarrier + group_, 128);
+  }
+
+  // sums += a partial; many loads in flight, which the compiler would otherwise not leave room for.
+  __device__ static void AddPartial(const float4* from, float* sums) {
+    constexpr int kBatch = kFewRegisters ? 8 : 16;
+#pragma unroll
+    for (int first = 0; first < kUnitSums / 4; first += kBatch) {
+      float4 v[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(v[i].x), "=f"(v[i].y), "=f"(v[i].z), "=f"(v[i].w)
+                     : "l"(from + (first + i) * 128)
+                     : "memory");
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        float* to = sums + (first + i) * 4;
+        to[0] += v[i].x;
+        to[1] += v[i].y;
+        to[2] += v[i].z;
+        to[3] += v[i].w;
+      }
+    }
+  }
+
+  // Leaves all sums for the worker that has the tile's first chunks.
+  __device__ void LeavePartial() const {
+#pragma unroll
+    for (int u = 0; u < Tile::kUnitsEach; ++u) StorePartial(u);
+    ArriveThreads(kTellBarrier + group_, 128 + 32);
   }
 
   // Adds what the workers after this one computed of its last tile.
   __device__ void AddPartials(int tile) {
     const int end = (tile + 1) * plan_.chunks;
     for (int worker = worker_ + 1; Segments::FirstUnit(plan_, worker) < end; ++worker) {
-      const int block = worker * Tile::kCluster + rank_;
-      if (thread_ == 0) {
-        uint32_t flag;
-        do {
-          asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                       : "=r"(flag)
-                       : "l"(Flag(block))
-                       : "memory");
-        } while (flag == 0);
-        *Flag(block) = 0;
-      }
-      SyncThreads(kOwnBarrier + group_, 128);
-      const float4* from = Partial(block);
+      const int block = worker * Tile::kCluster + (Tile::kCluster > 1 ? rank_ : 0);
+      Await(block, 0);
 #pragma unroll
-      for (int i = 0; i < Tile::kSums / 4; ++i) {
-        const float4 value = __ldcg(from + i * 128);
-        sums_[4 * i] += value.x;
-        sums_[4 * i + 1] += value.y;
-        sums_[4 * i + 2] += value.z;
-        sums_[4 * i + 3] += value.w;
+      for (int u = 0; u < Tile::kUnitsEach; ++u) {
+        AddPartial(Partial(block, u), sums_ + u * kUnitSums);
       }
     }
+  }
+
+  // The parts of a tile give each other their sums; each finishes its share: of two one unit, of
+  // four one unit of one warpgroup.
+  __device__ void TradeParts(const Segment& s, const Lines& lines) {
+    const bool two = plan_.tail_parts == 2;
+    const int own = two ? s.part : s.part % 2 == group_ ? s.part / 2 : -1;
+#pragma unroll
+    for (int u = 0; u < Tile::kUnitsEach; ++u) StorePartial(u);  // its own too: registers are few
+    SyncThreads(kOwnBarrier + group_, 128);
+    if (thread_ == 0) {
+      __threadfence();
+      if (own != 0) Tell(0);
+      if (own != 1) Tell(1);
+    }
+    if (own < 0) return;
+    float total[kUnitSums] = {};
+    for (int part = 0; part < plan_.tail_parts; ++part) {
+      const int block = (worker_ - s.part + part) * Tile::kCluster + rank_;
+      if (part != s.part) Await(block, own);
+      AddPartial(Partial(block, own), total);
+    }
+    op_.template Finish<true>(total, lines, UnitOf(s, group_ * Tile::kUnitsEach + own));
   }
 
   // The slice that this warp writes of a tile computed in parts.
@@ -415,17 +547,26 @@ class HopperConsumer {
     const int thread = group_ * 128 + thread_;
     for (int slice = rank_; slice < Tile::kSlices; slice += plan_.parts) {
       const uint32_t at = ring_.data + slice * kSliceBytes + thread * 16;
-      float4 sum[2] = {};
-#pragma unroll 4
-      for (int part = 0; part < plan_.parts; ++part) {
-        const uint32_t from = SharedAddressOf(at, part);
+      float4 v[kMostParts][2];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float4 value = LoadSharedOf(from + i * 4096);
-          sum[i].x += value.x;
-          sum[i].y += value.y;
-          sum[i].z += value.z;
-          sum[i].w += value.w;
+      for (int part = 0; part < kMostParts; ++part) {
+        if (part < plan_.parts) {
+          const uint32_t from = SharedAddressOf(at, part);
+          v[part][0] = LoadSharedOf(from);
+          v[part][1] = LoadSharedOf(from + 4096);
+        }
+      }
+      float4 sum[2] = {};
+#pragma unroll
+      for (int part = 0; part < kMostParts; ++part) {
+        if (part < plan_.parts) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            sum[i].x += v[part][i].x;
+            sum[i].y += v[part][i].y;
+            sum[i].z += v[part][i].z;
+            sum[i].w += v[part][i].w;
+          }
         }
       }
       // Of this slice no other thread block reads here.
@@ -444,13 +585,14 @@ class HopperConsumer {
       sums[4 * i + 2] = value.z;
       sums[4 * i + 3] = value.w;
     }
-    op_.Finish(sums, lines, UnitOf(s, slice / 4));
+    op_.template Finish<false>(sums, lines, UnitOf(s, slice / 4));
   }
 
   const Op& op_;
   const HopperPlan& plan_;
   Ring ring_;
   int rank_, worker_, group_, thread_;
+  uint32_t norms_phase_ = 0;
   // Of rows lane / 4 and + 8 of the warp's 16, for block i of 8 columns: elements 4 i, 4 i + 1 of
   // the first and 4 i + 2, 4 i + 3 of the second, at columns 2 (lane % 4) and the next.
   float sums_[Tile::kSums];
@@ -466,11 +608,15 @@ __global__ __launch_bounds__(kHopperThreads,
                                                         const __grid_constant__ HopperPlan plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char shared[];
-  __shared__ uint64_t barriers[2 * Tile::kStages];
+  __shared__ uint64_t barriers[2 * Tile::kStages + 2];
+  __shared__ float norms[Tile::kRows];
   Ring ring;
   ring.data = (SharedAddress(shared) + 1023) & ~1023u;
   ring.full = SharedAddress(barriers);
   ring.empty = ring.full + Tile::kStages * 8;
+  ring.norms_full = ring.empty + Tile::kStages * 8;
+  ring.norms_empty = ring.norms_full + 8;
+  ring.norms = norms;
   constexpr bool kClusters = Tile::kParts || Tile::kCluster > 1;
   const int rank = kClusters ? static_cast<int>(ClusterRank()) : 0;
   const int worker = static_cast<int>(blockIdx.x) / (Tile::kParts ? plan.parts : Tile::kCluster);
@@ -481,6 +627,8 @@ __global__ __launch_bounds__(kHopperThreads,
       InitBarrier(ring.full + i * 8, 1);
       InitBarrier(ring.empty + i * 8, 8 * Tile::kCluster);  // the warps that multiply
     }
+    InitBarrier(ring.norms_full, 1);
+    InitBarrier(ring.norms_empty, 8);
     FenceBarrierInit();
   }
   if constexpr (kClusters) {
@@ -493,6 +641,14 @@ __global__ __launch_bounds__(kHopperThreads,
     ShrinkRegisters<40>();
     if (threadIdx.x == 0) {
       HopperProducer<Tile, Op>(&x, &weight, op, plan, ring, rank, worker).Run();
+    }
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    if (warp == 3) HelpEpilogues<Tile, Op>(op, plan, ring, norms, rank, worker);
+    if constexpr (!Tile::kParts) {
+      if ((warp == 1 || warp == 2) && plan.split_tiles > 0 &&
+          Segments::FirstUnit(plan, worker) % plan.chunks != 0) {
+        TellOfPartial(plan, warp - 1);
+      }
     }
     if constexpr (Tile::kParts) {  // the barrier in JoinParts is everybody's
       __syncwarp();

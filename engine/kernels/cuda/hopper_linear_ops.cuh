@@ -55,14 +55,17 @@ __device__ inline int PairedColumn() {
 
 // Both halves of `unit` one after the other.
 struct PlainRows {
+  __device__ void Prefetch(int, int) const {}
   __device__ static int BoxRow(int unit, int half) { return unit * kUnitRows + half * kBoxRows; }
 };
 
 struct HopperGateUpOp : GateUpArgs {
   static constexpr bool kNormed = true;
 
+  __device__ void Prefetch(int, int) const {}
   __device__ int BoxRow(int unit, int half) const { return half * inner + unit * kBoxRows; }
 
+  template <bool kFewRegisters>
   __device__ void Finish(const float (&sums)[kUnitSums], const Lines& lines, int unit) const {
     const int column = unit * kBoxRows;
 #pragma unroll
@@ -93,6 +96,7 @@ struct HopperQkvOp : QkvArgs, PlainRows {
   static constexpr bool kNormed = true;
   static constexpr int kHalf = kHeadDim / 2, kHalfBlocks = kHalf / 8;
 
+  template <bool kFewRegisters>
   __device__ void Finish(float (&sums)[kUnitSums], const Lines& lines, int unit) const {
 #pragma unroll
     for (int h = 0; h < kUnitRows / kHeadDim; ++h) {
@@ -171,43 +175,53 @@ struct HopperQkvOp : QkvArgs, PlainRows {
 struct HopperResidualOp : ResidualArgs, PlainRows {
   static constexpr bool kNormed = false;
 
+  __device__ void Prefetch(int row, int output) const {
+    if (output < outputs) PrefetchToL2(residual + At(row, output));
+  }
+
+  // Loads stand before stores, of half a unit where registers are few.
+  template <bool kFewRegisters>
   __device__ void Finish(const float (&sums)[kUnitSums], const Lines& lines, int unit) const {
+    constexpr int kBatch = kFewRegisters ? 4 : 8;
     const int first = unit * kUnitRows + PairedColumn();
-    float4 before[2][8];
-#pragma unroll
-    for (int line = 0; line < 2; ++line) {
-#pragma unroll
-      for (int b = 0; b < 8; ++b) {
-        const int column = first + b * 16;
-        if (lines.valid[line] && column < outputs) {
-          before[line][b] =
-              __ldcg(reinterpret_cast<const float4*>(residual + At(lines.row[line], column)));
-        }
-      }
-    }
+    float* const to[2] = {residual + At(lines.row[0], first), residual + At(lines.row[1], first)};
+    __nv_bfloat16* const scaled_to[2] = {scaled + At(lines.row[0], first),
+                                         scaled + At(lines.row[1], first)};
     float squares[2] = {};
 #pragma unroll
-    for (int b = 0; b < 8; ++b) {
-      const int column = first + b * 16;
-      const bool inside = column < outputs;
-      float4 norm = {};
-      if (inside) norm = __ldg(reinterpret_cast<const float4*>(norm_weight + column));
+    for (int batch = 0; batch < 8; batch += kBatch) {
+      float4 before[kBatch][2], norm[kBatch];
 #pragma unroll
-      for (int line = 0; line < 2; ++line) {
-        const float* s = sums + b * 8 + line * 2;
-        float4 value = TradePairs(s[0], s[1], s[4], s[5]);
-        if (!inside || !lines.valid[line]) continue;
-        value.x += before[line][b].x;
-        value.y += before[line][b].y;
-        value.z += before[line][b].z;
-        value.w += before[line][b].w;
-        const int64_t at = At(lines.row[line], column);
-        *reinterpret_cast<float4*>(residual + at) = value;
-        *reinterpret_cast<uint2*>(scaled + at) =
-            make_uint2(PackBFloat16(value.x * norm.x, value.y * norm.y),
-                       PackBFloat16(value.z * norm.z, value.w * norm.w));
-        squares[line] +=
-            value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
+      for (int b = 0; b < kBatch; ++b) {
+        const int column = (batch + b) * 16;
+        if (first + column >= outputs) continue;
+        norm[b] = __ldg(reinterpret_cast<const float4*>(norm_weight + first + column));
+#pragma unroll
+        for (int line = 0; line < 2; ++line) {
+          if (lines.valid[line]) {
+            before[b][line] = __ldcg(reinterpret_cast<const float4*>(to[line] + column));
+          }
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int column = (batch + b) * 16;
+#pragma unroll
+        for (int line = 0; line < 2; ++line) {
+          const float* s = sums + (batch + b) * 8 + line * 2;
+          float4 value = TradePairs(s[0], s[1], s[4], s[5]);
+          if (first + column >= outputs || !lines.valid[line]) continue;
+          value.x += before[b][line].x;
+          value.y += before[b][line].y;
+          value.z += before[b][line].z;
+          value.w += before[b][line].w;
+          *reinterpret_cast<float4*>(to[line] + column) = value;
+          *reinterpret_cast<uint2*>(scaled_to[line] + column) =
+              make_uint2(PackBFloat16(value.x * norm[b].x, value.y * norm[b].y),
+                         PackBFloat16(value.z * norm[b].z, value.w * norm[b].w));
+          squares[line] +=
+              value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
+        }
       }
     }
 #pragma unroll
@@ -228,6 +242,7 @@ struct HopperResidualOp : ResidualArgs, PlainRows {
 struct HopperLogitsOp : LogitsArgs, PlainRows {
   static constexpr bool kNormed = true;
 
+  template <bool kFewRegisters>
   __device__ void Finish(const float (&sums)[kUnitSums], const Lines& lines, int unit) const {
     const int first = unit * kUnitRows + PairedColumn();
 #pragma unroll
