@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxSplits = 32;       // blocks of one row
+constexpr int kMaxTeam = 8;          // blocks of one row
 constexpr int kMaxSlots = 1024;      // parts of a row whose maxima are kept
 constexpr int kMaxFewest = 128;      // of the most likely tokens, to be found among the slots
 constexpr int kMaxCandidates = 512;  // of a list in shared memory: one per thread
@@ -37,24 +37,14 @@ struct Partial {
   int32_t has_nan;  // 1: among the logits
 };
 
-struct Scratch {
-  uint32_t* arrived;      // [max_rows]: blocks of the row that are done; zero between launches
-  uint32_t* counts;       // [max_rows][vocab]: in the output; zero between launches
-  Partial* partials;      // [max_rows][kMaxSplits]
-  float* original_slots;  // [max_rows][kMaxSlots]
-  float* adjusted_slots;  // [max_rows][kMaxSlots]
-};
-
-__host__ __device__ size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 struct Task {
   SampleArgs args;
-  Scratch scratch;
+  uint32_t* counts;  // [rows][vocab]: of tokens in the output; zero between launches
   int vocab;
-  int quads;       // groups of four tokens of the valid vocabulary
-  int part_quads;  // of one split
-  int splits;
-  int slots;         // of a row: at most kMaxSlots
+  int quads;         // groups of four tokens of the valid vocabulary
+  int team;          // blocks of a row
+  int part_quads;    // of a block: a multiple of 8, but for what the last ones have
+  int slots;         // of a block
   int slot_threads;  // neighbouring threads that share one
 };
 
@@ -65,26 +55,57 @@ struct Candidate {
 
 struct Shared {
   DrawSpec spec;
-  // Candidates for the token or the alternatives, or of the bin where a selection ends.
+
+  // Of this block's part of the row; the others of the team read it between two barriers.
+  Partial part;
+  Partial best[2];
+  uint32_t original_slots[kThreads], adjusted_slots[kThreads];  // keys of maxima
   Candidate list[kMaxCandidates];
-  uint64_t weights[kMaxCandidates];
-  // Histogram; or, of kept tokens, sums by warp.
-  uint32_t low[kBins], high[kBins];
-  uint32_t slot_keys[kMaxSlots];
-  uint64_t warp_sums[kWarps + 1];
-  uint32_t warp_ties[kWarps];
-  float warp_values[kWarps];
-  Partial warp_partials[kWarps];
-  Partial row;
   int list_size;
   uint32_t key_low, key_high;
+  uint32_t low[kBins], high[kBins];  // a histogram of integers of 64 bits
+  uint64_t part_sum;
+  uint32_t part_ties;
+  uint64_t warp_sums[kWarps];
+  uint32_t warp_ties[kWarps];
+
+  // Of the row, the same in each block of the team.
+  Partial row;
+  uint32_t slot_keys[kMaxSlots];
+  Candidate merged[kMaxCandidates];
+  uint64_t weights[kMaxCandidates];
   uint32_t threshold;
   uint64_t above;
   int bin;
-  int32_t token;
+
+  Partial warp_partials[kWarps];
+  int32_t token;  // of the team's first block: what is drawn
   DrawResult result;
-  bool last;
 };
+
+// A barrier of the blocks of a team: what one has written to its shared memory is there for all.
+__device__ void TeamBarrier(int team) {
+#if __CUDA_ARCH__ >= 900
+  if (team > 1) {
+    asm volatile("barrier.cluster.arrive;" ::: "memory");
+    asm volatile("barrier.cluster.wait;" ::: "memory");
+    return;
+  }
+#endif
+  __syncthreads();
+}
+
+// The same place in the shared memory of another block of the team.
+template <typename T>
+__device__ T* PeerOf(T* mine, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(mine), "r"(rank));
+  return reinterpret_cast<T*>(address);
+#else
+  return mine;
+#endif
+}
 
 __device__ bool HasPenalties(const DrawSpec& s) {
   return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
@@ -147,19 +168,23 @@ __device__ Partial WarpCombine(Partial partial) {
   return partial;
 }
 
-// One row as a block sees it.
+// One row as a block of its team sees it. The blocks go through the same calls together, each with
+// the part [first_, last_) of the row's quads.
 class Row {
  public:
-  __device__ Row(const Task& task, int index, Shared* shared, uint32_t* bits)
+  __device__ Row(const Task& task, int index, int rank, Shared* shared, uint32_t* bits)
       : task_(task),
         spec_(shared->spec),
         shared_(shared),
         logits_(task.args.logits + static_cast<size_t>(index) * static_cast<size_t>(task.vocab)),
-        counts_(task.scratch.counts + static_cast<size_t>(index) * static_cast<size_t>(task.vocab)),
+        counts_(task.counts + static_cast<size_t>(index) * static_cast<size_t>(task.vocab)),
         masked_(bits),
-        seen_(bits + (task.quads * 4 + 31) / 32),
+        seen_(bits + task.part_quads / 8),
         index_(index),
-        vector_(task.vocab % 4 == 0) {
+        rank_(rank),
+        first_(min(rank * task.part_quads, task.quads)),
+        last_(min(first_ + task.part_quads, task.quads)),
+        whole_quads_(task.vocab % 4 == 0 ? task.args.valid_vocab / 4 : 0) {
     draws_ = spec_.scored < 0;
     penalties_ = draws_ && HasPenalties(spec_);
     counting_ = penalties_ && (spec_.presence_penalty != 0.0f || spec_.frequency_penalty != 0.0f);
@@ -169,16 +194,13 @@ class Row {
     alternatives_ = min(min(spec_.alternatives, kMaxAlternatives), task.args.valid_vocab);
   }
 
-  // The part [first, last) of the row's quads, by one block of several.
-  __device__ void FindMaxima(int split);
-  // All that follows, by the last block.
-  __device__ void Finish();
+  __device__ void Run();
 
  private:
-  // Marks what is masked or penalised among the tokens of [first, last) quads. Adds to the counts
-  // if `count`.
-  __device__ void Mark(int first, int last, bool count);
+  // Marks what is masked or penalised in this block's part, and counts it.
+  __device__ void Mark();
   __device__ void ClearCounts();
+  __device__ void FindMaxima();
   __device__ float4 Quad(int quad) const;
   // The quad after masks and penalties; what cannot be drawn is -inf.
   __device__ float4 AdjustedQuad(int quad) const {
@@ -187,6 +209,7 @@ class Row {
     return v;
   }
   __device__ void Adjust(int quad, float4* values) const;
+
   __device__ DrawStatus Status(bool has_nan, float maximum) const {
     if (has_nan) return DrawStatus::kNan;
     if (!isinf(maximum)) return DrawStatus::kOk;
@@ -194,6 +217,11 @@ class Row {
   }
   __device__ uint64_t WeightOf(float value) const {
     return DrawWeight(value, shared_->row.adjusted, scale_);
+  }
+  __device__ void Barrier() const { TeamBarrier(task_.team); }
+  template <typename T>
+  __device__ T* Peer(T* mine, int rank) const {
+    return rank == rank_ ? mine : PeerOf(mine, rank);
   }
   __device__ uint32_t LowestKey() const { return KeyOf(-kInfinity) + 1; }
 
@@ -218,10 +246,10 @@ class Row {
   __device__ float4 QuadBelow(int quad, int last) const {
     return quad < last ? Quad(quad) : make_float4(0, 0, 0, 0);
   }
-  // The same by the whole block and token by token: fn(token, value).
+  // The same for this block's part, by the whole block and token by token: fn(token, value).
   template <class Fn>
   __device__ void ForTokens(bool original, Fn fn) const {
-    ForQuads(static_cast<int>(threadIdx.x), task_.quads, kThreads, original,
+    ForQuads(first_ + static_cast<int>(threadIdx.x), last_, kThreads, original,
              [&fn](int quad, const float4& v) {
                fn(quad * 4, v.x);
                fn(quad * 4 + 1, v.y);
@@ -231,10 +259,13 @@ class Row {
   }
 
   __device__ void DrawToken();
-  // The list becomes every token that equals or exceeds the `wanted`-th largest. False: they do not
-  // fit.
-  __device__ bool ListLargest(int wanted, bool original);
-  __device__ void DrawFromList();
+  // The merged list of the first block becomes every token that equals or exceeds the `wanted`-th
+  // largest. Returns their number, or -1 where they do not fit.
+  __device__ int ListLargest(int wanted, bool original);
+  // What the blocks' lists hold together; -1: more than fits.
+  __device__ int ListedByTeam() const;
+  __device__ void MergeLists();
+  __device__ void DrawFromList(int size);
   // Where top_k ends (!by_weight) or the nucleus: what is kept is above the threshold, or equal to
   // it and among the first `ties` of those. Only tokens from `lowest` on count.
   struct Cut {
@@ -243,11 +274,20 @@ class Row {
   };
   __device__ Cut Select(bool by_weight, uint32_t lowest);
   // The bin in which the sum, which is `above` before the first one, reaches `wanted`; -1 if none
-  // does. Leaves the sum before the bin in shared_->above.
+  // does. Leaves the sum before the bin in shared_->above. After a barrier.
   __device__ int FindBin(uint64_t above, uint64_t wanted);
   __device__ void DrawAbove(const Cut& cut);
+  // Of quads [first, last) by this warp: what is above the threshold, and how many equal it.
+  __device__ void SumAbove(const Cut& cut, int first, int last, uint64_t* sum,
+                           uint32_t* ties) const;
+  __device__ void AddAbove(uint32_t threshold, float value, uint64_t* sum, uint32_t* ties) const {
+    const uint32_t key = KeyOf(value);
+    if (key == threshold) ++*ties;
+    if (key <= threshold) return;
+    const uint64_t weight = WeightOf(value);
+    if (weight >= least_) *sum += weight;
+  }
   __device__ void Score();
-  __device__ double SumExp();
   __device__ void RankAlternatives(double normaliser);
 
   __device__ void AddToBin(int bin, uint64_t measure) const {
@@ -269,70 +309,73 @@ class Row {
   uint32_t* const counts_;
   uint32_t* const masked_;  // bits by token, in shared memory
   uint32_t* const seen_;
-  const int index_;
-  const bool vector_;
+  const int index_, rank_;
+  const int first_, last_;
+  const int whole_quads_;  // that one load reads
   bool draws_, penalties_, counting_, adjusts_, greedy_, few_;
   int alternatives_;
   float scale_ = 0;
   uint64_t least_ = 1;
 };
 
-__device__ float4 Row::Quad(int quad) const {
-  const int first = quad * 4, valid = task_.args.valid_vocab;
-  if (vector_ && first + 4 <= valid) {
-    return __ldcg(reinterpret_cast<const float4*>(logits_) + quad);
-  }
+// Four tokens of which some are missing, or that are not aligned.
+__device__ __noinline__ float4 OddQuad(const float* logits, int first, int valid) {
   float4 v;
-  v.x = first < valid ? __ldcg(logits_ + first) : -kInfinity;
-  v.y = first + 1 < valid ? __ldcg(logits_ + first + 1) : -kInfinity;
-  v.z = first + 2 < valid ? __ldcg(logits_ + first + 2) : -kInfinity;
-  v.w = first + 3 < valid ? __ldcg(logits_ + first + 3) : -kInfinity;
+  v.x = first < valid ? __ldcg(logits + first) : -kInfinity;
+  v.y = first + 1 < valid ? __ldcg(logits + first + 1) : -kInfinity;
+  v.z = first + 2 < valid ? __ldcg(logits + first + 2) : -kInfinity;
+  v.w = first + 3 < valid ? __ldcg(logits + first + 3) : -kInfinity;
   return v;
 }
 
+__device__ float4 Row::Quad(int quad) const {
+  if (quad < whole_quads_) return __ldcg(reinterpret_cast<const float4*>(logits_) + quad);
+  return OddQuad(logits_, quad * 4, task_.args.valid_vocab);
+}
+
 __device__ void Row::Adjust(int quad, float4* v) const {
-  const int word = quad >> 3, shift = (quad & 7) * 4;
+  const int word = (quad - first_) >> 3, shift = (quad & 7) * 4;
   const uint32_t marks = (masked_[word] | seen_[word]) >> shift & 15u;
   if (marks != 0) {
     *v = AdjustedValues(*v, marks, masked_[word] >> shift, spec_, counts_ + quad * 4);
   }
 }
 
-__device__ void Row::Mark(int first, int last, bool count) {
-  const int valid = task_.args.valid_vocab;
-  const int from = first * 4, to = min(last * 4, valid);
-  for (int i = (first >> 3) + threadIdx.x; i < (last + 7) / 8; i += kThreads) {
+__device__ void Row::Mark() {
+  const int from = first_ * 4, to = min(last_ * 4, task_.args.valid_vocab);
+  for (int i = static_cast<int>(threadIdx.x); i < task_.part_quads / 8; i += kThreads) {
     masked_[i] = seen_[i] = 0;
   }
   __syncthreads();
   const int32_t* lists = task_.args.token_lists;
   for (int i = spec_.masked_begin + threadIdx.x; i < spec_.masked_end; i += kThreads) {
     const int32_t token = lists[i];
-    if (token >= from && token < to) atomicOr(&masked_[token >> 5], 1u << (token & 31));
+    if (token >= from && token < to) {
+      atomicOr(&masked_[(token - from) >> 5], 1u << (token & 31));
+    }
   }
   if (penalties_) {
 #pragma unroll 4
     for (int i = spec_.history_begin + threadIdx.x; i < spec_.history_end; i += kThreads) {
       const int32_t token = ResolveId(lists[i], task_.args.drawn_before);
       if (token < from || token >= to) continue;
-      atomicOr(&seen_[token >> 5], 1u << (token & 31));
-      if (count && i >= spec_.output_begin) atomicAdd(&counts_[token], 1u);
+      atomicOr(&seen_[(token - from) >> 5], 1u << (token & 31));
+      if (counting_ && i >= spec_.output_begin) atomicAdd(&counts_[token], 1u);
     }
   }
   __syncthreads();
 }
 
 __device__ void Row::ClearCounts() {
+  const int from = first_ * 4, to = min(last_ * 4, task_.args.valid_vocab);
   for (int i = spec_.output_begin + threadIdx.x; i < spec_.history_end; i += kThreads) {
     const int32_t token = ResolveId(task_.args.token_lists[i], task_.args.drawn_before);
-    if (token >= 0 && token < task_.args.valid_vocab) counts_[token] = 0;
+    if (token >= from && token < to) counts_[token] = 0;
   }
 }
 
-__device__ void Row::FindMaxima(int split) {
-  const int first = split * task_.part_quads;
-  const int last = min(first + task_.part_quads, task_.quads);
-  if (adjusts_ && first < last) Mark(first, last, counting_);
+__device__ void Row::FindMaxima() {
+  if (adjusts_) Mark();
   Partial best = {-kInfinity, -kInfinity, INT32_MAX, 0};
   const auto add = [&best](int32_t token, float value) {
     if (value > best.adjusted) {
@@ -361,13 +404,14 @@ __device__ void Row::FindMaxima(int split) {
   };
   // Bound by memory: four loads at once.
   constexpr int kUnroll = 4;
-  for (int base = first + static_cast<int>(threadIdx.x); base < last; base += kUnroll * kThreads) {
+  for (int base = first_ + static_cast<int>(threadIdx.x); base < last_;
+       base += kUnroll * kThreads) {
     float4 v[kUnroll];
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i) v[i] = QuadBelow(base + i * kThreads, last);
+    for (int i = 0; i < kUnroll; ++i) v[i] = QuadBelow(base + i * kThreads, last_);
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      if (base + i * kThreads < last) add_quad(base + i * kThreads, v[i]);
+      if (base + i * kThreads < last_) add_quad(base + i * kThreads, v[i]);
     }
   }
 
@@ -379,59 +423,56 @@ __device__ void Row::FindMaxima(int split) {
       adjusted = fmaxf(adjusted, __shfl_xor_sync(~0u, adjusted, lanes));
     }
     if (thread % task_.slot_threads == 0) {
-      const int slot = (split * kThreads + thread) / task_.slot_threads;
-      if (alternatives_ > 0) task_.scratch.original_slots[index_ * kMaxSlots + slot] = original;
-      if (few_) task_.scratch.adjusted_slots[index_ * kMaxSlots + slot] = adjusted;
+      shared_->original_slots[thread / task_.slot_threads] = KeyOf(original);
+      shared_->adjusted_slots[thread / task_.slot_threads] = KeyOf(adjusted);
     }
   }
   best = WarpCombine(best);
   if (thread % 32 == 0) shared_->warp_partials[thread / 32] = best;
   __syncthreads();
   if (thread < 32) {
-    best = thread < kWarps ? shared_->warp_partials[thread] : shared_->warp_partials[0];
-    best = WarpCombine(best);
-    if (thread == 0) task_.scratch.partials[index_ * kMaxSplits + split] = best;
+    best = WarpCombine(shared_->warp_partials[thread % kWarps]);
+    if (thread == 0) shared_->part = best;
   }
-}
-
-__device__ void Row::Finish() {
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int i = thread; i < static_cast<int>(sizeof(DrawResult) / 4); i += kThreads) {
-    reinterpret_cast<uint32_t*>(&shared_->result)[i] = 0;
-  }
+  Barrier();
   if (thread < 32) {
-    Partial best = {-kInfinity, -kInfinity, INT32_MAX, 0};
-    if (thread < task_.splits) {
-      const Partial* from = task_.scratch.partials + index_ * kMaxSplits + thread;
-      best.original = __ldcg(&from->original);
-      best.adjusted = __ldcg(&from->adjusted);
-      best.token = __ldcg(&from->token);
-      best.has_nan = __ldcg(&from->has_nan);
-    }
-    best = WarpCombine(best);
+    best = WarpCombine(*Peer(&shared_->part, thread % task_.team));
     if (thread == 0) shared_->row = best;
   }
   __syncthreads();
+}
+
+__device__ void Row::Run() {
+  const int thread = static_cast<int>(threadIdx.x);
+  FindMaxima();
   const Partial row = shared_->row;
   DrawStatus status = Status(row.has_nan != 0, row.original);
   if (status == DrawStatus::kOk && adjusts_) status = Status(false, row.adjusted);
   if (!draws_ && spec_.scored >= task_.args.valid_vocab) status = DrawStatus::kOutOfVocabulary;
-  if (thread == 0) {
-    shared_->token = draws_ ? row.token : spec_.scored;
-    shared_->result.status = status;
+  for (int i = thread; i < static_cast<int>(sizeof(DrawResult) / 4); i += kThreads) {
+    reinterpret_cast<uint32_t*>(&shared_->result)[i] = 0;
   }
-  if (status == DrawStatus::kOk && draws_ && !greedy_) {
-    if (adjusts_ && task_.splits > 1) Mark(0, task_.quads, false);
+  if (thread == 0) shared_->token = draws_ ? row.token : spec_.scored;
+  const bool searches = status == DrawStatus::kOk && draws_ && !greedy_;
+  const bool scores = status == DrawStatus::kOk && (!draws_ || spec_.alternatives >= 0);
+  // Nobody leaves, or draws, before all have what they need of the others.
+  Barrier();
+  if (searches) {
     DrawToken();
+    Barrier();
   }
-  __syncthreads();
+  if (scores) {
+    Score();
+    Barrier();
+  }
+  if (counting_) ClearCounts();
+  if (rank_ != 0) return;
   if (thread == 0) {
     const bool named = status == DrawStatus::kOk || status == DrawStatus::kOutOfVocabulary;
+    shared_->result.status = status;
     shared_->result.token = named ? shared_->token : 0;
     if (draws_) task_.args.drawn[spec_.item] = shared_->result.token;
   }
-  if (status == DrawStatus::kOk && (!draws_ || spec_.alternatives >= 0)) Score();
-  if (counting_) ClearCounts();
   __syncthreads();
   uint32_t* out = reinterpret_cast<uint32_t*>(task_.args.results + index_);
   for (int i = thread; i < static_cast<int>(sizeof(DrawResult) / 4); i += kThreads) {
@@ -443,9 +484,12 @@ __device__ void Row::DrawToken() {
   scale_ = DrawScale(spec_.temperature);
   least_ = LeastWeight(spec_.min_p);
   least_ = least_ < 1 ? 1 : least_ > kFullWeight ? kFullWeight : least_;
-  if (few_ && ListLargest(spec_.top_k, false)) {
-    DrawFromList();
-    return;
+  if (few_) {
+    const int size = ListLargest(spec_.top_k, false);
+    if (size >= 0) {
+      if (rank_ == 0) DrawFromList(size);
+      return;
+    }
   }
   Cut cut = {LowestKey(), kNoLimit};
   if (spec_.top_k > 0 && spec_.top_k < task_.args.valid_vocab) cut = Select(false, cut.threshold);
@@ -453,13 +497,32 @@ __device__ void Row::DrawToken() {
   DrawAbove(cut);
 }
 
-__device__ bool Row::ListLargest(int wanted, bool original) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const float* slots =
-      (original ? task_.scratch.original_slots : task_.scratch.adjusted_slots) + index_ * kMaxSlots;
+__device__ int Row::ListedByTeam() const {
+  int size = 0;
+  for (int i = 0; i < task_.team; ++i) size += *Peer(&shared_->list_size, i);
+  return size <= kMaxCandidates ? size : -1;
+}
+
+__device__ void Row::MergeLists() {
+  int at = 0;
+  for (int i = 0; i < task_.team; ++i) {
+    const int size = *Peer(&shared_->list_size, i);
+    const Candidate* list = Peer(&shared_->list[0], i);
+    for (int j = static_cast<int>(threadIdx.x); j < size; j += kThreads) {
+      shared_->merged[at + j] = list[j];
+    }
+    at += size;
+  }
   __syncthreads();
+}
+
+__device__ int Row::ListLargest(int wanted, bool original) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int slots = task_.slots;
+  Barrier();
+  uint32_t* mine = original ? shared_->original_slots : shared_->adjusted_slots;
   for (int i = thread; i < kMaxSlots; i += kThreads) {
-    shared_->slot_keys[i] = i < task_.slots ? KeyOf(__ldcg(slots + i)) : 0;
+    shared_->slot_keys[i] = i < slots * task_.team ? Peer(mine, i / slots)[i % slots] : 0;
   }
   if (thread == 0) shared_->list_size = 0;
   __syncthreads();
@@ -480,7 +543,7 @@ __device__ bool Row::ListLargest(int wanted, bool original) {
   }
   __syncthreads();
   const uint32_t threshold = shared_->threshold;
-  const int group = task_.slot_threads, groups = kThreads / group;
+  const int group = task_.slot_threads;
   const auto keep = [&](int32_t token, float value) {
     const uint32_t key = KeyOf(value);
     if (key < threshold) return;
@@ -488,16 +551,16 @@ __device__ bool Row::ListLargest(int wanted, bool original) {
     if (at < kMaxCandidates) shared_->list[at] = {key, token};
   };
   // Only parts whose maximum is not below it hold such tokens.
-  for (int base = warp; base < kMaxSlots; base += kThreads) {
-    const uint32_t hits = __ballot_sync(~0u, shared_->slot_keys[base + lane * kWarps] >= threshold);
+  const int rounds = (last_ - first_ + kThreads - 1) / kThreads;
+  for (int base = warp; base < slots; base += kThreads) {
+    const int at = base + lane * kWarps;
+    const uint32_t hits = __ballot_sync(~0u, at < slots && mine[at] >= threshold);
     for (uint32_t left = hits; left != 0; left &= left - 1) {
       const int slot = base + (__ffs(static_cast<int>(left)) - 1) * kWarps;
-      const int first = slot / groups * task_.part_quads;
-      const int last = min(first + task_.part_quads, task_.quads);
-      const int rounds = (last - first + kThreads - 1) / kThreads;
+#pragma unroll 1
       for (int i = lane; i < rounds * group; i += 32) {
-        const int quad = first + i / group * kThreads + slot % groups * group + i % group;
-        if (quad >= last) continue;
+        const int quad = first_ + i / group * kThreads + slot * group + i % group;
+        if (quad >= last_) continue;
         const float4 v = original ? Quad(quad) : AdjustedQuad(quad);
         keep(quad * 4, v.x);
         keep(quad * 4 + 1, v.y);
@@ -506,8 +569,10 @@ __device__ bool Row::ListLargest(int wanted, bool original) {
       }
     }
   }
-  __syncthreads();
-  return shared_->list_size <= kMaxCandidates;
+  Barrier();
+  const int size = ListedByTeam();
+  if (size >= 0 && rank_ == 0) MergeLists();
+  return size;
 }
 
 __device__ uint64_t Row::BlockSum(uint64_t value) const {
@@ -521,13 +586,13 @@ __device__ uint64_t Row::BlockSum(uint64_t value) const {
 }
 
 // One candidate per thread, each compared with all others.
-__device__ void Row::DrawFromList() {
-  const int size = shared_->list_size, me = static_cast<int>(threadIdx.x);
-  const Candidate mine = me < size ? shared_->list[me] : Candidate{0, 0};
+__device__ void Row::DrawFromList(int size) {
+  const int me = static_cast<int>(threadIdx.x);
+  const Candidate mine = me < size ? shared_->merged[me] : Candidate{0, 0};
   uint64_t weight = 0;
   if (me < size) {
     int larger = 0;
-    for (int i = 0; i < size; ++i) larger += shared_->list[i].key > mine.key;
+    for (int i = 0; i < size; ++i) larger += shared_->merged[i].key > mine.key;
     weight = WeightOf(ValueOf(mine.key));
     if (larger >= spec_.top_k || weight < least_) weight = 0;
     shared_->weights[me] = weight;
@@ -537,7 +602,7 @@ __device__ void Row::DrawFromList() {
     uint64_t before = 0;
     if (me < size) {
       for (int i = 0; i < size; ++i) {
-        const Candidate other = shared_->list[i];
+        const Candidate other = shared_->merged[i];
         const bool better =
             other.key > mine.key || (other.key == mine.key && other.token < mine.token);
         if (better) before += shared_->weights[i];
@@ -553,7 +618,7 @@ __device__ void Row::DrawFromList() {
   if (weight != 0) {
     uint64_t before = 0;
     for (int i = 0; i < size; ++i) {
-      if (shared_->list[i].token < mine.token) before += shared_->weights[i];
+      if (shared_->merged[i].token < mine.token) before += shared_->weights[i];
     }
     if (before <= target && target - before < weight) shared_->token = mine.token;
   }
@@ -565,11 +630,16 @@ __device__ int Row::FindBin(uint64_t above, uint64_t wanted) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   uint64_t bins[kMine], sum = 0;
   __syncthreads();
-  for (int i = 0; i < kMine; ++i) {
-    const int bin = thread * kMine + i;
-    bins[i] = static_cast<uint64_t>(shared_->high[bin]) << 32 | shared_->low[bin];
-    sum += bins[i];
+  for (int i = 0; i < kMine; ++i) bins[i] = 0;
+  for (int block = 0; block < task_.team; ++block) {
+    const uint32_t* low = Peer(&shared_->low[0], block);
+    const uint32_t* high = Peer(&shared_->high[0], block);
+    for (int i = 0; i < kMine; ++i) {
+      const int bin = thread * kMine + i;
+      bins[i] += static_cast<uint64_t>(high[bin]) << 32 | low[bin];
+    }
   }
+  for (int i = 0; i < kMine; ++i) sum += bins[i];
   uint64_t before = sum;  // of this thread's bins and those before, of the warp
   for (int lanes = 1; lanes < 32; lanes *= 2) {
     const uint64_t other = __shfl_up_sync(~0u, before, lanes);
@@ -604,7 +674,7 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
   const auto bin_of = [&](float value) {
     return static_cast<int>(fminf((maximum - value) * bin_scale, static_cast<float>(kBins - 1)));
   };
-  __syncthreads();
+  Barrier();
   ClearBins();
   __syncthreads();
   uint64_t tail = 0, sum = 0;
@@ -622,7 +692,11 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
   });
   tail = WarpSum(tail);
   if (thread % 32 == 0 && tail != 0) AddToBin(kBins - 1, tail);
-  const uint64_t total = BlockSum(sum);
+  sum = BlockSum(sum);
+  if (thread == 0) shared_->part_sum = sum;
+  Barrier();
+  uint64_t total = 0;
+  for (int i = 0; i < task_.team; ++i) total += *Peer(&shared_->part_sum, i);
   const uint64_t wanted =
       by_weight ? NucleusWeight(total, spec_.top_p) : static_cast<uint64_t>(spec_.top_k);
   int bin = FindBin(0, wanted);
@@ -631,7 +705,7 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
   uint32_t low = lowest, high = ~0u;  // where the threshold lies, once bins are of keys
   bool linear = true;
   while (bin >= 0) {
-    __syncthreads();
+    Barrier();
     const uint64_t above = shared_->above;
     if (thread == 0) {
       shared_->list_size = 0;
@@ -655,22 +729,29 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
       atomicMin(&shared_->key_low, key_low);
       atomicMax(&shared_->key_high, key_high);
     }
-    __syncthreads();
-    low = shared_->key_low;
-    high = shared_->key_high;
+    Barrier();
+    low = ~0u;
+    high = 0;
+    for (int i = 0; i < task_.team; ++i) {
+      low = min(low, *Peer(&shared_->key_low, i));
+      high = max(high, *Peer(&shared_->key_high, i));
+    }
     if (low == high) {
       if (thread == 0) shared_->threshold = low;
       break;
     }
-    const int size = shared_->list_size;
-    if (size <= kMaxCandidates) {
-      if (thread < size) shared_->weights[thread] = measure_of(ValueOf(shared_->list[thread].key));
+    const int size = ListedByTeam();
+    if (size >= 0) {
+      MergeLists();
+      if (thread < size) {
+        shared_->weights[thread] = measure_of(ValueOf(shared_->merged[thread].key));
+      }
       __syncthreads();
       if (thread < size) {
-        const uint32_t mine = shared_->list[thread].key;
+        const uint32_t mine = shared_->merged[thread].key;
         uint64_t before = above, equal = 0;
         for (int i = 0; i < size; ++i) {
-          const uint32_t key = shared_->list[i].key;
+          const uint32_t key = shared_->merged[i].key;
           if (key > mine) before += shared_->weights[i];
           if (key == mine) equal += shared_->weights[i];
         }
@@ -691,7 +772,7 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
       const uint64_t measure = measure_of(value);
       if (measure != 0) AddToBin(static_cast<int>((high - key) >> shift), measure);
     });
-    __syncthreads();
+    Barrier();
     bin = FindBin(above, wanted);  // there is one: the last held it
     high -= static_cast<uint32_t>(bin) << shift;
     const uint32_t width = (1u << shift) - 1;
@@ -706,35 +787,42 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
   return cut;
 }
 
-// Sums over sixteenths of the row, one per warp, tell in which of them the drawn token lies; then
-// over sixteenths of that.
+__device__ void Row::SumAbove(const Cut& cut, int first, int last, uint64_t* sum,
+                              uint32_t* ties) const {
+  uint64_t s = 0;
+  uint32_t t = 0;
+  ForQuads(first + static_cast<int>(threadIdx.x) % 32, last, 32, false, [&](int, const float4& v) {
+    AddAbove(cut.threshold, v.x, &s, &t);
+    AddAbove(cut.threshold, v.y, &s, &t);
+    AddAbove(cut.threshold, v.z, &s, &t);
+    AddAbove(cut.threshold, v.w, &s, &t);
+  });
+  *sum = WarpSum(s);
+  *ties = WarpSum(t);
+}
+
+// Sums over the blocks' parts, and sixteenths of them, one per warp, tell where the drawn token
+// lies; its block then looks at sixteenths of that.
 __device__ void Row::DrawAbove(const Cut& cut) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   uint64_t each = WeightOf(ValueOf(cut.threshold));  // of those at the threshold
   if (each < least_) each = 0;
   uint32_t ties_left = cut.ties;
   uint64_t target = 0;
-  const auto add = [&](float value, uint64_t* sum, uint32_t* ties) {
-    const uint32_t key = KeyOf(value);
-    if (key == cut.threshold) ++*ties;
-    if (key <= cut.threshold) return;
-    const uint64_t weight = WeightOf(value);
-    if (weight >= least_) *sum += weight;
+  const auto kept = [&](uint64_t sum, uint32_t ties) { return sum + min(ties, ties_left) * each; };
+  const auto pass = [&](uint64_t sum, uint32_t ties) {  // whether the token lies further on
+    if (target < kept(sum, ties)) return false;
+    target -= kept(sum, ties);
+    ties_left -= min(ties, ties_left);
+    return true;
   };
-  int first = 0, last = task_.quads;
+  int first = first_, last = last_;
   for (bool whole = true; whole || last - first > 32; whole = false) {
     const int part = (last - first + kWarps - 1) / kWarps;
     const int begin = min(first + warp * part, last), end = min(begin + part, last);
-    uint64_t sum = 0;
-    uint32_t ties = 0;
-    ForQuads(begin + lane, end, 32, false, [&](int, const float4& v) {
-      add(v.x, &sum, &ties);
-      add(v.y, &sum, &ties);
-      add(v.z, &sum, &ties);
-      add(v.w, &sum, &ties);
-    });
-    sum = WarpSum(sum);
-    ties = WarpSum(ties);
+    uint64_t sum;
+    uint32_t ties;
+    SumAbove(cut, begin, end, &sum, &ties);
     __syncthreads();
     if (lane == 0) {
       shared_->warp_sums[warp] = sum;
@@ -742,22 +830,37 @@ __device__ void Row::DrawAbove(const Cut& cut) {
     }
     __syncthreads();
     if (whole) {
-      uint64_t total = 0;
-      uint32_t left = ties_left;
-      for (int i = 0; i < kWarps; ++i) {
-        const uint32_t kept = min(shared_->warp_ties[i], left);
-        total += shared_->warp_sums[i] + kept * each;
-        left -= kept;
+      if (threadIdx.x == 0) {
+        shared_->part_sum = 0;
+        shared_->part_ties = 0;
+        for (int i = 0; i < kWarps; ++i) {
+          shared_->part_sum += shared_->warp_sums[i];
+          shared_->part_ties += shared_->warp_ties[i];
+        }
+      }
+      Barrier();
+      uint64_t sums[kMaxTeam], total = 0;
+      uint32_t counts[kMaxTeam], left = ties_left;
+#pragma unroll
+      for (int i = 0; i < kMaxTeam; ++i) {
+        sums[i] = i < task_.team ? *Peer(&shared_->part_sum, i) : 0;
+        counts[i] = i < task_.team ? *Peer(&shared_->part_ties, i) : 0;
+        total += sums[i] + min(counts[i], left) * each;
+        left -= min(counts[i], left);
       }
       target = DrawTarget(total, UniformAt(spec_.seed, static_cast<uint64_t>(spec_.position)));
+      bool here = false, found = false;
+#pragma unroll
+      for (int i = 0; i < kMaxTeam; ++i) {
+        if (found || i >= task_.team || pass(sums[i], counts[i])) continue;
+        found = true;
+        here = i == rank_;
+      }
+      if (!here) return;
     }
     int chosen = 0;
-    for (; chosen < kWarps - 1; ++chosen) {
-      const uint32_t kept = min(shared_->warp_ties[chosen], ties_left);
-      const uint64_t mine = shared_->warp_sums[chosen] + kept * each;
-      if (target < mine) break;
-      target -= mine;
-      ties_left -= kept;
+    while (chosen < kWarps - 1 && pass(shared_->warp_sums[chosen], shared_->warp_ties[chosen])) {
+      ++chosen;
     }
     first = min(first + chosen * part, last);
     last = min(first + part, last);
@@ -769,7 +872,7 @@ __device__ void Row::DrawAbove(const Cut& cut) {
   const float values[4] = {v.x, v.y, v.z, v.w};
   uint64_t sum = 0;
   uint32_t ties = 0;
-  for (int i = 0; i < 4; ++i) add(values[i], &sum, &ties);
+  for (int i = 0; i < 4; ++i) AddAbove(cut.threshold, values[i], &sum, &ties);
   uint32_t ties_before = ties;
   for (int lanes = 1; lanes < 32; lanes *= 2) {
     const uint32_t other = __shfl_up_sync(~0u, ties_before, lanes);
@@ -777,7 +880,7 @@ __device__ void Row::DrawAbove(const Cut& cut) {
   }
   ties_before -= ties;
   ties_left -= min(ties_before, ties_left);
-  sum += min(ties, ties_left) * each;
+  sum = kept(sum, ties);
   uint64_t before = sum;
   for (int lanes = 1; lanes < 32; lanes *= 2) {
     const uint64_t other = __shfl_up_sync(~0u, before, lanes);
@@ -789,38 +892,33 @@ __device__ void Row::DrawAbove(const Cut& cut) {
   for (int i = 0; i < 4; ++i) {
     uint64_t weight = 0;
     uint32_t tie = 0;
-    add(values[i], &weight, &tie);
+    AddAbove(cut.threshold, values[i], &weight, &tie);
     if (tie != 0 && ties_left > 0) {
       weight = each;
       --ties_left;
     }
     before += weight;
     if (before > target) {
-      shared_->token = (first + lane) * 4 + i;
+      *Peer(&shared_->token, 0) = (first + lane) * 4 + i;
       return;
     }
   }
 }
 
-__device__ double Row::SumExp() {
-  const float maximum = shared_->row.original;
-  float sum = 0;
-  ForQuads(static_cast<int>(threadIdx.x), task_.quads, kThreads, true, [&](int, const float4& v) {
-    sum += (exp2f((v.x - maximum) * 1.44269504f) + exp2f((v.y - maximum) * 1.44269504f)) +
-           (exp2f((v.z - maximum) * 1.44269504f) + exp2f((v.w - maximum) * 1.44269504f));
-  });
-  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared_->warp_values[threadIdx.x / 32] = sum;
-  __syncthreads();
-  double total = 0;
-  for (int i = 0; i < kWarps; ++i) total += static_cast<double>(shared_->warp_values[i]);
-  return total;
-}
-
+// The sum of probabilities is one of integers too, so that the last bits of a log probability do
+// not depend on the size of the team, which the number of rows decides.
 __device__ void Row::Score() {
-  const double normaliser = static_cast<double>(shared_->row.original) + log(SumExp());
-  if (threadIdx.x == 0) {
+  const float maximum = shared_->row.original, scale = DrawScale(1);
+  uint64_t sum = 0;
+  ForTokens(true, [&](int32_t, float value) { sum += DrawWeight(value, maximum, scale); });
+  sum = BlockSum(sum);
+  if (threadIdx.x == 0) shared_->part_sum = sum;
+  Barrier();
+  uint64_t total = 0;
+  for (int i = 0; i < task_.team; ++i) total += *Peer(&shared_->part_sum, i);
+  const double normaliser = static_cast<double>(maximum) +
+                            log(static_cast<double>(total) / static_cast<double>(kFullWeight));
+  if (threadIdx.x == 0 && rank_ == 0) {
     const double logit = static_cast<double>(__ldcg(logits_ + shared_->token));
     shared_->result.logprob = static_cast<float>(logit - normaliser);
   }
@@ -835,12 +933,13 @@ __device__ void Row::RankAlternatives(double normaliser) {
         static_cast<float>(static_cast<double>(logit) - normaliser);
   };
   if (thread == 0) shared_->result.num_alternatives = alternatives_;
-  if (ListLargest(alternatives_, true) && shared_->list_size >= alternatives_) {
-    if (thread >= shared_->list_size) return;
-    const Candidate mine = shared_->list[thread];
+  const int size = ListLargest(alternatives_, true);
+  if (size >= alternatives_) {
+    if (rank_ != 0 || thread >= size) return;
+    const Candidate mine = shared_->merged[thread];
     int rank = 0;
-    for (int i = 0; i < shared_->list_size; ++i) {
-      const Candidate other = shared_->list[i];
+    for (int i = 0; i < size; ++i) {
+      const Candidate other = shared_->merged[i];
       rank += other.key > mine.key || (other.key == mine.key && other.token < mine.token);
     }
     if (rank < alternatives_) put(rank, mine.token, ValueOf(mine.key));
@@ -864,6 +963,9 @@ __device__ void Row::RankAlternatives(double normaliser) {
     if (thread % 32 == 0) shared_->warp_partials[thread / 32] = best;
     __syncthreads();
     for (int i = 0; i < kWarps; ++i) best = Combine(best, shared_->warp_partials[i]);
+    if (thread == 0) shared_->best[rank % 2] = best;
+    Barrier();
+    for (int i = 0; i < task_.team; ++i) best = Combine(best, *Peer(&shared_->best[rank % 2], i));
     last_value = best.adjusted;
     last_token = best.token;
     if (thread == 0) put(rank, last_token, last_value);
@@ -876,57 +978,32 @@ __global__ void __launch_bounds__(kThreads, 2) SampleKernel(const __grid_constan
   WaitForPredecessor();
   LetSuccessorStart();
   const int thread = static_cast<int>(threadIdx.x);
-  const int split = static_cast<int>(blockIdx.x), index = static_cast<int>(blockIdx.y);
+  const int rank = static_cast<int>(blockIdx.x), index = static_cast<int>(blockIdx.y);
   if (thread < static_cast<int>(sizeof(DrawSpec) / 4)) {
     reinterpret_cast<uint32_t*>(&shared.spec)[thread] =
         __ldcg(reinterpret_cast<const uint32_t*>(task.args.specs + index) + thread);
   }
   __syncthreads();
-  Row row(task, index, &shared, bits);
-  row.FindMaxima(split);
-  if (task.splits > 1) {
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) {
-      const uint32_t before = atomicAdd(&task.scratch.arrived[index], 1u);
-      shared.last = before + 1 == static_cast<uint32_t>(task.splits);
-      if (shared.last) task.scratch.arrived[index] = 0;
-      __threadfence();
-    }
-    __syncthreads();
-    if (!shared.last) return;
-    __threadfence();
-  } else {
-    __syncthreads();
-  }
-  row.Finish();
+  Row row(task, index, rank, &shared, bits);
+  row.Run();
 }
 
-Scratch ScratchAt(void* base, int max_rows, int vocab, size_t* bytes) {
-  const size_t rows = static_cast<size_t>(max_rows);
-  size_t used = 0;
-  const auto take = [&](size_t size) {
-    char* at = base == nullptr ? nullptr : static_cast<char*>(base) + used;
-    used += Aligned(size);
-    return at;
-  };
-  Scratch scratch;
-  scratch.arrived = reinterpret_cast<uint32_t*>(take(rows * sizeof(uint32_t)));
-  scratch.counts =
-      reinterpret_cast<uint32_t*>(take(rows * static_cast<size_t>(vocab) * sizeof(uint32_t)));
-  scratch.partials = reinterpret_cast<Partial*>(take(rows * kMaxSplits * sizeof(Partial)));
-  scratch.original_slots = reinterpret_cast<float*>(take(rows * kMaxSlots * sizeof(float)));
-  scratch.adjusted_slots = reinterpret_cast<float*>(take(rows * kMaxSlots * sizeof(float)));
-  *bytes = used;
-  return scratch;
+// Clusters of thread blocks came with compute capability 9.0.
+bool HasClusters() {
+  static const bool has = [] {
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major >= 9;
+  }();
+  return has;
 }
 
 }  // namespace
 
 size_t SampleScratchBytes(int max_rows, int vocab) {
-  size_t bytes = 0;
-  ScratchAt(nullptr, max_rows, vocab, &bytes);
-  return bytes;
+  return static_cast<size_t>(max_rows) * static_cast<size_t>(vocab) * sizeof(uint32_t);
 }
 
 cudaError_t SampleRows(const SampleArgs& args, int vocab, int max_rows, void* scratch,
@@ -938,26 +1015,44 @@ cudaError_t SampleRows(const SampleArgs& args, int vocab, int max_rows, void* sc
   if (args.count == 0) return cudaSuccess;
   Task task = {};
   task.args = args;
-  size_t bytes = 0;
-  task.scratch = ScratchAt(scratch, max_rows, vocab, &bytes);
+  task.counts = static_cast<uint32_t*>(scratch);
   task.vocab = vocab;
   task.quads = (args.valid_vocab + 3) / 4;
   // Two blocks fit on a multiprocessor.
-  task.splits = 1;
-  while (task.splits < kMaxSplits && task.splits * args.count < options.multiprocessors) {
-    task.splits *= 2;
+  task.team = 1;
+  while (HasClusters() && task.team < kMaxTeam &&
+         task.team * args.count <= options.multiprocessors) {
+    task.team *= 2;
   }
   // Whole words of the bits by token.
-  task.part_quads = ((task.quads + task.splits - 1) / task.splits + 7) / 8 * 8;
-  task.slots = std::min(kMaxSlots, task.splits * kThreads);
-  task.slot_threads = task.splits * kThreads / task.slots;
-  const size_t shared = static_cast<size_t>((task.quads * 4 + 31) / 32) * 2 * sizeof(uint32_t);
+  task.part_quads = ((task.quads + task.team - 1) / task.team + 7) / 8 * 8;
+  task.slots = std::min(kThreads, kMaxSlots / task.team);
+  task.slot_threads = kThreads / task.slots;
+  const size_t bits = static_cast<size_t>(task.part_quads / 8) * 2 * sizeof(uint32_t);
   const cudaError_t prepared = cudaFuncSetAttribute(
-      SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+      SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bits));
   if (prepared != cudaSuccess) return prepared;
-  return Launch(SampleKernel,
-                dim3(static_cast<unsigned>(task.splits), static_cast<unsigned>(args.count)),
-                kThreads, shared, options, task);
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned used = 0;
+  if (task.team > 1) {
+    attributes[used].id = cudaLaunchAttributeClusterDimension;
+    attributes[used].val.clusterDim.x = static_cast<unsigned>(task.team);
+    attributes[used].val.clusterDim.y = attributes[used].val.clusterDim.z = 1;
+    ++used;
+  }
+  if (options.overlap) {
+    attributes[used].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[used].val.programmaticStreamSerializationAllowed = 1;
+    ++used;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(task.team), static_cast<unsigned>(args.count));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = bits;
+  config.stream = options.stream;
+  config.attrs = attributes;
+  config.numAttrs = used;
+  return cudaLaunchKernelEx(&config, SampleKernel, task);
 }
 
 }  // namespace tandem::engine::cuda

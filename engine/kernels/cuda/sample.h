@@ -2,12 +2,13 @@
 // engine/kernels/cpu/sample.h what each spec asks for). Tokens, statuses and alternatives are those
 // of the CPU given equal logits, bit for bit; log probabilities agree to 1e-5.
 //
-// One launch. Each row is read once by several blocks, which find its maximum; the last of them to
-// finish goes on alone. That is all for a greedy row. Where few of the most likely tokens are
-// wanted (top_k, alternatives) they are found among the maxima of 1024 parts of the row, so that it
-// is not read again. A nucleus without top_k takes three more readings, which come from L2: a
-// histogram of weights, the tokens of the bin where the nucleus ends, and the draw. Specs are read
-// on the device: a launch of the same `count` is the same work whatever they say.
+// One launch. A row has a team of blocks, as many as keep the device busy: a cluster, whose blocks
+// read each other's shared memory (compute capability 9.0; one block before). Each reads its part
+// of the row once for the maximum. That is all for a greedy row. Where few of the most likely
+// tokens are wanted (top_k, alternatives) they are found among the maxima of 1024 parts of the row,
+// so that it is not read again. A nucleus without top_k takes three more readings, which come from
+// L2: a histogram of weights, the tokens of the bin where the nucleus ends, and the draw. Specs are
+// read on the device: a launch of the same `count` is the same work whatever they say.
 #pragma once
 
 #include <cstddef>
