@@ -44,7 +44,7 @@ class Device {
   // RESOURCE_EXHAUSTED, naming --kv-cache-memory-bytes.
   virtual absl::StatusOr<Buffer> AllocateKvPool(size_t bytes) = 0;
   // Memory of the host from which copies to the device, and to which copies from it, run
-  // asynchronously. Zeroed.
+  // asynchronously. Ops can read and write it too, if slowly. Zeroed.
   virtual absl::StatusOr<Buffer> AllocateStaging(size_t bytes) = 0;
 
   virtual std::unique_ptr<Stream> NewStream() = 0;

@@ -38,7 +38,6 @@ absl::Status DecoderRunner::Allocate() {
   stream_ = device_->NewStream();
   TANDEM_ASSIGN_OR_RETURN(logits_, device_->Allocate(static_cast<size_t>(options_.max_logit_rows) *
                                                      vocab * sizeof(float)));
-  TANDEM_ASSIGN_OR_RETURN(device_results_, device_->Allocate(rows * sizeof(DrawResult)));
   for (Buffer& drawn : drawn_) {
     TANDEM_ASSIGN_OR_RETURN(drawn, device_->Allocate(items * sizeof(int32_t)));
   }
@@ -49,7 +48,7 @@ absl::Status DecoderRunner::Allocate() {
   for (int i = 0; i < options_.max_in_flight; ++i) {
     TANDEM_ASSIGN_OR_RETURN(StepInput input, StepInput::Create(limits, device_));
     TANDEM_ASSIGN_OR_RETURN(Buffer results, device_->AllocateStaging(rows * sizeof(DrawResult)));
-    free_.push_back(&steps_.emplace_back(std::move(input), std::move(results)));
+    steps_.emplace_back(std::move(input), std::move(results));
   }
   return absl::OkStatus();
 }
@@ -140,11 +139,11 @@ absl::Status DecoderRunner::Check(const Batch& batch) const {
 }
 
 absl::StatusOr<LaunchedStep> DecoderRunner::Launch(const Batch& batch) {
-  TANDEM_CHECK(!free_.empty(), "{} steps are in flight already", in_flight_.size());
+  TANDEM_CHECK(in_flight_.size() < steps_.size(), "{} steps are in flight already",
+               in_flight_.size());
   TANDEM_RETURN_IF_ERROR(Check(batch));
-  Step* step = free_.back();
-  free_.pop_back();
-  step->id = ++last_launched_;
+  Step* step = StepOf(++last_launched_);
+  step->id = last_launched_;
   const int recorded_size = RecordedSizeOf(batch);
   step->recorded = recorded_size > 0;
   step->input.Fill(batch, kv_.layout.block_size, recorded_size);
@@ -170,6 +169,7 @@ int DecoderRunner::RecordedSizeOf(const Batch& batch) const {
 }
 
 void DecoderRunner::RecordDecodeSteps() {
+  TANDEM_CHECK(steps_.size() <= 2, "a graph would write where another step in flight writes");
   const absl::Time start = absl::Now();
   const std::vector<int> sizes =
       DecodeSizes(std::min(options_.max_num_seqs, options_.max_num_batched_tokens));
@@ -220,8 +220,6 @@ void DecoderRunner::Enqueue(Step* step) {
   } else {
     Compute(inputs, &host.batch, input.shape().wanted, step->id, step->layer_ready);
   }
-  stream_->CopyToHost(step->results.data(), device_results_.data(),
-                      input.wanted().size() * sizeof(DrawResult));
   stream_->Record(step->done.get());
 }
 
@@ -246,7 +244,7 @@ void DecoderRunner::Compute(const StepView& inputs, const RaggedBatch* host, int
     sample.token_lists = inputs.token_lists;
     sample.drawn_before = drawn_before;
     sample.drawn = drawn_[id % 2].as<int32_t>();
-    sample.results = device_results_.as<DrawResult>() + first;
+    sample.results = StepOf(id)->results.as<DrawResult>() + first;
     ops_->Sample(sample, stream_.get());
   }
 }
@@ -263,7 +261,6 @@ absl::StatusOr<StepOutput> DecoderRunner::Collect(StepId id) {
     for (const ItemOutput& item : output.items) collected_.push_back(item.status);
   }
   in_flight_.pop_front();
-  free_.push_back(step);
   return output;
 }
 

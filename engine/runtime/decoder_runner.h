@@ -27,9 +27,9 @@ namespace tandem::engine {
 // has the step's events before its layers are computed, and what waits for them overlaps with the
 // compute.
 //
-// A step of an asynchronous device is one copy of its inputs, the work, one copy of the results
-// and an event. Nothing waits but Collect, and nothing but the inputs depends on the batch in steps
-// that only decode: they are recorded once (RecordDecodeSteps).
+// A step of an asynchronous device is one copy of its inputs, the work, which writes its results
+// where the host reads them, and an event. Nothing waits but Collect, and nothing but the inputs
+// depends on the batch in steps that only decode: they are recorded once (RecordDecodeSteps).
 class DecoderRunner final : public ModelRunner {
  public:
   struct Options {
@@ -70,7 +70,8 @@ class DecoderRunner final : public ModelRunner {
     StepId id = 0;
     bool recorded = false;  // it is one of graphs_
     StepInput input;
-    Buffer results;  // of the host: DrawResult [rows whose logits are wanted]
+    // DrawResult [rows whose logits are wanted], in staging memory: draws write there themselves.
+    Buffer results;
     std::vector<std::shared_ptr<Event>> layer_ready;  // [num_layers] or empty
     std::shared_ptr<Event> done;                      // the results have arrived
   };
@@ -88,6 +89,8 @@ class DecoderRunner final : public ModelRunner {
   void Enqueue(Step* step);
   // The step's inputs in memory of the device.
   std::byte* Upload(const StepInput& input);
+  // The memory of a step in flight.
+  Step* StepOf(StepId id) { return &steps_[id % steps_.size()]; }
   // Forward pass and draws of step `id`, of which only the parity matters. `host`: the inputs in
   // memory of the host; without arrays while it is recorded.
   void Compute(const StepView& inputs, const RaggedBatch* host, int wanted, StepId id,
@@ -102,13 +105,11 @@ class DecoderRunner final : public ModelRunner {
   std::unique_ptr<Stream> stream_;
   Buffer device_inputs_;    // of a device with memory of its own: those of the step that runs
   Buffer logits_;           // float [max_logit_rows][vocab]
-  Buffer device_results_;   // DrawResult [max_num_batched_tokens]
   Buffer drawn_[2];         // int32 [max_num_seqs], by parity of the step
   std::vector<int> sizes_;  // of recorded steps; none before RecordDecodeSteps
   // By size and parity of the step: a step reads what the one before drew and writes beside it.
   std::vector<std::array<std::unique_ptr<Graph>, 2>> graphs_;
-  std::vector<Step> steps_;      // [max_in_flight]
-  std::vector<Step*> free_;      // of steps_
+  std::vector<Step> steps_;      // [max_in_flight]: see StepOf
   std::deque<Step*> in_flight_;  // oldest first
   StepId last_launched_ = 0;
   std::vector<bool> last_draws_;         // [items] of that step
