@@ -265,6 +265,7 @@ class Row {
   // What the blocks' lists hold together; -1: more than fits.
   __device__ int ListedByTeam() const;
   __device__ void MergeLists();
+  __device__ uint64_t TeamSum(uint64_t* mine) const;
   __device__ void DrawFromList(int size);
   // Where top_k ends (!by_weight) or the nucleus: what is kept is above the threshold, or equal to
   // it and among the first `ties` of those. Only tokens from `lowest` on count.
@@ -498,22 +499,27 @@ __device__ void Row::DrawToken() {
 }
 
 __device__ int Row::ListedByTeam() const {
-  int size = 0;
-  for (int i = 0; i < task_.team; ++i) size += *Peer(&shared_->list_size, i);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int size = WarpSum(lane < task_.team ? *Peer(&shared_->list_size, lane) : 0);
   return size <= kMaxCandidates ? size : -1;
 }
 
+// A warp per block.
 __device__ void Row::MergeLists() {
-  int at = 0;
-  for (int i = 0; i < task_.team; ++i) {
-    const int size = *Peer(&shared_->list_size, i);
-    const Candidate* list = Peer(&shared_->list[0], i);
-    for (int j = static_cast<int>(threadIdx.x); j < size; j += kThreads) {
-      shared_->merged[at + j] = list[j];
-    }
-    at += size;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  int size = lane < task_.team ? *Peer(&shared_->list_size, lane) : 0;
+  const int at = WarpSum(lane < warp ? size : 0);
+  size = __shfl_sync(~0u, size, warp);
+  if (warp < task_.team) {
+    const Candidate* list = Peer(&shared_->list[0], warp);
+    for (int i = lane; i < size; i += 32) shared_->merged[at + i] = list[i];
   }
   __syncthreads();
+}
+
+__device__ uint64_t Row::TeamSum(uint64_t* mine) const {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return WarpSum(lane < task_.team ? *Peer(mine, lane) : 0);
 }
 
 __device__ int Row::ListLargest(int wanted, bool original) {
@@ -522,27 +528,26 @@ __device__ int Row::ListLargest(int wanted, bool original) {
   Barrier();
   uint32_t* mine = original ? shared_->original_slots : shared_->adjusted_slots;
   for (int i = thread; i < kMaxSlots; i += kThreads) {
-    shared_->slot_keys[i] = i < slots * task_.team ? Peer(mine, i / slots)[i % slots] : 0;
+    // Both powers of two.
+    const int block = i >> (__ffs(slots) - 1);
+    shared_->slot_keys[i] = block < task_.team ? Peer(mine, block)[i & (slots - 1)] : 0;
   }
   if (thread == 0) shared_->list_size = 0;
   __syncthreads();
-  if (warp == 0) {
-    // The wanted-th largest of the maxima, bit by bit: so many tokens at least are not below it.
-    uint32_t keys[kMaxSlots / 32];
-#pragma unroll
-    for (int i = 0; i < kMaxSlots / 32; ++i) keys[i] = shared_->slot_keys[i * 32 + lane];
-    uint32_t threshold = 0;
-    for (int bit = 31; bit >= 0; --bit) {
-      const uint32_t next = threshold | 1u << bit;
-      int count = 0;
-#pragma unroll
-      for (int i = 0; i < kMaxSlots / 32; ++i) count += keys[i] >= next;
-      if (__reduce_add_sync(~0u, count) >= wanted) threshold = next;
-    }
-    if (lane == 0) shared_->threshold = max(threshold, LowestKey());
+  // The wanted-th largest of the maxima, four bits at a time: each warp tries one continuation. So
+  // many tokens at least are not below it.
+  uint32_t threshold = 0;
+  for (int shift = 28; shift >= 0; shift -= 4) {
+    const uint32_t next = threshold | static_cast<uint32_t>(warp) << shift;
+    int count = 0;
+#pragma unroll 8
+    for (int i = lane; i < kMaxSlots; i += 32) count += shared_->slot_keys[i] >= next;
+    const bool reached = __reduce_add_sync(~0u, count) >= wanted;
+    // All those up to the largest that is reached.
+    const int reaching = __syncthreads_count(lane == 0 && warp > 0 && reached);
+    threshold |= static_cast<uint32_t>(reaching) << shift;
   }
-  __syncthreads();
-  const uint32_t threshold = shared_->threshold;
+  threshold = max(threshold, LowestKey());
   const int group = task_.slot_threads;
   const auto keep = [&](int32_t token, float value) {
     const uint32_t key = KeyOf(value);
@@ -695,8 +700,7 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
   sum = BlockSum(sum);
   if (thread == 0) shared_->part_sum = sum;
   Barrier();
-  uint64_t total = 0;
-  for (int i = 0; i < task_.team; ++i) total += *Peer(&shared_->part_sum, i);
+  const uint64_t total = TeamSum(&shared_->part_sum);
   const uint64_t wanted =
       by_weight ? NucleusWeight(total, spec_.top_p) : static_cast<uint64_t>(spec_.top_k);
   int bin = FindBin(0, wanted);
@@ -730,12 +734,9 @@ __device__ Row::Cut Row::Select(bool by_weight, uint32_t lowest) {
       atomicMax(&shared_->key_high, key_high);
     }
     Barrier();
-    low = ~0u;
-    high = 0;
-    for (int i = 0; i < task_.team; ++i) {
-      low = min(low, *Peer(&shared_->key_low, i));
-      high = max(high, *Peer(&shared_->key_high, i));
-    }
+    const int block = thread % 32 % task_.team;
+    low = __reduce_min_sync(~0u, *Peer(&shared_->key_low, block));
+    high = __reduce_max_sync(~0u, *Peer(&shared_->key_high, block));
     if (low == high) {
       if (thread == 0) shared_->threshold = low;
       break;
@@ -914,8 +915,7 @@ __device__ void Row::Score() {
   sum = BlockSum(sum);
   if (threadIdx.x == 0) shared_->part_sum = sum;
   Barrier();
-  uint64_t total = 0;
-  for (int i = 0; i < task_.team; ++i) total += *Peer(&shared_->part_sum, i);
+  const uint64_t total = TeamSum(&shared_->part_sum);
   const double normaliser = static_cast<double>(maximum) +
                             log(static_cast<double>(total) / static_cast<double>(kFullWeight));
   if (threadIdx.x == 0 && rank_ == 0) {
@@ -988,16 +988,48 @@ __global__ void __launch_bounds__(kThreads, 2) SampleKernel(const __grid_constan
   row.Run();
 }
 
-// Clusters of thread blocks came with compute capability 9.0.
-bool HasClusters() {
-  static const bool has = [] {
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major >= 9;
-  }();
-  return has;
+// Of masked_ and seen_.
+size_t BitBytes(const Task& task) {
+  return static_cast<size_t>(task.part_quads / 8) * 2 * sizeof(uint32_t);
+}
+
+cudaLaunchConfig_t ConfigOf(const Task& task, cudaLaunchAttribute* cluster) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(task.team), static_cast<unsigned>(task.args.count));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = BitBytes(task);
+  cluster->id = cudaLaunchAttributeClusterDimension;
+  cluster->val.clusterDim.x = static_cast<unsigned>(task.team);
+  cluster->val.clusterDim.y = cluster->val.clusterDim.z = 1;
+  config.attrs = cluster;
+  config.numAttrs = task.team > 1 ? 1 : 0;
+  return config;
+}
+
+void SetTeam(int team, Task* task) {
+  task->team = team;
+  // Whole words of the bits by token.
+  task->part_quads = ((task->quads + team - 1) / team + 7) / 8 * 8;
+  task->slots = std::min(kThreads, kMaxSlots / team);
+  task->slot_threads = kThreads / task->slots;
+}
+
+// Teams of this size that run at once, of a device with clusters (compute capability 9.0); they
+// must lie in one of its parts, so that there are fewer than blocks would tell.
+int TeamsAtOnce(int team, Task task) {
+  static int known[kMaxTeam + 1] = {};
+  if (known[team] == 0) {
+    int device = 0, major = 0, teams = 0;
+    SetTeam(team, &task);
+    cudaLaunchAttribute cluster = {};
+    const cudaLaunchConfig_t config = ConfigOf(task, &cluster);
+    const bool has =
+        cudaGetDevice(&device) == cudaSuccess &&
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+        major >= 9 && cudaOccupancyMaxActiveClusters(&teams, SampleKernel, &config) == cudaSuccess;
+    known[team] = has && teams > 0 ? teams : -1;
+  }
+  return known[team];
 }
 
 }  // namespace
@@ -1018,40 +1050,21 @@ cudaError_t SampleRows(const SampleArgs& args, int vocab, int max_rows, void* sc
   task.counts = static_cast<uint32_t*>(scratch);
   task.vocab = vocab;
   task.quads = (args.valid_vocab + 3) / 4;
-  // Two blocks fit on a multiprocessor.
-  task.team = 1;
-  while (HasClusters() && task.team < kMaxTeam &&
-         task.team * args.count <= options.multiprocessors) {
-    task.team *= 2;
-  }
-  // Whole words of the bits by token.
-  task.part_quads = ((task.quads + task.team - 1) / task.team + 7) / 8 * 8;
-  task.slots = std::min(kThreads, kMaxSlots / task.team);
-  task.slot_threads = kThreads / task.slots;
-  const size_t bits = static_cast<size_t>(task.part_quads / 8) * 2 * sizeof(uint32_t);
+  SetTeam(1, &task);
   const cudaError_t prepared = cudaFuncSetAttribute(
-      SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bits));
+      SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(BitBytes(task)));
   if (prepared != cudaSuccess) return prepared;
+  for (int team = 2; team <= kMaxTeam && args.count <= TeamsAtOnce(team, task); team *= 2) {
+    SetTeam(team, &task);
+  }
   cudaLaunchAttribute attributes[2] = {};
-  unsigned used = 0;
-  if (task.team > 1) {
-    attributes[used].id = cudaLaunchAttributeClusterDimension;
-    attributes[used].val.clusterDim.x = static_cast<unsigned>(task.team);
-    attributes[used].val.clusterDim.y = attributes[used].val.clusterDim.z = 1;
-    ++used;
-  }
-  if (options.overlap) {
-    attributes[used].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[used].val.programmaticStreamSerializationAllowed = 1;
-    ++used;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(task.team), static_cast<unsigned>(args.count));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = bits;
+  cudaLaunchConfig_t config = ConfigOf(task, attributes);
   config.stream = options.stream;
-  config.attrs = attributes;
-  config.numAttrs = used;
+  if (options.overlap) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
+    ++config.numAttrs;
+  }
   return cudaLaunchKernelEx(&config, SampleKernel, task);
 }
 
