@@ -320,7 +320,7 @@ class Row {
 };
 
 // Four tokens of which some are missing, or that are not aligned.
-__device__ __noinline__ float4 OddQuad(const float* logits, int first, int valid) {
+__device__ __forceinline__ float4 OddQuad(const float* logits, int first, int valid) {
   float4 v;
   v.x = first < valid ? __ldcg(logits + first) : -kInfinity;
   v.y = first + 1 < valid ? __ldcg(logits + first + 1) : -kInfinity;
