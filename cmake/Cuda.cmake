@@ -76,6 +76,12 @@ set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 set(CMAKE_CUDA_FLAGS_RELWITHDEBINFO "-O1 -lineinfo -Xcompiler=-g1")
 find_package(CUDAToolkit ${TANDEM_MINIMAL_NVCC} REQUIRED)
+if(TANDEM_NVCC STREQUAL ${CMAKE_SOURCE_DIR}/build/cuda-toolkit/bin/nvcc)
+  # Where programs and tests look for cuBLAS first: ../lib.
+  set(cublas libcublasLt.so.${CUDAToolkit_VERSION_MAJOR})
+  file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
+  file(CREATE_LINK ${CMAKE_SOURCE_DIR}/build/cuda-toolkit/lib/${cublas} ${CMAKE_BINARY_DIR}/lib/${cublas} SYMBOLIC)
+endif()
 message(STATUS "CUDA ${CUDAToolkit_VERSION}: ${TANDEM_NVCC}, for ${TANDEM_CUDA_ARCHITECTURES}")
 
 # Warnings of nvcc and of the host's compiler are errors, as in C++.
