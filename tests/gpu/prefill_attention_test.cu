@@ -11,6 +11,7 @@
 
 #include "engine/kernels/cuda/flash_prefill_attention.h"
 #include "engine/kernels/cuda/prefill_attention.h"
+#include "engine/kernels/cuda/ptx.cuh"
 #include "tests/gpu/device_array.h"
 
 namespace tandem::engine::cuda {
@@ -367,6 +368,45 @@ std::vector<Case> Cases() {
   return cases;
 }
 
+// Writes queries and pages late, having let its successor start.
+__global__ void CopyLate(const BFloat16* q, size_t q_count, BFloat16* to_q, const BFloat16* kv,
+                         size_t kv_count, BFloat16* to_kv) {
+  WaitForPredecessor();
+  LetSuccessorStart();
+  const long long start = clock64();
+  while (clock64() - start < 200000) __nanosleep(1000);
+  const size_t first = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+  const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
+  for (size_t i = first; i < q_count; i += stride) to_q[i] = q[i];
+  for (size_t i = first; i < kv_count; i += stride) to_kv[i] = kv[i];
+}
+
+// The kernel waits for its predecessor before it reads what that writes.
+void TestOverlap(Kernel kernel, bool split) {
+  const Case c{"", {}, {{700, 60, 1}, {0, 50, 2}}, false, split};
+  const Batch batch(c);
+  const std::vector<BFloat16> wanted = Run(kernel, c, batch);
+  DeviceArray<BFloat16> late_q(batch.q.size()), late_kv(batch.kv.size());
+  int different = 0;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    late_q.Poison();
+    late_kv.Poison();
+    TANDEM_CUDA_CHECK(Launch(CopyLate, dim3(32), 128, 0, Options(true), batch.q.get(),
+                             batch.q.size(), late_q.get(), batch.kv.get(), batch.kv.size(),
+                             late_kv.get()));
+    PrefillAttentionArgs args = batch.Args(c);
+    args.q = late_q.get();
+    args.kv = late_kv.get();
+    TANDEM_CUDA_CHECK(kernel(args, Options(true)));
+    TANDEM_CUDA_CHECK(cudaDeviceSynchronize());
+    const std::vector<BFloat16> got = batch.out.ToHost();
+    different += std::memcmp(got.data(), wanted.data(), got.size() * sizeof(BFloat16)) != 0 ? 1 : 0;
+  }
+  if (different != 0) ++failures;
+  std::printf("%s overlap%s: %d of 3 runs differ\n", different == 0 ? "passed" : "FAILED",
+              split ? ", split" : "", different);
+}
+
 // As on devices with less shared memory.
 cudaError_t FlashInSmallSteps(const PrefillAttentionArgs& args, const LaunchOptions& options) {
   return FlashPrefillAttention(args, options, 32);
@@ -382,6 +422,8 @@ void TestAll(const char* name, Kernel kernel, const std::vector<int>& head_dims,
   for (const int head_dim : head_dims) {
     TestInvariance(kernel, head_dim == 128 ? Shape{} : Shape{14, 2, head_dim, 32});
   }
+  TestOverlap(kernel, false);
+  TestOverlap(kernel, true);
 }
 
 int Main(int argc, char** argv) {
