@@ -511,8 +511,8 @@ std::vector<int> RandomLengths(int rows, int longest) {
 void TilesFit() {
   for (const int shared_kb : {99, 163, 227}) {
     for (int rows = 1; rows <= kMaxSkinnyRows; ++rows) {
-      for (const auto product :
-           {SkinnyProduct::kQkv, SkinnyProduct::kGateUp, SkinnyProduct::kOther}) {
+      for (const auto product : {SkinnyProduct::kQkv, SkinnyProduct::kGateUp,
+                                 SkinnyProduct::kResidual, SkinnyProduct::kLogits}) {
         const SkinnyTileShape tile = SkinnyTileOf(product, rows, shared_kb << 10);
         const std::string name =
             "tile of " + std::to_string(rows) + " rows, " + std::to_string(shared_kb) + " KB";

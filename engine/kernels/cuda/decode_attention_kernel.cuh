@@ -398,18 +398,18 @@ class Attention {
            (static_cast<int64_t>(owner) * 2 + continued) * AttentionPartialFloats(kDim);
   }
 
-  // Two columns of four elements per thread; parts are added in order, many in flight at a time.
+  // Two columns of four elements per thread; parts are added in order, many in flight at a time,
+  // the first of them while their weights are computed.
   __device__ void MergePartials(const Item& item) {
     const int first = OwnerOf(item.first_unit), owners = Owners(item);
-    WeighParts(first, owners);
     const float* weights = merge_;
     const int columns = a_.heads / a_.kv_heads * kDim / 4;
     const int column[2] = {min(static_cast<int>(threadIdx.x), columns - 1),
                            min(static_cast<int>(threadIdx.x) + L::kThreads, columns - 1)};
     float4 total[2] = {};
-    constexpr int kAtOnce = 12;
-    for (int begin = 0; begin < owners; begin += kAtOnce) {
-      float4 parts[kAtOnce][2];
+    constexpr int kAtOnce = 16;
+    float4 parts[kAtOnce][2];
+    const auto load = [&](int begin) {
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         if (begin + k >= owners) continue;
@@ -418,6 +418,11 @@ class Attention {
         parts[k][0] = __ldcg(part + column[0]);
         parts[k][1] = __ldcg(part + column[1]);
       }
+    };
+    load(0);
+    WeighParts(first, owners);
+    for (int begin = 0; begin < owners; begin += kAtOnce) {
+      if (begin > 0) load(begin);
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         if (begin + k >= owners) continue;

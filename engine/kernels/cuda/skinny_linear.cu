@@ -18,22 +18,27 @@ struct Tiles {
 template <>
 struct Tiles<SkinnyProduct::kQkv> {
   using Rows1 = SkinnyTile<8, 1, 48, 256, 4, 1>;
-  using Rows8 = SkinnyTile<8, 8, 48, 128, 7, 1>;
-  using Rows16 = SkinnyTile<16, 16, 48, 128, 6, 1>;
+  using Rows8 = SkinnyTile<8, 8, 48, 256, 3, 1>;
+  using Rows16 = SkinnyTile<16, 16, 48, 256, 3, 1>;
 };
 template <>
-struct Tiles<SkinnyProduct::kGateUp> : Tiles<SkinnyProduct::kOther> {
+struct Tiles<SkinnyProduct::kLogits> : Tiles<SkinnyProduct::kResidual> {
+  using Rows16 = SkinnyTile<16, 16, 64, 128, 5, 2, true>;
+};
+template <>
+struct Tiles<SkinnyProduct::kGateUp> : Tiles<SkinnyProduct::kResidual> {
   using Rows16 = SkinnyTile<16, 16, 64, 128, 5, 2>;
 };
-using Rows32 = SkinnyTile<32, 32, 64, 128, 4, 2>;
-using Rows64 = SkinnyTile<64, 64, 128, 128, 4, 4>;
+using Rows32 = SkinnyTile<32, 32, 64, 128, 4, 2, true>;
+using Rows64 = SkinnyTile<64, 64, 128, 128, 4, 4, true>;
 
 // For devices with less shared memory: no more than the 99 KB of sm_89, with some 16 KB of weights
 // on their way or more. Up to 32 rows nothing but the length of the ring differs.
-template <class Tile>
-using Short = typename Tile::template WithStages<3>;
-using Rows64Short = SkinnyTile<64, 64, 64, 64, 4, 4>;
+using Rows64Short = SkinnyTile<64, 64, 64, 64, 4, 4, true>;
 constexpr int kLeastShared = 99 << 10;
+template <class Tile>
+using Short = typename Tile::template WithStages<
+    Tile::template WithStages<3>::kSharedBytes <= kLeastShared ? 3 : 2>;
 
 // Calls visit.operator()<Tile>() with the tile for a product.
 template <class Long, class Less, class Visit>
@@ -63,7 +68,7 @@ cudaError_t LaunchTile(const Op& op, const SkinnyScratch& scratch, const LaunchO
   if (prepared != cudaSuccess) return prepared;
   const SkinnyPlan plan =
       PlanFor<Tile>(op.granules, Op::kPaired, op.inputs, options.multiprocessors);
-  if (plan.blocks > kSkinnyCounters && Tile::kN > 16) return cudaErrorInvalidValue;
+  if (plan.blocks > kSkinnyCounters && Tile::kCut) return cudaErrorInvalidValue;
   return Launch(kernel, dim3(static_cast<unsigned>(plan.grid)), kSkinnyThreads, Tile::kSharedBytes,
                 options, op, plan, scratch);
 }
@@ -78,8 +83,9 @@ cudaError_t LaunchProduct(const Op& op, const SkinnyScratch& scratch,
                              [&]<class Tile>() { return LaunchTile<Tile>(op, scratch, options); });
 }
 
-int PlainBlocks(int rows, int outputs, int inputs, const LaunchOptions& options) {
-  return VisitTile<SkinnyProduct::kOther>(rows, options.shared_bytes, [&]<class Tile>() {
+template <SkinnyProduct kProduct>
+int BlocksOf(int rows, int outputs, int inputs, const LaunchOptions& options) {
+  return VisitTile<kProduct>(rows, options.shared_bytes, [&]<class Tile>() {
     return PlanFor<Tile>(outputs, false, inputs, options.multiprocessors).blocks;
   });
 }
@@ -104,18 +110,20 @@ SkinnyTileShape SkinnyTileOf(SkinnyProduct product, int rows, int shared_bytes) 
       return VisitTile<SkinnyProduct::kQkv>(rows, shared_bytes, shape);
     case SkinnyProduct::kGateUp:
       return VisitTile<SkinnyProduct::kGateUp>(rows, shared_bytes, shape);
-    case SkinnyProduct::kOther:
+    case SkinnyProduct::kLogits:
+      return VisitTile<SkinnyProduct::kLogits>(rows, shared_bytes, shape);
+    case SkinnyProduct::kResidual:
       break;
   }
-  return VisitTile<SkinnyProduct::kOther>(rows, shared_bytes, shape);
+  return VisitTile<SkinnyProduct::kResidual>(rows, shared_bytes, shape);
 }
 
 int ResidualSquareParts(int rows, int outputs, int inputs, const LaunchOptions& options) {
-  return PlainBlocks(rows, outputs, inputs, options);
+  return BlocksOf<SkinnyProduct::kResidual>(rows, outputs, inputs, options);
 }
 
 int LogitsBestParts(int rows, int vocab, int inputs, const LaunchOptions& options) {
-  return PlainBlocks(rows, vocab, inputs, options);
+  return BlocksOf<SkinnyProduct::kLogits>(rows, vocab, inputs, options);
 }
 
 cudaError_t SkinnyGateUp(const GateUpArgs& args, const SkinnyScratch& scratch,
@@ -131,12 +139,12 @@ cudaError_t SkinnyQkv(const QkvArgs& args, const SkinnyScratch& scratch,
 
 cudaError_t SkinnyResidual(const ResidualArgs& args, const SkinnyScratch& scratch,
                            const LaunchOptions& options) {
-  return LaunchProduct<SkinnyProduct::kOther>(ResidualOp{args, args.outputs}, scratch, options);
+  return LaunchProduct<SkinnyProduct::kResidual>(ResidualOp{args, args.outputs}, scratch, options);
 }
 
 cudaError_t SkinnyLogits(const LogitsArgs& args, const SkinnyScratch& scratch,
                          const LaunchOptions& options) {
-  return LaunchProduct<SkinnyProduct::kOther>(LogitsOp{args, args.vocab}, scratch, options);
+  return LaunchProduct<SkinnyProduct::kLogits>(LogitsOp{args, args.vocab}, scratch, options);
 }
 
 }  // namespace tandem::engine::cuda

@@ -40,7 +40,7 @@ size_t SkinnyPartialFloats(int multiprocessors);
 bool SupportsSkinnyLinear(int rows, int outputs, int inputs, const LaunchOptions& options);
 
 // What a thread block works on at a time.
-enum class SkinnyProduct { kQkv, kGateUp, kOther };
+enum class SkinnyProduct { kQkv, kGateUp, kResidual, kLogits };
 struct SkinnyTileShape {
   int rows = 0;    // of activations that it has room for
   int height = 0;  // rows of weights

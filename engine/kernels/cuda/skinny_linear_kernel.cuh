@@ -25,11 +25,13 @@ inline constexpr int kHalfShared = 113 << 10;
 
 // kN: columns of the tensor core's product (activation rows), a multiple of 8. kXRows: how many of
 // them have room in the ring; the others compute garbage that nobody reads. kM x kK: weights per
-// stage. Warps are laid out kWarpsM x kWarpsK over a stage.
-template <int kN_, int kXRows_, int kM_, int kK_, int kStages_, int kWarpsM_>
+// stage. Warps are laid out kWarpsM x kWarpsK over a stage. kCut: K may be cut between thread
+// blocks.
+template <int kN_, int kXRows_, int kM_, int kK_, int kStages_, int kWarpsM_, bool kCut_ = false>
 struct SkinnyTile {
+  static constexpr bool kCut = kCut_;
   template <int kOther>
-  using WithStages = SkinnyTile<kN_, kXRows_, kM_, kK_, kOther, kWarpsM_>;
+  using WithStages = SkinnyTile<kN_, kXRows_, kM_, kK_, kOther, kWarpsM_, kCut_>;
   static constexpr int kN = kN_, kXRows = kXRows_, kM = kM_, kK = kK_, kStages = kStages_;
   static constexpr int kWarpsM = kWarpsM_, kWarpsK = kSkinnyWarps / kWarpsM_;
   static constexpr int kMTiles = kM / 16 / kWarpsM;  // per warp

@@ -229,16 +229,15 @@ struct LogitsOp : LogitsArgs {
 
 inline int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
-// Few rows: row blocks are cut so that every thread block has the same number of whole ones, and no
-// sum is shared. Many rows: blocks are as high as the tile, for the sake of the activations that
-// each of them reads again, and K is cut where it must be.
+// Where K is not cut, row blocks are cut so that every thread block has the same number of whole
+// ones, and no sum is shared. Else blocks are as high as the tile, for the sake of the activations
+// that each of them reads again.
 template <class Tile>
 SkinnyPlan PlanFor(int granules, bool paired, int inputs, int multiprocessors) {
-  constexpr int kLargestUnshared = 16;
   const int height = paired ? Tile::kM / 2 : Tile::kM;
   SkinnyPlan plan;
   plan.blocks = CeilDiv(granules, height);
-  if (Tile::kN <= kLargestUnshared) {
+  if (!Tile::kCut) {
     plan.blocks = std::min(granules, multiprocessors * CeilDiv(plan.blocks, multiprocessors));
   }
   plan.slices = CeilDiv(inputs, Tile::kK);
