@@ -1,5 +1,7 @@
 #include <atomic>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -11,6 +13,7 @@
 #include "engine/kernels/cpu/rms_norm.h"
 #include "engine/kernels/cpu/rope.h"
 #include "engine/kernels/cpu/silu_mul.h"
+#include "engine/kernels/draw_weight.h"
 #include "engine/kernels/rope.h"
 
 namespace tandem::engine {
@@ -164,6 +167,43 @@ TEST(LogSoftmaxTest, TopIndicesBreaksTiesByIndex) {
   EXPECT_THAT(TopIndices(row.data(), row.size(), 1), ElementsAre(1));
   EXPECT_EQ(TopIndices(row.data(), row.size(), 99).size(), 6u);
   EXPECT_TRUE(TopIndices(row.data(), row.size(), 0).empty());
+}
+
+TEST(DrawWeightTest, IsTheProbabilityRelativeToTheMaximum) {
+  EXPECT_EQ(DrawWeight(3.5f, 3.5f, DrawScale(0.7f)), kFullWeight);
+  EXPECT_EQ(DrawWeight(-std::numeric_limits<float>::infinity(), 3.5f, DrawScale(1)), 0u);
+  EXPECT_EQ(DrawWeight(-3e38f, 3e38f, DrawScale(1)), 0u);
+  for (const float temperature : {0.1f, 0.7f, 1.0f, 3.0f}) {
+    for (float logit = 0; logit > -12 * temperature; logit -= 0.01f) {
+      const double got =
+          static_cast<double>(DrawWeight(logit, 0, DrawScale(temperature))) * 0x1p-44;
+      const double exponent = static_cast<double>(logit) / static_cast<double>(temperature);
+      EXPECT_NEAR(got / std::exp(exponent), 1, 3e-7 - 2e-7 * exponent);
+    }
+  }
+}
+
+TEST(DrawWeightTest, NeverGrowsAsTheLogitFalls) {
+  uint64_t last = kFullWeight;
+  // All exponents down to where nothing is left, in steps of some floats, and all of some octaves.
+  const float scale = DrawScale(1);
+  for (uint32_t bits = BitsOf(-1e-9f); bits < BitsOf(-40.0f); bits += 97) {
+    const uint64_t weight = DrawWeight(std::bit_cast<float>(bits), 0, scale);
+    ASSERT_LE(weight, last) << bits;
+    last = weight;
+  }
+  EXPECT_EQ(last, 0u);
+}
+
+TEST(DrawWeightTest, PartsOfASumStayInside) {
+  EXPECT_EQ(LeastWeight(0), 0u);
+  EXPECT_EQ(LeastWeight(1), kFullWeight);
+  EXPECT_EQ(LeastWeight(0x1p-50f), 1u);
+  const uint64_t large = kFullWeight << 18 | 1;
+  EXPECT_EQ(NucleusWeight(large, 0), 1u);
+  EXPECT_LE(NucleusWeight(large, 0.99999994f), large);
+  EXPECT_EQ(DrawTarget(1, 0.9999999999999999), 0u);
+  EXPECT_LT(DrawTarget(large, 0.9999999999999999), large);
 }
 
 TEST(ThreadsTest, EveryIndexOnce) {
