@@ -361,6 +361,20 @@ std::vector<Case> Cases() {
                      false,
                      true});
   }
+  // Few rows: heads that share a KV head share a unit of work.
+  for (const int group : {1, 2, 7, 8}) {
+    for (const int head_dim : {64, 128}) {
+      for (const int rows : {2, 19, 70}) {
+        const Shape shape{2 * group, 2, head_dim, 32};
+        cases.push_back({"few rows: " + std::to_string(rows) + ", group " + std::to_string(group) +
+                             ", head_dim " + std::to_string(head_dim),
+                         shape,
+                         {{700, rows, 1}, {0, rows - 1, 2}, {33, rows, 4}},
+                         false,
+                         rows == 19});
+      }
+    }
+  }
   cases.push_back({"split: short", big, {{0, 100, 1}, {300, 20, 2}}, false, true});
   cases.push_back({"split: uneven", small, {{10, 100, 1}, {5000, 20, 2}}, false, true});
   cases.push_back({"split: not needed", big, {{0, 700, 1}}, false, true});

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cuda.h>
 
 #include "engine/kernels/cuda/hopper_prefill_attention_kernel.cuh"
@@ -15,11 +16,11 @@ using namespace hopper_attention;
 
 template <int kDim, int kTile>
 __global__ __launch_bounds__(kThreads, 1) void HopperPrefillKernel(
-    const __grid_constant__ PrefillAttentionArgs args, const __grid_constant__ CUtensorMap q_map,
-    const __grid_constant__ CUtensorMap kv_map, int piece_positions) {
+    const __grid_constant__ KernelArgs args, const __grid_constant__ CUtensorMap q_map,
+    const __grid_constant__ CUtensorMap kv_map) {
 #ifdef TANDEM_HOPPER
   extern __shared__ __align__(128) unsigned char shared[];
-  Attention<kDim, kTile>(args, &q_map, &kv_map, piece_positions, shared);
+  Attention<kDim, kTile>(args, &q_map, &kv_map, shared);
 #endif
 }
 
@@ -28,7 +29,7 @@ constexpr int kMergeSharedBytes = sizeof(Schedule) + sizeof(ScheduleScratch);
 
 template <int kDim, int kTile>
 __global__ __launch_bounds__(kMergeThreads) void HopperPrefillMergeKernel(
-    const __grid_constant__ PrefillAttentionArgs args, int blocks) {
+    const __grid_constant__ KernelArgs args, int blocks) {
 #ifdef TANDEM_HOPPER
   extern __shared__ __align__(128) unsigned char shared[];
   Merge<kDim, kTile>(args, blocks, shared);
@@ -59,20 +60,33 @@ EncodeFunction FindEncode() {
   return reinterpret_cast<EncodeFunction>(function);
 }
 
-// A map of a row-major [rows][columns] matrix in boxes of 64 columns, swizzled as wgmma reads them.
-cudaError_t MakeMap(const __nv_bfloat16* base, int64_t rows, int columns, int box_rows,
-                    CUtensorMap* map) {
+// A map of a dense row-major tensor, sizes from the innermost, in boxes of 64 columns of it,
+// swizzled as wgmma reads them.
+template <int kRank>
+cudaError_t MakeMap(const __nv_bfloat16* base, const std::array<int64_t, kRank>& sizes,
+                    const std::array<int, kRank>& box, CUtensorMap* map) {
   static const EncodeFunction encode = FindEncode();
   if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(columns) * sizeof(__nv_bfloat16)};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<__nv_bfloat16*>(base), sizes,
-             strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  cuuint64_t extents[kRank], strides[kRank] = {sizeof(__nv_bfloat16)};
+  cuuint32_t boxes[kRank], steps[kRank];
+  for (int i = 0; i < kRank; ++i) {
+    extents[i] = static_cast<cuuint64_t>(sizes[i]);
+    if (i > 0) strides[i] = strides[i - 1] * extents[i - 1];
+    boxes[i] = static_cast<cuuint32_t>(box[i]);
+    steps[i] = 1;
+  }
+  const CUresult result = encode(
+      map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<__nv_bfloat16*>(base), extents,
+      strides + 1, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Units that the longest run of the batch is cut into, if `pack` heads share one.
+int64_t UnitsOfLongest(const PrefillAttentionArgs& args, int pack) {
+  return DivideUp(args.max_item_rows, kUnitRows / pack) * (args.heads / pack);
 }
 
 template <int kDim, int kTile>
@@ -83,31 +97,41 @@ cudaError_t LaunchShape(const PrefillAttentionArgs& args, const LaunchOptions& o
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes);
   if (prepared != cudaSuccess) return prepared;
 
+  KernelArgs kept{args};
+  const int group = args.heads / args.kv_heads;
+  if (group <= kUnitRows && UnitsOfLongest(args, group) < UnitsOfLongest(args, 1) &&
+      args.rows / (kUnitRows / group) + args.num_items <= kMaxUnits) {
+    kept.pack = group;
+  }
+  kept.unit_queries = kUnitRows / kept.pack;
+  // Twice L2 and more: the order costs a little balance.
+  constexpr int64_t kFarPages = int64_t{128} << 20;
+  kept.kv_head_first = int64_t{4} * args.max_length * args.kv_heads * kDim > kFarPages;
+  while (kept.piece_positions < 64 && args.block_size % (2 * kept.piece_positions) == 0 &&
+         kTile % (2 * kept.piece_positions) == 0) {
+    kept.piece_positions *= 2;
+  }
+
   const int64_t pool_rows =
       static_cast<int64_t>(args.num_pool_blocks) * 2 * args.kv_heads * args.block_size;
   if (pool_rows >= int64_t{1} << 31) return cudaErrorNotSupported;
   CUtensorMap q_map, kv_map;
-  cudaError_t error = MakeMap(args.q, args.rows, args.heads * kDim, kUnitRows, &q_map);
+  cudaError_t error =
+      MakeMap<3>(args.q, {kDim, args.heads, args.rows}, {64, kept.pack, kept.unit_queries}, &q_map);
   if (error != cudaSuccess) return error;
-  int piece_positions = kMinPiece;
-  while (piece_positions < 64 && args.block_size % (2 * piece_positions) == 0 &&
-         kTile % (2 * piece_positions) == 0) {
-    piece_positions *= 2;
-  }
-  error = MakeMap(args.kv, pool_rows, kDim, piece_positions, &kv_map);
+  error = MakeMap<2>(args.kv, {kDim, pool_rows}, {64, kept.piece_positions}, &kv_map);
   if (error != cudaSuccess) return error;
 
-  // Units there are at most, and at least one run's.
-  const int64_t most = (static_cast<int64_t>(args.rows) / kUnitRows + args.num_items) * args.heads;
-  const int64_t least =
-      static_cast<int64_t>((args.max_item_rows + kUnitRows - 1) / kUnitRows) * args.heads;
+  // Units there are at most, and at least.
+  const int64_t most = (static_cast<int64_t>(args.rows) / kept.unit_queries + args.num_items) *
+                       (args.heads / kept.pack);
+  const int64_t least = UnitsOfLongest(args, kept.pack);
   const bool may_split = args.partial != nullptr && 2 * least <= options.multiprocessors;
   const int blocks = may_split ? options.multiprocessors
                                : static_cast<int>(std::min<int64_t>(most, options.multiprocessors));
-  PrefillAttentionArgs kept = args;
   if (!may_split) kept.partial = nullptr;
   error = Launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, L::kSharedBytes, options,
-                 kept, q_map, kv_map, piece_positions);
+                 kept, q_map, kv_map);
   if (error != cudaSuccess || !may_split) return error;
   return Launch(HopperPrefillMergeKernel<kDim, kTile>, dim3(static_cast<unsigned>(blocks)),
                 kMergeThreads, kMergeSharedBytes, options, kept, blocks);

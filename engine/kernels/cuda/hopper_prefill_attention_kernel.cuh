@@ -1,16 +1,17 @@
 // The kernel of HopperPrefillAttention.
 //
-// A unit of work is 128 query rows of one item and one head, against the positions they see. One
-// warp copies Q, and tiles of K and V, to rings in shared memory; two warpgroups take 64 rows each:
+// A unit of work is 128 rows of queries of one item, of one head or, where there are few queries,
+// of all heads that share a KV head, against the positions they see. Warps of their own copy Q, and
+// tiles of K and V, to rings in shared memory; two warpgroups take 64 rows each and hold S, P and O
+// in registers:
 //
-//   S = Q K^T of tile j          (tensor cores)    |  O += P V of tile j + 1
-//   P = exp2(S - running max)    (special function units), in registers
+//   S = Q K^T of tile j, O += P V of tile j + 1   on the tensor cores, issued together
+//   P = exp2(scale S - base) of tile j            while the other warpgroup has its turn there
 //
-// The product of the next scores and that of the last probabilities are in flight together while
-// the other warpgroup has its turn with the exponentials: the warpgroups alternate by two named
-// barriers. The scheme is FlashAttention-3's (Shah et al., 2024, arXiv:2407.08608), the running
-// maximum Milakov and Gimelshein's (2018, arXiv:1805.02867). Tiles are taken from the last one
-// down, so that only the first few need a mask.
+// The turns are kept by two named barriers. The scheme is FlashAttention-3's (Shah et al., 2024,
+// arXiv:2407.08608), the base, a running maximum, Milakov and Gimelshein's (2018,
+// arXiv:1805.02867). Tiles are taken from the last one down, so that only the first few need a
+// mask.
 //
 // Each thread block, one to a multiprocessor, works on a list of units that it derives from the
 // batch itself: all units, those with most positions first, dealt out forth and back.
@@ -32,6 +33,17 @@ inline constexpr int kMinPiece = 16;      // positions of a copy, at least: no p
 inline constexpr int kMaxUnits = 2048;    // runs of kUnitRows rows of a batch
 inline constexpr int kPartialStride = 2;  // floats of a row's maximum and sum
 
+struct KernelArgs : PrefillAttentionArgs {
+  // Row m of a unit is query m / pack of its item's run and head m % pack of the unit's: with few
+  // queries, the heads that share a KV head share a unit.
+  int pack = 1;
+  // Units of one KV head before those of the next, where the pages of all do not fit in L2: then
+  // thread blocks that are not quite in step find each other's there.
+  bool kv_head_first = false;
+  int unit_queries = kUnitRows;     // kUnitRows / pack
+  int piece_positions = kMinPiece;  // that one copy takes
+};
+
 // --- The list of work ----------------------------------------------------------------------------
 
 struct Schedule {
@@ -43,14 +55,14 @@ struct ScheduleScratch {
   int positions[kMaxUnits];
 };
 
-__device__ inline int RowsOfItem(const PrefillAttentionArgs& args, int item) {
+__device__ inline int RowsOfItem(const KernelArgs& args, int item) {
   if (item >= args.num_items || args.starts[item] < 0) return 0;
   const int rows = args.first_rows[item + 1] - args.first_rows[item];
   return args.skip_single_rows && rows == 1 ? 0 : rows;
 }
 
 // By all threads of the block.
-__device__ inline void MakeSchedule(const PrefillAttentionArgs& args, Schedule* schedule,
+__device__ inline void MakeSchedule(const KernelArgs& args, Schedule* schedule,
                                     ScheduleScratch* scratch) {
   if (threadIdx.x < 32) {
     const int lane = static_cast<int>(threadIdx.x);
@@ -60,11 +72,12 @@ __device__ inline void MakeSchedule(const PrefillAttentionArgs& args, Schedule* 
       for (uint32_t items = __ballot_sync(~0u, item_rows > 0); items != 0; items &= items - 1) {
         const int source = __ffs(static_cast<int>(items)) - 1;
         const int rows = __shfl_sync(~0u, item_rows, source), item = base + source;
-        const int runs = (rows + kUnitRows - 1) / kUnitRows, start = args.starts[item];
+        const int runs = (rows + args.unit_queries - 1) / args.unit_queries,
+                  start = args.starts[item];
         for (int run = lane; run < runs && count + run < kMaxUnits; run += 32) {
           scratch->units[count + run] =
               static_cast<uint32_t>(item) << 16 | static_cast<uint32_t>(run);
-          scratch->positions[count + run] = start + min(rows, (run + 1) * kUnitRows);
+          scratch->positions[count + run] = start + min(rows, (run + 1) * args.unit_queries);
         }
         count += runs;
       }
@@ -88,11 +101,11 @@ __device__ inline void MakeSchedule(const PrefillAttentionArgs& args, Schedule* 
 // One unit's rows and positions. Where there are fewer units than thread blocks and partial results
 // have a place, the tiles of a unit are split between several.
 struct Unit {
-  int head, kv_head;
-  int first_row;  // of the batch
-  int rows;       // of the unit, 1..kUnitRows
-  int start;      // position of the first row
-  int end;        // of the positions that the rows see
+  int head, kv_head;  // the first of `pack` heads
+  int first_row;      // of the batch
+  int queries;        // of the unit, 1..unit_queries
+  int start;          // position of the first row
+  int end;            // of the positions that the rows see
   int item;
   int splits;                 // that share the unit
   int first_tile, last_tile;  // this split's
@@ -102,10 +115,9 @@ struct Units {
   int units, splits, total;
 };
 
-__device__ inline Units CountUnits(const PrefillAttentionArgs& args, const Schedule& schedule,
-                                   int blocks) {
+__device__ inline Units CountUnits(const KernelArgs& args, const Schedule& schedule, int blocks) {
   Units out;
-  out.units = schedule.count * args.heads;
+  out.units = schedule.count * (args.heads / args.pack);
   out.splits = args.partial == nullptr || out.units == 0 ? 1 : max(1, blocks / out.units);
   out.total = out.units * out.splits;
   return out;
@@ -115,18 +127,26 @@ constexpr int kMinSplitTiles = 4;
 
 // Work number `index` in [0, Units::total); false if there is nothing to do for it.
 template <int kTile>
-__device__ inline bool FindUnit(const PrefillAttentionArgs& args, const Schedule& schedule,
+__device__ inline bool FindUnit(const KernelArgs& args, const Schedule& schedule,
                                 const Units& units, int index, Unit* out) {
   const int unit = index / units.splits, split = index % units.splits;
-  const uint32_t entry = schedule.units[unit / args.heads];
+  const int heads = args.heads / args.pack;
+  const int shared_by = heads / args.kv_heads;
+  int run = unit / heads, head = unit % heads;
+  if (args.kv_head_first) {
+    const int of_head = schedule.count * shared_by;
+    run = unit % of_head / shared_by;
+    head = unit / of_head * shared_by + unit % shared_by;
+  }
+  const uint32_t entry = schedule.units[run];
   out->item = static_cast<int>(entry >> 16);
-  const int offset = static_cast<int>(entry & 0xffff) * kUnitRows;
-  out->head = unit % args.heads;
+  const int offset = static_cast<int>(entry & 0xffff) * args.unit_queries;
+  out->head = head * args.pack;
   out->kv_head = out->head / (args.heads / args.kv_heads);
   out->first_row = args.first_rows[out->item] + offset;
-  out->rows = min(args.first_rows[out->item + 1] - out->first_row, kUnitRows);
+  out->queries = min(args.first_rows[out->item + 1] - out->first_row, args.unit_queries);
   out->start = args.starts[out->item] + offset;
-  out->end = out->start + out->rows;
+  out->end = out->start + out->queries;
   const int tiles = (out->end + kTile - 1) / kTile;
   out->splits = max(1, min(units.splits, tiles / kMinSplitTiles));
   if (split >= out->splits) return false;
@@ -197,10 +217,9 @@ struct Producer {
   using L = Layout<kDim, kTile>;
   static_assert(kTile / kMinPiece * L::kHalves <= 64);
 
-  const PrefillAttentionArgs& args;
+  const KernelArgs& args;
   const CUtensorMap* q_map;
   const CUtensorMap* kv_map;
-  int piece_positions;
   uint32_t shared;
   int warp;  // 0, 1: keys; 2, 3: values
   int lane;
@@ -213,11 +232,13 @@ struct Producer {
 
   __device__ void CopyQueries(const Unit& unit) {
     Await(Address(kQueryEmpty), query_parity ^ 1);
-    if (lane == 0) ArriveExpecting(Address(kQueryFull), L::kQueryBytes);
+    if (lane == 0) {
+      ArriveExpecting(Address(kQueryFull), L::kHalves * args.pack * args.unit_queries * 128);
+    }
     __syncwarp();
     if (lane < L::kHalves) {
-      CopyBox(shared + lane * L::kQueryHalfBytes, q_map, unit.head * kDim + lane * 64,
-              unit.first_row, Address(kQueryFull));
+      CopyBox(shared + lane * L::kQueryHalfBytes, q_map, lane * 64, unit.head, unit.first_row,
+              Address(kQueryFull));
     }
     query_parity ^= 1;
   }
@@ -226,7 +247,7 @@ struct Producer {
     const bool values = warp >= 2;
     // A lane's share of every tile: some positions, one half of their rows.
     const int share = 2 * lane + warp % 2;
-    const int half = share % L::kHalves, offset = share / L::kHalves * piece_positions;
+    const int half = share % L::kHalves, offset = share / L::kHalves * args.piece_positions;
     const bool has_share = offset < kTile;
     const uint32_t to = shared + (values ? L::kValues : L::kKeys) +
                         static_cast<uint32_t>(half * L::kTileHalfBytes + offset * 128);
@@ -234,25 +255,28 @@ struct Producer {
     const int32_t* blocks = args.blocks + args.first_blocks[unit.item];
     const int page = (values ? args.kv_heads : 0) + unit.kv_head;  // of the block
 
-    // Blocks are read a tile ahead of their use.
-    int block = 0, position = 0;
+    // Blocks are read a tile before their use.
     const auto read = [&](int tile) {
-      position = tile * kTile + offset;
-      if (has_share && position < unit.end) block = blocks[position / args.block_size];
+      const int position = tile * kTile + offset;
+      return has_share && tile >= unit.first_tile && position < unit.end
+                 ? blocks[position / args.block_size]
+                 : -1;
     };
-    read(unit.last_tile);
+    // The row of the pool. Positions that no row sees come from behind it: zeros.
+    const auto row = [&](int tile, int block) {
+      return block < 0 ? args.num_pool_blocks * 2 * args.kv_heads * args.block_size
+                       : (block * 2 * args.kv_heads + page) * args.block_size +
+                             (tile * kTile + offset) % args.block_size;
+    };
+    int block = read(unit.last_tile);
     for (int tile = unit.last_tile; tile >= unit.first_tile; --tile) {
-      // Positions that no row sees come from behind the pool: zeros.
-      const int row = (position < unit.end ? block * 2 * args.kv_heads + page
-                                           : args.num_pool_blocks * 2 * args.kv_heads) *
-                          args.block_size +
-                      (position < unit.end ? position % args.block_size : 0);
-      if (tile > unit.first_tile) read(tile - 1);
+      const int now = row(tile, block);
+      block = read(tile - 1);
       Await(Address(empty + place.stage), place.parity ^ 1);
       const uint32_t barrier = Address(full + place.stage);
       if (warp % 2 == 0 && lane == 0) ArriveExpecting(barrier, L::kTileBytes);
       __syncwarp();
-      if (has_share) CopyBox(to + place.stage * L::kTileBytes, kv_map, half * 64, row, barrier);
+      if (has_share) CopyBox(to + place.stage * L::kTileBytes, kv_map, half * 64, now, barrier);
       place.Advance();
       if (tile == unit.last_tile && warp == 0) CopyQueries(unit);
     }
@@ -302,9 +326,8 @@ struct Consumer {
   static constexpr int kProbabilities = kTile / 4;
   static constexpr float kSlack = 8;
 
-  const PrefillAttentionArgs& args;
+  const KernelArgs& args;
   uint32_t shared;
-  int piece_positions;
   int group;    // 0, 1
   int thread;   // of the group
   float scale;  // of scores, to powers of 2
@@ -355,11 +378,12 @@ struct Consumer {
 
   // Scores of positions behind a row's own. Select, not add: there may be NaN.
   __device__ void Mask(const Unit& unit, int tile) {
-    const int row = unit.start + group * kGroupRows + thread / 32 * 16 + thread % 32 / 4;
-    const int last = row - tile * kTile - thread % 4 * 2;
+    const int row = group * kGroupRows + thread / 32 * 16 + thread % 32 / 4;
+    const int first = unit.start - tile * kTile - thread % 4 * 2;
+    const int last[2] = {first + row / args.pack, first + (row + 8) / args.pack};
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
-      if (i / 4 * 8 + i % 2 > last + i / 2 % 2 * 8) s[i] = -INFINITY;
+      if (i / 4 * 8 + i % 2 > last[i / 2 % 2]) s[i] = -INFINITY;
     }
   }
 
@@ -450,8 +474,8 @@ struct Consumer {
   // What the pages hold behind the last position seen is no number: 0 times it would be none.
   __device__ void ClearValuesBehind(const Unit& unit) {
     const int from = unit.end - unit.last_tile * kTile;
-    if (from >= kTile || from % piece_positions == 0) return;
-    const int rows = piece_positions - from % piece_positions;
+    if (from >= kTile || from % args.piece_positions == 0) return;
+    const int rows = args.piece_positions - from % args.piece_positions;
     const uint32_t values = shared + L::kValues + value.stage * L::kTileBytes + from * 128;
     for (int i = thread; i < rows * 8 * L::kHalves; i += kGroupThreads) {
       const int half = i / (rows * 8);
@@ -484,9 +508,10 @@ struct Consumer {
         continue;
       }
       const float inverse = 1 / total;
-      __nv_bfloat16* out =
-          args.out +
-          (static_cast<int64_t>(unit.first_row + row + 8 * r) * args.heads + unit.head) * kDim;
+      const int query = (row + 8 * r) / args.pack;
+      __nv_bfloat16* out = args.out + (static_cast<int64_t>(unit.first_row + query) * args.heads +
+                                       unit.head + (row + 8 * r) % args.pack) *
+                                          kDim;
 #pragma unroll
       for (int c = 0; c < kDim / 32; ++c) {
         uint32_t v[4];
@@ -496,7 +521,7 @@ struct Consumer {
                               o[4 * (4 * c + i) + 2 * r + 1] * inverse);
         }
         TransposeInQuad(v, quad_lane);
-        if (row + 8 * r < unit.rows) {
+        if (query < unit.queries) {
           *reinterpret_cast<uint4*>(out + c * 32 + quad_lane * 8) =
               make_uint4(v[0], v[1], v[2], v[3]);
         }
@@ -506,7 +531,8 @@ struct Consumer {
 
   __device__ void Run(const Unit& unit, int slot) {
     // Tiles below this one are seen whole by all rows of the group.
-    const int first_masked = max(unit.first_tile, (unit.start + group * kGroupRows + 1) / kTile);
+    const int first_masked =
+        max(unit.first_tile, (unit.start + group * kGroupRows / args.pack + 1) / kTile);
     int tile = unit.last_tile;
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) o[i] = 0;
@@ -548,9 +574,8 @@ struct Consumer {
 // --- The kernel ----------------------------------------------------------------------------------
 
 template <int kDim, int kTile>
-__device__ void Attention(const PrefillAttentionArgs& args, const CUtensorMap* q_map,
-                          const CUtensorMap* kv_map, int piece_positions,
-                          unsigned char* dynamic_shared) {
+__device__ void Attention(const KernelArgs& args, const CUtensorMap* q_map,
+                          const CUtensorMap* kv_map, unsigned char* dynamic_shared) {
   using L = Layout<kDim, kTile>;
   unsigned char* shared = dynamic_shared + (1024 - SharedAddress(dynamic_shared) % 1024) % 1024;
   const uint32_t address = SharedAddress(shared);
@@ -576,18 +601,15 @@ __device__ void Attention(const PrefillAttentionArgs& args, const CUtensorMap* q
   Turn turn;
   Unit unit;
   if (group == 0) {
-    GiveRegisters<40>();
+    GiveRegisters<56>();
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    Producer<kDim, kTile> producer{args, q_map, kv_map, piece_positions, address, warp, lane};
+    Producer<kDim, kTile> producer{args, q_map, kv_map, address, warp, lane};
     for (int index; (index = turn.Next(units.total)) >= 0;) {
       if (FindUnit<kTile>(args, *schedule, units, index, &unit)) producer.Run(unit);
     }
   } else {
-    TakeRegisters<232>();
-    Consumer<kDim, kTile> consumer{args,
-                                   address,
-                                   piece_positions,
-                                   group - 1,
+    TakeRegisters<224>();
+    Consumer<kDim, kTile> consumer{args, address, group - 1,
                                    static_cast<int>(threadIdx.x) % kGroupThreads,
                                    args.scale * 1.44269504088896341f};
     if (consumer.group == 1) consumer.PassTurn();
@@ -600,9 +622,16 @@ __device__ void Attention(const PrefillAttentionArgs& args, const CUtensorMap* q
 
 // --- Split units put together --------------------------------------------------------------------
 
+__device__ inline float WarpMax(float value) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    value = fmaxf(value, __shfl_xor_sync(~0u, value, lanes));
+  return value;
+}
+
 // A warp to each row of each unit that was split over the `blocks` thread blocks of Attention.
 template <int kDim, int kTile>
-__device__ void Merge(const PrefillAttentionArgs& args, int blocks, unsigned char* shared) {
+__device__ void Merge(const KernelArgs& args, int blocks, unsigned char* shared) {
   Schedule* schedule = reinterpret_cast<Schedule*>(shared);
   MakeSchedule(args, schedule, reinterpret_cast<ScheduleScratch*>(shared + sizeof(Schedule)));
   WaitForPredecessor();
@@ -615,23 +644,31 @@ __device__ void Merge(const PrefillAttentionArgs& args, int blocks, unsigned cha
        i < units.units * kUnitRows; i += warps) {
     const int index = i / kUnitRows * units.splits, row = i % kUnitRows;
     Unit unit;
+    const int query = row / args.pack;
     if (!FindUnit<kTile>(args, *schedule, units, index, &unit) || unit.splits == 1 ||
-        row >= unit.rows) {
+        query >= unit.queries) {
       continue;
     }
     const float* partial =
         args.partial + (static_cast<int64_t>(index) * kUnitRows + row) * (kDim + kPartialStride);
     constexpr int64_t kSplitStride = static_cast<int64_t>(kUnitRows) * (kDim + kPartialStride);
+    // A lane to each split.
     float most = -INFINITY;
-    for (int split = 0; split < unit.splits; ++split) {
+    for (int split = lane; split < unit.splits; split += 32) {
       most = fmaxf(most, partial[split * kSplitStride]);
     }
-    float2 out[kDim / 64] = {};
+    most = WarpMax(most);
     float total = 0;
+    for (int split = lane; split < unit.splits; split += 32) {
+      const float* from = partial + split * kSplitStride;
+      total = fmaf(from[1], Exp2(from[0] - most), total);
+    }
+    const float inverse = 1 / WarpSum(total);
+    float2 out[kDim / 64] = {};
+#pragma unroll 4
     for (int split = 0; split < unit.splits; ++split) {
       const float* from = partial + split * kSplitStride;
       const float weight = Exp2(from[0] - most);
-      total = fmaf(from[1], weight, total);
 #pragma unroll
       for (int c = 0; c < kDim / 64; ++c) {
         const float2 part =
@@ -640,9 +677,9 @@ __device__ void Merge(const PrefillAttentionArgs& args, int blocks, unsigned cha
         out[c].y = fmaf(part.y, weight, out[c].y);
       }
     }
-    const float inverse = 1 / total;
-    __nv_bfloat16* to =
-        args.out + (static_cast<int64_t>(unit.first_row + row) * args.heads + unit.head) * kDim;
+    __nv_bfloat16* to = args.out + (static_cast<int64_t>(unit.first_row + query) * args.heads +
+                                    unit.head + row % args.pack) *
+                                       kDim;
 #pragma unroll
     for (int c = 0; c < kDim / 64; ++c) {
       *reinterpret_cast<uint32_t*>(to + c * 64 + lane * 2) =

@@ -76,6 +76,14 @@ __device__ inline void CopyBox(uint32_t to, const CUtensorMap* map, int column, 
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
+__device__ inline void CopyBox(uint32_t to, const CUtensorMap* map, int column, int row, int plane,
+                               uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(plane), "r"(barrier)
+      : "memory");
+}
 
 // --- Registers -----------------------------------------------------------------------------------
 
@@ -137,10 +145,6 @@ __device__ inline void Pin(uint32_t (&values)[kCount]) {
   TANDEM_D32                                                                                     \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
   "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define TANDEM_D88                                                                               \
-  TANDEM_D64                                                                                     \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
-  "%82, %83, %84, %85, %86, %87"
 #define TANDEM_F8(d, i)                                                                       \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -159,8 +163,6 @@ __device__ inline void Pin(uint32_t (&values)[kCount]) {
                  : "l"(a), "l"(b), "n"(kAdd ? 1 : 0));                                         \
   }
 TANDEM_PRODUCT_SHARED(128, 64, TANDEM_D64, "%64", "%65", "%66", TANDEM_F32(d, 0), TANDEM_F32(d, 32))
-TANDEM_PRODUCT_SHARED(176, 88, TANDEM_D88, "%88", "%89", "%90", TANDEM_F32(d, 0), TANDEM_F32(d, 32),
-                      TANDEM_F8(d, 64), TANDEM_F8(d, 72), TANDEM_F8(d, 80))
 #undef TANDEM_PRODUCT_SHARED
 
 // d (+)= a b, a in registers, b K-major (kTransposed 0) or MN-major (1) in shared memory.
@@ -182,7 +184,6 @@ TANDEM_PRODUCT_REGISTERS(128, 64, TANDEM_D64, "{%64, %65, %66, %67}", "%68", "%6
 #undef TANDEM_PRODUCT_REGISTERS
 #undef TANDEM_F32
 #undef TANDEM_F8
-#undef TANDEM_D88
 #undef TANDEM_D64
 #undef TANDEM_D32
 
