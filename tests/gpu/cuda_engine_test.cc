@@ -191,7 +191,7 @@ void CheckGeneration(const std::string& dir) {
   EngineOptions options;
   options.model_dir = dir;
   options.device = "cuda";
-  options.kv_cache_memory_bytes = 16 << 20;
+  options.kv_cache_memory_bytes = 64 << 20;
   options.max_num_batched_tokens = 512;
   options.max_num_seqs = 64;
   auto engine = Engine::Load(options);

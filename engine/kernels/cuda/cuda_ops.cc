@@ -626,7 +626,7 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
     // Few rows fill FlashInfer's smaller tiles better, and it cuts a long sequence into more parts.
     // The one or the other, with other bits: only where a row's company may count.
     const bool few_rows = runs.partial != nullptr && runs.rows <= kFewPrefillRows;
-    const cudaError_t error = device_->compute_capability() == kHopper && !few_rows
+    const cudaError_t error = options_.hopper && !few_rows
                                   ? HopperPrefillAttention(runs, Beside(stream))
                                   : FlashPrefillAttention(runs, Beside(stream));
     if (error == cudaSuccess) return;

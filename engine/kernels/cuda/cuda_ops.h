@@ -16,7 +16,7 @@ namespace tandem::engine::cuda {
 // compute every shape, and the generic kernels always do.
 struct CudaOpsOptions {
   bool skinny = true;             // skinny_linear.h
-  bool hopper = true;             // hopper_linear.h
+  bool hopper = true;             // hopper_linear.h, and prefill attention on sm_90a
   bool decode_attention = true;   // decode_attention.h
   bool prefill_attention = true;  // prefill_attention.h
   bool library = true;            // cublas_linear.h where hopper_linear.h would do
