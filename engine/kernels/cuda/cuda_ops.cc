@@ -10,8 +10,9 @@
 // product leaves both for the next norm; after a generic one they are made when a fused product
 // asks for them. So each op chooses for itself.
 //
-// Where both Hopper's and cuBLASLt's can add a projection to the residual stream, they are timed at
-// start and the faster of them is taken, by buckets of rows.
+// Where many rows can be computed both by Hopper's kernels and by cuBLASLt's with those of
+// elementwise.h, both are timed at start and the faster is taken, by buckets of rows. That is so
+// for queries, keys and values and for the residual products; of the others Hopper's save too much.
 //
 // --batch-invariant: the hopper products without their scratch memory, else cuBLASLt with one
 // algorithm for all numbers of rows; all attention by the kernels for runs, never split.
@@ -130,10 +131,16 @@ class CudaOps final : public Ops {
     return {AsInt(shape_.vocab), AsInt(shape_.hidden), ProductOutput::kFloat32};
   }
   absl::Status TimeProducts();
-  // Settles adds_with_library_.
-  size_t AddTimingBytes(size_t inputs) const;
-  void TimeAdds(size_t inputs, const Buffer& scratch, Stream* stream);
-  float TimeAdd(const AddProjectionArgs& args, Stream* stream);
+  bool MayChooseLibrary() const {
+    return options_.hopper && options_.library && !shape_.batch_invariant &&
+           shape_.max_rows >= kLibraryRows;
+  }
+  // Memory for TimeAgainstLibrary, and what it settles: library_wins_.
+  size_t TimingBytes() const;
+  void TimeAgainstLibrary(const Buffer& scratch, Stream* stream);
+  template <typename Run>  // void(int rows)
+  void TimePaths(const PackedMatrix& weight, const Run& run, Stream* stream);
+  bool LibraryWins(const PackedMatrix& weight, int rows) const;
   void Product(const ProductShape& shape, int rows, const __nv_bfloat16* x,
                const Projection& projection, void* y, Stream* stream);
 
@@ -196,9 +203,8 @@ class CudaOps final : public Ops {
   Buffer memory_;             // holds what scratch_ points to
   Scratch scratch_;
   std::unique_ptr<CublasLinear> cublas_;  // null: no shape can need it
-  // Whether the library adds a projection of so many inputs faster than Hopper's kernels, with the
-  // preparation of the next norm: by the power of two that holds the rows.
-  std::map<size_t, std::array<bool, kRowBuckets>> adds_with_library_;
+  // By outputs and inputs of the weight, then by the power of two that holds the rows.
+  std::map<std::pair<size_t, size_t>, std::array<bool, kRowBuckets>> library_wins_;
 
   // Of the step that is being given to the stream.
   int single_rows_ = 0;  // items of one row, padding included
@@ -243,7 +249,8 @@ size_t CudaOps::Carve(std::byte* base) {
   const size_t shares =
       std::max({size_t{kMaxSquareParts} * kMaxSkinnyRows,
                 static_cast<size_t>(HopperSquareParts(AsInt(s.hidden))) * rows, rows});
-  generic_qkv_ = s.qk_norm || !HopperTakes(s.q_width + 2 * s.kv_width, s.hidden, s.head_dim);
+  generic_qkv_ = s.qk_norm || MayChooseLibrary() ||
+                 !HopperTakes(s.q_width + 2 * s.kv_width, s.hidden, s.head_dim);
   generic_gate_up_ = s.mlp_bias || !HopperTakes(s.inner, s.hidden, 0);
   mlp_tile_ = std::min(s.max_rows, kMlpTile);
   Carver carver(base);
@@ -282,37 +289,34 @@ absl::Status CudaOps::Prepare() {
 }
 
 absl::Status CudaOps::TimeProducts() {
+  const OpsShape& s = shape_;
   std::vector<std::pair<ProductShape, size_t>> products;  // with their largest number of rows
   const auto may_add = [&](bool can_occur, const ProductShape& product, size_t rows) {
     if (can_occur) products.emplace_back(product, rows);
   };
-  may_add(generic_qkv_, QkvShape(), shape_.max_rows);
-  may_add(shape_.output_bias || !HopperTakes(shape_.hidden, shape_.q_width, 0),
-          AddShape(shape_.q_width), shape_.max_rows);
-  may_add(generic_gate_up_, GateUpShape(), mlp_tile_);
-  may_add(shape_.mlp_bias || !HopperTakes(shape_.hidden, shape_.inner, 0), AddShape(shape_.inner),
-          shape_.max_rows);
-  may_add(!HopperTakes(shape_.vocab, shape_.hidden, 0), LogitsShape(), shape_.max_logit_rows);
-  // What Hopper's kernels can do, but the library perhaps faster.
-  std::vector<size_t> adds;
-  const bool may_choose = options_.hopper && options_.library && !shape_.batch_invariant &&
-                          shape_.max_rows >= kLibraryRows;
-  for (const size_t inputs : {shape_.q_width, shape_.inner}) {
-    if (!may_choose || !HopperTakes(shape_.hidden, inputs, 0)) continue;
-    adds.push_back(inputs);
-    products.emplace_back(AddShape(inputs), shape_.max_rows);
-  }
-  if (products.empty()) return absl::OkStatus();
+  const bool choose = MayChooseLibrary();
+  const bool must = s.qk_norm || !HopperTakes(s.q_width + 2 * s.kv_width, s.hidden, s.head_dim) ||
+                    s.output_bias || !HopperTakes(s.hidden, s.q_width, 0) || generic_gate_up_ ||
+                    s.mlp_bias || !HopperTakes(s.hidden, s.inner, 0) ||
+                    !HopperTakes(s.vocab, s.hidden, 0);
+  if (!must && !choose) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<CublasLinear>> cublas =
-      CublasLinear::Create(scratch_.cublas, shape_.batch_invariant);
-  if (!cublas.ok() && products.size() == adds.size()) return absl::OkStatus();
+      CublasLinear::Create(scratch_.cublas, s.batch_invariant);
+  if (!cublas.ok() && !must) return absl::OkStatus();
   if (!cublas.ok()) return cublas.status();
   cublas_ = *std::move(cublas);
+  may_add(generic_qkv_, QkvShape(), s.max_rows);
+  may_add(choose || s.output_bias || !HopperTakes(s.hidden, s.q_width, 0), AddShape(s.q_width),
+          s.max_rows);
+  may_add(generic_gate_up_, GateUpShape(), mlp_tile_);
+  may_add(choose || s.mlp_bias || !HopperTakes(s.hidden, s.inner, 0), AddShape(s.inner),
+          s.max_rows);
+  may_add(!HopperTakes(s.vocab, s.hidden, 0), LogitsShape(), s.max_logit_rows);
   size_t bytes = 0;
   for (const auto& [product, rows] : products) {
     bytes = std::max(bytes, CublasLinear::PrepareBytes(product, AsInt(rows)));
   }
-  for (const size_t inputs : adds) bytes = std::max(bytes, AddTimingBytes(inputs));
+  if (choose) bytes = std::max(bytes, TimingBytes());
   // Given back before the weights come.
   absl::StatusOr<Buffer> scratch = device_->Allocate(bytes);
   if (!scratch.ok()) return scratch.status();
@@ -322,62 +326,105 @@ absl::Status CudaOps::TimeProducts() {
         cublas_->Prepare(product, AsInt(rows), scratch->data(), Handle(stream.get()));
     if (!status.ok()) return status;
   }
-  for (const size_t inputs : adds) TimeAdds(inputs, *scratch, stream.get());
+  if (choose) TimeAgainstLibrary(*scratch, stream.get());
   return absl::OkStatus();
 }
 
-size_t CudaOps::AddTimingBytes(size_t inputs) const {
-  return (shape_.hidden + shape_.max_rows) * inputs * sizeof(__nv_bfloat16) +
-         (shape_.max_rows + 1) * shape_.hidden * sizeof(float) + 4 * kAlignment;
+size_t CudaOps::TimingBytes() const {
+  const size_t hidden = shape_.hidden, inputs = std::max(shape_.q_width, shape_.inner);
+  const size_t outputs = shape_.q_width + 2 * shape_.kv_width;
+  return (std::max(hidden * inputs, outputs * hidden) + shape_.max_rows * inputs) * 2 +
+         shape_.max_rows * outputs * 2 + (shape_.max_rows + 1) * hidden * sizeof(float) +
+         5 * kAlignment;
 }
 
-void CudaOps::TimeAdds(size_t inputs, const Buffer& scratch, Stream* stream) {
+void CudaOps::TimeAgainstLibrary(const Buffer& scratch, Stream* stream) {
+  const size_t hidden_size = shape_.hidden, largest = std::max(shape_.q_width, shape_.inner);
+  const size_t outputs = shape_.q_width + 2 * shape_.kv_width;
+  const size_t weights = std::max(hidden_size * largest, outputs * hidden_size);
   Carver carver(scratch.as<std::byte>());
-  __nv_bfloat16 *weight = nullptr, *x = nullptr;
+  __nv_bfloat16 *weight = nullptr, *x = nullptr, *queries = nullptr;
   float *hidden = nullptr, *norm = nullptr;
-  carver.Take(shape_.hidden * inputs, &weight);
-  carver.Take(shape_.max_rows * inputs, &x);
-  carver.Take(shape_.max_rows * shape_.hidden, &hidden);
-  carver.Take(shape_.hidden, &norm);
-  TANDEM_CUDA_CHECK(FillNoise(weight, shape_.hidden * inputs, 1, Handle(stream)));
-  TANDEM_CUDA_CHECK(FillNoise(x, shape_.max_rows * inputs, 2, Handle(stream)));
+  carver.Take(weights, &weight);
+  carver.Take(shape_.max_rows * largest, &x);
+  carver.Take(shape_.max_rows * outputs, &queries);
+  carver.Take(shape_.max_rows * hidden_size, &hidden);
+  carver.Take(hidden_size, &norm);
+  TANDEM_CUDA_CHECK(FillNoise(weight, weights, 1, Handle(stream)));
+  TANDEM_CUDA_CHECK(FillNoise(x, shape_.max_rows * largest, 2, Handle(stream)));
+  // Two bfloat16 numbers are a float32 number like the second of them.
+  TANDEM_CUDA_CHECK(FillNoise(reinterpret_cast<__nv_bfloat16*>(hidden),
+                              2 * shape_.max_rows * hidden_size, 3, Handle(stream)));
   TANDEM_CUDA_CHECK(
-      cudaMemsetAsync(hidden, 0, shape_.max_rows * shape_.hidden * sizeof(float), Handle(stream)));
-  TANDEM_CUDA_CHECK(cudaMemsetAsync(norm, 0, shape_.hidden * sizeof(float), Handle(stream)));
-  AddProjectionArgs add;
-  add.x = x;
-  add.projection.weight = {Element::kBFloat16, shape_.hidden, inputs, weight};
-  add.next_norm.weight = norm;
-  add.hidden = hidden;
-  std::array<bool, kRowBuckets>& faster = adds_with_library_[inputs];
-  for (size_t rows = kLibraryRows; rows / 2 < shape_.max_rows; rows *= 2) {
-    add.rows = AsInt(std::min(rows, shape_.max_rows));
-    faster[BucketOf(rows)] = false;
-    const float own = TimeAdd(add, stream);
-    faster[BucketOf(rows)] = true;
-    faster[BucketOf(rows)] = TimeAdd(add, stream) < own;
+      FillNoise(reinterpret_cast<__nv_bfloat16*>(norm), 2 * hidden_size, 4, Handle(stream)));
+
+  for (const size_t inputs : {shape_.q_width, shape_.inner}) {
+    AddProjectionArgs add;
+    add.x = x;
+    add.projection.weight = {Element::kBFloat16, hidden_size, inputs, weight};
+    add.next_norm.weight = norm;
+    add.hidden = hidden;
+    if (shape_.output_bias || shape_.mlp_bias || !HopperTakes(hidden_size, inputs, 0)) continue;
+    TimePaths(
+        add.projection.weight,
+        [&](int rows) {
+          add.rows = rows;
+          AddProjection(add, stream);
+          Scaled(add.hidden, nullptr, add.next_norm, rows, stream);
+        },
+        stream);
   }
-  stream->Synchronize();
+  if (shape_.qk_norm || !HopperTakes(outputs, hidden_size, shape_.head_dim)) return;
+  // Rows without a place in the pages.
+  TANDEM_CUDA_CHECK(
+      cudaMemsetAsync(scratch_.slots, 0xff, shape_.max_rows * sizeof(int64_t), Handle(stream)));
+  RaggedBatch batch;
+  engine::QkvArgs qkv;
+  qkv.batch = &batch;
+  qkv.hidden = hidden;
+  qkv.norm = {norm, 1e-6f};
+  qkv.projection.weight = {Element::kBFloat16, outputs, hidden_size, weight};
+  qkv.heads = AsInt(shape_.q_width / shape_.head_dim);
+  qkv.pages.kv_heads = AsInt(shape_.kv_width / shape_.head_dim);
+  qkv.pages.head_dim = AsInt(shape_.head_dim);
+  qkv.queries = queries;
+  TimePaths(
+      qkv.projection.weight,
+      [&](int rows) {
+        batch.num_rows = rows;
+        scaled_for_ = norm;  // who leaves it is timed above
+        Qkv(qkv, stream);
+      },
+      stream);
 }
 
-float CudaOps::TimeAdd(const AddProjectionArgs& args, Stream* stream) {
+template <typename Run>
+void CudaOps::TimePaths(const PackedMatrix& weight, const Run& run, Stream* stream) {
   cudaEvent_t begin = nullptr, end = nullptr;
   TANDEM_CUDA_CHECK(cudaEventCreate(&begin));
   TANDEM_CUDA_CHECK(cudaEventCreate(&end));
-  float best = 0;  // milliseconds
-  for (int i = 0; i < kTimings; ++i) {
-    TANDEM_CUDA_CHECK(cudaEventRecord(begin, Handle(stream)));
-    AddProjection(args, stream);
-    Scaled(args.hidden, nullptr, args.next_norm, args.rows, stream);
-    TANDEM_CUDA_CHECK(cudaEventRecord(end, Handle(stream)));
-    TANDEM_CUDA_CHECK(cudaEventSynchronize(end));
-    float time = 0;
-    TANDEM_CUDA_CHECK(cudaEventElapsedTime(&time, begin, end));
-    if (i == 0 || time < best) best = time;
+  std::array<bool, kRowBuckets>& wins = library_wins_[{weight.n, weight.k}];
+  for (size_t rows = kLibraryRows; rows / 2 < shape_.max_rows; rows *= 2) {
+    float best[2] = {};  // milliseconds, of Hopper's kernels and of the library's
+    for (int i = 0; i < 2 * kTimings; ++i) {
+      wins[BucketOf(rows)] = i % 2 == 1;
+      TANDEM_CUDA_CHECK(cudaEventRecord(begin, Handle(stream)));
+      run(AsInt(std::min(rows, shape_.max_rows)));
+      TANDEM_CUDA_CHECK(cudaEventRecord(end, Handle(stream)));
+      TANDEM_CUDA_CHECK(cudaEventSynchronize(end));
+      float time = 0;
+      TANDEM_CUDA_CHECK(cudaEventElapsedTime(&time, begin, end));
+      if (i < 2 || time < best[i % 2]) best[i % 2] = time;
+    }
+    wins[BucketOf(rows)] = best[1] < best[0];
   }
   TANDEM_CUDA_CHECK(cudaEventDestroy(begin));
   TANDEM_CUDA_CHECK(cudaEventDestroy(end));
-  return best;
+}
+
+bool CudaOps::LibraryWins(const PackedMatrix& weight, int rows) const {
+  const auto timed = library_wins_.find({weight.n, weight.k});
+  return timed != library_wins_.end() && timed->second[BucketOf(static_cast<size_t>(rows))];
 }
 
 void CudaOps::PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
@@ -521,9 +568,10 @@ void CudaOps::BeginGeneric(const BeginArgs& args, Stream* stream) {
 void CudaOps::Qkv(const engine::QkvArgs& args, Stream* stream) {
   const int rows = args.batch->num_rows;
   const bool plain = args.q_norm == nullptr && args.k_norm == nullptr;
-  const Path path = plain ? PathOf(rows, AsInt(args.projection.weight.n), AsInt(shape_.hidden),
-                                   args.pages.head_dim)
-                          : Path::kGeneric;
+  Path path = plain ? PathOf(rows, AsInt(args.projection.weight.n), AsInt(shape_.hidden),
+                             args.pages.head_dim)
+                    : Path::kGeneric;
+  if (path == Path::kHopper && LibraryWins(args.projection.weight, rows)) path = Path::kGeneric;
   if (path == Path::kGeneric) return QkvGeneric(args, stream);
   QkvArgs qkv;
   qkv.squares = Scaled(args.hidden, nullptr, args.norm, rows, stream);
@@ -657,9 +705,7 @@ void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
   const int outputs = AsInt(shape_.hidden), inputs = AsInt(args.projection.weight.k);
   Path path =
       args.projection.bias == nullptr ? PathOf(args.rows, outputs, inputs, 0) : Path::kGeneric;
-  const auto timed = adds_with_library_.find(args.projection.weight.k);
-  if (path == Path::kHopper && timed != adds_with_library_.end() &&
-      timed->second[BucketOf(static_cast<size_t>(args.rows))]) {
+  if (path == Path::kHopper && LibraryWins(args.projection.weight, args.rows)) {
     path = Path::kGeneric;
   }
   if (path == Path::kGeneric) return AddProjectionGeneric(args, stream);
