@@ -69,7 +69,9 @@ def main():
     folder = options.folder / "reference" / "qwen7b-widths"
     model = make_model(options.layers)
     model.save_pretrained(folder)
-    model = model.to(torch.float32).eval()
+    del model
+    # Read back, so that what is no weight, the rotation's frequencies, was never rounded.
+    model = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).to("cuda").eval()
     generator = torch.Generator().manual_seed(1)
     cases = [make_case(model, torch.randint(VOCAB, (length,), generator=generator).tolist())
              for length in (1, 17, 300, 900)]
