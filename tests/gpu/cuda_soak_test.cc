@@ -1,6 +1,7 @@
 // Thousands of steps with sequences that join, leave, are cancelled and preempted at random: no
 // token that the CPU would not have drawn, and no memory of the card lost.
 #include <algorithm>
+#include <cstdlib>
 #include <cuda_runtime.h>
 #include <deque>
 #include <list>
@@ -18,13 +19,18 @@
 namespace tandem::engine {
 namespace {
 
-constexpr int kSteps = 10000;
+constexpr int kSteps = 10000;  // or TANDEM_SOAK_STEPS, where a sanitizer makes each of them slow
 constexpr int kMaxRows = 256, kMaxItems = 32;
 constexpr int kVocab = 512;
 constexpr int kVerified = 250;  // sequences that the CPU computes again
 // Of the CPU's log probabilities: how far below its best token the card's may lie, whose products
 // are in bfloat16.
 constexpr float kMargin = 0.1f;
+
+int NumSteps() {
+  const char* steps = std::getenv("TANDEM_SOAK_STEPS");
+  return steps != nullptr ? std::atoi(steps) : kSteps;
+}
 
 EngineOptions Options(const std::string& device) {
   EngineOptions options;
@@ -265,19 +271,20 @@ TEST(CudaSoakTest, NoWrongTokenAndNoLostMemory) {
   const int blocks = (*engine)->pool().NumAvailable();
   {
     Soak warm(engine->get(), 1);  // whatever is only taken once
-    warm.Run(500);
+    warm.Run(NumSteps() / 20);
   }
   size_t before = 0, after = 0, total = 0;
   ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
   Soak soak(engine->get(), 2);
-  soak.Run(kSteps);
+  soak.Run(NumSteps());
   ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
   EXPECT_GE(after + (size_t{4} << 20), before) << "the card's memory shrinks";
   fmt::print("{} steps, {} tokens; sequences finished {}, cancelled {}, preempted {}\n",
              soak.launches, soak.tokens, soak.finished.size(), soak.cancelled, soak.preempted);
-  EXPECT_GT(soak.finished.size(), 200u);
-  EXPECT_GT(soak.cancelled, 20);
-  EXPECT_GT(soak.preempted, 20);
+  // 10,000 steps finish 1,961 sequences, cancel 93 and preempt 195.
+  EXPECT_GT(soak.finished.size(), static_cast<size_t>(NumSteps() / 20));
+  EXPECT_GT(soak.cancelled, NumSteps() / 500);
+  EXPECT_GT(soak.preempted, NumSteps() / 500);
 
   auto cpu = Engine::Load(Options("cpu"));
   ASSERT_OK(cpu);
@@ -294,7 +301,7 @@ TEST(CudaSoakTest, NoWrongTokenAndNoLostMemory) {
   }
   fmt::print("{} greedy sequences with {} tokens beside the CPU: at worst {:.4f} below its best\n",
              verified, drawn, worst);
-  EXPECT_GT(verified, 100);
+  EXPECT_GT(verified, std::min(100, NumSteps() / 20));
   EXPECT_EQ((*engine)->pool().NumAvailable(), blocks);
 }
 
