@@ -2,12 +2,16 @@
 // by warpgroup products (wgmma) of tiles that the copy engine brings (TMA).
 //
 // Shape of a kernel: one thread block per multiprocessor, which lives as long as the product. A
-// producer thread keeps a ring of tiles in shared memory full, two warpgroups multiply; they are
-// held some chunks of K apart, so that while one writes its results the other has the tensor
-// cores for itself. Tiles are 128 rows (of activations) x 256 weight rows, or 64 x 256 for few
-// rows. Tiles that would not fill the last round over the multiprocessors are dealt out as equal
-// ranges of (tile, chunk of K) instead (stream-K: Osama et al., 2023, arXiv:2301.03598); the block
-// that has a tile's first chunks adds what the others computed, in the order of K.
+// producer thread keeps a ring of tiles in shared memory full, two warpgroups multiply, and a warp
+// prepares what their epilogues need. Tiles are 128 rows (of activations) x 256 weight rows, or 64
+// x 256 for few rows. How the work is cut follows from the number of tiles:
+//  - few: a cluster computes each tile, every thread block a part of K; they join in shared memory;
+//  - more, of up to 64 rows or an odd number of 128: a round's worth of tiles is dealt out as equal
+//    ranges of (tile, chunk of K) (stream-K: Osama et al., 2023, arXiv:2301.03598); the block that
+//    has a tile's first chunks adds what the others computed;
+//  - else pairs of thread blocks take two tiles that lie one above the other and share the loads of
+//    weights; the tiles of a last round that would be too empty are cut into two or four parts of
+//    K.
 //
 // Order of summation: with scratch memory it depends on the shapes, the number of rows and the
 // number of multiprocessors. Without scratch memory no tile is cut, and a row's result depends on

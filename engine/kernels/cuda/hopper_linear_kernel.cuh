@@ -38,6 +38,8 @@ struct HopperTile {
   static constexpr int kRowGroups = kRowGroups_, kStages = kStages_;
   static constexpr bool kParts = kTeam_ == Team::kParts;
   static constexpr int kCluster = kTeam_ == Team::kPair ? 2 : 1;  // tiles of a worker
+  // Whether a warp of its own finds the norms while the products run: where these take long enough.
+  static constexpr bool kHelped = kTeam_ == Team::kPair;
   static constexpr int kUnits = 2, kBoxes = 2 * kUnits;
   static constexpr int kUnitsEach = kRowGroups == 2 ? kUnits : kUnits / 2;  // per warpgroup
   static constexpr int kRows = 64 * kRowGroups;
@@ -245,8 +247,8 @@ class HopperProducer {
   int rank_, worker_;
 };
 
-// A warp that prepares the epilogues while the products run: the norms of a tile's rows, and what
-// the epilogue reads is called into L2. It is one tile ahead at most.
+// A warp that prepares the epilogues while the products run: the norms of a tile's rows (kHelped),
+// and what the epilogue reads is called into L2. It is one tile ahead at most.
 template <class Tile, class Op>
 __device__ void HelpEpilogues(const Op& op, const HopperPlan& plan, const Ring& ring, float* norms,
                               int rank, int worker) {
@@ -259,21 +261,31 @@ __device__ void HelpEpilogues(const Op& op, const HopperPlan& plan, const Ring& 
     WaitBarrier(ring.norms_empty, phase);
     phase ^= 1;
     const int first_row = FirstRow<Tile>(s, rank);
-    if constexpr (Op::kNormed) {
-      constexpr int kEach = Tile::kRows / 32;
-      float sums[kEach] = {};
-#pragma unroll 4
-      for (int part = 0; part < op.squares.parts; ++part) {
-        const float* shares =
-            op.squares.shares + static_cast<int64_t>(part) * op.squares.stride + first_row + lane;
+    if constexpr (Op::kNormed && Tile::kHelped) {
+      // In the order of FindNorms: every fourth share, then the four sums.
+#pragma unroll 1
+      for (int first = lane; first < Tile::kRows; first += 64) {
+        float sums[4][2] = {};
+#pragma unroll 1
+        for (int part = 0; part < op.squares.parts; part += 4) {
 #pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-          if (first_row + lane + i * 32 < op.rows) sums[i] += __ldcg(shares + i * 32);
+          for (int k = 0; k < 4; ++k) {
+            const float* shares = op.squares.shares +
+                                  static_cast<int64_t>(part + k) * op.squares.stride + first_row +
+                                  first;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              if (part + k < op.squares.parts && first_row + first + i * 32 < op.rows) {
+                sums[k][i] += __ldcg(shares + i * 32);
+              }
+            }
+          }
         }
-      }
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        norms[lane + i * 32] = rsqrtf(sums[i] / static_cast<float>(op.inputs) + op.epsilon);
+        for (int i = 0; i < 2; ++i) {
+          const float sum = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+          norms[first + i * 32] = rsqrtf(sum / static_cast<float>(op.inputs) + op.epsilon);
+        }
       }
     }
     __syncwarp();
@@ -321,13 +333,13 @@ class HopperConsumer {
     Segment s;
     Segments all(plan_, worker_, rank_);
     while (all.Next(&s)) {
-      Multiply(s.end - s.begin);
       const bool writes = Writes<Tile>(s);
+      const int slice = Tile::kParts ? OwnSlice() : group_ * Tile::kUnitsEach * 4 + thread_ / 32;
       Lines lines;
-      if (writes) {
-        FindLines(s, Tile::kParts ? OwnSlice() : group_ * Tile::kUnitsEach * 4 + thread_ / 32,
-                  &lines);
-      }
+      float shares[2][kHeldShares];
+      if (writes) FindLines(s, slice, &lines, shares);
+      Multiply(s.end - s.begin);
+      if (writes) FindNorms(slice, shares, &lines);
       if constexpr (Tile::kParts) {
         JoinParts(s, lines);
         break;
@@ -358,23 +370,60 @@ class HopperConsumer {
     return s.column_tile * Tile::kUnits + unit_in_tile % Tile::kUnits;
   }
 
-  // The rows of a slice and their norms, which the helper has left.
-  __device__ void FindLines(const Segment& s, int slice, Lines* lines) {
+  // Shares of square sums that one of a row's four lanes asks for before the products and adds up
+  // after them; more of them are read when they are needed.
+  static constexpr int kHeldShares = 8;
+  static constexpr bool kFindsNorms = Op::kNormed && !Tile::kHelped;
+
+  __device__ const float* ShareOf(int part, int row) const {
+    return op_.squares.shares + static_cast<int64_t>(part) * op_.squares.stride + row;
+  }
+
+  __device__ void FindLines(const Segment& s, int slice, Lines* lines,
+                            float (&shares)[2][kHeldShares]) const {
     const int lane = thread_ % 32;
-    const int in_tile = SliceRow<Tile>(slice) + lane / 4;
-    WaitBarrier(ring_.norms_full, norms_phase_);
-    norms_phase_ ^= 1;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      lines->row[i] = FirstRow<Tile>(s, rank_) + in_tile + i * 8;
-      lines->valid[i] = lines->row[i] < op_.rows;
+      lines->row[i] = FirstRow<Tile>(s, rank_) + SliceRow<Tile>(slice) + lane / 4 + i * 8;
+      lines->valid[i] = slice < Tile::kSlices && lines->row[i] < op_.rows;
       lines->inverse_rms[i] = 1;
-      if constexpr (Op::kNormed) {
-        if (slice < Tile::kSlices) lines->inverse_rms[i] = ring_.norms[in_tile + i * 8];
+      if constexpr (kFindsNorms) {
+#pragma unroll
+        for (int k = 0; k < kHeldShares; ++k) {
+          const int part = lane % 4 + k * 4;
+          shares[i][k] = 0;
+          if (lines->valid[i] && part < op_.squares.parts) {
+            shares[i][k] = __ldcg(ShareOf(part, lines->row[i]));
+          }
+        }
       }
     }
+  }
+
+  __device__ void FindNorms(int slice, const float (&shares)[2][kHeldShares], Lines* lines) {
+    if constexpr (kFindsNorms) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float sum = 0;
+#pragma unroll
+        for (int k = 0; k < kHeldShares; ++k) sum += shares[i][k];
+        for (int part = thread_ % 4 + kHeldShares * 4; part < op_.squares.parts; part += 4) {
+          if (lines->valid[i]) sum += __ldcg(ShareOf(part, lines->row[i]));
+        }
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        lines->inverse_rms[i] = rsqrtf(sum / static_cast<float>(op_.inputs) + op_.epsilon);
+      }
+    }
+    WaitBarrier(ring_.norms_full, norms_phase_);
+    norms_phase_ ^= 1;
+    if constexpr (Op::kNormed && Tile::kHelped) {
+      const float* norms = ring_.norms + SliceRow<Tile>(slice) + thread_ % 32 / 4;
+      lines->inverse_rms[0] = norms[0];
+      lines->inverse_rms[1] = norms[8];
+    }
     __syncwarp();
-    if (lane == 0) Arrive(ring_.norms_empty);
+    if (thread_ % 32 == 0) Arrive(ring_.norms_empty);
   }
 
   // sums_ = the product over the next `chunks` chunks of the ring.

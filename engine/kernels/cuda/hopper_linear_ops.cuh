@@ -152,8 +152,9 @@ struct HopperQkvOp : QkvArgs, PlainRows {
   __device__ void Rotate(float (&sums)[kHeadDim / 2], const Lines& lines, int column) const {
 #pragma unroll
     for (int line = 0; line < 2; ++line) {
-      if (!lines.valid[line]) continue;
-      const int64_t at = static_cast<int64_t>(lines.row[line]) * kHalf + column;
+      // A row that is not there reads the first one's.
+      const int64_t at =
+          static_cast<int64_t>(lines.valid[line] ? lines.row[line] : 0) * kHalf + column;
 #pragma unroll
       for (int b = 0; b < kHalfBlocks; ++b) {
         const float2 c = __ldg(reinterpret_cast<const float2*>(cos + at + b * 8));
@@ -190,15 +191,16 @@ struct HopperResidualOp : ResidualArgs, PlainRows {
     float squares[2] = {};
 #pragma unroll
     for (int batch = 0; batch < 8; batch += kBatch) {
-      float4 before[kBatch][2], norm[kBatch];
+      // What lies outside counts as zeros, as it does in the products. Nothing here branches.
+      float4 before[kBatch][2] = {}, norm[kBatch] = {};
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         const int column = (batch + b) * 16;
-        if (first + column >= outputs) continue;
-        norm[b] = __ldg(reinterpret_cast<const float4*>(norm_weight + first + column));
+        const bool inside = first + column < outputs;
+        if (inside) norm[b] = __ldg(reinterpret_cast<const float4*>(norm_weight + first + column));
 #pragma unroll
         for (int line = 0; line < 2; ++line) {
-          if (lines.valid[line]) {
+          if (inside && lines.valid[line]) {
             before[b][line] = __ldcg(reinterpret_cast<const float4*>(to[line] + column));
           }
         }
@@ -209,18 +211,18 @@ struct HopperResidualOp : ResidualArgs, PlainRows {
 #pragma unroll
         for (int line = 0; line < 2; ++line) {
           const float* s = sums + (batch + b) * 8 + line * 2;
-          float4 value = TradePairs(s[0], s[1], s[4], s[5]);
-          if (first + column >= outputs || !lines.valid[line]) continue;
-          value.x += before[b][line].x;
-          value.y += before[b][line].y;
-          value.z += before[b][line].z;
-          value.w += before[b][line].w;
-          *reinterpret_cast<float4*>(to[line] + column) = value;
-          *reinterpret_cast<uint2*>(scaled_to[line] + column) =
-              make_uint2(PackBFloat16(value.x * norm[b].x, value.y * norm[b].y),
-                         PackBFloat16(value.z * norm[b].z, value.w * norm[b].w));
-          squares[line] +=
-              value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
+          float4 v = TradePairs(s[0], s[1], s[4], s[5]);
+          v.x += before[b][line].x;
+          v.y += before[b][line].y;
+          v.z += before[b][line].z;
+          v.w += before[b][line].w;
+          squares[line] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+          const uint2 rounded = make_uint2(PackBFloat16(v.x * norm[b].x, v.y * norm[b].y),
+                                           PackBFloat16(v.z * norm[b].z, v.w * norm[b].w));
+          if (first + column < outputs && lines.valid[line]) {
+            *reinterpret_cast<float4*>(to[line] + column) = v;
+            *reinterpret_cast<uint2*>(scaled_to[line] + column) = rounded;
+          }
         }
       }
     }
@@ -253,11 +255,10 @@ struct HopperLogitsOp : LogitsArgs, PlainRows {
         const float* s = sums + b * 8 + line * 2;
         const float scale = lines.inverse_rms[line];
         const float4 value = TradePairs(s[0] * scale, s[1] * scale, s[4] * scale, s[5] * scale);
-        if (!lines.valid[line]) continue;
         float* to = logits + static_cast<int64_t>(lines.row[line]) * vocab + column;
         if (vocab % 4 == 0) {
-          if (column < vocab) *reinterpret_cast<float4*>(to) = value;
-        } else {
+          if (lines.valid[line] && column < vocab) *reinterpret_cast<float4*>(to) = value;
+        } else if (lines.valid[line]) {
           if (column < vocab) to[0] = value.x;
           if (column + 1 < vocab) to[1] = value.y;
           if (column + 2 < vocab) to[2] = value.z;
