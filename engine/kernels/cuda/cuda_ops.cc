@@ -51,9 +51,9 @@ constexpr size_t kAlignment = 256;  // bytes
 constexpr int kHopper = 90;         // compute capability
 // Rows up to which the skinny products win over Hopper's.
 constexpr int kSkinnyRowsOnHopper = 16;
-// Up to how many rows FlashInfer's prefill attention is faster on Hopper too: 16 rows over 8,192
-// positions take 29 us, not 47.
-constexpr int kFewPrefillRows = 64;
+// Up to how many rows FlashInfer's prefill attention is faster on Hopper too: 8 rows over 8,192
+// positions take 19 us, not 21, but 16 take 28, not 21.
+constexpr int kFewPrefillRows = 8;
 
 constexpr size_t kRowBuckets = 32;  // powers of two
 // Rows from which the library is worth a try against Hopper's kernels.
