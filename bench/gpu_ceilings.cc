@@ -139,8 +139,8 @@ absl::StatusOr<MatmulRates> MatmulRate(int n) {
   lt.Destroy(handle);
   if (!ok) return absl::InternalError("cuBLASLt cannot multiply large matrices");
   const double flops = 2.0 * static_cast<double>(n) * n * n;
-  return MatmulRates{flops / Median(seconds),
-                     flops / Median({seconds.begin(), seconds.begin() + kRuns})};
+  return MatmulRates{flops / Median({seconds.begin(), seconds.begin() + kRuns}),
+                     flops / Median(seconds)};
 }
 
 std::string DescribeGpu() {

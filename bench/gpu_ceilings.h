@@ -13,11 +13,12 @@ namespace tandem::engine::cuda {
 // Bytes per second of reading 8 GB of random data once with wide loads: the median of nine runs.
 absl::StatusOr<double> ReadBandwidth();
 // Multiply-adds per second, twice, of n x n x n bfloat16 products with float32 sums by cuBLASLt's
-// first choice, on random data: the median over half a second of them without a pause, since a
-// card at work draws more power than it may for long and lowers its clock, as it does in a long
-// prefill; `burst` is that of the first nine. NOT_FOUND without cuBLASLt.
+// first choice, on random data. NOT_FOUND without cuBLASLt.
 struct MatmulRates {
-  double sustained = 0, burst = 0;
+  double burst = 0;  // the median of the first nine, while the card is cool
+  // The median over half a second without a pause: a card at work draws more power than it may for
+  // long and lowers its clock, as it does in a long prefill.
+  double sustained = 0;
 };
 absl::StatusOr<MatmulRates> MatmulRate(int n);
 // Random bfloat16 numbers in [-1, 1).
