@@ -7,8 +7,8 @@ namespace tandem::engine::cuda {
 namespace {
 
 // Tiles by bucket. A stage is as high as the share of one of ~132 multiprocessors in the layer's
-// outputs where that is small. The ring takes just under half of Hopper's shared memory, but nearly
-// all of it for 64 rows, whose sums need more registers than half a multiprocessor has.
+// outputs where that is small. The ring takes about half of Hopper's shared memory, but nearly all
+// of it for 64 rows, whose sums need more registers than half a multiprocessor has.
 template <SkinnyProduct kProduct>
 struct Tiles {
   using Rows1 = SkinnyTile<8, 1, 32, 256, 6, 1>;
@@ -23,11 +23,14 @@ struct Tiles<SkinnyProduct::kQkv> {
 };
 template <>
 struct Tiles<SkinnyProduct::kLogits> : Tiles<SkinnyProduct::kResidual> {
+  using Rows8 = SkinnyTile<8, 8, 64, 128, 6, 2, true>;
   using Rows16 = SkinnyTile<16, 16, 64, 128, 5, 2, true>;
 };
 template <>
-struct Tiles<SkinnyProduct::kGateUp> : Tiles<SkinnyProduct::kResidual> {
-  using Rows16 = SkinnyTile<16, 16, 64, 128, 5, 2>;
+struct Tiles<SkinnyProduct::kGateUp> {
+  using Rows1 = SkinnyTile<8, 1, 48, 256, 4, 1>;
+  using Rows8 = SkinnyTile<8, 8, 64, 256, 3, 2>;
+  using Rows16 = SkinnyTile<16, 16, 128, 128, 3, 4, true>;
 };
 using Rows32 = SkinnyTile<32, 32, 64, 128, 4, 2, true>;
 using Rows64 = SkinnyTile<64, 64, 128, 128, 4, 4, true>;
