@@ -299,22 +299,6 @@ class Suite {
     Metrics registry;
     decode::DecodeMetrics metrics(&registry);
     decode::EventInbox inbox(1024);
-    decode::LoopOptions options;
-    options.admission.limits = {engine_->options().block_size, 64, kChunk};
-    options.admission.max_model_len = engine_->options().max_model_len;
-    options.admission.unified = true;
-    options.publish.max_pending_tokens = 1 << 20;
-    options.target_step = absl::Milliseconds(30);
-    options.row_tile = 256;
-    decode::LoopParts parts;
-    parts.runner = &engine_->runner();
-    parts.pool = &engine_->pool();
-    parts.cache = &engine_->cache();
-    parts.clock = Clock::Real();
-    parts.metrics = &metrics;
-    parts.inbox = &inbox;
-    decode::Loop loop(std::move(options), parts, {});
-
     struct Reader {
       std::shared_ptr<decode::TokenStream> stream;
       double last = 0;
@@ -334,7 +318,24 @@ class Suite {
         }
       }
     };
+    // Outlives the loop, which ends the streams.
     std::deque<Reader> readers;
+    decode::LoopOptions options;
+    options.admission.limits = {engine_->options().block_size, 64, kChunk};
+    options.admission.max_model_len = engine_->options().max_model_len;
+    options.admission.unified = true;
+    options.publish.max_pending_tokens = 1 << 20;
+    options.target_step = absl::Milliseconds(30);
+    options.row_tile = 256;
+    decode::LoopParts parts;
+    parts.runner = &engine_->runner();
+    parts.pool = &engine_->pool();
+    parts.cache = &engine_->cache();
+    parts.clock = Clock::Real();
+    parts.metrics = &metrics;
+    parts.inbox = &inbox;
+    decode::Loop loop(std::move(options), parts, {});
+
     uint64_t id = 0;
     std::mt19937 random(9);
     std::uniform_int_distribution<int32_t> token(0, 151000);
