@@ -245,6 +245,9 @@ absl::Status Linear::Prepare(const ProductShape& shape, int max_rows, void* scra
       if (time < 0 || (best >= 0 && time >= best)) continue;
       best = time;
       timed_[KeyOf(shape, bucket)] = algorithm;
+      // The first that runs: timings differ from process to process, and algorithms that do not cut
+      // K may still add in other orders.
+      if (fixed_) break;
     }
   }
   if (fixed_) {

@@ -7,8 +7,9 @@
 // are counted in powers of two: a product takes the algorithm of the bucket that holds it.
 //
 // Order of summation: the algorithm's. It is fixed within a process, and depends on the bucket;
-// with `fixed` no algorithm cuts K, and all buckets have the one that is the fastest for the
-// largest.
+// with `fixed` no algorithm cuts K, and all buckets have the one that the heuristics like best for
+// the largest: no timing has a say, so that all processes on cards of one kind, with the same
+// library and the same largest number of rows, choose alike.
 #pragma once
 
 #include <cstddef>
