@@ -13,9 +13,14 @@
 //    weights; the tiles of a last round that would be too empty are cut into two or four parts of
 //    K.
 //
-// Order of summation: with scratch memory it depends on the shapes, the number of rows and the
-// number of multiprocessors. Without scratch memory no tile is cut, and a row's result depends on
-// nothing but the row.
+// Order of summation: with scratch memory it depends on the shapes, the number of rows, the number
+// of multiprocessors and how these are grouped, for that decides how many clusters run at once: two
+// cards of one name may differ in it. Without scratch memory no tile is cut, and a row's result
+// depends on nothing but the row.
+//
+// With scratch memory thread blocks wait for sums of others, so all of a launch must come to run:
+// they do where one process at a time has the card. Under MPS the kernels of two processes may
+// each hold multiprocessors that the other one waits for.
 #pragma once
 
 #include <cstddef>
