@@ -165,7 +165,11 @@ class CudaDevice::CudaEvent final : public Event {
   bool Ask() const {
     UseCard(ordinal_);
     const cudaError_t state = cudaEventQuery(event_);
-    if (state == cudaErrorNotReady) return false;
+    if (state == cudaErrorNotReady) {
+      // No error: who asks for the last one after a launch must not find this.
+      (void)cudaGetLastError();
+      return false;
+    }
     CheckCuda(state, "cudaEventQuery", __FILE__, __LINE__);
     reached_.store(true, std::memory_order_release);
     return true;

@@ -59,6 +59,7 @@ constexpr size_t kRowBuckets = 32;  // powers of two
 // Rows from which the library is worth a try against Hopper's kernels.
 constexpr size_t kLibraryRows = 256;
 constexpr int kTimings = 3;
+constexpr size_t kTimedRows = 4096;  // of one timing, by as many products as that takes
 // The library must win by more than timings err: two workers of one kind of card should choose
 // alike, or the same prompt has other last bits on the one than on the other.
 constexpr float kClearly = 0.9f;
@@ -409,10 +410,12 @@ void CudaOps::TimePaths(const PackedMatrix& weight, const Run& run, Stream* stre
   std::array<bool, kRowBuckets>& wins = library_wins_[{weight.n, weight.k}];
   for (size_t rows = kLibraryRows; rows / 2 < shape_.max_rows; rows *= 2) {
     float best[2] = {};  // milliseconds, of Hopper's kernels and of the library's
+    // Several at once, or what is measured of few rows is how fast the host launches.
+    const size_t at_once = std::max<size_t>(1, kTimedRows / rows);
     for (int i = 0; i < 2 * kTimings; ++i) {
       wins[BucketOf(rows)] = i % 2 == 1;
       TANDEM_CUDA_CHECK(cudaEventRecord(begin, Handle(stream)));
-      run(AsInt(std::min(rows, shape_.max_rows)));
+      for (size_t j = 0; j < at_once; ++j) run(AsInt(std::min(rows, shape_.max_rows)));
       TANDEM_CUDA_CHECK(cudaEventRecord(end, Handle(stream)));
       TANDEM_CUDA_CHECK(cudaEventSynchronize(end));
       float time = 0;
