@@ -18,6 +18,9 @@ namespace {
 
 constexpr int kCandidates = 8;
 constexpr int kTimings = 3;
+// An algorithm must be faster than an earlier one, which the heuristics prefer, by more than
+// timings err: processes on cards of one kind should choose alike.
+constexpr float kClearly = 0.95f;
 constexpr size_t kAlignment = 256;  // bytes
 
 // The functions of the library that are used here.
@@ -242,7 +245,7 @@ absl::Status Linear::Prepare(const ProductShape& shape, int max_rows, void* scra
       if (fixed_ && !TakesAll(shape, largest, algorithm)) continue;
       const float time = Time(problem, algorithm, shape.output == ProductOutput::kAddFloat32, x,
                               weight, y, best, stream);
-      if (time < 0 || (best >= 0 && time >= best)) continue;
+      if (time < 0 || (best >= 0 && time >= kClearly * best)) continue;
       best = time;
       timed_[KeyOf(shape, bucket)] = algorithm;
       // The first that runs: timings differ from process to process, and algorithms that do not cut
