@@ -44,16 +44,21 @@ struct Sums {
   __m512 low[kRows], high[kRows];  // columns [0, 16) and [16, 32)
 };
 
-template <size_t kRows, class Input>
-TANDEM_BF16 inline void StoreSums(const Tile<Input>& tile, Sums<kRows>* sums) {
-  for (size_t r = 0; r < kRows; ++r) {
-    if (tile.bias != nullptr) {
-      sums->low[r] = _mm512_add_ps(sums->low[r], _mm512_loadu_ps(tile.bias));
-      sums->high[r] = _mm512_add_ps(sums->high[r], _mm512_loadu_ps(tile.bias + kLanes));
-    }
-    _mm512_storeu_ps(tile.y + r * tile.y_stride, sums->low[r]);
-    _mm512_storeu_ps(tile.y + r * tile.y_stride + kLanes, sums->high[r]);
+// What is done for each row is written with a pack of constants and not as a loop: GCC keeps an
+// array that a loop indexes in memory, and then stores all sums once per pair of inputs.
+template <size_t kRows>
+using Rows = std::make_index_sequence<kRows>;
+
+template <class Input, size_t... kRow>
+TANDEM_BF16 inline void StoreSums(const Tile<Input>& tile, Sums<sizeof...(kRow)> sums,
+                                  std::index_sequence<kRow...>) {
+  if (tile.bias != nullptr) {
+    const __m512 low = _mm512_loadu_ps(tile.bias), high = _mm512_loadu_ps(tile.bias + kLanes);
+    ((sums.low[kRow] = _mm512_add_ps(sums.low[kRow], low)), ...);
+    ((sums.high[kRow] = _mm512_add_ps(sums.high[kRow], high)), ...);
   }
+  (_mm512_storeu_ps(tile.y + kRow * tile.y_stride, sums.low[kRow]), ...);
+  (_mm512_storeu_ps(tile.y + kRow * tile.y_stride + kLanes, sums.high[kRow]), ...);
 }
 
 // 16 inputs from i, rounded to bfloat16; zero beyond k.
@@ -74,23 +79,34 @@ struct DotPairs {
 
   template <size_t kRows>
   TANDEM_BF16 static void Compute(const Tile<uint16_t>& tile) {
-    Sums<kRows> sums;
-    for (size_t r = 0; r < kRows; ++r) sums.low[r] = sums.high[r] = _mm512_setzero_ps();
+    Sums<kRows> sums = {};
     const uint16_t* w = tile.panel;
     WeightsAhead ahead = tile.ahead;
     for (size_t i = 0; i < tile.pairs; ++i, w += 2 * kPanel) {
       ahead.Prefetch();
-      const __m512bh low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
-      const __m512bh high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 2 * kLanes));
-      for (size_t r = 0; r < kRows; ++r) {
-        int pair;
-        std::memcpy(&pair, tile.x + r * tile.x_stride + 2 * i, sizeof(pair));
-        const __m512bh value = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-        sums.low[r] = _mm512_dpbf16_ps(sums.low[r], value, low);
-        sums.high[r] = _mm512_dpbf16_ps(sums.high[r], value, high);
-      }
+      AddPair(tile, i, reinterpret_cast<__m512bh>(_mm512_loadu_si512(w)),
+              reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 2 * kLanes)), &sums, Rows<kRows>());
     }
-    StoreSums<kRows>(tile, &sums);
+    StoreSums(tile, sums, Rows<kRows>());
+  }
+
+ private:
+  static TANDEM_BF16 __m512bh Pair(const Tile<uint16_t>& tile, size_t row, size_t i) {
+    int pair;
+    std::memcpy(&pair, tile.x + row * tile.x_stride + 2 * i, sizeof(pair));
+    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+  }
+
+  template <size_t... kRow>
+  TANDEM_BF16 static inline void AddPair(const Tile<uint16_t>& tile, size_t i, __m512bh low,
+                                         __m512bh high, Sums<sizeof...(kRow)>* sums,
+                                         std::index_sequence<kRow...>) {
+    (AddPairOfRow(Pair(tile, kRow, i), low, high, &sums->low[kRow], &sums->high[kRow]), ...);
+  }
+  TANDEM_BF16 static inline void AddPairOfRow(__m512bh value, __m512bh low, __m512bh high,
+                                              __m512* low_sum, __m512* high_sum) {
+    *low_sum = _mm512_dpbf16_ps(*low_sum, value, low);
+    *high_sum = _mm512_dpbf16_ps(*high_sum, value, high);
   }
 };
 
@@ -109,8 +125,7 @@ struct Widen {
 
   template <size_t kRows>
   TANDEM_BF16 static void Compute(const Tile<float>& tile) {
-    Sums<kRows> sums;
-    for (size_t r = 0; r < kRows; ++r) sums.low[r] = sums.high[r] = _mm512_setzero_ps();
+    Sums<kRows> sums = {};
     const uint16_t* w = tile.panel;
     WeightsAhead ahead = tile.ahead;
     for (size_t i = 0; i < tile.pairs; ++i, w += 2 * kPanel) {
@@ -120,7 +135,7 @@ struct Widen {
       AddInput<kRows>(tile, 2 * i + 1, low & 0xffff0000u, high & 0xffff0000u, &sums);
       AddInput<kRows>(tile, 2 * i, low << 16, high << 16, &sums);
     }
-    StoreSums<kRows>(tile, &sums);
+    StoreSums(tile, sums, Rows<kRows>());
   }
 
  private:
