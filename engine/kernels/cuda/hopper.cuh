@@ -1,6 +1,7 @@
-// The machine instructions that only Hopper has (sm_90a): barriers that count bytes, the copy
-// engine for tiles, and products of a warpgroup (128 threads: 4 warps that begin at a multiple of
-// 4). Encodings: PTX ISA 8.0 and newer, "Asynchronous warpgroup level matrix multiply-accumulate".
+// The machine instructions that only Hopper has (compiles for sm_90a alone): barriers that count
+// bytes, the copy engine for tiles, and products of a warpgroup (128 threads: 4 warps that begin at
+// a multiple of 4). Encodings: PTX ISA 8.0 and newer, "Asynchronous warpgroup level matrix
+// multiply-accumulate".
 #pragma once
 
 #include <cstdint>
@@ -10,11 +11,8 @@
 
 namespace tandem::engine::cuda {
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-inline constexpr bool kHopperCode = true;
-
 __device__ inline void InitBarrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
 // Makes initialised barriers visible to the copy engine and to the cluster.
@@ -22,6 +20,7 @@ __device__ inline void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// Arrives, and lets the phase end only when `bytes` more have been copied.
 __device__ inline void ExpectBytes(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -123,7 +122,17 @@ __device__ inline void LoadBox(uint32_t to, const CUtensorMap* map, int column, 
       : "memory");
 }
 
-// The same to this place in each thread block of the cluster whose bit is set.
+// The same of a map of three dimensions. What lies outside a map becomes zero, and counts.
+__device__ inline void LoadBox(uint32_t to, const CUtensorMap* map, int column, int row, int plane,
+                               uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(plane), "r"(barrier)
+      : "memory");
+}
+
+// LoadBox to this place in each thread block of the cluster whose bit is set.
 __device__ inline void LoadBoxToAll(uint32_t to, const CUtensorMap* map, int column, int row,
                                     uint32_t barrier, uint16_t blocks) {
   asm volatile(
@@ -151,7 +160,8 @@ __device__ inline uint64_t OperandAt(uint32_t address) {
 }
 inline constexpr uint64_t kStepOfK = 32 >> 4;
 
-// Between the last use of accumulators by other instructions and the first product.
+// Before the first product and wherever registers that a product reads or adds to were written by
+// other instructions.
 __device__ inline void FenceProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void CommitProducts() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -161,11 +171,17 @@ template <int kPending>
 __device__ inline void WaitForProducts() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-// Keeps the compiler from moving accumulators across this point.
+// Keeps the compiler from moving accesses of these registers across this point.
 template <int kCount>
-__device__ inline void PinSums(float (&sums)[kCount]) {
+__device__ inline void Pin(float (&sums)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+template <int kCount>
+__device__ inline void Pin(uint32_t (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
 }
 
 // sums[64][256] (+)= a[64][16] b[256][16]^T, both in shared memory.
@@ -244,9 +260,5 @@ __device__ inline void WarpgroupMultiply(float (&c)[64], uint64_t a, uint64_t b,
         "+f"(c[63])
       : "l"(a), "l"(b), "r"(add));
 }
-
-#else
-inline constexpr bool kHopperCode = false;
-#endif
 
 }  // namespace tandem::engine::cuda

@@ -437,14 +437,14 @@ class HopperConsumer {
       WaitBarrier(ring_.full + ring_.stage * 8, ring_.phase);
       const uint32_t data = ring_.data + ring_.stage * Tile::kStageBytes;
       const uint64_t x = OperandAt(data + x_offset), weight = OperandAt(data + weight_offset);
-      PinSums(sums_);
+      Pin(sums_);
       FenceProducts();
 #pragma unroll
       for (int k = 0; k < kChunk / 16; ++k) {
         WarpgroupMultiply(sums_, x + k * kStepOfK, weight + k * kStepOfK, c > 0 || k > 0);
       }
       CommitProducts();
-      PinSums(sums_);
+      Pin(sums_);
       if (c > 0) {
         WaitForProducts<1>();
         Release(previous);
@@ -453,7 +453,7 @@ class HopperConsumer {
       ring_.template Advance<Tile>();
     }
     WaitForProducts<0>();
-    PinSums(sums_);
+    Pin(sums_);
     Release(previous);
   }
 

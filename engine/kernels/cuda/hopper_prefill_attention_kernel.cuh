@@ -231,13 +231,13 @@ struct Producer {
   }
 
   __device__ void CopyQueries(const Unit& unit) {
-    Await(Address(kQueryEmpty), query_parity ^ 1);
+    WaitBarrier(Address(kQueryEmpty), query_parity ^ 1);
     if (lane == 0) {
-      ArriveExpecting(Address(kQueryFull), L::kHalves * args.pack * args.unit_queries * 128);
+      ExpectBytes(Address(kQueryFull), L::kHalves * args.pack * args.unit_queries * 128);
     }
     __syncwarp();
     if (lane < L::kHalves) {
-      CopyBox(shared + lane * L::kQueryHalfBytes, q_map, lane * 64, unit.head, unit.first_row,
+      LoadBox(shared + lane * L::kQueryHalfBytes, q_map, lane * 64, unit.head, unit.first_row,
               Address(kQueryFull));
     }
     query_parity ^= 1;
@@ -272,11 +272,11 @@ struct Producer {
     for (int tile = unit.last_tile; tile >= unit.first_tile; --tile) {
       const int now = row(tile, block);
       block = read(tile - 1);
-      Await(Address(empty + place.stage), place.parity ^ 1);
+      WaitBarrier(Address(empty + place.stage), place.parity ^ 1);
       const uint32_t barrier = Address(full + place.stage);
-      if (warp % 2 == 0 && lane == 0) ArriveExpecting(barrier, L::kTileBytes);
+      if (warp % 2 == 0 && lane == 0) ExpectBytes(barrier, L::kTileBytes);
       __syncwarp();
-      if (has_share) CopyBox(to + place.stage * L::kTileBytes, kv_map, half * 64, now, barrier);
+      if (has_share) LoadBox(to + place.stage * L::kTileBytes, kv_map, half * 64, now, barrier);
       place.Advance();
       if (tile == unit.last_tile && warp == 0) CopyQueries(unit);
     }
@@ -347,8 +347,8 @@ struct Consumer {
   }
 
   // The two warpgroups issue their products in turns.
-  __device__ void TakeTurn() const { SyncNamed(1 + group, 2 * kGroupThreads); }
-  __device__ void PassTurn() const { SignalNamed(1 + (group ^ 1), 2 * kGroupThreads); }
+  __device__ void TakeTurn() const { SyncThreads(1 + group, 2 * kGroupThreads); }
+  __device__ void PassTurn() const { ArriveThreads(1 + (group ^ 1), 2 * kGroupThreads); }
 
   __device__ void MultiplyQueriesKeys() {
     const uint64_t keys = DescribeMatrix(shared + L::kKeys + key.stage * L::kTileBytes, 16);
@@ -442,14 +442,14 @@ struct Consumer {
   // The products S of this tile and O of the tile after it; then P of this one.
   template <bool kMasked>
   __device__ void Step(const Unit& unit, int tile) {
-    Await(Address(kKeyFull + key.stage), key.parity);
+    WaitBarrier(Address(kKeyFull + key.stage), key.parity);
     TakeTurn();
     Pin(s);
     Pin(o);
     Pin(p);
     FenceProducts();
     MultiplyQueriesKeys();
-    Await(Address(kValueFull + value.stage), value.parity);
+    WaitBarrier(Address(kValueFull + value.stage), value.parity);
     FenceProducts();
     MultiplyProbabilitiesValues();
     PassTurn();
@@ -485,7 +485,7 @@ struct Consumer {
                    : "memory");
     }
     FenceAsyncProxy();
-    SyncNamed(3 + group, kGroupThreads);
+    SyncThreads(3 + group, kGroupThreads);
   }
 
   __device__ void Write(const Unit& unit, int slot) {
@@ -539,9 +539,9 @@ struct Consumer {
     base[0] = base[1] = limit[0] = limit[1] = -INFINITY;
     sum[0] = sum[1] = 0;
 
-    Await(Address(kQueryFull), query_parity);
+    WaitBarrier(Address(kQueryFull), query_parity);
     query_parity ^= 1;
-    Await(Address(kKeyFull + key.stage), key.parity);
+    WaitBarrier(Address(kKeyFull + key.stage), key.parity);
     Pin(s);
     FenceProducts();
     MultiplyQueriesKeys();
@@ -552,14 +552,14 @@ struct Consumer {
     Mask(unit, tile);
     MoveBase();
     Exponentiate<true>();
-    Await(Address(kValueFull + value.stage), value.parity);
+    WaitBarrier(Address(kValueFull + value.stage), value.parity);
     ClearValuesBehind(unit);
 
     for (--tile; tile >= first_masked; --tile) Step<true>(unit, tile);
     for (; tile >= unit.first_tile; --tile) Step<false>(unit, tile);
     Release(kQueryEmpty);
 
-    Await(Address(kValueFull + value.stage), value.parity);
+    WaitBarrier(Address(kValueFull + value.stage), value.parity);
     Pin(o);
     FenceProducts();
     MultiplyProbabilitiesValues();
@@ -601,14 +601,14 @@ __device__ void Attention(const KernelArgs& args, const CUtensorMap* q_map,
   Turn turn;
   Unit unit;
   if (group == 0) {
-    GiveRegisters<56>();
+    ShrinkRegisters<56>();
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     Producer<kDim, kTile> producer{args, q_map, kv_map, address, warp, lane};
     for (int index; (index = turn.Next(units.total)) >= 0;) {
       if (FindUnit<kTile>(args, *schedule, units, index, &unit)) producer.Run(unit);
     }
   } else {
-    TakeRegisters<224>();
+    GrowRegisters<224>();
     Consumer<kDim, kTile> consumer{args, address, group - 1,
                                    static_cast<int>(threadIdx.x) % kGroupThreads,
                                    args.scale * 1.44269504088896341f};

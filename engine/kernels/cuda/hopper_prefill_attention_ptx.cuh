@@ -1,99 +1,19 @@
-// What Hopper's attention kernel needs of the machine: barriers in shared memory, tensor copies and
-// the warpgroup's matrix products (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions").
-// Compiles for sm_90a alone.
+// What Hopper's attention kernel needs of the machine beyond hopper.cuh: the warpgroup's matrix
+// products with an operand in registers (PTX ISA, "Asynchronous Warpgroup Level Matrix
+// Instructions"). Compiles for sm_90a alone.
 #pragma once
 
 #include <cstdint>
 #include <cuda.h>
 
-#include "engine/kernels/cuda/ptx.cuh"
+#include "engine/kernels/cuda/hopper.cuh"
 
 namespace tandem::engine::cuda::hopper_attention {
-
-// --- Barriers in shared memory -------------------------------------------------------------------
-
-__device__ inline void InitBarrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-// Makes initialised barriers visible to the copy engine.
-__device__ inline void FenceBarrierInit() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
 
 // Orders this thread's ordinary accesses to shared memory before later ones of the copy engine and
 // of the tensor cores (with a barrier between, other threads' ones).
 __device__ inline void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Arrives, and lets the phase end only when `bytes` more have been copied.
-__device__ inline void ArriveExpecting(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-__device__ inline void Arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Waits for the end of the phase of this parity.
-__device__ inline void Await(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\n"
-      "bra again;\n"
-      "finished:\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-// The block's numbered barriers: Sync waits until `threads` threads have come, by Sync or Signal.
-__device__ inline void SyncNamed(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ inline void SignalNamed(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-// --- Copies --------------------------------------------------------------------------------------
-
-__device__ inline void PrefetchTensorMap(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-// Copies the map's box at (column, row) to shared memory and counts its bytes on the barrier. What
-// lies outside the tensor becomes zero, and counts.
-__device__ inline void CopyBox(uint32_t to, const CUtensorMap* map, int column, int row,
-                               uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier)
-      : "memory");
-}
-__device__ inline void CopyBox(uint32_t to, const CUtensorMap* map, int column, int row, int plane,
-                               uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(plane), "r"(barrier)
-      : "memory");
-}
-
-// --- Registers -----------------------------------------------------------------------------------
-
-template <int kRegisters>
-__device__ inline void TakeRegisters() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ inline void GiveRegisters() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 // --- Products ------------------------------------------------------------------------------------
@@ -112,30 +32,6 @@ __device__ inline uint64_t DescribeMatrix(uint32_t address, uint32_t next_column
   constexpr uint64_t kGroupStride = uint64_t{1024 / 16} << 32;
   return kSwizzle128 | kGroupStride | (static_cast<uint64_t>(next_columns / 16) << 16) |
          (address / 16 & 0x3fff);
-}
-
-// Before the first product and wherever registers that a product reads or adds to were written by
-// other instructions.
-__device__ inline void FenceProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void CommitProducts() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-// Waits until at most kPending committed groups are unfinished.
-template <int kPending>
-__device__ inline void WaitForProducts() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-}
-
-// Keeps the compiler from moving accesses of these registers across.
-template <int kCount>
-__device__ inline void Pin(float (&values)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
-}
-template <int kCount>
-__device__ inline void Pin(uint32_t (&values)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
 }
 
 #define TANDEM_D32                                                                             \
