@@ -1,6 +1,7 @@
 #include <cuda_fp16.h>
 
 #include "engine/kernels/cuda/elementwise.h"
+#include "engine/kernels/cuda/item_of_row.cuh"
 #include "engine/kernels/cuda/ptx.cuh"
 
 namespace tandem::engine::cuda {
@@ -31,20 +32,6 @@ __device__ float LoadEmbedding(const BeginStepArgs& a, int64_t index) {
   return __half2float(static_cast<const __half*>(a.embedding)[index]);
 }
 
-// The last item that begins at `row` or before it.
-__device__ int ItemOfRow(const BeginStepArgs& a, int row) {
-  int low = 0, high = a.items - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (a.first_rows[middle] <= row) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
 // One thread block per row. The successor does not start beside it: see PrepareStepKernel.
 __global__ __launch_bounds__(kThreads) void BeginStepKernel(
     const __grid_constant__ BeginStepArgs a) {
@@ -52,7 +39,7 @@ __global__ __launch_bounds__(kThreads) void BeginStepKernel(
   WaitForPredecessor();
   const int row = static_cast<int>(blockIdx.x);
   if (threadIdx.x == 0) {
-    const int item = ItemOfRow(a, row);
+    const int item = ItemOfRow(a.first_rows, a.items, row);
     const bool padding = a.starts[item] < 0;
     const int position = padding ? 0 : a.positions[row];
     int token = a.token_ids[row];

@@ -11,6 +11,7 @@
 #include <flashinfer/attention/variants.cuh>
 
 #include "engine/kernels/cuda/flash_prefill_attention.h"
+#include "engine/kernels/cuda/item_of_row.cuh"
 #include "engine/kernels/cuda/prefill_attention.h"
 #include "engine/kernels/cuda/ptx.cuh"
 
@@ -76,20 +77,6 @@ struct FlashArgs {
   __nv_bfloat16* part_out = nullptr;  // [][heads][head_dim]
   float* part_sums = nullptr;         // [][heads], as Params::lse
 };
-
-// The item that has the row. Uniform in a warp.
-__device__ int ItemOfRow(const PrefillAttentionArgs& batch, int row) {
-  int item = 0, end = batch.num_items;
-  while (end - item > 1) {
-    const int middle = (item + end) / 2;
-    if (__ldg(batch.first_rows + middle) <= row) {
-      item = middle;
-    } else {
-      end = middle;
-    }
-  }
-  return item;
-}
 
 // The tiles of item i have the slots SlotOf(i) .. SlotOf(i + 1) - 1, of which the last may be
 // without a tile: rows between first_rows[i] and first_rows[i + 1] make no more tiles than that.
@@ -189,7 +176,7 @@ __global__ __launch_bounds__(kMergeWarps *
   const PrefillAttentionArgs& batch = args.batch;
   const int row = blockIdx.x, lane = threadIdx.x % 32;
   const int head = static_cast<int>(blockIdx.y) * kMergeWarps + static_cast<int>(threadIdx.x) / 32;
-  const int item = ItemOfRow(batch, row);
+  const int item = ItemOfRow(batch.first_rows, batch.num_items, row);
   const int first_row = __ldg(batch.first_rows + item);
   const int rows = __ldg(batch.first_rows + item + 1) - first_row;
   const int start = __ldg(batch.starts + item);

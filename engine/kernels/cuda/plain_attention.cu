@@ -1,3 +1,4 @@
+#include "engine/kernels/cuda/item_of_row.cuh"
 #include "engine/kernels/cuda/plain_attention.h"
 #include "engine/kernels/cuda/ptx.cuh"
 
@@ -11,20 +12,6 @@ constexpr int kTurn = 4;  // positions of a warp at a time
 // Maximum of no scores; finite, so that differences stay numbers.
 constexpr float kNone = -1e30f;
 
-// The item that a row belongs to: the last that begins at it or before.
-__device__ int ItemOfRow(const PlainAttentionArgs& a, int row) {
-  int low = 0, high = a.num_items - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (a.first_rows[middle] <= row) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
 // kParts: elements of a head that a lane holds: lane, lane + 32, ...
 template <int kParts>
 __global__ __launch_bounds__(kThreads) void PlainAttentionKernel(
@@ -34,7 +21,7 @@ __global__ __launch_bounds__(kThreads) void PlainAttentionKernel(
   LetSuccessorStart();
   const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int item = ItemOfRow(a, row);
+  const int item = ItemOfRow(a.first_rows, a.num_items, row);
   if (a.starts[item] < 0) return;
   const int first_row = a.first_rows[item];
   const bool single = a.first_rows[item + 1] - first_row == 1;
