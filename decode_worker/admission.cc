@@ -7,6 +7,13 @@
 #include "common/base/status.h"
 
 namespace tandem::decode {
+namespace {
+
+// Of the pool, that may wait for senders before no prompt more is asked for: the rest is for what
+// is computed here, whatever becomes of those senders.
+constexpr double kMaxQuarantined = 0.5;
+
+}  // namespace
 
 Admission::Admission(AdmissionOptions options, engine::BlockPool* pool, engine::PrefixCache* cache,
                      Clock* clock)
@@ -27,9 +34,17 @@ Admission::Placement Admission::Place(const Work& work, const Hash128& seed) con
   return place;
 }
 
-absl::Status Admission::CheckRoom(const View& view, int needed_blocks, int idle_blocks) const {
-  const int total = pool_->counts().total;
-  switch (CanAdmit(view, needed_blocks + idle_blocks, total, options_.limits)) {
+absl::Status Admission::CheckRoom(const View& view, const Placement& place,
+                                  int needed_blocks) const {
+  const engine::BlockPoolCounts counts = pool_->counts();
+  const int total = counts.total;
+  // What waits for a step in flight is back in a moment.
+  const int quarantined = counts.quarantined - view.returning_blocks;
+  if (place.ask && quarantined > kMaxQuarantined * total) {
+    return ResourceExhausted("worker {}: {} of {} KV blocks wait for senders that may still write",
+                             options_.worker_id, quarantined, total);
+  }
+  switch (CanAdmit(view, needed_blocks + place.idle_blocks, total, options_.limits)) {
     case Room::kTooManySequences:
       return ResourceExhausted("worker {} already runs max_num_seqs = {} sequences",
                                options_.worker_id, options_.limits.max_num_seqs);
@@ -54,7 +69,7 @@ absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
       BlockHashSeed(options_.cluster_secret, options_.model_digest, work.cache_salt);
   const Placement place = Place(work, seed);
   const int needed = BlocksFor(length + 1, options_.limits.block_size) - place.cached_blocks;
-  TANDEM_RETURN_IF_ERROR(CheckRoom(view, needed, place.idle_blocks));
+  TANDEM_RETURN_IF_ERROR(CheckRoom(view, place, needed));
 
   Admitted out;
   out.ask = place.ask;

@@ -54,7 +54,7 @@ class Admission {
   };
 
   Placement Place(const Work& work, const Hash128& seed) const;
-  absl::Status CheckRoom(const View& view, int needed_blocks, int idle_blocks) const;
+  absl::Status CheckRoom(const View& view, const Placement& place, int needed_blocks) const;
 
   const AdmissionOptions options_;
   engine::BlockPool* const pool_;

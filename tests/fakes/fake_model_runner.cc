@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <set>
+#include <sys/mman.h>
+#include <unistd.h>
 #include <utility>
 
 #include "common/base/check.h"
@@ -68,9 +70,19 @@ FakeKvMemory::FakeKvMemory(int num_blocks, int block_size, int num_layers) {
   region_.layout =
       KvLayout{num_layers, /*num_kv_heads=*/1, /*head_dim=*/2, block_size, DType::kFloat32};
   region_.num_blocks = num_blocks;
-  bytes_ = std::make_unique<std::byte[]>(region_.TotalBytes());
-  std::memset(bytes_.get(), 0xcd, region_.TotalBytes());
-  region_.base = bytes_.get();
+  region_.fd = memfd_create("tandem-fake-pool", MFD_CLOEXEC);
+  void* data = MAP_FAILED;
+  if (ftruncate(region_.fd, static_cast<off_t>(region_.TotalBytes())) == 0) {
+    data = mmap(nullptr, region_.TotalBytes(), PROT_READ | PROT_WRITE, MAP_SHARED, region_.fd, 0);
+  }
+  TANDEM_CHECK(data != MAP_FAILED, "no memory for {} blocks", num_blocks);
+  region_.base = static_cast<std::byte*>(data);
+  std::memset(region_.base, 0xcd, region_.TotalBytes());
+}
+
+FakeKvMemory::~FakeKvMemory() {
+  munmap(region_.base, region_.TotalBytes());
+  close(region_.fd);
 }
 
 FakeModelRunner::FakeModelRunner(const KvRegion& region, FakeModelOptions options)

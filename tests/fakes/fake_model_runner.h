@@ -24,14 +24,16 @@
 
 namespace tandem::engine {
 
-// Owns the memory of a pool, filled with garbage at first.
+// Owns the memory of a pool, filled with garbage at first, which other processes can map.
 class FakeKvMemory {
  public:
   explicit FakeKvMemory(int num_blocks, int block_size = 16, int num_layers = 2);
+  ~FakeKvMemory();
+  FakeKvMemory(const FakeKvMemory&) = delete;
+  FakeKvMemory& operator=(const FakeKvMemory&) = delete;
   const KvRegion& region() const { return region_; }
 
  private:
-  std::unique_ptr<std::byte[]> bytes_;
   KvRegion region_;
 };
 

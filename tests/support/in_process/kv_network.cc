@@ -260,4 +260,21 @@ std::unique_ptr<kvtransfer::KvSender> InProcessKvNetwork::MakeSender(
   return std::make_unique<Sender>(std::move(options), this);
 }
 
+std::unique_ptr<kvtransfer::KvReceiver> LoopbackKvNetwork::MakeReceiver(
+    kvtransfer::KvReceiverOptions options) {
+  options.transports = transport_;
+  auto receiver = kvtransfer::KvReceiver::Start(std::move(options));
+  TANDEM_CHECK(receiver.ok(), "{}", receiver.status().ToString());
+  return *std::move(receiver);
+}
+
+std::unique_ptr<kvtransfer::KvSender> LoopbackKvNetwork::MakeSender(
+    kvtransfer::KvSenderOptions options) {
+  options.transports = transport_;
+  options.slow_link_bytes_per_second = 0;  // these pools are small
+  auto sender = kvtransfer::KvSender::Start(std::move(options));
+  TANDEM_CHECK(sender.ok(), "{}", sender.status().ToString());
+  return *std::move(sender);
+}
+
 }  // namespace tandem

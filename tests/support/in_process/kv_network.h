@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -23,9 +24,16 @@ namespace tandem {
 // Thread-safe. Outlives the endpoints that it made.
 class InProcessKvNetwork {
  public:
+  InProcessKvNetwork() = default;
+  virtual ~InProcessKvNetwork() = default;
+  InProcessKvNetwork(const InProcessKvNetwork&) = delete;
+
+  // What workers call it: a name of --kv-transport.
+  virtual std::string transport() const { return "memory"; }
   // `options.on_*` are called without locks held, as kvtransfer calls them.
-  std::unique_ptr<kvtransfer::KvReceiver> MakeReceiver(kvtransfer::KvReceiverOptions options);
-  std::unique_ptr<kvtransfer::KvSender> MakeSender(kvtransfer::KvSenderOptions options);
+  virtual std::unique_ptr<kvtransfer::KvReceiver> MakeReceiver(
+      kvtransfer::KvReceiverOptions options);
+  virtual std::unique_ptr<kvtransfer::KvSender> MakeSender(kvtransfer::KvSenderOptions options);
 
  private:
   class Receiver;
@@ -34,6 +42,20 @@ class InProcessKvNetwork {
   absl::Mutex mutex_;
   int last_port_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_map<std::string, Receiver*> receivers_ ABSL_GUARDED_BY(mutex_);  // by address
+};
+
+// The channel of kvtransfer itself, over loopback: what crosses it takes time, on other threads.
+class LoopbackKvNetwork final : public InProcessKvNetwork {
+ public:
+  explicit LoopbackKvNetwork(std::string transport) : transport_(std::move(transport)) {}
+
+  std::string transport() const override { return transport_; }
+  std::unique_ptr<kvtransfer::KvReceiver> MakeReceiver(
+      kvtransfer::KvReceiverOptions options) override;
+  std::unique_ptr<kvtransfer::KvSender> MakeSender(kvtransfer::KvSenderOptions options) override;
+
+ private:
+  const std::string transport_;
 };
 
 }  // namespace tandem

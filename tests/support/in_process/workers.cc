@@ -72,6 +72,8 @@ InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& opt
       intake_(PrefillLimits(options), &inbox_, clock) {
   kvtransfer::KvSenderOptions sender;
   sender.region = engine_.memory.region();
+  sender.worker_id = options.worker_id;
+  sender.capability_digest = CapabilityDigest(MakeCapability(options));
   sender.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
                           const kvtransfer::TransferStats& stats) {
     inbox_.Push(prefill::KvShipped{id, epoch, status, stats});
@@ -149,6 +151,8 @@ InProcessDecodeWorker::InProcessDecodeWorker(
       intake_({options.engine.model.vocab_size, options.max_model_len}, &inbox_, clock) {
   kvtransfer::KvReceiverOptions receiver;
   receiver.region = engine_.memory.region();
+  receiver.worker_id = options.worker_id;
+  receiver.capability_digest = CapabilityDigest(MakeCapability(options));
   receiver.on_sealed = [this](const TransferId& id, uint64_t epoch,
                               const kvtransfer::TransferStats& stats) {
     inbox_.Push(decode::KvSealed{id, epoch, stats});
@@ -161,7 +165,7 @@ InProcessDecodeWorker::InProcessDecodeWorker(
   };
   receiver_ = kv->MakeReceiver(std::move(receiver));
   decode::CallerIdentity identity;
-  identity.kv_transport = "memory";
+  identity.kv_transport = kv->transport();
   identity.kv_address = receiver_->address();
   identity.worker_id = options.worker_id;
   identity.num_blocks = options.engine.num_blocks;
@@ -179,7 +183,7 @@ InProcessDecodeWorker::InProcessDecodeWorker(
   loop.admission.cluster_secret = options.cluster_secret;
   loop.admission.model_digest = options.model_digest;
   loop.prefill.worker_id = options.worker_id;
-  loop.prefill.kv_transport = "memory";
+  loop.prefill.kv_transport = kv->transport();
   loop.prefill.block_size = options.engine.block_size;
   decode::LoopParts parts;
   parts.runner = &engine_.runner();

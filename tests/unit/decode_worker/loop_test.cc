@@ -358,6 +358,27 @@ TEST(LoopTest, NoBlocksForARetryIsUnavailable) {
   h.ExpectNoLeak();
 }
 
+TEST(LoopTest, SendersThatNeverAnswerCannotTakeThePool) {
+  LoopHarness h(Options(22));
+  for (int i = 0; i < 2; ++i) {  // 6 blocks each
+    Client& client = h.Submit(MakePrompt(20, i), Greedy(8), 1);
+    h.Step();
+    h.Cancel(client);
+    h.Step();
+  }
+  ASSERT_EQ(h.pool.counts().quarantined, 12);
+  Client& asks = h.Submit(MakePrompt(20, 7), Greedy(2), 1);  // its 6 blocks are there
+  Client& here = h.Submit(MakePrompt(20, 8), Greedy(2), 0);
+  h.StepAll();
+  ASSERT_TRUE(asks.end.has_value());
+  EXPECT_TRUE(absl::IsResourceExhausted(*asks.end));
+  EXPECT_THAT(std::string(asks.end->message()), HasSubstr("12 of 22 KV blocks wait for senders"));
+  h.ExpectFinished(here);
+  for (auto& call : h.caller.calls) h.Quiet(*call);
+  h.StepAll();
+  h.ExpectNoLeak();
+}
+
 TEST(LoopTest, BadPromptsAreNotTriedElsewhere) {
   LoopHarness h(Options());
   Client& client = h.Submit(MakePrompt(20), Greedy(8), 3);
