@@ -38,8 +38,8 @@ class CancelStorm : public testing::TestWithParam<std::string> {
  protected:
   CancelStorm() : kv_(GetParam()) {
     for (int i = 0; i < 2; ++i) {
-      prefills_.push_back(std::make_unique<InProcessPrefillWorker>(
-          Options("p" + std::to_string(i)), &kv_, &clock_, JoinMessages{}));
+      prefills_.push_back(std::make_unique<InProcessPrefillWorker>(Options("p" + std::to_string(i)),
+                                                                   &kv_, &clock_, JoinMessages{}));
       prefill_pointers_.push_back(prefills_.back().get());
     }
     for (int i = 0; i < 2; ++i) {
