@@ -86,7 +86,7 @@ absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
   s.hash_seed = seed;
   s.cached_blocks = s.lease.size();
   s.cached_tokens = s.cached_blocks * options_.limits.block_size;
-  s.computed = s.launched = s.cached_tokens;
+  s.computed = s.launched = s.proven = s.cached_tokens;
   s.reserved_at = clock_->Now();
   s.timing.stages[Stage::kQueue] = absl::ToDoubleMilliseconds(s.reserved_at - s.work.arrived);
   return out;

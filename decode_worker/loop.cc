@@ -254,6 +254,7 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
   if (s == nullptr) return;
   if (!output.status.ok()) return FailSequence(s, output.status);
   s->computed = run.start + run.num_tokens;
+  if (run.draws) s->proven = s->computed;
   if (run.start < s->prompt_length) {
     parts_.metrics->worker.prompt_tokens.Increment(run.num_tokens);
     s->prompt_logprobs.insert(s->prompt_logprobs.end(), output.prompt_logprobs.begin(),

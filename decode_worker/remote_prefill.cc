@@ -141,7 +141,7 @@ void RemotePrefills::Complete(Sequence* s) {
   s->lease.Append(std::move(attempt.target));
   s->attempt.reset();
   s->phase = SequencePhase::kRunnable;
-  s->computed = s->launched = s->prompt_length;
+  s->computed = s->launched = s->proven = s->prompt_length;
   s->runnable_at = clock_->Now();
 }
 
@@ -175,7 +175,7 @@ void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
   s->timing.transport = "local";
   s->timing.kv_bytes = 0;
   s->lease.Release();
-  s->computed = s->launched = 0;
+  s->computed = s->launched = s->proven = 0;
   s->cached_blocks = 0;
   s->phase = SequencePhase::kPreempted;
   s->runnable_at = clock_->Now();

@@ -81,24 +81,26 @@ bool RunningSet::Resume(Sequence* s) {
   if (!fresh.ok()) return false;
   lease.Append(*std::move(fresh));
   s->lease = std::move(lease);
-  s->computed = s->launched = cached * block_size;
+  s->computed = s->launched = s->proven = cached * block_size;
   s->cached_blocks = cached;
   s->phase = SequencePhase::kRunnable;
   return true;
 }
 
 void RunningSet::CacheComputed(Sequence* s) {
-  // Only what collected steps computed: a launched one may still turn out to have failed.
-  const int full = s->computed / cache_->block_size();
+  // Only what collected steps computed: a launched one may still turn out to have failed. And only
+  // what is proven: broken numbers show in the logits, not in the chunks before them.
+  const int good = std::min(s->computed, s->proven);
+  const int full = good / cache_->block_size();
   if (full <= s->cached_blocks) return;
-  const auto tokens = std::span<const int32_t>(s->tokens).first(static_cast<size_t>(s->computed));
+  const auto tokens = std::span<const int32_t>(s->tokens).first(static_cast<size_t>(good));
   cache_->Insert(s->hash_seed, tokens, s->lease, s->cached_blocks);
   s->cached_blocks = full;
 }
 
 void RunningSet::Release(Sequence* s) {
   steps_->Drop(s->work.id, std::move(s->lease));
-  s->computed = s->launched = 0;
+  s->computed = s->launched = s->proven = 0;
   s->cached_blocks = 0;
   s->pending = {};
 }

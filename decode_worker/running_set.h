@@ -48,8 +48,8 @@ class RunningSet {
   // Gives a preempted sequence blocks for all its tokens and the next one; false: they are not
   // there.
   bool Resume(Sequence* sequence);
-  // Makes the full blocks computed so far known to the prefix cache, so that a next turn of the
-  // conversation, or the sequence itself after a preemption, finds them.
+  // Makes the full blocks computed so far, and proven, known to the prefix cache, so that a next
+  // turn of the conversation, or the sequence itself after a preemption, finds them.
   void CacheComputed(Sequence* sequence);
   // What launched steps compute for the sequence is not wanted, and its blocks go.
   void Release(Sequence* sequence);

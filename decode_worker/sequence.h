@@ -57,6 +57,7 @@ struct Sequence {
   bool closed = false;         // its stream has ended; it is swept out at the end of the step
   int computed = 0;            // tokens whose KV lies in `lease`, as collected steps say
   int launched = 0;            // the same, with what launched steps compute
+  int proven = 0;              // of `computed`: a token was drawn from sound logits behind them
   engine::DrawnToken pending;  // step 0: none
   int cached_blocks = 0;       // of `lease`, known to the prefix cache
   engine::BlockLease lease;

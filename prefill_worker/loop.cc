@@ -18,9 +18,15 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
       steps_(parts.runner, parts.pool, parts.clock),
       shipper_(parts.sender, options_.layout),
       reporter_(options_.report, std::move(reports), parts.pool, parts.cache, parts.metrics,
-                parts.clock) {}
+                parts.clock) {
+  parts_.cache->KeepDigests(
+      [sender = parts_.sender](std::span<const int32_t> blocks) { return sender->Digest(blocks); });
+}
 
-Loop::~Loop() { EndAll(); }
+Loop::~Loop() {
+  EndAll();
+  parts_.cache->KeepDigests(nullptr);
+}
 
 void Loop::Run() {
   bool busy = true;
@@ -226,7 +232,9 @@ bool Loop::Launch(const std::vector<PromptChunk>& chunks) {
   }
   shipper_.DropNotes();
   spdlog::error("a batch of {} prompts was refused: {}", runs.size(), launched.status().ToString());
-  for (const worker::LaunchedRun& run : runs) FailComputed(Find(run.sequence), launched.status());
+  for (const worker::LaunchedRun& run : runs) {
+    if (Sequence* s = Find(run.sequence)) FailComputed(s, ForwardPassFailed(launched.status()));
+  }
   return false;
 }
 
@@ -237,6 +245,7 @@ bool Loop::CollectAndPublish(bool launched) {
   // Right after a launch the device may be given one step more before the host waits for one.
   const bool collect = !steps_.empty() && (steps_.full() || !launched);
   if (collect) Publish(steps_.Collect());
+  NoteDamagedBlocks();
   reporter_.Report([this] { return Load(); });
   return collect;
 }
@@ -260,9 +269,9 @@ void Loop::Publish(worker::CollectedStep step) {
     Sequence* s = Find(step.runs[i].sequence);
     if (s == nullptr) continue;
     if (!step.output.ok()) {
-      FailComputed(s, step.output.status());
+      FailComputed(s, ForwardPassFailed(step.output.status()));
     } else if (!step.output->items[i].status.ok()) {
-      FailComputed(s, step.output->items[i].status);
+      FailComputed(s, ForwardPassFailed(step.output->items[i].status));
     } else {
       PublishChunk(s, step.runs[i], std::move(step.output->items[i]));
     }
@@ -305,9 +314,38 @@ void Loop::Finish(Sequence* s, TokenLogprob first_token) {
 }
 
 void Loop::FailComputed(Sequence* s, const absl::Status& status) {
+  const std::vector<int32_t> broken =
+      parts_.cache->Retract(s->lease, s->cached / options_.layout.block_size);
   parts_.metrics->requests_failed.Increment();
-  Fail(s, Internal("prefill worker {}: forward pass failed: {}", options_.worker_id,
-                   MessageOf(status)));
+  Fail(s, status);
+  // Those that share them computed on top of them. (A prompt that was replied to had sound logits.)
+  for (const int32_t block : broken) {
+    const auto holds = [block](const Sequence* other) {
+      const std::span<const int32_t> blocks = other->lease.blocks();
+      return std::find(blocks.begin(), blocks.end(), block) != blocks.end();
+    };
+    while (true) {
+      const auto other = std::find_if(running_.begin(), running_.end(), holds);
+      if (other == running_.end()) break;
+      FailComputed(*other, Unavailable("prefill worker {}: a block of a shared prefix was broken",
+                                       options_.worker_id));
+    }
+  }
+}
+
+absl::Status Loop::ForwardPassFailed(const absl::Status& why) const {
+  return Internal("prefill worker {}: forward pass failed: {}", options_.worker_id, MessageOf(why));
+}
+
+void Loop::NoteDamagedBlocks() {
+  const uint64_t damaged = parts_.cache->damaged_blocks();
+  if (damaged == damaged_blocks_seen_) return;
+  const uint64_t more = damaged - std::exchange(damaged_blocks_seen_, damaged);
+  spdlog::error(
+      "{} cached KV blocks were damaged in memory since they were computed; they are "
+      "computed again",
+      more);
+  parts_.metrics->damaged_blocks.Increment(static_cast<double>(more));
 }
 
 // ---- ends ----

@@ -7,6 +7,11 @@
 // cache holds already are shipped at once; every other one after each layer of the chunk that
 // completes it.
 //
+// A chunk's blocks are shared as soon as it is computed, before the last chunk has shown that the
+// numbers are sound. Where it shows that they are not, they are taken out of the prefix cache
+// again, and the prompts that took them over fail too: their callers ask elsewhere. What was sound
+// then is watched by a digest (PrefixCache::KeepDigests).
+//
 // One turn is four lines, as in the decode loop: admit, plan, launch, and collect and publish the
 // oldest step in flight. Where the runner takes two steps, the next chunk of a prompt is launched
 // before the one before it is collected.
@@ -104,7 +109,10 @@ class Loop {
   void Publish(worker::CollectedStep step);
   void PublishChunk(Sequence* sequence, const worker::LaunchedRun& run, engine::ItemOutput output);
   void Finish(Sequence* sequence, TokenLogprob first_token);
-  void FailComputed(Sequence* sequence, const absl::Status& status);  // in a collected step
+  // Of a collected step: nothing that it computed may be found again, or serve those who found it.
+  void FailComputed(Sequence* sequence, const absl::Status& status);
+  absl::Status ForwardPassFailed(const absl::Status& why) const;
+  void NoteDamagedBlocks();
 
   // The open prompt with this Work::id; null: it was replied to.
   Sequence* Find(uint64_t id) const;
@@ -125,6 +133,7 @@ class Loop {
   std::vector<Sequence*> running_;  // in order of admission
   std::vector<Sequence*> in_view_;  // of the plan being made
   RateMeter rate_;
+  uint64_t damaged_blocks_seen_ = 0;
   bool draining_ = false;
   bool stop_ = false;
 };

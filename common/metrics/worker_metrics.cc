@@ -40,6 +40,9 @@ WorkerMetrics::WorkerMetrics(Metrics* metrics)
                                            "Prompt tokens looked up in the prefix cache")),
       prefix_hit_tokens(metrics->Counter("tandem_prefix_cache_hit_tokens_total",
                                          "Prompt tokens found in the prefix cache")),
+      damaged_blocks(metrics->Counter(
+          "tandem_kv_damaged_blocks_total",
+          "Cached KV blocks that no longer had the digest they were computed with")),
       step_seconds(metrics->Histogram("tandem_step_duration_seconds",
                                       "Duration of a forward pass over one batch", StageBuckets())),
       batch_tokens(

@@ -62,6 +62,7 @@ class WorkerMetrics {
   prometheus::Counter& generation_tokens;      // tandem_generation_tokens_total
   prometheus::Counter& prefix_query_tokens;    // tandem_prefix_cache_query_tokens_total
   prometheus::Counter& prefix_hit_tokens;      // tandem_prefix_cache_hit_tokens_total
+  prometheus::Counter& damaged_blocks;         // tandem_kv_damaged_blocks_total
   prometheus::Histogram& step_seconds;         // tandem_step_duration_seconds
   prometheus::Histogram& batch_tokens;         // tandem_batch_tokens
   prometheus::Histogram& batch_sequences;      // tandem_batch_sequences

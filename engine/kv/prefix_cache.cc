@@ -37,6 +37,7 @@ BlockLease PrefixCache::MatchMore(const Hash128& seed, std::span<const int32_t> 
   std::vector<int32_t> blocks = FindChain(seed, tokens, max_blocks);
   blocks.erase(blocks.begin(),
                blocks.begin() + std::min(static_cast<ptrdiff_t>(held), std::ssize(blocks)));
+  blocks.resize(CountUndamaged(blocks));
   for (const int32_t block : blocks) {
     if (tree_.IsIdle(block)) tree_.SetInUse(block);
   }
@@ -91,10 +92,50 @@ void PrefixCache::Insert(const Hash128& seed, std::span<const int32_t> tokens,
     break;
   }
   if (!chain.has_value()) chain = ChainEnd{CachedBlockId{}, seed};
+  std::vector<int32_t> added;
   for (; next < end && chain.has_value(); ++next) {
-    chain =
-        InsertBlock(*chain, lease.blocks()[static_cast<size_t>(next)], BlockTokens(tokens, next));
+    chain = InsertBlock(*chain, lease.blocks()[static_cast<size_t>(next)],
+                        BlockTokens(tokens, next), &added);
   }
+  TakeDigests(added);
+}
+
+std::vector<int32_t> PrefixCache::Retract(const BlockLease& lease, int from_block) {
+  std::vector<int32_t> retracted;
+  if (!enabled_) return retracted;
+  for (int i = from_block; i < lease.size(); ++i) {
+    const int32_t block = lease.blocks()[static_cast<size_t>(i)];
+    if (!tree_.Contains(block)) continue;
+    Drop(block);
+    retracted.push_back(block);
+  }
+  return retracted;
+}
+
+void PrefixCache::KeepDigests(BlockDigests digests) {
+  TANDEM_CHECK(digests == nullptr || by_hash_.empty(), "{} blocks are cached without a digest",
+               by_hash_.size());
+  digests_ = std::move(digests);
+}
+
+void PrefixCache::TakeDigests(std::span<const int32_t> blocks) {
+  if (digests_ == nullptr || blocks.empty()) return;
+  const std::vector<uint64_t> digests = digests_(blocks);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    entries_[static_cast<size_t>(blocks[i])].digest = digests[i];
+  }
+}
+
+size_t PrefixCache::CountUndamaged(std::span<const int32_t> blocks) {
+  if (digests_ == nullptr || blocks.empty()) return blocks.size();
+  const std::vector<uint64_t> digests = digests_(blocks);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (entries_[static_cast<size_t>(blocks[i])].digest == digests[i]) continue;
+    ++damaged_blocks_;
+    Drop(blocks[i]);
+    return i;
+  }
+  return blocks.size();
 }
 
 std::optional<CachedBlockId> PrefixCache::CachedContentOf(int32_t block) const {
@@ -111,7 +152,8 @@ std::optional<CachedBlockId> PrefixCache::CachedContentOf(int32_t block) const {
 }
 
 std::optional<PrefixCache::ChainEnd> PrefixCache::InsertBlock(const ChainEnd& chain, int32_t block,
-                                                              std::span<const int32_t> tokens) {
+                                                              std::span<const int32_t> tokens,
+                                                              std::vector<int32_t>* added) {
   const Hash128 hash = hash_(chain.hash, tokens);
   const auto it = by_hash_.find(hash);
   int32_t holder = it == by_hash_.end() ? -1 : it->second;
@@ -143,6 +185,7 @@ std::optional<PrefixCache::ChainEnd> PrefixCache::InsertBlock(const ChainEnd& ch
   std::copy(tokens.begin(), tokens.end(),
             tokens_.begin() + static_cast<ptrdiff_t>(block) * block_size_);
   by_hash_.emplace(hash, block);
+  added->push_back(block);
   NoteStored(hash);
   return ChainEnd{tree_.Id(block), hash};
 }

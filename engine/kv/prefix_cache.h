@@ -59,6 +59,17 @@ class PrefixCache : private Evictor {
   void Insert(const Hash128& seed, std::span<const int32_t> tokens, const BlockLease& lease,
               int from_block);
 
+  // The blocks of `lease` from `from_block` on turned out broken: those of them that are cached are
+  // forgotten. Returns these; other leases may hold them still.
+  std::vector<int32_t> Retract(const BlockLease& lease, int from_block);
+
+  // From now on the digest of a block's bytes is taken when it is inserted, that is when it was
+  // computed, and compared before it serves a prompt: a block that was damaged in between is
+  // forgotten instead. The cache must be empty. Null: no longer.
+  using BlockDigests = std::function<std::vector<uint64_t>(std::span<const int32_t> blocks)>;
+  void KeepDigests(BlockDigests digests);
+  uint64_t damaged_blocks() const { return damaged_blocks_; }
+
   // Forgets every unreferenced block.
   void Clear();
   BlockEvents TakeEvents();
@@ -73,8 +84,9 @@ class PrefixCache : private Evictor {
  private:
   // What a block knows of the cached content that equals its own.
   struct Entry {
-    Hash128 hash;        // of a cached block
-    CachedBlockId twin;  // of a block that is not cached: the cached block with the same content
+    Hash128 hash;         // of a cached block
+    uint64_t digest = 0;  // of its bytes, where digests are kept
+    CachedBlockId twin;   // of a block that is not cached: the cached block with the same content
     uint64_t generation = 0;  // of the block when `twin` was noted
   };
   // How far a prompt was followed: the last cached block, and the hash that the next one chains on.
@@ -98,11 +110,15 @@ class PrefixCache : private Evictor {
   bool SameTokens(int32_t block, std::span<const int32_t> tokens) const;
   // The reachable cached block that has the content of `block`, a leased and computed one.
   std::optional<CachedBlockId> CachedContentOf(int32_t block) const;
-  // Makes `block`, which holds `tokens`, known as the continuation of `chain`. Returns the end of
-  // the longer chain; nothing if what is cached there has other content, so that no prompt could
-  // reach what follows.
+  // Makes `block`, which holds `tokens`, known as the continuation of `chain`; notes it in `added`
+  // if it was not. Returns the end of the longer chain; nothing if what is cached there has other
+  // content, so that no prompt could reach what follows.
   std::optional<ChainEnd> InsertBlock(const ChainEnd& chain, int32_t block,
-                                      std::span<const int32_t> tokens);
+                                      std::span<const int32_t> tokens, std::vector<int32_t>* added);
+  // Takes the digests of blocks that were just inserted.
+  void TakeDigests(std::span<const int32_t> blocks);
+  // How many of `blocks`, a chain, are as they were inserted; the first that is not is forgotten.
+  size_t CountUndamaged(std::span<const int32_t> blocks);
   void NoteStored(const Hash128& hash);
   void NoteRemoved(const Hash128& hash);
   std::span<const int32_t> BlockTokens(std::span<const int32_t> tokens, int i) const {
@@ -119,8 +135,10 @@ class PrefixCache : private Evictor {
   std::vector<int32_t> tokens_;  // [block][block_size] of cached blocks
   absl::flat_hash_map<Hash128, int32_t> by_hash_;
   absl::flat_hash_map<Hash128, bool> pending_;  // true: stored, false: removed
+  BlockDigests digests_;
   uint64_t query_tokens_ = 0;
   uint64_t hit_tokens_ = 0;
+  uint64_t damaged_blocks_ = 0;
 };
 
 }  // namespace tandem::engine

@@ -182,6 +182,9 @@ class KvSender {
   virtual void Finish(const TransferId& id, uint64_t epoch) = 0;
   // Send nothing more, tell the receiver quiet. Idempotent; unknown transfers are ignored.
   virtual void Abort(const TransferId& id, uint64_t epoch) = 0;
+  // One digest per block of the own pool, over all of its bytes, by the rule of FINISH. The blocks
+  // must be computed. Reads them on the caller's thread.
+  virtual std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const = 0;
   // Measured over recent transfers to each peer: (worker id, bytes per second).
   virtual std::vector<std::pair<std::string, double>> LinkRates() const = 0;
   virtual KvTransferCounters Counters() const { return {}; }

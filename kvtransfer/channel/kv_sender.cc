@@ -102,6 +102,12 @@ class KvSenderImpl : public KvSender {
     if (const auto peer = PeerOf(key); peer != nullptr) peer->Abort(key);
   }
 
+  std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
+    const KvStore& store = *context_.link.store;
+    const KvPoolShape& shape = store.shape();
+    return store.DigestRun({0, shape.layout.num_layers, shape.heads(), blocks, {}});
+  }
+
   std::vector<std::pair<std::string, double>> LinkRates() const override {
     std::vector<std::pair<std::string, double>> rates;
     absl::MutexLock lock(&mutex_);

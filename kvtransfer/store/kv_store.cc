@@ -23,12 +23,12 @@ absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region) {
   return std::make_unique<HostStore>(region);
 }
 
-std::vector<uint64_t> DigestRun(const KvStore& store, const BlockRun& run) {
+std::vector<uint64_t> KvStore::DigestRun(const BlockRun& run) const {
   const auto heads = static_cast<size_t>(run.heads.count);
   std::vector<uint64_t> by_head(run.source_blocks.size() * heads);
   std::vector<uint64_t> digests(run.source_blocks.size(), 0);
   for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
-    store.Digest(layer, run.source_blocks, run.heads, by_head);
+    Digest(layer, run.source_blocks, run.heads, by_head);
     for (size_t i = 0; i < by_head.size(); ++i) digests[i / heads] ^= by_head[i];
   }
   return digests;

@@ -67,10 +67,9 @@ class KvStore {
   // of `layer`. `heads` are heads of this pool.
   virtual void Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
                       std::span<uint64_t> digests) const = 0;
+  // One digest per source block of `run`, over its layers and heads.
+  virtual std::vector<uint64_t> DigestRun(const BlockRun& run) const;
 };
-
-// One digest per block of `run`, over its layers and heads, of the store's own (source) blocks.
-std::vector<uint64_t> DigestRun(const KvStore& store, const BlockRun& run);
 
 // The store over `region`, whose memory outlives it. INVALID_ARGUMENT names what is wrong with the
 // region; UNIMPLEMENTED for memory of a kind that this build cannot reach.

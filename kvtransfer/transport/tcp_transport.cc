@@ -31,7 +31,7 @@ class TcpWriter : public KvWriter {
     std::vector<ConstBytes> parts;
     if (store_->HostAddress(0) != nullptr) {
       // Before the bytes leave, while that brings them into the cache from which they leave.
-      digests = DigestRun(*store_, run);
+      digests = store_->DigestRun(run);
       parts.reserve(plan.size());
       for (const CopyPiece& piece : plan) {
         parts.push_back({store_->HostAddress(piece.source_offset), piece.bytes});

@@ -85,6 +85,21 @@ FakeKvMemory::~FakeKvMemory() {
   close(region_.fd);
 }
 
+std::vector<uint64_t> FakeBlockDigests(const KvRegion& region, std::span<const int32_t> blocks) {
+  std::vector<uint64_t> digests;
+  for (const int32_t block : blocks) {
+    uint64_t digest = 0;
+    for (int layer = 0; layer < region.layout.num_layers; ++layer) {
+      const std::byte* bytes = region.Block(layer, block);
+      for (size_t i = 0; i < region.layout.BlockLayerBytes(); ++i) {
+        digest = Mix(digest, static_cast<uint64_t>(bytes[i]));
+      }
+    }
+    digests.push_back(digest);
+  }
+  return digests;
+}
+
 FakeModelRunner::FakeModelRunner(const KvRegion& region, FakeModelOptions options)
     : region_(region), options_(std::move(options)) {
   TANDEM_CHECK(static_cast<size_t>(region_.layout.head_dim) * DTypeSize(region_.layout.dtype) >=

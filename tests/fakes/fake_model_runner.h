@@ -37,6 +37,9 @@ class FakeKvMemory {
   KvRegion region_;
 };
 
+// Hashes of whole blocks of `region`, as KvSender::Digest() gives.
+std::vector<uint64_t> FakeBlockDigests(const KvRegion& region, std::span<const int32_t> blocks);
+
 struct FakeModelOptions {
   int vocab_size = 1000;
   int max_num_batched_tokens = 1 << 30;

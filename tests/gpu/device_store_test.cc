@@ -239,8 +239,8 @@ TEST(DeviceStore, ManyThreads) {
         std::fill(staging.get(), staging.get() + sent.size(), std::byte{0});
         device.store().GatherRun(run, staging.get(), digests);
         if (!std::equal(sent.begin(), sent.end(), staging.get())) ++wrong;
-        if (digests != DigestRun(*expected, run)) ++wrong;
-        if (digests != DigestRun(device.store(), run)) ++wrong;
+        if (digests != expected->DigestRun(run)) ++wrong;
+        if (digests != device.store().DigestRun(run)) ++wrong;
       }
     });
   }

@@ -321,4 +321,14 @@ void DeviceStore::Digest(int layer, std::span<const int32_t> blocks, const HeadR
   });
 }
 
+std::vector<uint64_t> DeviceStore::DigestRun(const BlockRun& run) const {
+  const size_t pages_per_block = 2 * static_cast<size_t>(run.heads.count);
+  std::vector<uint64_t> digests(run.source_blocks.size(), 0);
+  // All layers together: a launch costs more than the pages of one.
+  DigestPages(run, nullptr, [&](size_t page, uint64_t digest) {
+    digests[page / pages_per_block % digests.size()] ^= digest;
+  });
+  return digests;
+}
+
 }  // namespace tandem::kvtransfer::cuda

@@ -48,6 +48,7 @@ class DeviceStore final : public KvStore {
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override;
   void Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
               std::span<uint64_t> digests) const override;
+  std::vector<uint64_t> DigestRun(const BlockRun& run) const override;
 
  private:
   static constexpr int kSlots = 4;

@@ -7,6 +7,7 @@
 
 #include "common/base/check.h"
 #include "common/base/status.h"
+#include "tests/fakes/fake_model_runner.h"
 
 namespace tandem {
 namespace {
@@ -155,6 +156,9 @@ class InProcessKvNetwork::Sender final : public kvtransfer::KvSender {
   }
   void Abort(const TransferId& id, uint64_t epoch) override {
     End({id, epoch}, absl::AbortedError("aborted by its sender"));
+  }
+  std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
+    return engine::FakeBlockDigests(options_.region, blocks);
   }
   std::vector<std::pair<std::string, double>> LinkRates() const override { return {}; }
 

@@ -428,6 +428,26 @@ TEST(LoopTest, ASequenceWithBrokenNumbersEndsAlone) {
   h.ExpectNoLeak();
 }
 
+TEST(LoopTest, APreemptionCachesNothingUnproven) {
+  HarnessOptions options = Options(12);
+  options.loop.admission.limits.max_num_seqs = 2;
+  options.loop.admission.limits.max_num_batched_tokens = 3;
+  LoopHarness h(options);
+  Client& old = h.Submit(MakePrompt(4, 1), Greedy(30));
+  h.Step();
+  Client& young = h.Submit(MakePrompt(30, 2), Greedy(2));  // 2 tokens a step
+  for (int i = 0; i < 100 && h.decode_metrics.worker.preemptions.Value() == 0; ++i) h.Step();
+  ASSERT_EQ(h.decode_metrics.worker.preemptions.Value(), 1);
+  ASSERT_TRUE(young.events.empty());
+  // Whether its numbers are sound nobody knows before its last chunk.
+  EXPECT_EQ(h.cache.CountMatch(BlockHashSeed("", "", ""), young.prompt, 7), 0);
+  h.StepAll();
+  h.ExpectFinished(old);
+  h.ExpectFinished(young);
+  EXPECT_EQ(h.cache.CountMatch(BlockHashSeed("", "", ""), young.prompt, 7), 7);
+  h.ExpectNoLeak();
+}
+
 TEST(LoopTest, DrainingFinishesWhatRunsAndRefusesTheRest) {
   LoopHarness h(Unified());
   Client& running = h.Submit(MakePrompt(5), Greedy(5));

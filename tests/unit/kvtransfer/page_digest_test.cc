@@ -124,10 +124,10 @@ TEST(KvStore, ACopiedRunHasTheDigestOfBothPools) {
   EXPECT_TRUE(from->CopyRun(run, ShapeOf(target.region()), target.region().base, CopyMode::kCached,
                             digests, [&] { return ++asked > 0; }));
   EXPECT_GT(asked, 0);
-  EXPECT_EQ(digests, DigestRun(*from, run));
+  EXPECT_EQ(digests, from->DigestRun(run));
   BlockRun arrived = run;
   arrived.source_blocks = target_blocks;
-  EXPECT_EQ(digests, DigestRun(**MakeKvStore(target.region()), arrived));
+  EXPECT_EQ(digests, (*MakeKvStore(target.region()))->DigestRun(arrived));
   target.Fill(std::byte{0});
   EXPECT_FALSE(from->CopyRun(run, ShapeOf(target.region()), target.region().base, CopyMode::kCached,
                              digests, [] { return false; }));
@@ -150,7 +150,7 @@ TEST(KvStore, AGatheredRunIsWhatAPlanGathers) {
   std::vector<uint64_t> digests(blocks.size(), 0);
   store->GatherRun(run, got.get(), digests);
   EXPECT_TRUE(std::equal(got.get(), got.get() + at, wanted.get()));
-  EXPECT_EQ(digests, DigestRun(*store, run));
+  EXPECT_EQ(digests, store->DigestRun(run));
 }
 
 TEST(KvStore, TheDigestOfSomeHeadsIsWhatAPoolOfTheseHeadsHas) {
@@ -171,7 +171,7 @@ TEST(KvStore, TheDigestOfSomeHeadsIsWhatAPoolOfTheseHeadsHas) {
   from->Digest(1, source, {2, 2}, sent);
   to->Digest(1, target, {2, 2}, arrived);
   EXPECT_EQ(sent, arrived);
-  EXPECT_EQ(DigestRun(*from, run), std::vector<uint64_t>{sent[0] ^ sent[1]});
+  EXPECT_EQ(from->DigestRun(run), std::vector<uint64_t>{sent[0] ^ sent[1]});
 }
 
 TEST(KvStore, WhatAPoolCannotDoIsSaid) {

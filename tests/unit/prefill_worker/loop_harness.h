@@ -67,6 +67,9 @@ class FakeKvSender : public kvtransfer::KvSender {
     if (complete_at_once) Complete(id, epoch, absl::AbortedError("aborted by its sender"));
   }
 
+  std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
+    return engine::FakeBlockDigests(source_, blocks);
+  }
   std::vector<std::pair<std::string, double>> LinkRates() const override { return {}; }
 
   // The end of a transfer, as a transport thread reports it.

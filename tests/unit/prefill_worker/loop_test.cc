@@ -418,6 +418,53 @@ TEST(PrefillLoop, PromptWithBrokenNumbersFailsAlone) {
   h.ExpectNothingHeld();
 }
 
+// A fault that shows only in the logits of the last chunk, long after the first one was published.
+TEST(PrefillLoop, BrokenNumbersDoNotStayInTheCache) {
+  LoopHarness h;  // 64 tokens a step
+  bool faulty = true;
+  h.item_status = [&](const engine::BatchItem&) {
+    return faulty ? absl::InternalError("NaN") : absl::OkStatus();
+  };
+  const std::vector<int32_t> prompt = Tokens(100);
+  const uint64_t lost = h.Submit(h.MakeWork(prompt));
+  h.Step();
+  // Comes between the fault and its discovery, and takes over what is broken.
+  const uint64_t misled = h.Submit(h.MakeWork(prompt));
+  h.RunToEnd();
+  EXPECT_EQ(h.Code(lost), absl::StatusCode::kInternal);
+  EXPECT_EQ(h.Code(misled), absl::StatusCode::kUnavailable);  // its caller asks elsewhere
+  faulty = false;
+  for (int i = 0; i < 6; ++i) {
+    const Work work = h.MakeWork(prompt);
+    h.Submit(work);
+    h.RunToEnd();
+    h.ExpectRight(work);
+    EXPECT_EQ(h.replies.at(work.id)->cached_tokens, i == 0 ? 0 : 96);
+  }
+  h.ExpectNothingHeld();
+}
+
+TEST(PrefillLoop, ABlockDamagedInTheCacheIsComputedAgain) {
+  LoopHarness h;
+  const std::vector<int32_t> prompt = Tokens(100);
+  h.Submit(h.MakeWork(prompt));
+  h.RunToEnd();
+  const int32_t third = h.cache.Match(BlockHashSeed("", "", ""), prompt, 3).blocks()[2];
+  h.engine.memory.region().Block(1, third)[5] ^= std::byte{4};
+  const Work next = h.MakeWork(prompt);
+  h.Submit(next);
+  h.RunToEnd();
+  h.ExpectRight(next);
+  EXPECT_EQ(h.replies.at(next.id)->cached_tokens, 32);  // what lies before it
+  EXPECT_EQ(h.worker_metrics.damaged_blocks.Value(), 1);
+  const Work again = h.MakeWork(prompt);
+  h.Submit(again);
+  h.RunToEnd();
+  h.ExpectRight(again);
+  EXPECT_EQ(h.replies.at(again.id)->cached_tokens, 96);
+  h.ExpectNothingHeld();
+}
+
 TEST(PrefillLoop, DrainingFinishesWhatRunsAndRefusesTheRest) {
   LoopHarness h({.max_num_batched_tokens = 16});
   const Work work = h.MakeWork(Tokens(60));
