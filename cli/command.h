@@ -24,6 +24,7 @@ using Arguments = std::vector<std::string>;
 int RunUp(const Arguments& arguments);
 int RunChat(const Arguments& arguments);
 int RunGenerate(const Arguments& arguments);
+int RunBench(const Arguments& arguments);
 int RunStatus(const Arguments& arguments);
 int RunDrain(const Arguments& arguments);
 int RunInspect(const Arguments& arguments);

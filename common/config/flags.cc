@@ -21,6 +21,7 @@ namespace tandem {
 namespace {
 
 constexpr size_t kHelpColumn = 36;
+constexpr int kMaxListed = 1 << 16;  // values of one list
 
 template <typename T>
 absl::Status ParseNumber(const std::string& text, const char* accepted, T* out) {
@@ -61,6 +62,7 @@ struct Flag {
   bool is_bool = false;
   bool positional = false;
   bool repeated = false;
+  bool list = false;
   bool required = false;
   bool hidden = false;  // in no list and no suggestion
   std::function<absl::Status(const std::string&)> set;
@@ -231,6 +233,13 @@ void FlagSet::AddRepeated(const std::string& name, std::vector<std::string>* tar
                   }});
 }
 
+void FlagSet::AddList(const std::string& name, std::vector<std::string>* target,
+                      const std::string& help, const std::string& unit) {
+  AddRepeated(name, target, help);
+  impl_->flags.back()->unit = unit;
+  impl_->flags.back()->list = true;
+}
+
 void FlagSet::AddBytes(const std::string& name, int64_t* target, const std::string& help) {
   impl_->AddFlag({.name = name,
                   .help = help,
@@ -283,7 +292,7 @@ absl::Status FlagSet::Impl::ParseCommandLine(std::vector<std::string> args, CLI:
       flag->option = app->add_flag(flag->name + ",!" + negated);
     } else {
       flag->option = app->add_option(flag->name, [](const CLI::results_t&) { return true; });
-      flag->option->expected(1);
+      flag->option->expected(1, flag->list ? kMaxListed : 1);
     }
     flag->option->multi_option_policy(flag->repeated ? CLI::MultiOptionPolicy::TakeAll
                                                      : CLI::MultiOptionPolicy::TakeLast);

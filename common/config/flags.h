@@ -53,6 +53,9 @@ class FlagSet {
   // May be given several times; on the command line only.
   void AddRepeated(const std::string& name, std::vector<std::string>* target,
                    const std::string& help);
+  // Takes one or more values at once, and may be repeated: --goodput ttft:500 tpot:50.
+  void AddList(const std::string& name, std::vector<std::string>* target, const std::string& help,
+               const std::string& unit = "");
   void AddBytes(const std::string& name, int64_t* target, const std::string& help);
   void AddChoice(const std::string& name, std::string* target,
                  const std::vector<std::string>& choices, const std::string& help);

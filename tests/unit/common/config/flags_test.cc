@@ -177,6 +177,21 @@ TEST(FlagsOptionalTest, UnsetUnlessGivenAndRepeatable) {
   EXPECT_FALSE(flags.Parse(std::vector<std::string>{"--seed=-1"}).ok());
 }
 
+TEST(FlagsListTest, TakesSeveralValuesUpToTheNextFlag) {
+  std::vector<std::string> goodput;
+  uint64_t seed = 0;
+  FlagSet flags("tandem bench", "Measures.");
+  flags.AddList("--goodput", &goodput, "limits", "ms");
+  flags.Add("--seed", &seed, "random seed");
+  ASSERT_TRUE(flags
+                  .Parse(std::vector<std::string>{"--goodput", "ttft:500", "tpot:50", "--seed", "3",
+                                                  "--goodput=e2el:9"})
+                  .ok());
+  EXPECT_THAT(goodput, ElementsAre("ttft:500", "tpot:50", "e2el:9"));
+  EXPECT_EQ(seed, 3u);
+  EXPECT_FALSE(flags.Parse(std::vector<std::string>{"--seed", "3", "4"}).ok());
+}
+
 TEST(FlagsPositionalTest, RequiredAndOptional) {
   std::string dir;
   std::string extra = "none";

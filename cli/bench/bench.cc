@@ -1,0 +1,200 @@
+// `tandem bench`: sends a workload to a running cluster and says what it was given.
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+#include <unistd.h>
+
+#include "fmt/format.h"
+
+#include "cli/bench/bench_flags.h"
+#include "cli/bench/grpc_bench_client.h"
+#include "cli/bench/progress.h"
+#include "cli/command.h"
+#include "cli/inference_client.h"
+#include "common/base/clock.h"
+#include "common/base/status.h"
+#include "common/base/transfer_id.h"
+#include "common/rpc/server.h"
+
+namespace tandem::cli {
+namespace {
+
+constexpr int kExitInterrupted = 130;
+
+// The first signal ends the run early, with a report of what there is; the second one the program.
+class StopOnSignal {
+ public:
+  StopOnSignal(SignalWaiter* signals, BenchRunner* runner)
+      : signals_(signals), thread_([this, runner] {
+          if (signals_->Wait() == 0) return;
+          runner->Stop();
+          if (signals_->Wait() != 0) _exit(kExitInterrupted);
+        }) {}
+  ~StopOnSignal() {
+    signals_->Wake();
+    thread_.join();
+  }
+
+ private:
+  SignalWaiter* const signals_;
+  std::thread thread_;
+};
+
+class Bench {
+ public:
+  Bench(const BenchFlags& flags, BenchPlan plan, BenchClient* client, SignalWaiter* signals)
+      : flags_(flags), plan_(std::move(plan)), client_(client), signals_(signals) {
+    salt_ =
+        flags.cache_salt.empty() ? fmt::format("bench-{:016x}", RandomUint64()) : flags.cache_salt;
+  }
+
+  absl::Status WarmUp() {
+    if (plan_.warm_up.empty()) return absl::OkStatus();
+    RunnerOptions options = plan_.runner;
+    options.open_loop = false;
+    options.cache_salt = salt_ + "-warm-up";
+    const RunOutcome outcome = Run(options, plan_.warm_up, "warm-up");
+    if (outcome.stopped) return Cancelled("stopped in the warm-up");
+    for (const RequestRecord& record : outcome.records) TANDEM_RETURN_IF_ERROR(record.status);
+    return absl::OkStatus();
+  }
+
+  // False if it was stopped.
+  bool RunStaticBatches() {
+    RunnerOptions options = plan_.runner;
+    options.open_loop = false;
+    options.static_batches = true;
+    if (options.max_concurrency == 0) options.max_concurrency = 16;
+    options.cache_salt = salt_ + "-static";
+    const RunOutcome outcome = Run(options, plan_.workload, "static batches");
+    static_setup_ = plan_.setup;
+    static_setup_.request_rate = 0;
+    static_setup_.static_batches = true;
+    static_setup_.max_concurrency = options.max_concurrency;
+    static_metrics_ = MeasureRun(outcome);
+    return !outcome.stopped;
+  }
+
+  void RunMain() {
+    RunnerOptions options = plan_.runner;
+    options.cache_salt = salt_;
+    outcome_ = Run(options, plan_.workload, "bench");
+    metrics_ = MeasureRun(outcome_);
+  }
+
+  nlohmann::ordered_json Json(bool detailed) const {
+    nlohmann::ordered_json json = ReportJson(plan_.setup, metrics_);
+    if (static_metrics_) json["static_batches_run"] = ReportJson(static_setup_, *static_metrics_);
+    if (detailed) AddDetails(outcome_.records, &json);
+    return json;
+  }
+
+  void PrintText() const {
+    if (static_metrics_) fmt::print("{}", RenderReport(static_setup_, *static_metrics_));
+    fmt::print("{}", RenderReport(plan_.setup, metrics_));
+    if (static_metrics_) fmt::print("{}", RenderComparison(metrics_, *static_metrics_));
+  }
+
+  bool stopped() const { return outcome_.stopped; }
+  size_t completed() const { return metrics_.completed; }
+  const BenchSetup& setup() const { return plan_.setup; }
+
+ private:
+  RunOutcome Run(const RunnerOptions& options, const std::vector<Conversation>& workload,
+                 const std::string& label) {
+    BenchRunner runner(options, client_, Clock::Real());
+    StopOnSignal stop(signals_, &runner);
+    ProgressPrinter printer(label, workload.size());
+    BenchRunner::OnProgress show;
+    if (flags_.progress) show = [&](const RunProgress& progress) { printer.Show(progress); };
+    RunOutcome outcome = runner.Run(workload, show);
+    if (flags_.progress) printer.Clear();
+    return outcome;
+  }
+
+  BenchMetrics MeasureRun(const RunOutcome& outcome) const {
+    return Measure(outcome.records, outcome.duration, plan_.goodput, plan_.setup.percentiles);
+  }
+
+  const BenchFlags& flags_;
+  const BenchPlan plan_;
+  BenchClient* const client_;
+  SignalWaiter* const signals_;
+  std::string salt_;
+  RunOutcome outcome_;
+  BenchMetrics metrics_;
+  BenchSetup static_setup_;
+  std::optional<BenchMetrics> static_metrics_;
+};
+
+absl::Status SaveResult(const BenchFlags& flags, const Bench& bench) {
+  std::string name = flags.result_filename;
+  if (name.empty()) {
+    std::string model = bench.setup().model;
+    std::replace(model.begin(), model.end(), '/', '_');
+    const std::string rate =
+        bench.setup().request_rate > 0 ? fmt::format("{}", bench.setup().request_rate) : "inf";
+    name = fmt::format("tandem-{}qps-{}-{}.json", rate, model, bench.setup().date);
+  }
+  const std::string path = (std::filesystem::path(flags.result_dir) / name).string();
+  std::ofstream out(path);
+  out << JsonLine(bench.Json(flags.save_detailed)) << "\n";
+  out.close();
+  if (!out) return Unavailable("cannot write {}", path);
+  return absl::OkStatus();
+}
+
+int Execute(const BenchFlags& flags) {
+  SignalWaiter signals;
+  GrpcBenchClientOptions options;
+  options.server = flags.server;
+  options.model = flags.model;
+  options.connections = flags.connections;
+  options.sampling.set_temperature(static_cast<float>(flags.temperature));
+  options.sampling.set_ignore_eos(flags.ignore_eos);
+  GrpcBenchClient client(options);
+  const absl::StatusOr<BenchModel> model = client.Describe();
+  if (!model.ok()) return Fail("bench", model.status(), flags.server);
+  absl::StatusOr<BenchPlan> plan = MakePlan(flags, *model);
+  if (!plan.ok()) return Fail("bench", plan.status());
+  if (plan->left_out > 0) {
+    fmt::print(stderr, "left out: {} of {} requests, longer than max_model_len {}\n",
+               plan->left_out, plan->left_out + plan->workload.size(), model->max_model_len);
+  }
+  Bench bench(flags, *std::move(plan), &client, &signals);
+  if (const absl::Status status = bench.WarmUp(); !status.ok()) {
+    return Fail("bench: warm-up", status, flags.server);
+  }
+  if (flags.compare_static && !bench.RunStaticBatches()) return kExitInterrupted;
+  bench.RunMain();
+  if (flags.json) {
+    fmt::print("{}\n", JsonLine(bench.Json(flags.save_detailed)));
+  } else {
+    bench.PrintText();
+  }
+  if (flags.save_result || flags.save_detailed || !flags.result_filename.empty()) {
+    if (const absl::Status status = SaveResult(flags, bench); !status.ok()) {
+      return Fail("bench", status);
+    }
+  }
+  if (bench.stopped()) return kExitInterrupted;
+  return bench.completed() > 0 ? kExitOk : kExitFailed;
+}
+
+}  // namespace
+
+int RunBench(const Arguments& arguments) {
+  FlagSet parser("tandem bench", "Sends requests to a running cluster and measures the answers.");
+  BenchFlags flags;
+  flags.AddTo(&parser);
+  if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
+  if (const absl::Status status = flags.Check(); !status.ok()) {
+    fmt::print(stderr, "tandem bench: {}\n", MessageOf(status));
+    return kExitUsage;
+  }
+  return Execute(flags);
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,49 @@
+// BenchClient over tandem.v1.Inference by gRPC's callback API: no thread per stream.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/synchronization/mutex.h"
+
+#include "cli/bench/bench_client.h"
+#include "tandem/v1/inference.grpc.pb.h"
+
+namespace tandem::cli {
+
+struct GrpcBenchClientOptions {
+  std::string server;
+  std::string model;  // served name; empty: the cluster's model
+  // Streams go over these in turn: what one connection writes and reads passes one lock.
+  int connections = 4;
+  v1::SamplingParams sampling;  // max_tokens is each request's own
+};
+
+class GrpcBenchClient : public BenchClient {
+ public:
+  explicit GrpcBenchClient(GrpcBenchClientOptions options);
+  // Cancels what runs and waits for its end.
+  ~GrpcBenchClient() override;
+
+  absl::StatusOr<BenchModel> Describe() override;
+  void Start(const BenchRequest& request, std::shared_ptr<AnswerSink> sink) override;
+  void CancelAll() override;
+
+ private:
+  class Call;
+
+  void Ended(Call* call);
+  bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_.empty(); }
+
+  const GrpcBenchClientOptions options_;
+  std::vector<std::shared_ptr<grpc::Channel>> channels_;
+  std::vector<std::unique_ptr<v1::Inference::Stub>> stubs_;  // one per channel
+  absl::Mutex mutex_;
+  size_t next_stub_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::flat_hash_set<Call*> running_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace tandem::cli
