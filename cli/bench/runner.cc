@@ -12,18 +12,20 @@ constexpr absl::Duration kProgressEvery = absl::Milliseconds(200);
 
 }  // namespace
 
-void BenchRunner::Prepare(size_t conversation, size_t turn, std::vector<uint32_t> said,
-                          Prepared* out) const {
+BenchRunner::Prepared BenchRunner::Prepare(size_t conversation, size_t turn,
+                                           std::vector<uint32_t> said) const {
   const Turn& next = workload_[conversation].turns[turn];
-  out->conversation = conversation;
-  out->turn = turn;
-  out->request.prompt = std::move(said);
+  Prepared out;
+  out.conversation = conversation;
+  out.turn = turn;
+  out.request.prompt = std::move(said);
   for (const Piece& piece : next.pieces) {
-    AppendTokens(piece, options_.seed, options_.vocab_size, &out->request.prompt);
+    AppendTokens(piece, options_.seed, options_.vocab_size, &out.request.prompt);
   }
-  out->request.output_tokens = next.output_tokens;
-  out->request.cache_salt = options_.cache_salt;
-  out->request.timeout = options_.timeout;
+  out.request.output_tokens = next.output_tokens;
+  out.request.cache_salt = options_.cache_salt;
+  out.request.timeout = options_.timeout;
+  return out;
 }
 
 absl::Time BenchRunner::NextDue() const {
@@ -40,12 +42,12 @@ void BenchRunner::StartDue() {
       if (!options_.open_loop) intended = free_.front();
       free_.pop_front();
     }
-    if (!prepared_) Prepare(next_, 0, {}, &prepared_.emplace());
+    if (!prepared_) prepared_ = Prepare(next_, 0, {});
     ++next_;
     ++running_;
     Send(*std::exchange(prepared_, std::nullopt), intended);
   }
-  if (!prepared_ && next_ < workload_.size()) Prepare(next_, 0, {}, &prepared_.emplace());
+  if (!prepared_ && next_ < workload_.size()) prepared_ = Prepare(next_, 0, {});
 }
 
 void BenchRunner::Send(Prepared prepared, absl::Time intended) {
@@ -84,9 +86,7 @@ void BenchRunner::Take(Ended ended, RunOutcome* outcome) {
   const size_t next_turn = record.turn + 1;
   if (!stopping_ || !failed) outcome->records.push_back(std::move(record));
   if (!failed && !stopping_ && next_turn < workload_[conversation].turns.size()) {
-    Prepared prepared;
-    Prepare(conversation, next_turn, std::move(ended.prompt_and_answer), &prepared);
-    Send(std::move(prepared), at);
+    Send(Prepare(conversation, next_turn, std::move(ended.prompt_and_answer)), at);
     return;
   }
   --running_;
@@ -101,7 +101,7 @@ RunOutcome BenchRunner::Run(std::span<const Conversation> workload, const OnProg
   prepared_.reset();
   progress_ = {};
   output_tokens_ = 0;
-  if (!workload.empty()) Prepare(0, 0, {}, &prepared_.emplace());
+  if (!workload.empty()) prepared_ = Prepare(0, 0, {});
   start_ = clock_->Now();
   free_.assign(static_cast<size_t>(options_.max_concurrency), start_);
   RunOutcome outcome;

@@ -73,7 +73,8 @@ class BenchRunner {
     std::vector<uint32_t> prompt_and_answer;
   };
 
-  void Prepare(size_t conversation, size_t turn, std::vector<uint32_t> said, Prepared* out) const;
+  // `said`: the conversation up to here.
+  Prepared Prepare(size_t conversation, size_t turn, std::vector<uint32_t> said) const;
   void StartDue();
   // When the next conversation is due and has a place; InfiniteFuture: an answer must end first.
   absl::Time NextDue() const;
