@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 
 namespace tandem::decode {
@@ -34,27 +35,43 @@ Admission::Placement Admission::Place(const Work& work, const Hash128& seed) con
   return place;
 }
 
-absl::Status Admission::CheckRoom(const View& view, const Placement& place,
-                                  int needed_blocks) const {
+bool Admission::MayAsk(const View& view) const {
   const engine::BlockPoolCounts counts = pool_->counts();
-  const int total = counts.total;
   // What waits for a step in flight is back in a moment.
   const int quarantined = counts.quarantined - view.returning_blocks;
-  if (place.ask && quarantined > kMaxQuarantined * total) {
-    return ResourceExhausted("worker {}: {} of {} KV blocks wait for senders that may still write",
-                             options_.worker_id, quarantined, total);
+  return options_.unified || quarantined <= kMaxQuarantined * counts.total;
+}
+
+int Admission::MostLocalBlocks() const {
+  return BlocksFor(options_.local_prefill_max_tokens + 1, options_.limits.block_size);
+}
+
+int Admission::AdmissibleBlocks(const View& view) const {
+  const int blocks = decode::AdmissibleBlocks(view, pool_->counts().total, options_.limits);
+  return MayAsk(view) ? blocks : std::min(blocks, MostLocalBlocks());
+}
+
+absl::Status Admission::CheckRoom(const View& view, const Placement& place,
+                                  int needed_blocks) const {
+  const int available = AdmissibleBlocks(view);
+  const int needed = needed_blocks + place.idle_blocks;
+  if (place.ask && !MayAsk(view)) {
+    return WithRefusal(
+        ResourceExhausted("worker {}: {} of {} KV blocks wait for senders that may still write",
+                          options_.worker_id, pool_->counts().quarantined, pool_->counts().total),
+        {Refusal::Reason::kBlocks, std::max(needed, MostLocalBlocks() + 1), available});
   }
-  switch (CanAdmit(view, needed_blocks + place.idle_blocks, total, options_.limits)) {
-    case Room::kTooManySequences:
-      return ResourceExhausted("worker {} already runs max_num_seqs = {} sequences",
-                               options_.worker_id, options_.limits.max_num_seqs);
-    case Room::kNoBlocks:
-      return ResourceExhausted("worker {} has no {} KV blocks free ({} of {} available)",
-                               options_.worker_id, needed_blocks, pool_->NumAvailable(), total);
-    case Room::kYes:
-      break;
+  if (needed <= available) return absl::OkStatus();
+  if (static_cast<int>(view.sequences.size()) >= options_.limits.max_num_seqs) {
+    return WithRefusal(ResourceExhausted("worker {} already runs max_num_seqs = {} sequences",
+                                         options_.worker_id, options_.limits.max_num_seqs),
+                       {Refusal::Reason::kSequences, needed, available});
   }
-  return absl::OkStatus();
+  return WithRefusal(
+      ResourceExhausted("worker {} has no {} KV blocks free ({} of {}, {} for newcomers)",
+                        options_.worker_id, needed, pool_->NumAvailable(), pool_->counts().total,
+                        available),
+      {Refusal::Reason::kBlocks, needed, available});
 }
 
 absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {

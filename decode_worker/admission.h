@@ -42,8 +42,10 @@ class Admission {
 
   // `work` is valid (decode_wire.h); `view` is what runs now. DEADLINE_EXCEEDED, or
   // RESOURCE_EXHAUSTED where slots or blocks are short: a refused request leaves no trace in pool
-  // and cache.
+  // and cache, and its status says what it lacked (RefusalOf).
   absl::StatusOr<Admitted> Admit(Work work, const View& view);
+  // The most blocks that a request may need for Admit to take it now; 0: none is taken.
+  int AdmissibleBlocks(const View& view) const;
 
  private:
   // What the cache has of a prompt, and where the rest is to be computed.
@@ -54,6 +56,10 @@ class Admission {
   };
 
   Placement Place(const Work& work, const Hash128& seed) const;
+  // Whether another prompt may be asked for: not while too much of the pool waits for senders.
+  bool MayAsk(const View& view) const;
+  // That a prompt computed here without being asked for may need.
+  int MostLocalBlocks() const;
   absl::Status CheckRoom(const View& view, const Placement& place, int needed_blocks) const;
 
   const AdmissionOptions options_;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 
 namespace tandem::decode {
@@ -25,8 +26,10 @@ std::shared_ptr<TokenStream> Intake::MakeStream(std::function<void()> wake) cons
 absl::Status Intake::Push(Work work, std::shared_ptr<TokenStream> stream) {
   Event event = WorkArrived{std::move(work), std::move(stream)};
   if (inbox_->TryPush(std::move(event))) return absl::OkStatus();
-  return inbox_->closed() ? Unavailable("the worker stops")
-                          : ResourceExhausted("the worker's inbox is full");
+  return inbox_->closed()
+             ? WithRefusal(Unavailable("the worker stops"), {.reason = Refusal::Reason::kLeaving})
+             : WithRefusal(ResourceExhausted("the worker's inbox is full"),
+                           {.reason = Refusal::Reason::kInbox});
 }
 
 void Intake::Cancel(uint64_t id) { inbox_->Push(WorkCancelled{id}); }

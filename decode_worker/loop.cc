@@ -6,6 +6,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/check.h"
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 
 namespace tandem::decode {
@@ -89,7 +90,8 @@ void Loop::Handle(WorkArrived event) {
 // `event` keeps its stream unless OK is returned.
 absl::Status Loop::Admit(WorkArrived* event) {
   if (draining_) {
-    return Unavailable("worker {} is draining", options_.admission.worker_id);
+    return WithRefusal(Unavailable("worker {} is draining", options_.admission.worker_id),
+                       {.reason = Refusal::Reason::kLeaving});
   }
   TANDEM_ASSIGN_OR_RETURN(Admitted admitted,
                           admission_.Admit(std::move(event->work), running_.MakeView()));
@@ -303,6 +305,7 @@ LoadReport Loop::MakeLoad() const {
       load.waiting_tokens += s->length() - s->launched;
     }
   }
+  load.admits_blocks = draining_ ? 0 : admission_.AdmissibleBlocks(running_.MakeView());
   load.prefill_tokens_per_second = meter_.PrefillTokensPerSecond();
   load.decode_step_milliseconds = meter_.DecodeStepMilliseconds();
   return load;
@@ -313,7 +316,10 @@ void Loop::EndAll() {
   parts_.inbox->Close();
   draining_ = true;  // what arrived and was not looked at is refused
   AdmitArrivals(absl::ZeroDuration());
-  for (const auto& s : running_.sequences()) Close(s.get(), Unavailable("the worker stops"));
+  for (const auto& s : running_.sequences()) {
+    Close(s.get(),
+          WithRefusal(Unavailable("the worker stops"), {.reason = Refusal::Reason::kLeaving}));
+  }
   running_.Sweep();
   publisher_.Flush();
 }

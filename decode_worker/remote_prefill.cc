@@ -7,6 +7,7 @@
 
 #include "common/base/check.h"
 #include "common/base/kv_layout.h"
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 
 namespace tandem::decode {
@@ -154,7 +155,8 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
   if (s->next_candidate >= s->work.prefill.size()) {
     const std::string message =
         fmt::format("no prefill worker left after {}: {}", peer.worker_id, MessageOf(why));
-    return absl::IsResourceExhausted(why) ? absl::ResourceExhaustedError(message)
+    return absl::IsResourceExhausted(why) ? WithRefusal(absl::ResourceExhaustedError(message),
+                                                        {.reason = Refusal::Reason::kPrefill})
                                           : absl::UnavailableError(message);
   }
   metrics_->prefill_retries.Increment();

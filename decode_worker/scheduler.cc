@@ -161,18 +161,16 @@ Plan NextBatch(const View& view, const Limits& limits, const Pace* pace) {
   return Planner(view, limits, pace).Make();
 }
 
-Room CanAdmit(const View& view, int needed_blocks, int total_blocks, const Limits& limits) {
-  if (static_cast<int>(view.sequences.size()) >= limits.max_num_seqs) {
-    return Room::kTooManySequences;
-  }
+int AdmissibleBlocks(const View& view, int total_blocks, const Limits& limits) {
+  if (static_cast<int>(view.sequences.size()) >= limits.max_num_seqs) return 0;
   for (const SequenceView& sequence : view.sequences) {
-    if (sequence.phase == SequencePhase::kPreempted) return Room::kNoBlocks;
+    if (sequence.phase == SequencePhase::kPreempted) return 0;
   }
   const Plan plan = NextBatch(view, limits);
-  if (!plan.stalled.empty() || !plan.preempt.empty()) return Room::kNoBlocks;
+  if (!plan.stalled.empty() || !plan.preempt.empty()) return 0;
   int kept = view.sequences.empty() ? 0 : total_blocks / 100;
   for (const ScheduledRun& run : plan.runs) kept += run.new_blocks;
-  return needed_blocks + kept <= view.free_blocks ? Room::kYes : Room::kNoBlocks;
+  return std::max(0, view.free_blocks - kept);
 }
 
 }  // namespace tandem::decode

@@ -27,7 +27,7 @@
 // Why there is no livelock: nobody ever takes a block from an older sequence, so the oldest
 // sequence with blocks can always get all blocks except those of sequences whose prefill is awaited
 // elsewhere; those waits are bounded, and while anyone stalls or waits for blocks nobody new is
-// admitted (CanAdmit).
+// admitted (AdmissibleBlocks).
 #pragma once
 
 #include <vector>
@@ -94,11 +94,9 @@ struct Plan {
 // are cut by the token budget alone.
 Plan NextBatch(const View& view, const Limits& limits, const Pace* pace = nullptr);
 
-enum class Room { kYes, kTooManySequences, kNoBlocks };
-
-// May a new sequence that needs `needed_blocks` (prompt blocks not cached, and room to grow) come
-// in, where `total_blocks` are in the pool? One percent of the pool, and what the next batch will
-// take, is left to those already running. No, while anyone stalls or is preempted.
-Room CanAdmit(const View& view, int needed_blocks, int total_blocks, const Limits& limits);
+// How many blocks a new sequence may need (prompt blocks not cached, and room to grow), of a pool
+// of `total_blocks`; 0: none may come in. One percent of the pool, and what the next batch will
+// take, is left to those already running. Nobody comes in while anyone stalls or is preempted.
+int AdmissibleBlocks(const View& view, int total_blocks, const Limits& limits);
 
 }  // namespace tandem::decode

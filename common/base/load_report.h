@@ -16,6 +16,9 @@ struct LoadReport {
   int blocks_cached = 0;
   int blocks_used = 0;
   int blocks_quarantined = 0;
+  // Of a decode worker: the most blocks that a new request may need to be admitted now; 0: none is.
+  // Quarantine, what running sequences take next and who waits to come back are taken into account.
+  int admits_blocks = 0;
   double prefill_tokens_per_second = 0;  // fitted over recent steps; 0: not known yet
   double decode_step_milliseconds = 0;   // recent median; 0: not known yet
   // Of a prefill worker: measured rates to the decode workers it shipped to, by their ids.

@@ -138,6 +138,10 @@ void Dispatcher::RouteAll(absl::Time now) {
 }
 
 Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view, absl::Time now) {
+  if (now < queued.retries.held_until()) {
+    queued.without_worker = absl::InfiniteFuture();
+    return Outcome::kFull;
+  }
   const std::vector<int> cached = CachedTokens(queued, view);
   std::vector<RoutedWork> routed;
   std::vector<Exclusion> excluded;

@@ -1,14 +1,19 @@
 #include "router/dispatch/retries.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tandem::router {
 namespace {
 
 // How long a request avoids a worker that failed it but is still in the cluster.
 constexpr absl::Duration kAvoidLost = absl::Milliseconds(250);
-// How long it avoids one that was full and does not report.
-constexpr absl::Duration kAvoidFull = absl::Seconds(1);
+// How long it avoids a full one whose reports never show the room: it might be the report.
+constexpr absl::Duration kAvoidFull = absl::Seconds(5);
+// The second refusal holds a request for the first of these, the others for twice as long each
+// time: four tries in the first second, and fewer in any other.
+constexpr absl::Duration kFirstHold = absl::Milliseconds(200);
+constexpr absl::Duration kMaxHold = absl::Seconds(1);
 
 }  // namespace
 
@@ -27,35 +32,65 @@ bool MayBeLost(const absl::Status& status) {
   }
 }
 
-void Retries::Add(Kind kind, const Route& route, absl::Time now) {
-  std::erase_if(refusals_, [&](const Refusal& r) { return r.worker == route.decode.id; });
-  refusals_.push_back({kind, route.decode.id, route.incarnation, route.reported,
-                       now + (kind == Kind::kLost ? kAvoidLost : kAvoidFull)});
-  if (kind == Kind::kLost) ++lost_;
+void Retries::Avoid(const Route& route, Avoided avoided) {
+  std::erase_if(avoided_, [&](const Avoided& other) { return other.worker == route.decode.id; });
+  avoided.worker = route.decode.id;
+  avoided.incarnation = route.incarnation;
+  avoided.reported = route.reported;
+  avoided_.push_back(std::move(avoided));
+}
+
+void Retries::AddLost(const Route& route, absl::Time now) {
+  Avoid(route, {.why = Exclusion::kLost, .until = now + kAvoidLost});
+  ++lost_;
+}
+
+void Retries::AddRefused(const Route& route, const Refusal& refusal, absl::Time now) {
+  bool elsewhere = true;  // another worker may have room
+  switch (refusal.reason) {
+    case Refusal::Reason::kBlocks:
+    case Refusal::Reason::kSequences:
+      Avoid(route, {.why = Exclusion::kFull, .needed = refusal.needed, .until = now + kAvoidFull});
+      break;
+    case Refusal::Reason::kInbox:
+      Avoid(route, {.why = Exclusion::kFull, .until = now + kFirstHold});
+      break;
+    case Refusal::Reason::kLeaving:
+      Avoid(route, {.why = Exclusion::kLost, .until = now + kAvoidLost});
+      break;
+    case Refusal::Reason::kPrefill:
+      elsewhere = false;
+      break;
+  }
+  const int step = refusals_++ - (elsewhere ? 1 : 0);
+  if (step < 0) return;
+  held_until_ = now + std::min(kMaxHold, kFirstHold * (1 << std::min(step, 10)));
 }
 
 bool Retries::HasLost() const {
-  return std::any_of(refusals_.begin(), refusals_.end(),
-                     [](const Refusal& refusal) { return refusal.kind == Kind::kLost; });
+  return std::any_of(avoided_.begin(), avoided_.end(),
+                     [](const Avoided& avoided) { return avoided.why == Exclusion::kLost; });
 }
 
 Exclusion Retries::ExclusionOf(const WorkerView& worker, absl::Time now) const {
-  for (const Refusal& refusal : refusals_) {
+  for (const Avoided& avoided : avoided_) {
     // Another incarnation is another process: what its predecessor did is no reason to avoid it.
-    if (refusal.worker != worker.identity->id ||
-        refusal.incarnation != worker.identity->incarnation || now >= refusal.until) {
+    if (avoided.worker != worker.identity->id ||
+        avoided.incarnation != worker.identity->incarnation || now >= avoided.until) {
       continue;
     }
-    if (refusal.kind == Kind::kLost) return Exclusion::kLost;
-    if (worker.reported <= refusal.reported) return Exclusion::kFull;
+    const bool has_room =
+        worker.reported > avoided.reported && worker.load->admits_blocks >= avoided.needed;
+    if (avoided.why == Exclusion::kFull && has_room) continue;
+    return avoided.why;
   }
   return Exclusion::kNone;
 }
 
 absl::Time Retries::NextChange(absl::Time now) const {
-  absl::Time next = absl::InfiniteFuture();
-  for (const Refusal& refusal : refusals_) {
-    if (refusal.until > now) next = std::min(next, refusal.until);
+  absl::Time next = held_until_ > now ? held_until_ : absl::InfiniteFuture();
+  for (const Avoided& avoided : avoided_) {
+    if (avoided.until > now) next = std::min(next, avoided.until);
   }
   return next;
 }

@@ -1,8 +1,10 @@
-// What one request has learned of decode workers that did not serve it: which ones to avoid, for
-// how long, and when to give up.
+// What one request has learned of decode workers that did not serve it: which ones to avoid, until
+// when, how long to wait before the next try, and when to give up.
 //
-// A plain value; not thread-safe. A full worker is avoided until it reports again, because the
-// report may show room; a lost one for a moment, in which the registry notices that it is gone.
+// A plain value; not thread-safe. A worker that was full is avoided until it reports the room that
+// the request needs; a lost one for a moment, in which the registry notices that it is gone. And
+// because a report may promise what is gone a moment later, refusals one after the other make the
+// request wait longer each time, whichever worker they came from.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 
+#include "common/base/refusal.h"
 #include "router/policy/routing_policy.h"
 
 namespace tandem::router {
@@ -24,32 +27,38 @@ class Retries {
   // How often a request whose worker was lost is sent to another one.
   static constexpr int kMaxLost = 3;
 
-  enum class Kind { kLost, kFull };
+  // The decode worker of `route` was lost with the request.
+  void AddLost(const Route& route, absl::Time now);
+  // It lives, and did not take the request.
+  void AddRefused(const Route& route, const Refusal& refusal, absl::Time now);
 
-  // The decode worker of `route` did not serve the request.
-  void Add(Kind kind, const Route& route, absl::Time now);
-
-  bool empty() const { return refusals_.empty(); }
+  bool empty() const { return avoided_.empty() && refusals_ == 0; }
   int lost() const { return lost_; }
   bool may_try_again() const { return lost_ < kMaxLost; }
-  // Whether some lost worker is remembered, avoided or not.
+  // Whether some lost or leaving worker is remembered, avoided or not.
   bool HasLost() const;
+  // No try before this, anywhere.
+  absl::Time held_until() const { return held_until_; }
 
   Exclusion ExclusionOf(const WorkerView& worker, absl::Time now) const;
-  // When an exclusion will end by itself; InfiniteFuture: none will.
+  // When a hold or an exclusion will end by itself; InfiniteFuture: none will.
   absl::Time NextChange(absl::Time now) const;
 
  private:
-  struct Refusal {
-    Kind kind;
+  struct Avoided {
     std::string worker;
-    uint64_t incarnation;
-    absl::Time reported;  // Route::reported
-    absl::Time until;     // avoided no longer than that
+    uint64_t incarnation = 0;
+    Exclusion why = Exclusion::kNone;
+    int needed = 0;       // kFull: blocks
+    absl::Time reported;  // kFull: Route::reported
+    absl::Time until;     // no longer than that
   };
+  void Avoid(const Route& route, Avoided avoided);
 
-  std::vector<Refusal> refusals_;  // at most one per worker
+  std::vector<Avoided> avoided_;  // at most one per worker
   int lost_ = 0;
+  int refusals_ = 0;
+  absl::Time held_until_ = absl::InfinitePast();
 };
 
 }  // namespace tandem::router

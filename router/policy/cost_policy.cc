@@ -81,17 +81,18 @@ class Costs {
     return !view_.workers[w].draining && query_.excluded[w] != Exclusion::kLost;
   }
 
-  // An idle worker always counts as having room: it alone knows what it can evict.
+  // The worker alone knows what it can evict, what is in quarantine and what its sequences take
+  // next, so its own word counts; one that has not spoken yet has all its blocks.
   bool HasRoom(int d) const {
     const WorkerView& worker = view_.workers[d];
     if (query_.excluded[d] == Exclusion::kFull) return false;
-    if (Sequences(d) == 0) return true;
     if (Sequences(d) >= worker.identity->max_num_seqs) return false;
     const bool known = worker.reported != absl::InfinitePast();
-    const int64_t available =
-        known ? worker.load->blocks_free + worker.load->blocks_cached : worker.identity->num_blocks;
-    const int64_t needed = query_.prompt_tokens / std::max(1, view_.block_size) + 1;
-    return needed + query_.routed[d].blocks <= available;
+    const int64_t admits = known ? worker.load->admits_blocks : worker.identity->num_blocks;
+    const int block_size = std::max(1, view_.block_size);
+    const int64_t needed =
+        std::max(1, query_.prompt_tokens / block_size + 1 - query_.cached_tokens[d] / block_size);
+    return needed + query_.routed[d].blocks <= admits;
   }
 
   bool MayPrefillLocally(int d) const {

@@ -9,6 +9,7 @@
 
 #include "spdlog/spdlog.h"
 
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 
 namespace tandem::router {
@@ -132,7 +133,10 @@ void RequestStream::OnEnd(int attempt, const absl::Status& status) {
                            worker, tokens),
                FinishReason::kAbort);
   }
-  if (tokens == 0 && absl::IsResourceExhausted(status)) return Requeue(Retries::Kind::kFull);
+  if (const auto refusal = RefusalOf(status); tokens == 0 && refusal.has_value()) {
+    retries_.AddRefused(route_, *refusal, context_.clock->Now());
+    return Requeue(RouterMetrics::RetryReason::kWorkerFull);
+  }
   if (!MayBeLost(status)) {
     return End(absl::Status(status.code(), fmt::format("decode worker '{}', after {} tokens: {}",
                                                        worker, tokens, MessageOf(status))),
@@ -151,19 +155,14 @@ void RequestStream::OnEnd(int attempt, const absl::Status& status) {
   }
   spdlog::warn("request {}: decode worker {} failed before the first token: {}", name_, worker,
                MessageOf(status));
-  Requeue(Retries::Kind::kLost);
+  // A full cluster is one long wait; after a loss waiting begins anew.
+  waiting_since_ = context_.clock->Now();
+  retries_.AddLost(route_, waiting_since_);
+  Requeue(RouterMetrics::RetryReason::kWorkerLost);
 }
 
-void RequestStream::Requeue(Retries::Kind kind) {
-  const absl::Time now = context_.clock->Now();
-  const bool lost = kind == Retries::Kind::kLost;
-  retries_.Add(kind, route_, now);
-  // A full cluster is one long wait; after a loss waiting begins anew.
-  if (lost) waiting_since_ = now;
-  context_.metrics
-      ->retries(lost ? RouterMetrics::RetryReason::kWorkerLost
-                     : RouterMetrics::RetryReason::kWorkerFull)
-      .Increment();
+void RequestStream::Requeue(RouterMetrics::RetryReason reason) {
+  context_.metrics->retries(reason).Increment();
   meter_.OnStop();
   state_ = State::kQueued;
   call_.reset();

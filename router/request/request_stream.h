@@ -68,7 +68,7 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   void OnDeadline();
 
   void Emit(TokenEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Requeue(Retries::Kind kind) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Requeue(RouterMetrics::RetryReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReadOn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetTimer(absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The outcome is known: stops the worker, lets the last message out, then finishes.

@@ -1,6 +1,7 @@
 // A whole cluster in one process, whose model is a hash of everything it was given: a lost, stale
 // or mixed-up block changes the tokens. Every answer is compared with what the request gives alone.
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <random>
 #include <set>
@@ -181,6 +182,23 @@ class Clients {
   std::vector<Running> running_;
 };
 
+// Greedy, and without an end but its length.
+router::Request PlainRequest(InProcessCluster* cluster, const std::vector<int32_t>& prompt,
+                             int max_tokens) {
+  v1::GenerateRequest message;
+  for (const int32_t id : prompt) message.mutable_token_ids()->add_ids(static_cast<uint32_t>(id));
+  message.mutable_sampling()->set_temperature(0);
+  message.mutable_sampling()->set_max_tokens(static_cast<uint32_t>(max_tokens));
+  message.mutable_sampling()->set_ignore_eos(true);
+  router::RequestLimits limits;
+  limits.max_model_len = cluster->core().max_model_len();
+  const absl::Time now = cluster->clock().Now();
+  auto request = router::GenerateRequestFromProto(cluster->core().model(), limits, message, now,
+                                                  now + absl::Minutes(10), &cluster->clock());
+  EXPECT_OK(request);
+  return *std::move(request);
+}
+
 TEST(InProcessClusterTest, AThousandRequestsGiveTheTokensThatEachGivesAlone) {
   const InProcessClusterOptions options = Options();
   InProcessCluster cluster(options);
@@ -231,6 +249,36 @@ TEST(InProcessClusterTest, WorkersOnThreadsOfTheirOwnGiveTheSameTokens) {
   EXPECT_EQ(clients.finished + clients.cancelled, 300);
   clients.Unwind();
   EXPECT_EQ(cluster.Held(), "");
+}
+
+// Blocks that nobody can have are worth no try: the refusal says what it lacked, and the router
+// waits for a report that shows it.
+TEST(InProcessClusterTest, OneThatWaitsForRoomIsNotTriedOverAndOver) {
+  InProcessClusterOptions options = Options();
+  options.decode_workers = 1;
+  InProcessCluster cluster(options);
+  engine::BlockPool& pool = cluster.decodes()[0]->engine().pool;
+  auto held = pool.Reserve(options.worker.engine.num_blocks - 10);  // as quarantine would
+  ASSERT_OK(held);
+  const std::vector<int32_t> prompt(400, 7);
+  InProcessClient client = {&cluster.core(), PlainRequest(&cluster, prompt, 5), 1};
+  prometheus::Counter& refused =
+      cluster.core().metrics().retries(router::RouterMetrics::RetryReason::kWorkerFull);
+  const auto run = [&](int turns) {
+    for (int i = 0; i < turns && !client.finished(); ++i) {
+      cluster.Turn();
+      client.Pump();
+    }
+  };
+  run(5000);
+  std::printf("%.0f refusals in 5 s\n", refused.Value());
+  EXPECT_LT(refused.Value(), 5 * 5);
+  EXPECT_FALSE(client.finished());
+  held->Release();
+  run(1200);
+  EXPECT_TRUE(client.finished());
+  EXPECT_OK(client.outcome());
+  EXPECT_EQ(client.tokens().size(), 5u);
 }
 
 }  // namespace

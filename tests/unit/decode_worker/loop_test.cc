@@ -1,10 +1,12 @@
 // The loop's promises one by one; loop_random_test.cc has them all at once.
 #include "decode_worker/loop.h"
 
+#include <optional>
 #include <thread>
 
 #include "gmock/gmock.h"
 
+#include "common/base/refusal.h"
 #include "tests/unit/decode_worker/loop_harness.h"
 
 namespace tandem::decode {
@@ -159,12 +161,67 @@ TEST(LoopTest, AFullWorkerRefusesAtOnce) {
   EXPECT_THAT(std::string(b.end->message()), HasSubstr("KV blocks"));
   EXPECT_TRUE(absl::IsResourceExhausted(*d.end));
   EXPECT_THAT(std::string(d.end->message()), HasSubstr("max_num_seqs = 2"));
+  const std::optional<Refusal> no_blocks = RefusalOf(*b.end), no_place = RefusalOf(*d.end);
+  ASSERT_TRUE(no_blocks.has_value() && no_place.has_value());
+  EXPECT_EQ(no_blocks->reason, Refusal::Reason::kBlocks);
+  EXPECT_EQ(no_blocks->needed, 8);
+  EXPECT_EQ(no_blocks->available, 6);
+  EXPECT_EQ(no_place->reason, Refusal::Reason::kSequences);
+  EXPECT_EQ(no_place->available, 0);
   EXPECT_EQ(h.caller.calls.size(), 1u);
   h.Serve(*h.caller.calls[0]);
   h.StepAll();
   h.ExpectFinished(a);
   h.ExpectFinished(c);
   h.ExpectNoLeak();
+}
+
+// What the router goes by: neither free nor cached blocks alone say it.
+TEST(LoopTest, ReportsWhatANewcomerMayTake) {
+  LoopHarness h(Options(12));
+  h.Step();
+  EXPECT_EQ(h.last_load.admits_blocks, 12);
+  {
+    const uint64_t ticket = h.pool.Quarantine(*h.pool.Reserve(4));
+    h.clock.Advance(absl::Seconds(1));
+    h.Step();
+    EXPECT_EQ(h.last_load.admits_blocks, 8);
+    h.pool.ReleaseQuarantine(ticket);
+  }
+  Client& a = h.Submit(MakePrompt(20, 1), Greedy(3), 1);  // 6 blocks
+  h.Step();
+  EXPECT_EQ(h.last_load.admits_blocks, 6);
+  h.inbox.Push(worker::DrainWanted{});
+  h.Step();
+  EXPECT_EQ(h.last_load.admits_blocks, 0);
+  h.Serve(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectFinished(a);
+}
+
+// Asking costs nothing, or a request that waits for room would keep its prefix from eviction.
+TEST(LoopTest, ARefusedRequestLeavesTheCachesOrderAlone) {
+  HarnessOptions options = Unified(16);
+  LoopHarness h(options);
+  for (int seed : {1, 2}) {
+    Client& client = h.Submit(MakePrompt(17, seed), Greedy(2));  // 4 full blocks each
+    h.StepAll();
+    h.ExpectFinished(client);
+  }
+  const uint64_t queried = h.cache.query_tokens();
+  {
+    const engine::BlockLease held = *h.pool.Reserve(8);
+    // The older prefix, and more than there is.
+    Client& refused = h.Submit(MakePrompt(60, 1), Greedy(1));
+    h.Step();
+    ASSERT_TRUE(refused.end.has_value());
+    EXPECT_TRUE(absl::IsResourceExhausted(*refused.end));
+  }
+  EXPECT_EQ(h.cache.query_tokens(), queried);
+  const engine::BlockLease held = *h.pool.Reserve(9);  // evicts one block: the older prefix's last
+  const Hash128 seed = BlockHashSeed("", "", "");
+  EXPECT_EQ(h.cache.CountMatch(seed, MakePrompt(17, 1), 4), 3);
+  EXPECT_EQ(h.cache.CountMatch(seed, MakePrompt(17, 2), 4), 4);
 }
 
 TEST(LoopTest, ThePoolsLongestSequenceEndsByItsLength) {

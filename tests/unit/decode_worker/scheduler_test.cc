@@ -132,20 +132,20 @@ TEST(SchedulerTest, BlocksOfASequenceInFlightAreNotThereYet) {
 
 TEST(SchedulerTest, AdmitsWhatFitsAndNothingWhileOthersWait) {
   const auto admit = [](View view, int needed, int total = 10) {
-    return CanAdmit(view, needed, total, kLimits);
+    return needed <= AdmissibleBlocks(view, total, kLimits);
   };
-  EXPECT_EQ(admit({{}, 10}, 10), Room::kYes);
-  EXPECT_EQ(admit({{}, 9}, 10), Room::kNoBlocks);
-  EXPECT_EQ(admit({std::vector<SequenceView>(8, Running(5, 2)), 10}, 1), Room::kTooManySequences);
-  EXPECT_EQ(admit({{Preempted(3)}, 9}, 1), Room::kNoBlocks);
-  EXPECT_EQ(admit({{Running(4, 1), Awaiting(9)}, 0}, 0), Room::kNoBlocks);
+  EXPECT_TRUE(admit({{}, 10}, 10));
+  EXPECT_FALSE(admit({{}, 9}, 10));
+  EXPECT_FALSE(admit({std::vector<SequenceView>(8, Running(5, 2)), 10}, 1));
+  EXPECT_FALSE(admit({{Preempted(3)}, 9}, 1));
+  EXPECT_FALSE(admit({{Running(4, 1), Awaiting(9)}, 0}, 1));
   // The running one takes a block next.
-  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 3), Room::kNoBlocks);
-  EXPECT_EQ(admit({{Running(4, 1)}, 3}, 2), Room::kYes);
+  EXPECT_FALSE(admit({{Running(4, 1)}, 3}, 3));
+  EXPECT_TRUE(admit({{Running(4, 1)}, 3}, 2));
   // One percent stays free, unless the worker is idle.
-  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 100, 300), Room::kNoBlocks);
-  EXPECT_EQ(admit({{Running(5, 2)}, 100}, 97, 300), Room::kYes);
-  EXPECT_EQ(admit({{}, 100}, 100, 300), Room::kYes);
+  EXPECT_FALSE(admit({{Running(5, 2)}, 100}, 100, 300));
+  EXPECT_TRUE(admit({{Running(5, 2)}, 100}, 97, 300));
+  EXPECT_TRUE(admit({{}, 100}, 100, 300));
 }
 
 // Plays plans against a counted pool: whatever comes, limits hold and everybody finishes.
@@ -179,7 +179,7 @@ class Play {
   void Arrive() {
     const int length = 1 + Below(kMaxLength - 2);
     const int blocks = BlocksFor(length + 1, limits_.block_size);
-    if (CanAdmit(view_, blocks, total_, limits_) != Room::kYes) return;
+    if (blocks > AdmissibleBlocks(view_, total_, limits_)) return;
     ++arrivals_;
     view_.free_blocks -= blocks;
     const bool away = Below(2) == 0;

@@ -12,6 +12,8 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "gtest/gtest.h"
 
+#include "common/base/refusal.h"
+#include "common/base/status.h"
 #include "common/rpc/status.h"
 #include "tandem/v1/admin.grpc.pb.h"
 #include "tandem/v1/inference.grpc.pb.h"
@@ -254,13 +256,14 @@ TEST_F(RouterServerTest, AWorkerLostAfterTheFirstTokenEndsTheStreamWithItsName) 
   Await([&] { return Cluster().workers_size() == 0; });
 }
 
-TEST_F(RouterServerTest, AFullWorkerIsTriedAgainWhenItReports) {
+TEST_F(RouterServerTest, AFullWorkerIsTriedAgainWhenItReportsTheRoom) {
   StartRouter();
   std::atomic<int> calls{0};
   absl::Notification refused;
   auto worker = Join("u", "unified", [&](Call call) {
     if (calls++ == 0) {
-      call->End(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "no blocks"));
+      call->End(ToGrpcStatus(
+          WithRefusal(ResourceExhausted("no blocks"), {Refusal::Reason::kBlocks, 20, 5})));
       refused.Notify();
       return;
     }
@@ -269,7 +272,9 @@ TEST_F(RouterServerTest, AFullWorkerIsTriedAgainWhenItReports) {
   });
   std::thread reporter([&] {
     refused.WaitForNotification();
-    worker->cluster().PostLoad({});
+    internal::v1::LoadReport load;
+    load.set_admits_blocks(20);
+    worker->cluster().PostLoad(load);
   });
   const Reply reply = Generate(Prompt("go"));
   reporter.join();

@@ -23,7 +23,7 @@ inline WorkerView MakeWorker(const std::string& id, WorkerRole role, LoadReport 
                                                                     : 0;
   WorkerView view;
   view.identity = std::make_shared<const WorkerIdentity>(std::move(identity));
-  if (load.blocks_free == 0 && load.blocks_used == 0) load.blocks_free = 1000;
+  if (load.admits_blocks == 0) load.admits_blocks = load.blocks_free = 1000;
   view.load = std::make_shared<const LoadReport>(std::move(load));
   view.reported = absl::UnixEpoch() + absl::Hours(24);
   return view;

@@ -1,5 +1,7 @@
+#include <optional>
 #include <thread>
 
+#include "absl/strings/cord.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -7,6 +9,7 @@
 #include "common/base/inbox.h"
 #include "common/base/nearest_name.h"
 #include "common/base/rate_meter.h"
+#include "common/base/refusal.h"
 #include "common/base/transfer_id.h"
 
 namespace tandem {
@@ -85,6 +88,22 @@ TEST(RateMeterTest, ShortBatchesCountOnlyUntilALargeOne) {
   EXPECT_NEAR(meter.TokensPerSecond(), 10000, 1e-6);
   for (int i = 0; i < 100; ++i) meter.AddStep(500, absl::Milliseconds(100));
   EXPECT_NEAR(meter.TokensPerSecond(), 5000, 1);
+}
+
+TEST(Refusal, ComesBackAsItWasAndNothingElseDoes) {
+  const absl::Status status = absl::ResourceExhaustedError("full");
+  EXPECT_FALSE(RefusalOf(status).has_value());
+  const std::optional<Refusal> got =
+      RefusalOf(WithRefusal(status, {Refusal::Reason::kLeaving, 7, 3}));
+  ASSERT_TRUE(got.has_value());
+  EXPECT_EQ(got->reason, Refusal::Reason::kLeaving);
+  EXPECT_EQ(got->needed, 7);
+  EXPECT_EQ(got->available, 3);
+  for (const char* bad : {"", "0", "0 1", "0 1 2 ", "0 1 -2", "99 1 2", "0 1 99999999999", "x"}) {
+    absl::Status forged = status;
+    forged.SetPayload("tandem.internal/refusal", absl::Cord(bad));
+    EXPECT_FALSE(RefusalOf(forged).has_value()) << bad;
+  }
 }
 
 }  // namespace

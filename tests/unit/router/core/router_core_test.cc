@@ -97,6 +97,7 @@ class RouterCoreTest : public ::testing::Test {
     internal::v1::WorkerMessage message;
     message.mutable_load()->set_running(running);
     message.mutable_load()->set_blocks_free(1000);
+    message.mutable_load()->set_admits_blocks(1000);
     EXPECT_OK(worker->Handle(message));
   }
   Client& Submit(const std::string& id) {

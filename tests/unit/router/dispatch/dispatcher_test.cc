@@ -166,7 +166,7 @@ TEST_F(DispatcherTest, ARequestThatComesBackKeepsItsPlaceInTheLine) {
   Retries retries;
   Route route;
   route.decode.id = "d";
-  retries.Add(Retries::Kind::kFull, route, clock_.Now());
+  retries.AddRefused(route, {}, clock_.Now());
   dispatcher_->Requeue(a, first, clock_.Now(), retries);
   policy_.places = 2;
   Step();

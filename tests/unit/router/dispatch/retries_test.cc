@@ -1,6 +1,8 @@
 #include "router/dispatch/retries.h"
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -9,13 +11,16 @@ namespace {
 
 const absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
 
-WorkerView Worker(const std::string& id, uint64_t incarnation, absl::Time reported) {
+WorkerView Worker(const std::string& id, uint64_t incarnation, absl::Time reported,
+                  int admits_blocks = 0) {
   auto identity = std::make_shared<WorkerIdentity>();
   identity->id = id;
   identity->incarnation = incarnation;
   WorkerView view;
   view.identity = std::move(identity);
-  view.load = std::make_shared<const LoadReport>();
+  LoadReport load;
+  load.admits_blocks = admits_blocks;
+  view.load = std::make_shared<const LoadReport>(load);
   view.reported = reported;
   return view;
 }
@@ -30,7 +35,7 @@ Route RouteTo(const std::string& id, uint64_t incarnation, absl::Time reported) 
 
 TEST(Retries, ALostWorkerIsAvoidedForAMoment) {
   Retries retries;
-  retries.Add(Retries::Kind::kLost, RouteTo("d", 1, kStart), kStart);
+  retries.AddLost(RouteTo("d", 1, kStart), kStart);
   const WorkerView worker = Worker("d", 1, kStart + absl::Seconds(1));
   EXPECT_EQ(retries.ExclusionOf(worker, kStart), Exclusion::kLost);
   const absl::Time again = retries.NextChange(kStart);
@@ -39,17 +44,54 @@ TEST(Retries, ALostWorkerIsAvoidedForAMoment) {
   EXPECT_EQ(retries.NextChange(again), absl::InfiniteFuture());
 }
 
-TEST(Retries, AFullWorkerIsAvoidedUntilItReports) {
+constexpr Refusal kNeeds20 = {Refusal::Reason::kBlocks, 20, 5};
+
+TEST(Retries, AFullWorkerIsAvoidedUntilItReportsTheRoomThatWasLacking) {
   Retries retries;
-  retries.Add(Retries::Kind::kFull, RouteTo("d", 1, kStart), kStart);
-  EXPECT_EQ(retries.ExclusionOf(Worker("d", 1, kStart), kStart), Exclusion::kFull);
-  EXPECT_EQ(retries.ExclusionOf(Worker("d", 1, kStart + absl::Milliseconds(1)), kStart),
-            Exclusion::kNone);
+  retries.AddRefused(RouteTo("d", 1, kStart), kNeeds20, kStart);
+  const auto exclusion = [&](absl::Time reported, int admits) {
+    return retries.ExclusionOf(Worker("d", 1, reported, admits), kStart);
+  };
+  const absl::Time later = kStart + absl::Milliseconds(1);
+  EXPECT_EQ(exclusion(kStart, 100), Exclusion::kFull);  // that report was wrong
+  EXPECT_EQ(exclusion(later, 19), Exclusion::kFull);
+  EXPECT_EQ(exclusion(later, 20), Exclusion::kNone);
+}
+
+// Whatever the reports say: every worker promises room and refuses.
+TEST(Retries, RefusalsInARowMakeFewerThanFiveTriesInAnySecond) {
+  Retries retries;
+  absl::Time now = kStart;
+  std::vector<absl::Time> tries;
+  while (now < kStart + absl::Seconds(10)) {
+    const std::string worker = "d" + std::to_string(tries.size() % 8);
+    if (now >= retries.held_until() &&
+        retries.ExclusionOf(Worker(worker, 1, now, 100), now) == Exclusion::kNone) {
+      tries.push_back(now);
+      retries.AddRefused(RouteTo(worker, 1, now), kNeeds20, now);
+      continue;
+    }
+    now += absl::Milliseconds(1);
+  }
+  for (size_t i = 0; i < tries.size(); ++i) {
+    size_t next = i;
+    while (next < tries.size() && tries[next] - tries[i] < absl::Seconds(1)) ++next;
+    EXPECT_LT(next - i, 5u) << "from " << tries[i] - kStart;
+  }
+  EXPECT_GT(tries.size(), 8u);  // and it is not forgotten
+}
+
+TEST(Retries, AFullPrefillWorkerIsNotHeldAgainstTheDecodeWorker) {
+  Retries retries;
+  retries.AddRefused(RouteTo("d", 1, kStart), {.reason = Refusal::Reason::kPrefill}, kStart);
+  EXPECT_EQ(retries.ExclusionOf(Worker("d", 1, kStart), kStart), Exclusion::kNone);
+  EXPECT_GT(retries.held_until(), kStart);
+  EXPECT_EQ(retries.NextChange(kStart), retries.held_until());
 }
 
 TEST(Retries, ANewProcessOfTheSameNameIsAnotherWorker) {
   Retries retries;
-  retries.Add(Retries::Kind::kLost, RouteTo("d", 1, kStart), kStart);
+  retries.AddLost(RouteTo("d", 1, kStart), kStart);
   EXPECT_EQ(retries.ExclusionOf(Worker("d", 2, kStart), kStart), Exclusion::kNone);
   EXPECT_EQ(retries.ExclusionOf(Worker("e", 1, kStart), kStart), Exclusion::kNone);
 }
@@ -57,13 +99,13 @@ TEST(Retries, ANewProcessOfTheSameNameIsAnotherWorker) {
 TEST(Retries, FullWorkersDoNotCountAsLosses) {
   Retries retries;
   for (int i = 0; i < 10; ++i) {
-    retries.Add(Retries::Kind::kFull, RouteTo("d", 1, kStart), kStart);
+    retries.AddRefused(RouteTo("d", 1, kStart), kNeeds20, kStart);
   }
   EXPECT_TRUE(retries.may_try_again());
   EXPECT_FALSE(retries.HasLost());
   for (int i = 0; i < Retries::kMaxLost; ++i) {
     EXPECT_TRUE(retries.may_try_again());
-    retries.Add(Retries::Kind::kLost, RouteTo("d", 1, kStart), kStart);
+    retries.AddLost(RouteTo("d", 1, kStart), kStart);
   }
   EXPECT_FALSE(retries.may_try_again());
   EXPECT_EQ(retries.lost(), Retries::kMaxLost);

@@ -155,9 +155,7 @@ TEST(CostPolicy, NoPrefillWorkerIsUnavailableUnlessTheRestIsShort) {
 TEST(CostPolicy, RoomIsCountedInSequencesAndInBlocks) {
   LoadReport busy;
   busy.running = 15;
-  busy.blocks_free = 10;
-  busy.blocks_cached = 60;
-  busy.blocks_used = 930;
+  busy.admits_blocks = 70;
   const ClusterView view =
       MakeView({MakeWorker("decode-0", WorkerRole::kDecode, busy),
                 MakeWorker("prefill-0", WorkerRole::kPrefill, PrefillLoad(10000))});
@@ -165,9 +163,21 @@ TEST(CostPolicy, RoomIsCountedInSequencesAndInBlocks) {
   EXPECT_OK(fits.Choose(view));
   fits.routed[0].blocks = 10;
   EXPECT_EQ(fits.Choose(view).status().code(), absl::StatusCode::kResourceExhausted);
+  fits.cached[0] = 48;  // three blocks less to find room for
+  EXPECT_OK(fits.Choose(view));
   Query sequences(view, 100);
   sequences.routed[0].sequences = 1;  // the sixteenth
   EXPECT_EQ(sequences.Choose(view).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(CostPolicy, AnIdleWorkersWordCountsToo) {
+  LoadReport idle;
+  idle.blocks_free = 10;
+  idle.blocks_quarantined = 990;
+  idle.admits_blocks = 10;
+  const ClusterView view = MakeView({MakeWorker("u", WorkerRole::kUnified, idle)});
+  EXPECT_EQ(Query(view, 1000).Choose(view).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_OK(Query(view, 150).Choose(view));
 }
 
 TEST(CostPolicy, EqualCostsGoWhereLessMustBeShipped) {
