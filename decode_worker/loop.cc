@@ -97,7 +97,7 @@ absl::Status Loop::Admit(WorkArrived* event) {
                           admission_.Admit(std::move(event->work), running_.MakeView()));
   Sequence* s = admitted.sequence.get();
   if (admitted.ask) {
-    TANDEM_RETURN_IF_ERROR(prefills_.Begin(s, std::move(admitted.fresh)));
+    TANDEM_RETURN_IF_ERROR(prefills_.Begin(s, std::move(admitted.fresh), s->reserved_at));
   } else {
     s->lease.Append(std::move(admitted.fresh));
     s->timing.transport = "local";
@@ -164,6 +164,7 @@ bool Loop::Launch(const Plan& plan) {
     Sequence* s = running_.at(i);
     running_.Preempt(s);
     ++s->timing.preemptions;
+    s->preempted_at = std::min(s->preempted_at, parts_.clock->Now());
     parts_.metrics->worker.preemptions.Increment();
     reporter_.NoteChange();
   }

@@ -41,6 +41,10 @@ bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now) {
     s->timing.stages[Stage::kFirstDecodeStep] = absl::ToDoubleMilliseconds(now - s->runnable_at);
   }
   s->last_token_at = now;
+  const absl::Time preempted_at = std::exchange(s->preempted_at, absl::InfiniteFuture());
+  if (preempted_at < now && !first) {  // else it is part of the prefill
+    s->timing.stages[Stage::kPreempted] += absl::ToDoubleMilliseconds(now - preempted_at);
+  }
 
   TokenEvent event;
   event.token_ids.push_back(id);
@@ -77,6 +81,7 @@ absl::Status Publisher::CheckReader(Sequence* s, absl::Time now) {
   // Only when half of the bound is free again, so that a reader at the bound does not make its
   // sequence stop and go with every token.
   if (s->stream->pending() < options_.max_pending_tokens / 2 + 1) {
+    s->timing.stages[Stage::kPaused] += absl::ToDoubleMilliseconds(now - s->paused_at);
     s->paused_at = absl::InfiniteFuture();
   } else if (now - s->paused_at >= options_.pause_limit) {
     return Aborted("the reader was {} tokens behind for {} s", s->stream->pending(),
@@ -104,11 +109,15 @@ void Publisher::Measure(const Sequence& s, absl::Time now) {
     observe(Stage::kPrefillQueue);
     observe(Stage::kPrefill);
   } else {
+    observe(Stage::kFailedAttempts);
+    observe(Stage::kPrefillCall);
     observe(Stage::kKvTransferTotal);
     observe(Stage::kKvTransferExposed);
   }
   if (s.generated() < 2) return;
   observe(Stage::kFirstDecodeStep);
+  observe(Stage::kPreempted);
+  observe(Stage::kPaused);
   metrics_->time_per_output_token.Observe(absl::ToDoubleSeconds(now - s.first_token_at) /
                                           (s.generated() - 1));
 }

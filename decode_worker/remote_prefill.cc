@@ -22,7 +22,7 @@ RemotePrefills::RemotePrefills(RemotePrefillOptions options, kvtransfer::KvRecei
       clock_(clock),
       metrics_(metrics) {}
 
-absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target) {
+absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl::Time now) {
   TANDEM_CHECK(s->attempt == nullptr, "a second attempt beside a running one");
   auto attempt = std::make_unique<PrefillAttempt>();
   attempt->call_id = ++last_call_id_;
@@ -30,6 +30,7 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target) {
   attempt->epoch = static_cast<uint64_t>(++s->timing.prefill_attempts);
   attempt->peer = s->work.prefill[s->next_candidate++];
   attempt->target = std::move(target);
+  attempt->began_at = now;
   PrefillCall call = MakeCall(*s, *attempt);
   TANDEM_ASSIGN_OR_RETURN(call.token,
                           receiver_->Expect(attempt->transfer, attempt->epoch, call.block_ids));
@@ -113,8 +114,11 @@ bool RemotePrefills::SealIsLate(const Sequence& s) const {
 void RemotePrefills::TakeOutcome(Sequence* s, PrefillOutcome outcome) {
   s->cached_tokens = outcome.cached_tokens;
   s->prompt_logprobs = std::move(outcome.prompt_logprobs);
+  const absl::Duration call = s->attempt->replied_at - s->attempt->began_at;
   s->timing.stages[Stage::kPrefillQueue] = absl::ToDoubleMilliseconds(outcome.queue);
   s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(outcome.prefill);
+  s->timing.stages[Stage::kPrefillCall] =
+      absl::ToDoubleMilliseconds(call - outcome.queue - outcome.prefill);
   s->timing.kv_bytes = outcome.kv_bytes;
   s->timing.prefill_worker = std::move(outcome.worker_id);
 }
@@ -150,6 +154,9 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
   const PrefillPeer peer = s->attempt->peer;
   spdlog::warn("{}: prefill at {} failed: {}", s->work.request_id, peer.worker_id, why.ToString());
   const int num_blocks = s->attempt->target.size();
+  const absl::Time now = clock_->Now();
+  s->timing.stages[Stage::kFailedAttempts] +=
+      absl::ToDoubleMilliseconds(now - s->attempt->began_at);
   Abandon(s);
   if (absl::IsInvalidArgument(why)) return why;  // no other worker would take it either
   if (s->next_candidate >= s->work.prefill.size()) {
@@ -166,13 +173,16 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
     return Unavailable("prefill at {} failed and no {} KV blocks are free for another try",
                        peer.worker_id, num_blocks);
   }
-  return Begin(s, *std::move(fresh));
+  return Begin(s, *std::move(fresh), now);
 }
 
 void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
   spdlog::warn("{}: KV from {} was lost, computing it here: {}", s->work.request_id,
                s->attempt->peer.worker_id, why.ToString());
   metrics_->kv_recomputes.Increment();
+  const absl::Time now = clock_->Now();
+  s->timing.stages[Stage::kKvTransferExposed] =
+      absl::ToDoubleMilliseconds(now - s->attempt->replied_at);
   Abandon(s);
   s->timing.transport = "local";
   s->timing.kv_bytes = 0;
@@ -180,7 +190,7 @@ void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
   s->computed = s->launched = s->proven = 0;
   s->cached_blocks = 0;
   s->phase = SequencePhase::kPreempted;
-  s->runnable_at = clock_->Now();
+  s->runnable_at = now;
 }
 
 void RemotePrefills::Abandon(Sequence* s) {

@@ -43,8 +43,9 @@ class RemotePrefills {
 
   // Asks `sequence.work.prefill[sequence.next_candidate++]` under a new transfer id and the next
   // epoch. `target` takes the prompt's blocks that the sequence does not hold, and behind them the
-  // room to grow. On error the blocks are free again.
-  absl::Status Begin(Sequence* sequence, engine::BlockLease target);
+  // room to grow. `now`: when the sequence's time began to be this attempt's. On error the blocks
+  // are free again.
+  absl::Status Begin(Sequence* sequence, engine::BlockLease target, absl::Time now);
 
   // The sequence that waits for this event, with its attempt updated; null: nobody does.
   Sequence* OnReply(uint64_t call_id);

@@ -37,6 +37,7 @@ struct PrefillAttempt {
   uint64_t epoch = 0;
   PrefillPeer peer;
   engine::BlockLease target;  // being written by the peer, and the room to grow behind
+  absl::Time began_at;        // the stages of one attempt follow those of the one before
   bool replied = false;
   bool sealed = false;
   absl::Time replied_at;
@@ -72,7 +73,8 @@ struct Sequence {
   absl::Time runnable_at;                                  // first decode step could begin
   absl::Time first_token_at;
   absl::Time last_token_at;
-  absl::Time paused_at = absl::InfiniteFuture();  // its reader is slow since; future: it is not
+  absl::Time preempted_at = absl::InfiniteFuture();  // since its last token; future: it was not
+  absl::Time paused_at = absl::InfiniteFuture();     // its reader is slow since; future: it is not
 
   int length() const { return static_cast<int>(tokens.size()); }
   int generated() const { return length() - prompt_length; }

@@ -1,5 +1,8 @@
-// The stages of a request: the one table from which timing messages, metrics, the command line's
-// answers and the README's list are made. Adding a stage means one line here and one field in
+// The stages of a request, stamped along one path: those with `in_ttft` follow each other without a
+// gap or an overlap, and `delivery` is whatever the others leave, so they make up `ttft`.
+//
+// This is the one table from which timing messages, metrics, the command line's answers and the
+// README's list are made. Adding a stage means one line here and one field in
 // tandem.v1.Timing; tests compare the two.
 #pragma once
 
@@ -12,11 +15,16 @@ namespace tandem {
 enum class Stage {
   kTokenize,
   kQueue,
+  kFailedAttempts,
   kPrefillQueue,
   kPrefill,
+  kPrefillCall,
+  kDelivery,
   kKvTransferTotal,
   kKvTransferExposed,
   kFirstDecodeStep,
+  kPreempted,
+  kPaused,
   kTtft,
   kTotal,
 };
@@ -28,16 +36,27 @@ struct StageInfo {
   std::string_view help;
   // Known even for a request that ended before its first token.
   bool without_token = false;
+  bool in_ttft = false;
 };
 
-inline constexpr std::array<StageInfo, 9> kStages = {{
-    {Stage::kTokenize, "tokenize", "chat template and tokenizer, in the router", true},
-    {Stage::kQueue, "queue", "in the router and at the decode worker, before blocks were reserved"},
-    {Stage::kPrefillQueue, "prefill_queue", "at the worker that prefilled, before its first chunk"},
-    {Stage::kPrefill, "prefill", "first chunk started to first token sampled"},
+inline constexpr std::array<StageInfo, 14> kStages = {{
+    {Stage::kTokenize, "tokenize", "chat template and tokenizer, in the router", true, true},
+    {Stage::kQueue, "queue", "in the router and at the decode worker, before blocks were reserved",
+     false, true},
+    {Stage::kFailedAttempts, "failed_attempts",
+     "with workers that refused, failed or were lost before the first token", false, true},
+    {Stage::kPrefillQueue, "prefill_queue", "at the worker that prefilled, before its first chunk",
+     false, true},
+    {Stage::kPrefill, "prefill", "first chunk started to first token sampled", false, true},
+    {Stage::kPrefillCall, "prefill_call", "the way to the prefill worker and back", false, true},
+    {Stage::kDelivery, "delivery", "the rest: between router and decode worker, and to the client",
+     false, true},
     {Stage::kKvTransferTotal, "kv_transfer_total", "first block pushed to last block sealed"},
-    {Stage::kKvTransferExposed, "kv_transfer_exposed", "first token sampled to last block sealed"},
+    {Stage::kKvTransferExposed, "kv_transfer_exposed",
+     "first token sampled to last block sealed, or lost"},
     {Stage::kFirstDecodeStep, "first_decode_step", "sequence runnable on decode to second token"},
+    {Stage::kPreempted, "preempted", "after the first token: blocks given up to the next token"},
+    {Stage::kPaused, "paused", "not computed or not read because the client was slow"},
     {Stage::kTtft, "ttft", "request received to first message written"},
     {Stage::kTotal, "total", "request received to last message written", true},
 }};

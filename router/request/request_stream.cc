@@ -119,7 +119,9 @@ void RequestStream::Emit(TokenEvent event) {
 void RequestStream::ReadOn() {
   if (state_ != State::kDecoding) return;
   paused_ = pending_.full();
-  if (!paused_) call_->ReadNext();
+  if (paused_) return meter_.OnPause();
+  meter_.OnResume();
+  call_->ReadNext();
 }
 
 void RequestStream::OnEnd(int attempt, const absl::Status& status) {

@@ -1,5 +1,8 @@
 #include "router/request/stream_meter.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace tandem::router {
 namespace {
 
@@ -9,12 +12,27 @@ double Ms(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration)
 
 void StreamMeter::OnStart(const Route& route) {
   started_ = clock_->Now();
+  queued_ += started_ - queued_since_;
   decode_worker_ = route.decode.id;
   predicted_cached_tokens_ = route.predicted_cached_tokens;
   metrics_->running.Increment();
 }
 
-void StreamMeter::OnStop() { metrics_->running.Decrement(); }
+void StreamMeter::OnStop() {
+  metrics_->running.Decrement();
+  OnResume();
+  if (completion_tokens_ > 0) return;
+  queued_since_ = clock_->Now();
+  failed_ += queued_since_ - started_;
+}
+
+void StreamMeter::OnPause() {
+  if (paused_at_ == kNotYet) paused_at_ = clock_->Now();
+}
+
+void StreamMeter::OnResume() {
+  if (paused_at_ != kNotYet) paused_ += clock_->Now() - std::exchange(paused_at_, kNotYet);
+}
 
 void StreamMeter::OnTokens(size_t count, int cached_tokens) {
   if (count == 0) return;
@@ -44,11 +62,19 @@ Timing StreamMeter::CurrentTiming() const {
   Timing timing = worker_;
   StageTimes& stages = timing.stages;
   stages[Stage::kTokenize] = Ms(request_->tokenize_time);
-  // The decode worker's part of the queue stage is in already.
-  if (started_ != kNotYet) {
-    stages[Stage::kQueue] += Ms(started_ - request_->received - request_->tokenize_time);
+  // The decode worker's parts of these are in already.
+  stages[Stage::kQueue] += Ms(queued_);
+  stages[Stage::kFailedAttempts] += Ms(failed_);
+  // A decode worker pauses while its tokens are not read: that is the same time again.
+  stages[Stage::kPaused] = std::max(stages[Stage::kPaused], Ms(paused_));
+  if (first_write_ != kNotYet) {
+    stages[Stage::kTtft] = Ms(first_write_ - request_->received);
+    double known = 0;
+    for (const StageInfo& info : kStages) {
+      if (info.in_ttft && info.stage != Stage::kDelivery) known += stages[info.stage];
+    }
+    stages[Stage::kDelivery] = std::max(0.0, stages[Stage::kTtft] - known);
   }
-  if (first_write_ != kNotYet) stages[Stage::kTtft] = Ms(first_write_ - request_->received);
   stages[Stage::kTotal] = Ms(clock_->Now() - request_->received);
   timing.decode_worker = decode_worker_;
   return timing;

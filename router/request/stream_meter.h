@@ -22,12 +22,18 @@ class StreamMeter {
  public:
   // All outlive this.
   StreamMeter(const Request* request, RouterMetrics* metrics, Clock* clock)
-      : request_(request), metrics_(metrics), clock_(clock) {}
+      : request_(request),
+        metrics_(metrics),
+        clock_(clock),
+        queued_since_(request->received + request->tokenize_time) {}
 
   // The request went to the workers of `route`; again after a retry.
   void OnStart(const Route& route);
   // It came back from there, or ended.
   void OnStop();
+  // The worker's tokens are not read, or are read again, because the client is slow.
+  void OnPause();
+  void OnResume();
   // What the decode worker says beside its tokens.
   void OnWorkerTiming(Timing timing) { worker_ = std::move(timing); }
   // `count` tokens came, of a prompt of which `cached_tokens` were cached.
@@ -51,7 +57,12 @@ class StreamMeter {
   int predicted_cached_tokens_ = 0;
   Timing worker_;
   int completion_tokens_ = 0;
+  absl::Time queued_since_;
   absl::Time started_ = kNotYet;  // sent to the decode worker
+  absl::Duration queued_;         // before each of the workers that it was sent to
+  absl::Duration failed_;         // with those that gave no token
+  absl::Time paused_at_ = kNotYet;
+  absl::Duration paused_;
   absl::Time first_token_ = kNotYet;
   absl::Time last_token_ = kNotYet;
   absl::Time first_write_ = kNotYet;

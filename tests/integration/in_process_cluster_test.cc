@@ -120,6 +120,8 @@ class Clients {
   int cancelled = 0;
   int64_t cached_tokens = 0;
   std::set<std::string> prefill_workers, decode_workers;
+  StageTimes most;  // of all requests
+  int most_attempts = 0;
 
  private:
   struct Running {
@@ -171,9 +173,22 @@ class Clients {
     EXPECT_EQ(last.prompt_tokens, static_cast<int>(running.plan.prompt.size()));
     EXPECT_EQ(last.completion_tokens, static_cast<int>(want.size()));
     ASSERT_TRUE(last.timing.has_value());
+    CheckTimes(*last.timing);
     cached_tokens += last.cached_tokens;
     decode_workers.insert(last.timing->decode_worker);
     prefill_workers.insert(last.timing->prefill_worker);
+  }
+
+  void CheckTimes(const Timing& timing) {
+    double sum = 0;
+    for (const StageInfo& info : kStages) {
+      EXPECT_GE(timing.stages[info.stage], 0) << info.name;
+      if (info.in_ttft) sum += timing.stages[info.stage];
+      most[info.stage] = std::max(most[info.stage], timing.stages[info.stage]);
+    }
+    const double ttft = timing.stages[Stage::kTtft];
+    EXPECT_NEAR(sum, ttft, 1 + ttft / 100);
+    most_attempts = std::max(most_attempts, timing.prefill_attempts);
   }
 
   InProcessCluster* const cluster_;
@@ -234,6 +249,26 @@ TEST(InProcessClusterTest, UnifiedWorkersGiveTheSameTokens) {
   Clients clients(&cluster, options);
   clients.Requests(300, 3);
   EXPECT_EQ(clients.finished + clients.cancelled, 300);
+  clients.Unwind();
+  EXPECT_EQ(cluster.Held(), "");
+}
+
+TEST(InProcessClusterTest, EveryMillisecondHasAStage) {
+  InProcessClusterOptions options = Options();
+  int prefills = 0;
+  options.before_prefill = [&prefills](const engine::Batch&) {
+    return ++prefills % 9 == 0 ? absl::InternalError("out of luck") : absl::OkStatus();
+  };
+  InProcessCluster cluster(options);
+  Clients clients(&cluster, options);
+  clients.Requests(500, 5);  // each is checked: its stages make up its time to first token
+  EXPECT_GT(clients.most_attempts, 1);
+  EXPECT_GT(clients.most[Stage::kFailedAttempts], 1);
+  EXPECT_GT(clients.most[Stage::kPreempted], 1);
+  // A message waits for the next turn wherever it goes: what has no name of its own is that.
+  constexpr double kTurns = 8;
+  EXPECT_LE(clients.most[Stage::kDelivery], kTurns);
+  EXPECT_LE(clients.most[Stage::kPrefillCall], kTurns);
   clients.Unwind();
   EXPECT_EQ(cluster.Held(), "");
 }

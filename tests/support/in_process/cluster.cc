@@ -219,12 +219,14 @@ InProcessCluster::InProcessCluster(const InProcessClusterOptions& options) : opt
   memberships_.resize(static_cast<size_t>(options_.prefill_workers + options_.decode_workers));
   size_t slot = 0;
   InProcessWorkerOptions worker = options_.worker;
+  worker.engine.model.before_run = options_.before_prefill;
   for (int i = 0; i < options_.prefill_workers; ++i) {
     worker.worker_id = absl::StrCat("prefill-", i);
     prefills_.push_back(std::make_unique<InProcessPrefillWorker>(
         worker, &kv_, &clock_, MessagesTo(&memberships_[slot++])));
     prefill_list_.push_back(prefills_.back().get());
   }
+  worker.engine.model.before_run = options_.worker.engine.model.before_run;
   worker.unified = options_.unified;
   for (int i = 0; i < options_.decode_workers; ++i) {
     worker.worker_id = absl::StrCat("decode-", i);

@@ -64,8 +64,10 @@ class InProcessClient final : public router::StreamSink {
 struct InProcessClusterOptions {
   int prefill_workers = 2;
   int decode_workers = 2;
-  bool unified = false;                         // decode workers prefill everything themselves
-  InProcessWorkerOptions worker;                // of each; the id is set by the cluster
+  bool unified = false;           // decode workers prefill everything themselves
+  InProcessWorkerOptions worker;  // of each; the id is set by the cluster
+  // On the thread of a prefill worker, before each of its steps: may fail it.
+  std::function<absl::Status(const engine::Batch&)> before_prefill;
   absl::Duration turn = absl::Milliseconds(1);  // what a turn adds to the clock
 };
 

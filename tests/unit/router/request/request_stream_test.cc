@@ -142,6 +142,7 @@ TEST_F(RequestStreamTest, StagesOfTheRouterAndOfTheWorkersMeetInTheTiming) {
   EXPECT_DOUBLE_EQ(timing.stages[Stage::kTokenize], 3);
   EXPECT_DOUBLE_EQ(timing.stages[Stage::kQueue], 7 + 5);
   EXPECT_DOUBLE_EQ(timing.stages[Stage::kPrefill], 9);
+  EXPECT_DOUBLE_EQ(timing.stages[Stage::kDelivery], 30 - 3 - 12 - 9);
   EXPECT_DOUBLE_EQ(timing.stages[Stage::kTtft], 30);
   EXPECT_DOUBLE_EQ(timing.stages[Stage::kTotal], 30);
   EXPECT_EQ(timing.prefill_worker, "p");
