@@ -53,13 +53,15 @@ int Admission::AdmissibleBlocks(const View& view) const {
 
 absl::Status Admission::CheckRoom(const View& view, const Placement& place,
                                   int needed_blocks) const {
-  const int available = AdmissibleBlocks(view);
+  const int total = pool_->counts().total;
+  const int available = decode::AdmissibleBlocks(view, total, options_.limits);
   const int needed = needed_blocks + place.idle_blocks;
   if (place.ask && !MayAsk(view)) {
     return WithRefusal(
         ResourceExhausted("worker {}: {} of {} KV blocks wait for senders that may still write",
-                          options_.worker_id, pool_->counts().quarantined, pool_->counts().total),
-        {Refusal::Reason::kBlocks, std::max(needed, MostLocalBlocks() + 1), available});
+                          options_.worker_id, pool_->counts().quarantined, total),
+        {Refusal::Reason::kBlocks, std::max(needed, MostLocalBlocks() + 1),
+         std::min(available, MostLocalBlocks())});
   }
   if (needed <= available) return absl::OkStatus();
   if (static_cast<int>(view.sequences.size()) >= options_.limits.max_num_seqs) {
@@ -69,8 +71,7 @@ absl::Status Admission::CheckRoom(const View& view, const Placement& place,
   }
   return WithRefusal(
       ResourceExhausted("worker {} has no {} KV blocks free ({} of {}, {} for newcomers)",
-                        options_.worker_id, needed, pool_->NumAvailable(), pool_->counts().total,
-                        available),
+                        options_.worker_id, needed, pool_->NumAvailable(), total, available),
       {Refusal::Reason::kBlocks, needed, available});
 }
 
