@@ -508,8 +508,16 @@ std::vector<Variant> Variants() {
   skinny.hopper = false;
   skinny.skinny_rows = 64;
   hopper.skinny = hopper.decode_attention = hopper.library = false;
-  const CudaOpsOptions generic{false, false, false, false, false, false, 0};
-  return {{"Chosen", {}}, {"Skinny", skinny}, {"Hopper", hopper}, {"Generic", generic}};
+  CudaOpsOptions generic, plain;
+  generic.skinny = generic.hopper = generic.overlap = false;
+  generic.decode_attention = generic.prefill_attention = false;
+  plain = generic;
+  plain.library = false;
+  return {{"Chosen", {}},
+          {"Skinny", skinny},
+          {"Hopper", hopper},
+          {"Generic", generic},
+          {"Plain", plain}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaOpsTest,

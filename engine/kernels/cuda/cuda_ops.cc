@@ -303,7 +303,7 @@ absl::Status CudaOps::TimeProducts() {
                     s.output_bias || !HopperTakes(s.hidden, s.q_width, 0) || generic_gate_up_ ||
                     s.mlp_bias || !HopperTakes(s.hidden, s.inner, 0) ||
                     !HopperTakes(s.vocab, s.hidden, 0);
-  if (!must && !choose) return absl::OkStatus();
+  if (!options_.library || (!must && !choose)) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<CublasLinear>> cublas =
       CublasLinear::Create(scratch_.cublas, s.batch_invariant);
   if (!cublas.ok() && !must) return absl::OkStatus();

@@ -19,7 +19,7 @@ struct CudaOpsOptions {
   bool hopper = true;             // hopper_linear.h, and prefill attention on sm_90a
   bool decode_attention = true;   // decode_attention.h
   bool prefill_attention = true;  // prefill_attention.h
-  bool library = true;            // cublas_linear.h where hopper_linear.h would do
+  bool library = true;            // cublas_linear.h; where nothing else would do: plain_linear.h
   bool overlap = true;            // programmatic dependent launches
   // Rows up to which products are the skinny kernels'; 0: what is best for the device.
   int skinny_rows = 0;
