@@ -1,8 +1,8 @@
 // Sampling on the GPU against the CPU's DrawRow: random specs over ordinary and hostile logits.
 // Tokens, statuses and alternatives must be the same, log probabilities within 1e-5. Each batch is
 // launched as a whole and again row by row, with the same results bit for bit. `sample_test time`
-// prints what the usual cases take instead; `sample_test small` runs a few specs, `sample_test tiny`
-// some without clusters.
+// prints what the usual cases take instead; `sample_test small` runs a few specs, `sample_test
+// tiny` some without clusters.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
