@@ -1,6 +1,6 @@
 // The two ends of a KV shipment as the worker loops see them. A prefill worker owns one KvSender, a
-// decode worker one KvReceiver; between each pair of them there is one connection, and on it one
-// FIFO. Which transport moves the bytes the two agree on when they connect.
+// decode worker one KvReceiver; between each pair of them there is one connection, on which
+// transfers take turns. Which transport moves the bytes the two agree on when they connect.
 //
 // Life of a transfer
 //   decode   KvReceiver::Expect(id, epoch, blocks) -> a token for the sender
@@ -180,7 +180,8 @@ class KvSender {
   }
   // All layers of all blocks have been pushed: send the digests.
   virtual void Finish(const TransferId& id, uint64_t epoch) = 0;
-  // Send nothing more, tell the receiver quiet. Idempotent; unknown transfers are ignored.
+  // Send nothing more, tell the receiver quiet if it has heard of the transfer. Idempotent; unknown
+  // transfers are ignored. May call on_done itself.
   virtual void Abort(const TransferId& id, uint64_t epoch) = 0;
   // One digest per block of the own pool, over all of its bytes, by the rule of FINISH. The blocks
   // must be computed. Reads them on the caller's thread.

@@ -53,7 +53,12 @@ void SenderPeer::Push(const TransferKey& key, int layer, std::span<const int32_t
 
 void SenderPeer::Finish(const TransferKey& key) { queue_.Push(FinishItem{key}); }
 
-void SenderPeer::Abort(const TransferKey& key) { queue_.PushAbort(key); }
+void SenderPeer::Abort(const TransferKey& key) {
+  // The peer's thread may sit in a dial or a send for long. What it has not opened it need not be
+  // asked about, and nobody need be told: the receiver's blocks wait for nobody who never came.
+  if (!queue_.TakeOpen(key).has_value()) return queue_.PushAbort(key);
+  CountDone(key, Cancelled("aborted by the sender"), KvFailure::kCancelled, {});
+}
 
 std::optional<std::pair<std::string, double>> SenderPeer::LinkRate() const {
   absl::MutexLock lock(&mutex_);
@@ -74,7 +79,7 @@ void SenderPeer::Loop() {
     HandleAborts();
     HandleReplies();
     HandlePosts();
-    if (posts_.size() < kMaxPosts) {
+    if (posts_.size() < kMaxPosts && ConnectIfWanted()) {
       if (std::optional<SendItem> item = queue_.TakeItem(); item.has_value()) {
         std::visit([this](auto& i) { Process(std::move(i)); }, *item);
       }
@@ -89,17 +94,6 @@ void SenderPeer::Loop() {
 
 void SenderPeer::HandleAborts() {
   for (const TransferKey& key : queue_.TakeAborts()) {
-    if (!transfers_.contains(key)) {
-      // Perhaps its OPEN is queued: it goes out first, for only a known transfer can be quiet.
-      std::optional<KvSendTarget> unopened = queue_.TakeOpen(key);
-      if (!unopened.has_value()) continue;
-      if (link_ != nullptr) {
-        Process(OpenItem{*std::move(unopened)});
-      } else {
-        // Nobody to tell: the receiver knows that nobody opened it.
-        transfers_.emplace(key, OutgoingTransfer(*std::move(unopened)));
-      }
-    }
     End(key, {Cancelled("aborted by the sender"), KvFailure::kCancelled, true});
   }
 }
@@ -247,15 +241,8 @@ void SenderPeer::TimeOutAnswers() {
 void SenderPeer::Process(OpenItem item) {
   const TransferKey key = {item.target.id, item.target.epoch};
   const std::string token = item.target.token;
-  const std::string transports = item.target.transport;
   OutgoingTransfer& transfer =
       transfers_.emplace(key, OutgoingTransfer(std::move(item.target))).first->second;
-  if (absl::Status status = EnsureConnected(transports); !status.ok()) {
-    spdlog::warn("kv link to {} ({}): {}", peer_.worker_id, peer_.address, MessageOf(status));
-    FailAll(status, KvFailure::kConnectionLost);
-    FailQueuedOpens(status, KvFailure::kConnectionLost);
-    return;
-  }
   const KvPoolShape& peer = link_->peer().shape;
   transfer.Begin(peer.layout.num_layers, peer.heads(), link_->transport().name());
   absl::Status status =
@@ -399,13 +386,19 @@ void SenderPeer::Done(const TransferKey& key, const TransferEnd& wanted) {
   const TransferEnd end = wanted;  // may be the transfer's own
   const TransferStats stats = it->second.stats;
   transfers_.erase(it);
+  queue_.Drop(key);
   if (end.tell_quiet) SendQuiet(key, end.status);
-  if (end.failure.has_value()) {
-    context_->link.counters->CountFailure(*end.failure);
+  CountDone(key, end.status, end.failure, stats);
+}
+
+void SenderPeer::CountDone(const TransferKey& key, const absl::Status& status,
+                           std::optional<KvFailure> failure, const TransferStats& stats) {
+  if (failure.has_value()) {
+    context_->link.counters->CountFailure(*failure);
   } else {
     ++context_->link.counters->transfers;
   }
-  context_->done(key, end.status, stats);
+  context_->done(key, status, stats);
   // Last, so that a peer inside a callback is never idle.
   absl::MutexLock lock(&mutex_);
   --under_way_;
@@ -425,8 +418,20 @@ void SenderPeer::FailQueuedOpens(const absl::Status& status, KvFailure failure) 
   }
 }
 
-absl::Status SenderPeer::EnsureConnected(const std::string& transports) {
-  if (link_ != nullptr) return absl::OkStatus();
+bool SenderPeer::ConnectIfWanted() {
+  if (link_ != nullptr) return true;
+  // Queued transfers stay there until there is a connection, so that they can be given up.
+  const std::optional<std::string> transports = queue_.NextTransports();
+  if (!transports.has_value()) return true;  // what is queued belongs to transfers that are over
+  const absl::Status status = Connect(*transports);
+  if (status.ok()) return true;
+  spdlog::warn("kv link to {} ({}): {}", peer_.worker_id, peer_.address, MessageOf(status));
+  FailAll(status, KvFailure::kConnectionLost);
+  FailQueuedOpens(status, KvFailure::kConnectionLost);
+  return false;
+}
+
+absl::Status SenderPeer::Connect(const std::string& transports) {
   PeerAddress peer = peer_;
   peer.transports = transports;
   auto connected =

@@ -1,5 +1,5 @@
-// The sending end towards one peer: a FIFO and one thread, which owns the link to that peer and all
-// transfers to it. A peer that is slow or dead holds up nobody but itself.
+// The sending end towards one peer: a queue and one thread, which owns the link to that peer and
+// all transfers to it. A peer that is slow or dead holds up nobody but itself.
 #pragma once
 
 #include <deque>
@@ -27,7 +27,7 @@ namespace tandem::kvtransfer {
 // What all peers of one sender share. Outlives them.
 struct SenderContext {
   LinkContext link;
-  // Called once per transfer, on the peer's thread, without locks.
+  // Called once per transfer, on the peer's thread or inside Abort(), without locks.
   std::function<void(const TransferKey&, const absl::Status&, const TransferStats&)> done;
 };
 
@@ -77,7 +77,9 @@ class SenderPeer {
   void Process(OpenItem item);
   void Process(PushItem item);
   void Process(FinishItem item);
-  absl::Status EnsureConnected(const std::string& transports);
+  // False: that failed, and so has everything that wanted it.
+  bool ConnectIfWanted();
+  absl::Status Connect(const std::string& transports);
   // Posts what of the run was not sent before. The transfer may be over when they return.
   absl::Status SendRun(const TransferKey& key, const PushedRun& run);
   absl::Status PostRun(OutgoingTransfer* transfer, const PushedRun& run);
@@ -86,9 +88,12 @@ class SenderPeer {
   // Tells the peer that nothing more comes for `key`.
   void SendQuiet(const TransferKey& key, const absl::Status& why);
   // Ends the transfer once none of its posts is under way: QUIET if so wanted, then `done`, once.
-  // Items of it that are still queued are skipped later.
+  // Items of it that are still queued are dropped.
   void End(const TransferKey& key, TransferEnd end);
   void Done(const TransferKey& key, const TransferEnd& end);
+  // Any thread.
+  void CountDone(const TransferKey& key, const absl::Status& status,
+                 std::optional<KvFailure> failure, const TransferStats& stats);
   void CloseLink();
   void LoseLink(const absl::Status& status);
   void FailAll(const absl::Status& status, KvFailure failure);

@@ -11,6 +11,12 @@ namespace {
 // How long TakeItem() waits for blocks to be computed: after it, aborts and replies are looked at.
 constexpr absl::Duration kReadySlice = absl::Milliseconds(2);
 
+TransferKey KeyOf(const SendItem& item) {
+  if (const auto* open = std::get_if<OpenItem>(&item)) return {open->target.id, open->target.epoch};
+  if (const auto* push = std::get_if<PushItem>(&item)) return push->key;
+  return std::get<FinishItem>(item).key;
+}
+
 }  // namespace
 
 void SenderQueue::Wake() {
@@ -20,7 +26,13 @@ void SenderQueue::Wake() {
 
 void SenderQueue::Push(SendItem item) {
   absl::MutexLock lock(&mutex_);
-  items_.push_back(std::move(item));
+  const TransferKey key = KeyOf(item);
+  const auto [it, is_new] = lanes_.try_emplace(key);
+  if (is_new) {
+    it->second.credit = static_cast<int64_t>(frame_bytes_);
+    turns_.push_back(key);
+  }
+  it->second.items.push_back(std::move(item));
   Wake();
 }
 
@@ -44,7 +56,7 @@ bool SenderQueue::stopping() const {
 
 bool SenderQueue::empty() const {
   absl::MutexLock lock(&mutex_);
-  return items_.empty() && aborts_.empty();
+  return lanes_.empty() && aborts_.empty();
 }
 
 bool SenderQueue::SetConnection(std::shared_ptr<KvConnection> connection) {
@@ -60,7 +72,7 @@ bool SenderQueue::connected() const {
 
 void SenderQueue::Wait(bool items_wanted, absl::Time deadline) {
   const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return stopping_ || !aborts_.empty() || !items_.empty();
+    return stopping_ || !aborts_.empty() || !lanes_.empty();
   };
   std::shared_ptr<KvConnection> connection;
   {
@@ -69,7 +81,7 @@ void SenderQueue::Wait(bool items_wanted, absl::Time deadline) {
       mutex_.AwaitWithTimeout(absl::Condition(&due), deadline - Clock::Real()->Now());
       return;
     }
-    if (stopping_ || !aborts_.empty() || (items_wanted && !items_.empty())) return;
+    if (stopping_ || !aborts_.empty() || (items_wanted && !lanes_.empty())) return;
     sleeping_ = true;
     connection = connection_;
   }
@@ -83,26 +95,50 @@ std::optional<SendItem> SenderQueue::TakeItem() {
   std::shared_ptr<const ReadyEvent> awaited;
   {
     absl::MutexLock lock(&mutex_);
-    if (items_.empty()) return std::nullopt;
-    if (const auto* push = std::get_if<PushItem>(&items_.front())) awaited = push->ready;
-    if (awaited == nullptr || awaited->Ready()) {
-      SendItem item = std::move(items_.front());
-      items_.pop_front();
-      if (auto* push = std::get_if<PushItem>(&item)) JoinLayers(push);
-      return item;
+    for (size_t lanes = turns_.size(); lanes > 0; --lanes) {
+      const auto* push = std::get_if<PushItem>(&lanes_.at(turns_.front()).items.front());
+      if (push == nullptr || push->ready == nullptr || push->ready->Ready()) return TakeFirst();
+      if (awaited == nullptr) awaited = push->ready;
+      NextTurn();
     }
   }
-  awaited->WaitFor(kReadySlice);
+  if (awaited != nullptr) awaited->WaitFor(kReadySlice);
   return std::nullopt;
 }
 
-void SenderQueue::JoinLayers(PushItem* push) {
+SendItem SenderQueue::TakeFirst() {
+  const TransferKey key = turns_.front();
+  Lane& lane = lanes_.at(key);
+  SendItem item = std::move(lane.items.front());
+  lane.items.pop_front();
+  if (auto* push = std::get_if<PushItem>(&item)) {
+    JoinLayers(push, &lane.items);
+    const size_t pieces =
+        push->run.source_blocks.size() * static_cast<size_t>(push->run.layer_count);
+    lane.credit -= static_cast<int64_t>(pieces * layer_bytes_);
+  }
+  if (lane.items.empty()) {
+    DropLane(key);
+  } else if (lane.credit <= 0) {
+    // What it took too much it pays with its next turn.
+    lane.credit += static_cast<int64_t>(frame_bytes_);
+    NextTurn();
+  }
+  return item;
+}
+
+void SenderQueue::NextTurn() {
+  turns_.push_back(turns_.front());
+  turns_.pop_front();
+}
+
+void SenderQueue::JoinLayers(PushItem* push, std::deque<SendItem>* items) const {
   PushedRun& run = push->run;
   const size_t bytes = run.source_blocks.size() * layer_bytes_;
-  while (!items_.empty()) {
-    const auto* next = std::get_if<PushItem>(&items_.front());
+  while (!items->empty()) {
+    const auto* next = std::get_if<PushItem>(&items->front());
     const auto layers = static_cast<size_t>(run.layer_count);
-    if (next == nullptr || next->key != push->key || (layers + 1) * bytes > frame_bytes_ ||
+    if (next == nullptr || (layers + 1) * bytes > frame_bytes_ ||
         next->run.layer_begin != run.layer_begin + run.layer_count ||
         next->run.ordinal_begin != run.ordinal_begin ||
         next->run.source_blocks != run.source_blocks ||
@@ -110,8 +146,17 @@ void SenderQueue::JoinLayers(PushItem* push) {
       return;
     }
     ++run.layer_count;
-    items_.pop_front();
+    items->pop_front();
   }
+}
+
+void SenderQueue::DropLane(const TransferKey& key) {
+  if (lanes_.erase(key) > 0) std::erase(turns_, key);
+}
+
+void SenderQueue::Drop(const TransferKey& key) {
+  absl::MutexLock lock(&mutex_);
+  DropLane(key);
 }
 
 std::deque<TransferKey> SenderQueue::TakeAborts() {
@@ -121,24 +166,33 @@ std::deque<TransferKey> SenderQueue::TakeAborts() {
 
 std::optional<KvSendTarget> SenderQueue::TakeOpen(const TransferKey& key) {
   absl::MutexLock lock(&mutex_);
-  const auto opens = [&](const SendItem& item) {
-    const auto* open = std::get_if<OpenItem>(&item);
-    return open != nullptr && TransferKey{open->target.id, open->target.epoch} == key;
-  };
-  const auto it = std::find_if(items_.begin(), items_.end(), opens);
-  if (it == items_.end()) return std::nullopt;
-  KvSendTarget target = std::move(std::get<OpenItem>(*it).target);
-  items_.erase(it);
+  const auto it = lanes_.find(key);
+  if (it == lanes_.end()) return std::nullopt;
+  auto* open = std::get_if<OpenItem>(&it->second.items.front());
+  if (open == nullptr) return std::nullopt;
+  KvSendTarget target = std::move(open->target);
+  DropLane(key);
   return target;
+}
+
+std::optional<std::string> SenderQueue::NextTransports() const {
+  absl::MutexLock lock(&mutex_);
+  for (const TransferKey& key : turns_) {
+    const auto* open = std::get_if<OpenItem>(&lanes_.at(key).items.front());
+    if (open != nullptr) return open->target.transport;
+  }
+  return std::nullopt;
 }
 
 std::vector<KvSendTarget> SenderQueue::TakeAllOpens() {
   absl::MutexLock lock(&mutex_);
   std::vector<KvSendTarget> targets;
-  for (SendItem& item : items_) {
-    if (auto* open = std::get_if<OpenItem>(&item)) targets.push_back(std::move(open->target));
+  for (const TransferKey& key : turns_) {
+    auto* open = std::get_if<OpenItem>(&lanes_.at(key).items.front());
+    if (open != nullptr) targets.push_back(std::move(open->target));
   }
-  items_.clear();
+  lanes_.clear();
+  turns_.clear();
   return targets;
 }
 

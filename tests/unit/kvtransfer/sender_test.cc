@@ -212,18 +212,36 @@ TEST_F(KvSenderTest, WorkerGivesUp) {
   ends_.sender->Abort(id_, 1);
   EXPECT_EQ(Done(1).status.code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(peer.Read().type, FrameType::kQuiet);
-  // While its OPEN is still queued behind a channel that is being made.
+  // While its OPEN is still queued behind a channel that is being made: at once, and the peer, who
+  // knows that it never came, hears nothing of it.
   Listener slow;
   ASSERT_OK(ends_.sender->Open(Target(slow.address(), 2)));
   slow.Accept();
   ASSERT_OK(ends_.sender->Open(Target(slow.address(), 3)));
   ends_.sender->Abort(id_, 3);
+  EXPECT_EQ(ends_.record.Sent(id_, 3).done, 1);
+  EXPECT_EQ(ends_.record.Sent(id_, 3).status.code(), absl::StatusCode::kCancelled);
   slow.Answer(ends_);
-  EXPECT_EQ(Done(3).status.code(), absl::StatusCode::kCancelled);
-  EXPECT_EQ(Done(3).done, 1);
   EXPECT_EQ(slow.ReadUntil(FrameType::kOpen).epoch, 2u);
-  EXPECT_EQ(slow.ReadUntil(FrameType::kOpen).epoch, 3u);
-  EXPECT_EQ(slow.Read().type, FrameType::kQuiet);
+  ends_.sender->Abort(id_, 2);
+  const FrameHeader quiet = slow.Read();
+  EXPECT_EQ(quiet.type, FrameType::kQuiet);
+  EXPECT_EQ(quiet.epoch, 2u);
+}
+
+TEST_F(KvSenderTest, AnAbortDoesNotWaitForADial) {
+  options().connect_timeout = kPatience;
+  Start();
+  Listener silent;  // takes the connection, and never answers HELLO
+  ASSERT_OK(ends_.sender->Open(Target(silent.address(), 1)));
+  silent.Accept();
+  ASSERT_OK(ends_.sender->Open(Target(silent.address(), 2)));
+  for (uint64_t epoch = 1; epoch <= 2; ++epoch) {
+    ends_.sender->Abort(id_, epoch);
+    EXPECT_EQ(ends_.record.Sent(id_, epoch).done, 1);
+    EXPECT_TRUE(absl::IsCancelled(ends_.record.Sent(id_, epoch).status));
+  }
+  silent.Close();
 }
 
 TEST_F(KvSenderTest, LostPeerFailsItsTransfersAndTheNextConnects) {
