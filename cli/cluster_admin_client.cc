@@ -1,12 +1,25 @@
 #include "cli/cluster_admin_client.h"
 
+#include <cstdlib>
+
+#include "fmt/format.h"
+
+#include "cli/cluster_note.h"
+#include "cli/command.h"
+#include "common/base/check.h"
+#include "common/base/status.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 
 namespace tandem::cli {
 
-ClusterAdminClient::ClusterAdminClient(const std::string& server)
-    : stub_(v1::Admin::NewStub(MakeChannel(server, Patience::kPatient))) {}
+ClusterAdminClient::ClusterAdminClient(const std::string& internal_address,
+                                       const std::string& secret) {
+  const auto credentials = ClusterCredentials::Make(secret, {kOperatorRole, "tandem"});
+  TANDEM_CHECK(credentials.ok(), "{}", MessageOf(credentials.status()));
+  stub_ = v1::Admin::NewStub(
+      MakeChannel(internal_address, **credentials, {kRouterRole, ""}, Patience::kPatient));
+}
 
 absl::StatusOr<v1::GetClusterResponse> ClusterAdminClient::GetCluster(
     absl::Duration timeout) const {
@@ -26,6 +39,31 @@ absl::Status ClusterAdminClient::DrainWorker(const std::string& worker_id,
   request.set_worker_id(worker_id);
   v1::DrainWorkerResponse response;
   return FromGrpcStatus(stub_->DrainWorker(&context, request, &response));
+}
+
+void AddAdminFlags(FlagSet* flags, AdminTarget* target) {
+  AddServerFlag(flags, &target->server);
+  if (const char* internal = std::getenv("TANDEM_INTERNAL")) target->internal = internal;
+  flags->Add("--internal", &target->internal,
+             "the router's --internal-listen, where TANDEM_CLUSTER_SECRET is proved; "
+             "TANDEM_INTERNAL sets the default; a cluster that this user's `tandem up` runs is "
+             "found by --server alone",
+             "HOST:PORT");
+}
+
+absl::StatusOr<ClusterAdminClient> FindCluster(const AdminTarget& target) {
+  const char* secret = std::getenv("TANDEM_CLUSTER_SECRET");
+  if (!target.internal.empty()) {
+    return ClusterAdminClient(target.internal, secret != nullptr ? secret : "");
+  }
+  const absl::StatusOr<ClusterNote> note = ReadClusterNote(target.server);
+  if (!note.ok()) {
+    return absl::Status(note.status().code(),
+                        fmt::format("no `tandem up` of this user runs a cluster at {} ({}); for "
+                                    "another give --internal and TANDEM_CLUSTER_SECRET",
+                                    target.server, MessageOf(note.status())));
+  }
+  return ClusterAdminClient(note->internal_address, note->secret);
 }
 
 }  // namespace tandem::cli

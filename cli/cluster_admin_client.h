@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
+#include "common/config/flags.h"
 #include "tandem/v1/admin.grpc.pb.h"
 
 namespace tandem::cli {
@@ -14,13 +15,23 @@ namespace tandem::cli {
 // Thread-safe.
 class ClusterAdminClient {
  public:
-  explicit ClusterAdminClient(const std::string& server);
+  // `internal_address` is the router's; what is asked there must prove `secret`.
+  ClusterAdminClient(const std::string& internal_address, const std::string& secret);
 
   absl::StatusOr<v1::GetClusterResponse> GetCluster(absl::Duration timeout) const;
   absl::Status DrainWorker(const std::string& worker_id, absl::Duration timeout) const;
 
  private:
-  const std::unique_ptr<v1::Admin::Stub> stub_;
+  std::unique_ptr<v1::Admin::Stub> stub_;
 };
+
+// Where an operator's command finds the cluster.
+struct AdminTarget {
+  std::string server;    // the public address
+  std::string internal;  // the router's internal one; empty: as `tandem up` noted it for `server`
+};
+void AddAdminFlags(FlagSet* flags, AdminTarget* target);
+// NOT_FOUND says what to give.
+absl::StatusOr<ClusterAdminClient> FindCluster(const AdminTarget& target);
 
 }  // namespace tandem::cli

@@ -9,14 +9,16 @@ namespace tandem::cli {
 int RunDrain(const Arguments& arguments) {
   FlagSet flags("tandem drain",
                 "Lets a worker finish its requests and leave. Returns once it takes no new ones.");
-  std::string server;
+  AdminTarget target;
   std::string worker_id;
-  AddServerFlag(&flags, &server);
+  AddAdminFlags(&flags, &target);
   flags.AddPositional("WORKER_ID", &worker_id, "as `tandem status` shows it", true);
   if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
 
-  const absl::Status status = ClusterAdminClient(server).DrainWorker(worker_id, absl::Seconds(10));
-  if (!status.ok()) return Fail("drain", status, server);
+  const auto client = FindCluster(target);
+  if (!client.ok()) return Fail("drain", client.status());
+  const absl::Status status = client->DrainWorker(worker_id, absl::Seconds(10));
+  if (!status.ok()) return Fail("drain", status, target.server);
   fmt::print("{} is draining\n", worker_id);
   return kExitOk;
 }

@@ -71,14 +71,16 @@ void PrintTable(const v1::GetClusterResponse& cluster) {
 
 int RunStatus(const Arguments& arguments) {
   FlagSet flags("tandem status", "Shows the workers of a running cluster.");
-  std::string server;
+  AdminTarget target;
   bool json = false;
-  AddServerFlag(&flags, &server);
+  AddAdminFlags(&flags, &target);
   flags.Add("--json", &json, "one JSON object instead of a table");
   if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
 
-  const auto cluster = ClusterAdminClient(server).GetCluster(kTimeout);
-  if (!cluster.ok()) return Fail("status", cluster.status(), server);
+  const auto client = FindCluster(target);
+  if (!client.ok()) return Fail("status", client.status());
+  const auto cluster = client->GetCluster(kTimeout);
+  if (!cluster.ok()) return Fail("status", cluster.status(), target.server);
   if (json) {
     PrintJson(*cluster);
   } else {

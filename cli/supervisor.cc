@@ -49,6 +49,8 @@ std::optional<ListeningLine> ParseListeningLine(const std::string& line) {
   if (listening != "listening" || metrics != "metrics" || out.metrics_address.empty()) {
     return std::nullopt;
   }
+  std::string internal;
+  words >> internal >> out.internal_address;
   return out;
 }
 

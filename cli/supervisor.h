@@ -21,10 +21,12 @@ struct ChildSpec {
   std::vector<std::string> arguments;
 };
 
-// What a child announced on stdout: "listening HOST:PORT metrics HOST:PORT".
+// What a child announced on stdout: "listening HOST:PORT metrics HOST:PORT", and a router also
+// "internal HOST:PORT".
 struct ListeningLine {
   std::string address;
   std::string metrics_address;
+  std::string internal_address;  // of a router
 };
 std::optional<ListeningLine> ParseListeningLine(const std::string& line);
 

@@ -3,14 +3,15 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
-#include <random>
 #include <sched.h>
 #include <sys/wait.h>
 
+#include "absl/strings/escaping.h"
 #include "absl/time/clock.h"
 #include "fmt/format.h"
 
 #include "cli/cluster_admin_client.h"
+#include "cli/cluster_note.h"
 #include "cli/command.h"
 #include "cli/gpu_placement.h"
 #include "cli/supervisor.h"
@@ -18,6 +19,7 @@
 #include "common/base/file.h"
 #include "common/base/host_port.h"
 #include "common/base/status.h"
+#include "common/base/transfer_id.h"
 
 namespace tandem::cli {
 namespace {
@@ -36,6 +38,7 @@ struct UpFlags {
   uint64_t unified = 0;
   std::string host = "127.0.0.1";
   int port = 8000;
+  int internal_port = 0;
   double start_timeout_s = 600;
   double stop_timeout_s = 45;
   std::vector<std::string> forwarded;
@@ -48,6 +51,8 @@ void AddFlags(FlagSet* parser, UpFlags* flags) {
   parser->Add("--unified", &flags->unified, "workers that do both by themselves");
   parser->Add("--host", &flags->host, "where the router listens");
   parser->Add("--port", &flags->port, "the router's port; 0: any");
+  parser->Add("--internal-port", &flags->internal_port,
+              "the router's port for workers and operators, on 127.0.0.1; 0: any");
   parser->Add("--start-timeout", &flags->start_timeout_s, "time to become ready", "s");
   parser->Add("--stop-timeout", &flags->stop_timeout_s, "time to finish requests when stopped",
               "s");
@@ -72,6 +77,10 @@ absl::Status Complete(UpFlags* flags) {
   if (flags->port < 0 || flags->port > 65535) {
     return InvalidArgument("--port: must be from 0 to 65535, got {}", flags->port);
   }
+  if (flags->internal_port < 0 || flags->internal_port > 65535) {
+    return InvalidArgument("--internal-port: must be from 0 to 65535, got {}",
+                           flags->internal_port);
+  }
   return absl::OkStatus();
 }
 
@@ -80,14 +89,11 @@ std::string ProgramPath(const std::string& name) {
   return (std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / name).string();
 }
 
-std::string RandomSecret() {
-  std::random_device random;
-  return fmt::format("{:08x}{:08x}{:08x}{:08x}", random(), random(), random(), random());
-}
+std::string RandomSecret() { return absl::BytesToHexString(RandomBytes(16)); }
 
-std::map<std::string, std::string> ChildEnvironment() {
-  if (std::getenv("TANDEM_CLUSTER_SECRET") != nullptr) return {};
-  return {{"TANDEM_CLUSTER_SECRET", RandomSecret()}};
+std::string ClusterSecret() {
+  const char* given = std::getenv("TANDEM_CLUSTER_SECRET");
+  return given != nullptr && *given != '\0' ? given : RandomSecret();
 }
 
 int NumCores() {
@@ -110,8 +116,11 @@ absl::StatusOr<FlagNames> AskForFlags(const std::string& program) {
 // One run of `tandem up`, from start to stop.
 class LocalCluster {
  public:
-  LocalCluster(UpFlags flags, Supervisor* supervisor)
-      : flags_(std::move(flags)), supervisor_(supervisor) {}
+  LocalCluster(UpFlags flags, std::string secret, Supervisor* supervisor)
+      : flags_(std::move(flags)), secret_(std::move(secret)), supervisor_(supervisor) {}
+  ~LocalCluster() {
+    if (!address_.empty()) RemoveClusterNote(address_);
+  }
 
   int Run(const std::vector<std::string>& own_flags) {
     if (const absl::Status status = PlanArguments(own_flags); !status.ok()) {
@@ -146,6 +155,8 @@ class LocalCluster {
     const std::string chosen = "every process chooses a free port and says which";
     const std::map<std::string, std::string> managed = {
         {"--listen", "use --host and --port"},
+        {"--internal-listen", "use --internal-port"},
+        {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
         {"--router", "the cluster has its own"},
         {"--worker-id", "workers are named prefill-0, decode-0, ..."},
         {"--role", "use --unified N"},
@@ -203,12 +214,21 @@ class LocalCluster {
 
   absl::Status Start() {
     const std::string listen = HostPort{flags_.host, flags_.port}.ToString();
-    TANDEM_RETURN_IF_ERROR(supervisor_->Start(Spec("router", kRouter, {"--listen", listen})));
+    const std::string internal = HostPort{"127.0.0.1", flags_.internal_port}.ToString();
+    TANDEM_RETURN_IF_ERROR(supervisor_->Start(
+        Spec("router", kRouter, {"--listen", listen, "--internal-listen", internal})));
     TANDEM_RETURN_IF_ERROR(
         StepUntil([this] { return supervisor_->listening("router").has_value(); }));
     address_ = supervisor_->listening("router")->address;
+    internal_ = supervisor_->listening("router")->internal_address;
     // Started again, the router must be found where it was.
-    supervisor_->SetArguments("router", Spec("router", kRouter, {"--listen", address_}).arguments);
+    supervisor_->SetArguments(
+        "router",
+        Spec("router", kRouter, {"--listen", address_, "--internal-listen", internal_}).arguments);
+    if (const auto noted = WriteClusterNote(address_, {internal_, secret_}); !noted.ok()) {
+      fmt::print(stderr, "tandem up: `tandem status` will need --internal {}: {}\n", internal_,
+                 MessageOf(noted));
+    }
     for (uint64_t i = 0; i < *flags_.prefill; ++i) {
       TANDEM_RETURN_IF_ERROR(StartWorker(fmt::format("prefill-{}", i), kPrefillWorker, {}));
     }
@@ -219,13 +239,13 @@ class LocalCluster {
       TANDEM_RETURN_IF_ERROR(
           StartWorker(fmt::format("unified-{}", i), kDecodeWorker, {"--role=unified"}));
     }
-    admin_ = std::make_unique<ClusterAdminClient>(address_);
+    admin_ = std::make_unique<ClusterAdminClient>(internal_, secret_);
     return StepUntil([this] { return AllReady(); });
   }
 
   absl::Status StartWorker(const std::string& name, const std::string& program,
                            std::vector<std::string> more) {
-    const std::vector<std::string> fixed = {"--router", address_, "--worker-id", name};
+    const std::vector<std::string> fixed = {"--router", internal_, "--worker-id", name};
     more.insert(more.begin(), fixed.begin(), fixed.end());
     if (!places_.empty()) {
       const GpuPlace& place = places_[workers_.size()];
@@ -250,6 +270,7 @@ class LocalCluster {
   void ReportAddresses() const {
     std::vector<std::string> names = {"router"};
     names.insert(names.end(), workers_.begin(), workers_.end());
+    fmt::print(stderr, "tandem up: workers and operators reach the router at {}\n", internal_);
     for (const std::string& name : names) {
       const auto listening = supervisor_->listening(name);
       if (!listening) continue;
@@ -290,12 +311,14 @@ class LocalCluster {
   }
 
   const UpFlags flags_;
+  const std::string secret_;
   Supervisor* const supervisor_;
   std::map<std::string, std::vector<std::string>> given_;  // by program
   std::vector<GpuPlace> places_;                           // of the workers; empty: no GPU
   bool shares_memory_ = false;                             // nobody said what a worker may take
   std::vector<std::string> workers_;                       // their names
-  std::string address_;                                    // the router's
+  std::string address_;                                    // the router's, public
+  std::string internal_;                                   // and internal
   std::unique_ptr<ClusterAdminClient> admin_;
   absl::Time deadline_;
 };
@@ -314,8 +337,10 @@ int RunUp(const Arguments& arguments) {
     fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
     return kExitUsage;
   }
-  Supervisor supervisor(ChildEnvironment());  // before any thread: it blocks signals
-  return LocalCluster(std::move(flags), &supervisor).Run(parser.Names());
+  const std::string secret = ClusterSecret();
+  // Before any thread: it blocks signals.
+  Supervisor supervisor({{"TANDEM_CLUSTER_SECRET", secret}});
+  return LocalCluster(std::move(flags), secret, &supervisor).Run(parser.Names());
 }
 
 }  // namespace tandem::cli

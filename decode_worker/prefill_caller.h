@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 
 #include "common/base/transfer_id.h"
+#include "decode_worker/request.h"
 #include "engine/runtime/batch.h"
 #include "engine/runtime/sampling_params.h"
 
@@ -16,7 +17,7 @@ namespace tandem::decode {
 
 struct PrefillCall {
   uint64_t call_id = 0;  // of this attempt
-  std::string address;   // HOST:PORT of the prefill worker
+  PrefillPeer peer;
   std::string request_id;
   std::vector<int32_t> tokens;
   engine::SamplingParams sampling;

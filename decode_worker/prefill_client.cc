@@ -23,9 +23,14 @@ struct PrefillClient::Active {
   internal::v1::PrefillResponse response;
 };
 
-PrefillClient::PrefillClient(CallerIdentity identity, int vocab_size, EventInbox* inbox,
-                             Clock* clock)
-    : identity_(std::move(identity)), vocab_size_(vocab_size), inbox_(inbox), clock_(clock) {}
+PrefillClient::PrefillClient(CallerIdentity identity,
+                             std::shared_ptr<const ClusterCredentials> credentials, int vocab_size,
+                             EventInbox* inbox, Clock* clock)
+    : identity_(std::move(identity)),
+      credentials_(std::move(credentials)),
+      vocab_size_(vocab_size),
+      inbox_(inbox),
+      clock_(clock) {}
 
 PrefillClient::~PrefillClient() {
   absl::MutexLock lock(&mutex_);
@@ -34,18 +39,22 @@ PrefillClient::~PrefillClient() {
       +[](decltype(active_)* active) { return active->empty(); }, &active_));
 }
 
-std::shared_ptr<PrefillClient::Stub> PrefillClient::StubFor(const std::string& address) {
+std::shared_ptr<PrefillClient::Stub> PrefillClient::StubFor(const PrefillPeer& peer) {
+  const std::pair key(peer.worker_id, peer.address);
   absl::MutexLock lock(&mutex_);
-  if (stubs_.size() >= kMaxChannels && !stubs_.contains(address)) stubs_.clear();
-  std::shared_ptr<Stub>& stub = stubs_[address];
-  if (stub == nullptr) stub = internal::v1::Prefill::NewStub(MakeChannel(address));
+  if (stubs_.size() >= kMaxChannels && !stubs_.contains(key)) stubs_.clear();
+  std::shared_ptr<Stub>& stub = stubs_[key];
+  if (stub == nullptr) {
+    stub = internal::v1::Prefill::NewStub(
+        MakeChannel(peer.address, *credentials_, {kPrefillRole, peer.worker_id}));
+  }
   return stub;
 }
 
 void PrefillClient::Call(PrefillCall call) {
   auto active = std::make_shared<Active>();
   active->call_id = call.call_id;
-  active->stub = StubFor(call.address);
+  active->stub = StubFor(call.peer);
   active->request = CallToProto(call, identity_);
   // By what is left of it: gRPC's deadlines are of the wall clock, the loop's clock is not.
   const absl::Duration left = call.deadline - clock_->Now();

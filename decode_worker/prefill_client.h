@@ -3,12 +3,14 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 
 #include "common/base/clock.h"
+#include "common/rpc/cluster_credentials.h"
 #include "decode_worker/decode_wire.h"
 #include "decode_worker/event.h"
 #include "decode_worker/prefill_caller.h"
@@ -16,11 +18,12 @@
 
 namespace tandem::decode {
 
-// Thread-safe. One channel per address, kept.
+// Thread-safe. One channel per worker and address, kept.
 class PrefillClient final : public PrefillCaller {
  public:
   // `inbox` and `clock` outlive the client.
-  PrefillClient(CallerIdentity identity, int vocab_size, EventInbox* inbox, Clock* clock);
+  PrefillClient(CallerIdentity identity, std::shared_ptr<const ClusterCredentials> credentials,
+                int vocab_size, EventInbox* inbox, Clock* clock);
   // Cancels what is in flight and waits until gRPC has let go of it.
   ~PrefillClient() override;
 
@@ -31,15 +34,18 @@ class PrefillClient final : public PrefillCaller {
   using Stub = internal::v1::Prefill::Stub;
   struct Active;
 
-  std::shared_ptr<Stub> StubFor(const std::string& address) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<Stub> StubFor(const PrefillPeer& peer) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status);
 
   const CallerIdentity identity_;
+  const std::shared_ptr<const ClusterCredentials> credentials_;
   const int vocab_size_;
   EventInbox* const inbox_;
   Clock* const clock_;
   absl::Mutex mutex_;
-  absl::flat_hash_map<std::string, std::shared_ptr<Stub>> stubs_ ABSL_GUARDED_BY(mutex_);
+  // By worker id and address.
+  absl::flat_hash_map<std::pair<std::string, std::string>, std::shared_ptr<Stub>> stubs_
+      ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<uint64_t, std::shared_ptr<Active>> active_ ABSL_GUARDED_BY(mutex_);
 };
 

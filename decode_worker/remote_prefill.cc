@@ -48,7 +48,7 @@ PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& at
       attempt.target.blocks().first(static_cast<size_t>(prompt_blocks - s.lease.size()));
   PrefillCall call;
   call.call_id = attempt.call_id;
-  call.address = attempt.peer.address;
+  call.peer = attempt.peer;
   call.request_id = s.work.request_id;
   call.tokens.assign(s.tokens.begin(), s.tokens.begin() + s.prompt_length);
   call.sampling = s.work.sampling;

@@ -27,6 +27,8 @@ class DecodeRole final : public worker::Role {
  public:
   explicit DecodeRole(const WorkerOptions& options) : options_(options), inbox_(kInboxCapacity) {}
 
+  std::string party_role() const override { return kDecodeRole; }
+  std::vector<std::string> callers() const override { return {kRouterRole}; }
   absl::Status Start(const worker::Frame& frame) override;
   grpc::Service* service() override { return service_.get(); }
   void FillHello(internal::v1::Hello* hello) const override;
@@ -98,8 +100,9 @@ absl::Status DecodeRole::StartTransfers(const worker::Frame& frame) {
   identity.worker_id = frame.process->worker_id;
   identity.num_blocks = frame.engine->region().num_blocks;
   identity.capability_digest = frame.capability_digest;
-  prefill_client_ = std::make_unique<PrefillClient>(
-      std::move(identity), frame.engine->config().vocab_size, &inbox_, frame.clock);
+  prefill_client_ =
+      std::make_unique<PrefillClient>(std::move(identity), frame.credentials,
+                                      frame.engine->config().vocab_size, &inbox_, frame.clock);
   return absl::OkStatus();
 }
 

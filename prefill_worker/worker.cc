@@ -22,6 +22,8 @@ class PrefillRole final : public worker::Role {
   // The sender first: it may still read blocks, which the loop gives back when it goes.
   ~PrefillRole() override { sender_.reset(); }
 
+  std::string party_role() const override { return kPrefillRole; }
+  std::vector<std::string> callers() const override { return {kDecodeRole}; }
   absl::Status Start(const worker::Frame& frame) override;
   grpc::Service* service() override { return service_.get(); }
   void FillHello(internal::v1::Hello* hello) const override { hello->set_role("prefill"); }

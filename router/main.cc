@@ -21,6 +21,7 @@ struct Flags {
   std::string model;
   std::string served_model_name;
   std::string listen = "127.0.0.1:0";
+  std::string internal_listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
   std::string cluster_secret;
   bool normalize_prompts = false;
@@ -38,9 +39,12 @@ void AddFlags(FlagSet* set, Flags* flags) {
   set->Add("--served-model-name", &flags->served_model_name,
            "name that clients ask for; default: last part of --model");
   set->Add("--listen", &flags->listen, "HOST:PORT of the public API; port 0: any");
+  set->Add("--internal-listen", &flags->internal_listen,
+           "HOST:PORT for workers and operators, who prove the cluster secret; port 0: any");
   set->Add("--metrics-listen", &flags->metrics_listen, "HOST:PORT of /metrics; port 0: any");
   set->Add("--cluster-secret", &flags->cluster_secret,
-           "seeds prefix hashes; the same in all processes; default: TANDEM_CLUSTER_SECRET");
+           "what all processes of a cluster prove to each other; default: TANDEM_CLUSTER_SECRET, "
+           "which `ps` does not show");
   set->Add("--normalize-prompts", &flags->normalize_prompts,
            "make trivially different prompts equal (NFC, line ends, trailing blanks)");
   set->Add("--max-queued-requests", &flags->max_queued_requests,
@@ -80,6 +84,7 @@ absl::Status CheckFlags(const Flags& flags) {
 RouterServerOptions MakeOptions(const Flags& flags) {
   RouterServerOptions options;
   options.listen_address = flags.listen;
+  options.internal_listen_address = flags.internal_listen;
   options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
@@ -105,7 +110,8 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
       served.name, served.config.architecture, served.config.MaxModelLen(),
       served.config.vocab_size, served.tokenizer != nullptr ? "yes" : "none",
       served.chat_template.has_template() ? "yes" : "none", flags.max_queued_requests);
-  fmt::print("listening {} metrics {}\n", router->address(), metrics.address());
+  fmt::print("listening {} metrics {} internal {}\n", router->address(), metrics.address(),
+             router->internal_address());
   std::fflush(stdout);
   const int signal = signals->Wait();
   spdlog::info("signal {}: draining, up to {} s", signal, flags.drain_timeout);

@@ -8,9 +8,12 @@
 #include "router/api/grpc_decode_client.h"
 
 namespace tandem::router {
-RouterServer::RouterServer(const RouterServerOptions& options, ServedModel model, Metrics* metrics,
+RouterServer::RouterServer(const RouterServerOptions& options, ServedModel model,
+                           std::shared_ptr<const ClusterCredentials> credentials, Metrics* metrics,
                            Clock* clock)
-    : core_(options.core, std::move(model), std::make_unique<GrpcDecodeClient>(), metrics, clock),
+    : credentials_(std::move(credentials)),
+      core_(options.core, std::move(model), std::make_unique<GrpcDecodeClient>(credentials_),
+            metrics, clock),
       cluster_service_(&core_),
       inference_service_(options.inference, &core_),
       admin_service_(&core_) {
@@ -20,15 +23,26 @@ RouterServer::RouterServer(const RouterServerOptions& options, ServedModel model
 
 absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
     const RouterServerOptions& options, ServedModel model, Metrics* metrics, Clock* clock) {
-  std::unique_ptr<RouterServer> router(new RouterServer(options, std::move(model), metrics, clock));
-  RpcServerOptions server;
-  server.listen_address = options.listen_address;
+  const std::string& secret = options.core.dispatcher.cluster_secret;
+  TANDEM_RETURN_IF_ERROR(
+      RequireSecretBeyondLoopback(secret, "--internal-listen", options.internal_listen_address));
+  TANDEM_ASSIGN_OR_RETURN(auto credentials,
+                          ClusterCredentials::Make(secret, {kRouterRole, "router"}));
+  std::unique_ptr<RouterServer> router(
+      new RouterServer(options, std::move(model), credentials, metrics, clock));
+  RpcServerOptions open;
+  open.listen_address = options.listen_address;
+  RpcServerOptions internal;
+  internal.listen_address = options.internal_listen_address;
+  internal.credentials = credentials;
+  internal.callers = {kPrefillRole, kDecodeRole, kOperatorRole};
   {
-    // A worker may join before Start has stored the server.
+    // A worker may join before Start has stored the servers.
     absl::MutexLock lock(&router->mutex_);
-    TANDEM_ASSIGN_OR_RETURN(router->server_, RpcServer::Start(server, {&router->inference_service_,
-                                                                       &router->admin_service_,
-                                                                       &router->cluster_service_}));
+    TANDEM_ASSIGN_OR_RETURN(router->public_, RpcServer::Start(open, {&router->inference_service_}));
+    TANDEM_ASSIGN_OR_RETURN(
+        router->internal_,
+        RpcServer::Start(internal, {&router->admin_service_, &router->cluster_service_}));
     router->started_ = true;
   }
   router->OnClusterChanged();
@@ -36,7 +50,7 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
 }
 
 RouterServer::~RouterServer() {
-  if (server_ != nullptr) Drain(absl::ZeroDuration());
+  if (public_ != nullptr && internal_ != nullptr) Drain(absl::ZeroDuration());
 }
 
 void RouterServer::OnClusterChanged() {
@@ -44,23 +58,28 @@ void RouterServer::OnClusterChanged() {
   // Read again under the lock: of two changes at once the later view must count.
   const bool serving = core_.view()->Serving() && !draining_;
   if (!started_ || serving == serving_) return;
-  serving_ = serving;
-  server_->SetServing(serving);
+  SetServing(serving);
   spdlog::info("{}", serving ? "serving" : "not serving: no usable set of workers");
+}
+
+void RouterServer::SetServing(bool serving) {
+  serving_ = serving;
+  public_->SetServing(serving);
+  internal_->SetServing(serving);
 }
 
 int RouterServer::Drain(absl::Duration timeout) {
   {
     absl::MutexLock lock(&mutex_);
     draining_ = true;
-    if (serving_) server_->SetServing(false);
-    serving_ = false;
+    if (serving_) SetServing(false);
   }
   core_.open_streams().StopAccepting();
   const bool idle = core_.open_streams().AwaitNone(timeout);
   const int cut = idle ? 0 : core_.open_streams().open();
   // Workers' Join streams never end by themselves: no grace for them.
-  server_->Shutdown(absl::ZeroDuration());
+  public_->Shutdown(absl::ZeroDuration());
+  internal_->Shutdown(absl::ZeroDuration());
   core_.open_streams().AwaitNone(absl::Seconds(5));
   return cut;
 }

@@ -1,4 +1,5 @@
-// One router process: a RouterCore with gRPC around it.
+// One router process: a RouterCore with gRPC around it. Two servers: clients, who are anyone, reach
+// Inference; workers and operators, who prove the cluster secret, reach Cluster and Admin.
 //
 // Thread-safe after Start.
 #pragma once
@@ -21,7 +22,8 @@
 namespace tandem::router {
 
 struct RouterServerOptions {
-  std::string listen_address = "127.0.0.1:0";
+  std::string listen_address = "127.0.0.1:0";           // the public API
+  std::string internal_listen_address = "127.0.0.1:0";  // workers and operators
   RouterCoreOptions core;
   InferenceServiceOptions inference;
 };
@@ -34,17 +36,21 @@ class RouterServer {
                                                              Clock* clock);
   ~RouterServer();  // stops at once if Drain did not run
 
-  const std::string& address() const { return server_->address(); }
+  const std::string& address() const { return public_->address(); }
+  const std::string& internal_address() const { return internal_->address(); }
   const ServedModel& model() const { return core_.model(); }
   // Refuses new requests, lets running streams end up to `timeout`, stops the server. Returns how
   // many streams were cut off.
   int Drain(absl::Duration timeout);
 
  private:
-  RouterServer(const RouterServerOptions& options, ServedModel model, Metrics* metrics,
+  RouterServer(const RouterServerOptions& options, ServedModel model,
+               std::shared_ptr<const ClusterCredentials> credentials, Metrics* metrics,
                Clock* clock);
   void OnClusterChanged();
+  void SetServing(bool serving) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  const std::shared_ptr<const ClusterCredentials> credentials_;
   RouterCore core_;
   ClusterService cluster_service_;
   InferenceService inference_service_;
@@ -53,7 +59,9 @@ class RouterServer {
   bool started_ ABSL_GUARDED_BY(mutex_) = false;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;
-  std::unique_ptr<RpcServer> server_;  // constant after Start; last, so that it stops first
+  // Constant after Start; last, so that they stop first.
+  std::unique_ptr<RpcServer> internal_;
+  std::unique_ptr<RpcServer> public_;
 };
 
 }  // namespace tandem::router

@@ -43,6 +43,7 @@ class Worker final : public WorkerProcess {
   const WorkerProcessOptions process_;
   SignalWaiter* const signals_;
   internal::v1::Capability capability_;
+  std::shared_ptr<const ClusterCredentials> credentials_;
 
   // Each uses those above it; the role is started between engine and server.
   Metrics metrics_;
@@ -59,6 +60,11 @@ class Worker final : public WorkerProcess {
 };
 
 absl::Status Worker::Init(const engine::EngineOptions& options) {
+  TANDEM_RETURN_IF_ERROR(
+      RequireSecretBeyondLoopback(process_.cluster_secret, "--listen", process_.listen));
+  TANDEM_ASSIGN_OR_RETURN(
+      credentials_,
+      ClusterCredentials::Make(process_.cluster_secret, {role_->party_role(), process_.worker_id}));
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
   TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
   const std::string name = process_.served_model_name.empty()
@@ -70,6 +76,8 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   role_started_ = true;
   RpcServerOptions server;
   server.listen_address = process_.listen;
+  server.credentials = credentials_;
+  server.callers = role_->callers();
   TANDEM_ASSIGN_OR_RETURN(server_, RpcServer::Start(server, {role_->service()}));
   TANDEM_RETURN_IF_ERROR(Join());
   thread_ = std::thread([this] {
@@ -86,6 +94,7 @@ Frame Worker::MakeFrame() {
   frame.metrics = &metrics_;
   frame.clock = Clock::Real();
   frame.process = &process_;
+  frame.credentials = credentials_;
   frame.capability_digest = CapabilityDigest(capability_);
   // Called on the loop's thread, which lives shorter than cluster_.
   frame.reports.load = [this](const LoadReport& load) {
@@ -122,6 +131,7 @@ absl::Status Worker::Join() {
                           AdvertisedAddress(process_, metrics_.address()));
   ClusterClientOptions cluster;
   cluster.router_address = process_.router;
+  cluster.credentials = credentials_;
   cluster.hello = MakeHello(address, metrics);
   cluster.on_joined = [this] { role_->Post(SnapshotWanted{}); };
   cluster.on_drain = [this] { signals_->Wake(); };

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -12,6 +13,7 @@
 #include "common/base/clock.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/cluster_client.h"
+#include "common/rpc/cluster_credentials.h"
 #include "common/rpc/worker_process.h"
 #include "engine/runtime/engine.h"
 #include "worker/reports.h"
@@ -24,6 +26,7 @@ struct Frame {
   Metrics* metrics = nullptr;
   Clock* clock = nullptr;
   const WorkerProcessOptions* process = nullptr;
+  std::shared_ptr<const ClusterCredentials> credentials;
   std::string capability_digest;  // what peers must present
   Reports reports;                // for the role's loop
 };
@@ -34,6 +37,9 @@ class Role {
  public:
   virtual ~Role() = default;
 
+  // What it is to others of the cluster, and what those are who may call its service (common/auth).
+  virtual std::string party_role() const = 0;
+  virtual std::vector<std::string> callers() const = 0;
   // Makes the loop and its KV endpoint.
   virtual absl::Status Start(const Frame& frame) = 0;
   // The RPC edge. Its calls end when Run() has returned.

@@ -7,6 +7,8 @@
 #define XXH_STATIC_LINKING_ONLY  // the state on the stack
 #include "xxhash.h"
 
+#include "common/base/hmac.h"
+
 namespace tandem {
 namespace {
 
@@ -14,13 +16,6 @@ static_assert(std::endian::native == std::endian::little,
               "token bytes are hashed as they lie in memory");
 
 Hash128 FromXxh(XXH128_hash_t hash) { return Hash128{hash.high64, hash.low64}; }
-
-// Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
-void Append(std::string_view part, std::string* out) {
-  const uint64_t size = part.size();
-  out->append(reinterpret_cast<const char*>(&size), sizeof(size));
-  out->append(part);
-}
 
 }  // namespace
 
@@ -51,11 +46,14 @@ Hash128 HashBytes(std::string_view bytes) {
 
 Hash128 BlockHashSeed(std::string_view cluster_secret, std::string_view model_digest,
                       std::string_view cache_salt) {
-  std::string bytes;
-  Append(cluster_secret, &bytes);
-  Append(model_digest, &bytes);
-  Append(cache_salt, &bytes);
-  return HashBytes(bytes);
+  std::string message;
+  for (const std::string_view part :
+       {std::string_view("tandem 1 block hash"), model_digest, cache_salt}) {
+    AppendWithLength(part, &message);
+  }
+  Hash128 seed;
+  Hash128::FromBytes(std::string_view(HmacSha256(cluster_secret, message)).substr(0, 16), &seed);
+  return seed;
 }
 
 Hash128 ChainBlockHash(const Hash128& parent, std::span<const int32_t> block_tokens) {

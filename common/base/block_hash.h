@@ -37,7 +37,8 @@ struct Hash128 {
 // XXH3-128 of bytes.
 Hash128 HashBytes(std::string_view bytes);
 
-// The chain's start for one (cluster secret, model digest, cache salt).
+// The chain's start for one (cluster secret, model digest, cache salt): an HMAC keyed by the
+// secret, so that block hashes, which travel, tell nothing of it.
 Hash128 BlockHashSeed(std::string_view cluster_secret, std::string_view model_digest,
                       std::string_view cache_salt);
 

@@ -39,6 +39,10 @@ absl::StatusOr<HostPort> ParseHostPort(std::string_view address) {
   return out;
 }
 
+bool IsLoopback(std::string_view host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
 std::string WhyCannotListen(const std::string& address) {
   const absl::StatusOr<HostPort> parsed = ParseHostPort(address);
   if (!parsed.ok()) return MessageOf(parsed.status());

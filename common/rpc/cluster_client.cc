@@ -151,7 +151,8 @@ class GrpcClusterClient : public ClusterClient {
   explicit GrpcClusterClient(ClusterClientOptions options)
       : options_(std::move(options)),
         max_pending_hashes_(std::max(kMinPendingHashes, size_t{4} * options_.hello.num_blocks())),
-        stub_(internal::v1::Cluster::NewStub(MakeChannel(options_.router_address))),
+        stub_(internal::v1::Cluster::NewStub(
+            MakeChannel(options_.router_address, *options_.credentials, {kRouterRole, ""}))),
         thread_([this] { Run(); }) {}
 
   ~GrpcClusterClient() override {

@@ -11,12 +11,14 @@
 
 #include "absl/status/status.h"
 
+#include "common/rpc/cluster_credentials.h"
 #include "tandem/internal/v1/cluster.pb.h"
 
 namespace tandem {
 
 struct ClusterClientOptions {
-  std::string router_address;
+  std::string router_address;  // its internal one
+  std::shared_ptr<const ClusterCredentials> credentials;
   internal::v1::Hello hello;
   // Joined (again): the worker answers with PostBlocks of a snapshot with cleared = true. On an rpc
   // thread.

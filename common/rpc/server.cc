@@ -30,6 +30,8 @@ struct Keepalive {
 constexpr Keepalive kEager = {1000, 1000};
 constexpr Keepalive kPatient = {10'000, 20'000};
 constexpr int kMaxMessageBytes = 64 << 20;
+// For TLS; gRPC's own bound is 2 minutes.
+constexpr int kHandshakeTimeoutMs = 5000;
 
 // The only way to learn the names of the services of a built server (also of those that gRPC's
 // plugins add) is a plugin.
@@ -144,6 +146,7 @@ void AddServerArguments(const RpcServerOptions& options, grpc::ServerBuilder* bu
   // Clients may ping as often as MakeChannel does, and are never sent away for it.
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 100);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  builder->AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
   builder->SetMaxReceiveMessageSize(options.max_receive_bytes);
   builder->SetMaxSendMessageSize(-1);
 }
@@ -161,7 +164,11 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   AddServerArguments(options, &builder);
   builder.SetOption(std::make_unique<ServiceNamesOption>(health));
   int port = 0;
-  builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address.ToString(),
+                           options.credentials == nullptr
+                               ? grpc::InsecureServerCredentials()
+                               : options.credentials->ForServer(options.callers),
+                           &port);
   builder.RegisterService(health.get());
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> built = builder.BuildAndStart();
@@ -174,8 +181,11 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   return std::unique_ptr<RpcServer>(std::move(server));
 }
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, Patience patience) {
-  PrepareGrpcOnce();
+namespace {
+
+std::shared_ptr<grpc::Channel> MakeChannelWith(
+    const std::string& address, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+    Patience patience) {
   const Keepalive& keepalive = patience == Patience::kEager ? kEager : kPatient;
   grpc::ChannelArguments arguments;
   // Only while calls are running (the default): between calls nobody reads the answers to pings.
@@ -189,7 +199,21 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, Patience 
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(-1);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(address, credentials, arguments);
+}
+
+}  // namespace
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, Patience patience) {
+  PrepareGrpcOnce();
+  return MakeChannelWith(address, grpc::InsecureChannelCredentials(), patience);
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
+                                           const ClusterCredentials& credentials,
+                                           const Party& callee, Patience patience) {
+  PrepareGrpcOnce();
+  return MakeChannelWith(address, credentials.ForChannel(callee), patience);
 }
 
 }  // namespace tandem

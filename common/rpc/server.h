@@ -10,10 +10,16 @@
 #include "absl/time/time.h"
 #include "grpcpp/grpcpp.h"
 
+#include "common/rpc/cluster_credentials.h"
+
 namespace tandem {
 
 struct RpcServerOptions {
   std::string listen_address = "127.0.0.1:0";
+  // Given: an internal server, which is reached only by parties of the cluster that have one of the
+  // roles `callers`, and whose calls know the caller (CallerOf). Null: open to anyone.
+  std::shared_ptr<const ClusterCredentials> credentials;
+  std::vector<std::string> callers;
   int max_receive_bytes = 64 << 20;
 };
 
@@ -39,9 +45,16 @@ enum class Patience {
   kPatient,  // within 30 s; for blocking calls, whose caller may pause between two reads
 };
 
-// A channel with Tandem's arguments: keepalive pings while calls are running, no message size
-// surprise, no proxy, own subchannel pool. Reconnects by itself with a backoff of at most 1 s.
+// A channel to a public server with Tandem's arguments: keepalive pings while calls are running, no
+// message size surprise, no proxy, own subchannel pool. Reconnects by itself with a backoff of at
+// most 1 s.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
+                                           Patience patience = Patience::kEager);
+// The same to an internal server. A call fails with UNAVAILABLE, before anything of it is sent,
+// unless who answers proves to be `callee` (id empty: any party of that role).
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
+                                           const ClusterCredentials& credentials,
+                                           const Party& callee,
                                            Patience patience = Patience::kEager);
 
 // Blocks SIGINT and SIGTERM for the calling thread and all threads started later, and ignores

@@ -15,7 +15,8 @@
 namespace tandem {
 
 void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
-  flags->Add("--router", &o->router, "router to join; empty: stand alone", "HOST:PORT");
+  flags->Add("--router", &o->router, "internal address of the router to join; empty: stand alone",
+             "HOST:PORT");
   flags->Add("--listen", &o->listen, "address of the RPC service; port 0: any", "HOST:PORT");
   flags->Add("--metrics-listen", &o->metrics_listen, "address of /metrics; port 0: any",
              "HOST:PORT");
@@ -29,7 +30,8 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "shm,tcp in order of preference",
              "NAMES");
   flags->Add("--cluster-secret", &o->cluster_secret,
-             "shared by all processes of a cluster; default: TANDEM_CLUSTER_SECRET");
+             "what all processes of a cluster prove to each other; default: "
+             "TANDEM_CLUSTER_SECRET, which `ps` does not show");
   flags->Add("--drain-timeout", &o->drain_timeout,
              "how long running requests may take to finish after SIGTERM", "s");
 }

@@ -6,6 +6,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/clock.h"
+#include "common/base/hmac.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/frame_reception.h"
@@ -36,12 +37,7 @@ bool IncomingTransfer::quiet() const {
 }
 
 bool IncomingTransfer::TokenMatches(std::string_view token) const {
-  if (token.size() != token_.size()) return false;
-  unsigned difference = 0;
-  for (size_t i = 0; i < token.size(); ++i) {
-    difference |= static_cast<unsigned char>(token[i]) ^ static_cast<unsigned char>(token_[i]);
-  }
-  return difference == 0;
+  return EqualInConstantTime(token, token_);
 }
 
 absl::StatusOr<std::string> IncomingTransfer::Open(const BoundConnection& bound,

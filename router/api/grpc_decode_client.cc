@@ -113,7 +113,8 @@ std::shared_ptr<grpc::Channel> GrpcDecodeClient::ChannelFor(const Route& route) 
   absl::MutexLock lock(&mutex_);
   Peer& peer = peers_[route.decode.id];
   if (peer.channel == nullptr || peer.incarnation != route.incarnation) {
-    peer = {route.incarnation, MakeChannel(route.decode.address)};
+    peer = {route.incarnation,
+            MakeChannel(route.decode.address, *credentials_, {kDecodeRole, route.decode.id})};
   }
   return peer.channel;
 }

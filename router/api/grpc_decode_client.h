@@ -4,10 +4,12 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 
+#include "common/rpc/cluster_credentials.h"
 #include "router/request/decode_client.h"
 
 namespace grpc {
@@ -19,6 +21,9 @@ namespace tandem::router {
 // Handlers are called on gRPC's threads.
 class GrpcDecodeClient : public DecodeClient {
  public:
+  explicit GrpcDecodeClient(std::shared_ptr<const ClusterCredentials> credentials)
+      : credentials_(std::move(credentials)) {}
+
   std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
                                     std::shared_ptr<DecodeHandler> handler) override;
   // Drops the channels of workers that are not in `view`.
@@ -31,6 +36,7 @@ class GrpcDecodeClient : public DecodeClient {
   };
   std::shared_ptr<grpc::Channel> ChannelFor(const Route& route);
 
+  const std::shared_ptr<const ClusterCredentials> credentials_;
   absl::Mutex mutex_;
   std::map<std::string, Peer> peers_ ABSL_GUARDED_BY(mutex_);  // by worker id
 };

@@ -87,7 +87,7 @@ TEST(Drain, RouterStoppedByTermFinishesItsStreams) {
 TEST(Drain, DrainWorkerTakesNoNewRequests) {
   auto cluster = TestCluster::Start(Spec());
   ASSERT_NE(cluster, nullptr);
-  auto admin = tandem::v1::Admin::NewStub(cluster->channel());
+  auto admin = tandem::v1::Admin::NewStub(cluster->admin_channel());
   tandem::v1::DrainWorkerRequest request;
   tandem::v1::DrainWorkerResponse response;
   {

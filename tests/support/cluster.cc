@@ -10,6 +10,8 @@
 
 #include "gtest/gtest.h"
 
+#include "common/rpc/server.h"
+#include "tests/support/credentials.h"
 #include "tests/support/paths.h"
 
 namespace tandem {
@@ -62,11 +64,12 @@ void SleepMilliseconds(int milliseconds) {
 
 void TestCluster::Launch(Member* member, std::vector<std::string> args) {
   member->stderr_path = dir_.path() + "/" + member->id + ".log";
-  member->process = Process::Spawn(args, {"TANDEM_CLUSTER_SECRET=test"}, member->stderr_path);
+  member->process = Process::Spawn(args, {std::string("TANDEM_CLUSTER_SECRET=") + kClusterSecret},
+                                   member->stderr_path);
   const auto line = member->process->ReadLine(kStartSeconds);
-  std::string listening, metrics;
+  std::string listening, metrics, internal;
   std::istringstream(line.value_or("")) >> listening >> member->address >> metrics >>
-      member->metrics_address;
+      member->metrics_address >> internal >> member->internal_address;
   if (listening != "listening" || metrics != "metrics") {
     ADD_FAILURE() << member->id << " did not start: stdout '" << line.value_or("(nothing)")
                   << "', stderr:\n"
@@ -84,7 +87,7 @@ void TestCluster::StartWorker(const std::string& id) {
       "--model",
       spec_.model_dir,
       "--router",
-      router_.address,
+      router_.internal_address,
       "--worker-id",
       id,
       "--device=cpu"};  // unless the test or the run says otherwise
@@ -105,7 +108,10 @@ std::unique_ptr<TestCluster> TestCluster::Start(const ClusterSpec& spec) {
   cluster->Launch(&cluster->router_, args);
   if (testing::Test::HasFailure()) return nullptr;
   cluster->channel_ = grpc::CreateChannel(cluster->address(), grpc::InsecureChannelCredentials());
-  cluster->admin_ = tandem::v1::Admin::NewStub(cluster->channel_);
+  cluster->admin_channel_ =
+      MakeChannel(cluster->router_.internal_address,
+                  *TestCredentials(kOperatorRole, "test", kClusterSecret), {kRouterRole, ""});
+  cluster->admin_ = tandem::v1::Admin::NewStub(cluster->admin_channel_);
   for (int i = 0; i < spec.prefill; ++i) cluster->StartWorker("prefill-" + std::to_string(i));
   for (int i = 0; i < spec.decode; ++i) cluster->StartWorker("decode-" + std::to_string(i));
   for (int i = 0; i < spec.unified; ++i) cluster->StartWorker("unified-" + std::to_string(i));

@@ -31,11 +31,15 @@ struct ClusterSpec {
   std::vector<std::string> decode_flags;  // decode and unified workers
 };
 
+// What the processes of a TestCluster share.
+inline constexpr char kClusterSecret[] = "test";
+
 // One process of the cluster.
 struct Member {
   std::string id;
   std::string address;
   std::string metrics_address;
+  std::string internal_address;  // of the router
   std::unique_ptr<Process> process;
   std::string stderr_path;
 };
@@ -52,6 +56,8 @@ class TestCluster {
   Member& worker(const std::string& id) { return *workers_.at(id); }
   std::map<std::string, std::unique_ptr<Member>>& workers() { return workers_; }
   std::shared_ptr<grpc::Channel> channel() const { return channel_; }
+  // An operator's, for Admin.
+  std::shared_ptr<grpc::Channel> admin_channel() const { return admin_channel_; }
   // Starts (again) a worker of that id, e.g. "prefill-0".
   void StartWorker(const std::string& id);
   // True once the router lists exactly `count` ready workers.
@@ -74,6 +80,7 @@ class TestCluster {
   Member router_;
   std::map<std::string, std::unique_ptr<Member>> workers_;
   std::shared_ptr<grpc::Channel> channel_;
+  std::shared_ptr<grpc::Channel> admin_channel_;
   std::unique_ptr<tandem::v1::Admin::Stub> admin_;
 };
 

@@ -104,7 +104,7 @@ InProcessPrefillCaller::InProcessPrefillCaller(decode::CallerIdentity identity, 
 void InProcessPrefillCaller::Call(decode::PrefillCall call) {
   const uint64_t call_id = call.call_id;
   for (InProcessPrefillWorker* prefill : *workers_) {
-    if (prefill->address() != call.address) continue;
+    if (prefill->address() != call.peer.address) continue;
     const Active active = {&prefill->intake(), prefill->intake().NewId()};
     {
       absl::MutexLock lock(&mutex_);
@@ -126,7 +126,7 @@ void InProcessPrefillCaller::Call(decode::PrefillCall call) {
     return;
   }
   inbox_->Push(decode::PrefillReply{
-      call_id, Unavailable("no prefill worker at {} in this process", call.address)});
+      call_id, Unavailable("no prefill worker at {} in this process", call.peer.address)});
 }
 
 void InProcessPrefillCaller::Cancel(uint64_t call_id) {

@@ -1,7 +1,9 @@
 // The client commands against a router made of fakes, in this process.
 #include "cli/command.h"
 
+#include <cstdlib>
 #include <fcntl.h>
+#include <filesystem>
 #include <iostream>
 #include <sstream>
 #include <unistd.h>
@@ -10,11 +12,13 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
+#include "cli/cluster_note.h"
 #include "cli/inference_client.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "tandem/v1/admin.grpc.pb.h"
 #include "tandem/v1/inference.grpc.pb.h"
+#include "tests/support/credentials.h"
 #include "tests/support/paths.h"
 
 namespace tandem::cli {
@@ -113,9 +117,16 @@ struct Outcome {
 class CommandTest : public testing::Test {
  protected:
   CommandTest() {
-    auto server = RpcServer::Start({}, {&inference_, &admin_});
+    auto server = RpcServer::Start({}, {&inference_});
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
+    auto internal = RpcServer::Start(
+        {.credentials = TestCredentials(kRouterRole, "router", "s"), .callers = {kOperatorRole}},
+        {&admin_});
+    EXPECT_TRUE(internal.ok()) << internal.status();
+    internal_ = *std::move(internal);
+    setenv("XDG_RUNTIME_DIR", testing::TempDir().c_str(), 1);
+    EXPECT_TRUE(WriteClusterNote(server_->address(), {internal_->address(), "s"}).ok());
     // A terminal would make the chat interactive.
     const int null_fd = open("/dev/null", O_RDONLY);
     dup2(null_fd, STDIN_FILENO);
@@ -141,6 +152,7 @@ class CommandTest : public testing::Test {
   FakeInference inference_;
   FakeAdmin admin_;
   std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<RpcServer> internal_;
 };
 
 TEST_F(CommandTest, GenerateStreamsText) {
@@ -193,6 +205,7 @@ TEST_F(CommandTest, GenerateUsageMistakes) {
 TEST_F(CommandTest, UnreachableServerIsNamed) {
   const std::string address = server_->address();
   server_->Shutdown(absl::ZeroDuration());
+  internal_->Shutdown(absl::ZeroDuration());
   const Outcome run = Execute(RunStatus, {});
   EXPECT_EQ(run.exit_code, kExitFailed);
   EXPECT_THAT(run.err, HasSubstr(address));
@@ -266,6 +279,33 @@ TEST_F(CommandTest, StatusAsTableAndJson) {
   ASSERT_TRUE(out.is_object());
   EXPECT_EQ(out["model"], "demo");
   EXPECT_EQ(out["workers"][0]["blocks_total"], 100);
+}
+
+TEST_F(CommandTest, OperatorsAreTakenToTheClusterByNoteOrByFlags) {
+  RemoveClusterNote(server_->address());
+  const Outcome unknown = Execute(RunStatus, {});
+  EXPECT_EQ(unknown.exit_code, kExitFailed);
+  EXPECT_THAT(unknown.err, AllOf(HasSubstr(server_->address()), HasSubstr("--internal")));
+  setenv("TANDEM_CLUSTER_SECRET", "s", 1);
+  EXPECT_EQ(Execute(RunStatus, {"--internal", internal_->address()}).exit_code, kExitOk);
+  setenv("TANDEM_CLUSTER_SECRET", "guess", 1);
+  const Outcome refused = Execute(RunStatus, {"--internal", internal_->address()});
+  unsetenv("TANDEM_CLUSTER_SECRET");
+  EXPECT_EQ(refused.exit_code, kExitFailed);
+  EXPECT_THAT(refused.err, HasSubstr("does not prove the cluster secret"));
+}
+
+TEST(ClusterNote, OnlyThisUserCanReadOrForgeIt) {
+  const std::string home = testing::TempDir() + "/notes";
+  setenv("XDG_RUNTIME_DIR", home.c_str(), 1);
+  std::filesystem::remove_all(home);
+  std::filesystem::create_directories(home);
+  ASSERT_TRUE(WriteClusterNote("127.0.0.1:8000", {"127.0.0.1:8001", "s3cret"}).ok());
+  EXPECT_EQ(*ReadClusterNote("127.0.0.1:8000"), (ClusterNote{"127.0.0.1:8001", "s3cret"}));
+  const auto permissions = std::filesystem::status(home + "/tandem/127.0.0.1:8000").permissions();
+  EXPECT_EQ(permissions, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  std::filesystem::permissions(home + "/tandem", std::filesystem::perms::all);
+  EXPECT_TRUE(absl::IsPermissionDenied(ReadClusterNote("127.0.0.1:8000").status()));
 }
 
 TEST_F(CommandTest, Drain) {

@@ -17,6 +17,7 @@
 #include "engine/wire/wire.h"
 #include "prefill_worker/worker.h"
 #include "tandem/internal/v1/decode.grpc.pb.h"
+#include "tests/support/credentials.h"
 #include "tests/support/paths.h"
 
 namespace tandem::decode {
@@ -103,7 +104,8 @@ class WorkerTest : public testing::Test {
   }
 
   static Answer Ask(const std::string& address, const DecodeRequest& request) {
-    auto stub = internal::v1::Decode::NewStub(MakeChannel(address));
+    auto stub = internal::v1::Decode::NewStub(
+        MakeChannel(address, *TestCredentials(kRouterRole, "router"), {kDecodeRole, "d0"}));
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
     auto reader = stub->Generate(&context, request);
@@ -179,7 +181,7 @@ TEST_F(WorkerTest, TheNextCandidateServesWhereTheFirstFails) {
   for (const std::string& address :
        {std::string("127.0.0.1:1"), std::string("127.0.0.1:2"), prefill->address()}) {
     auto* candidate = request.mutable_route()->add_prefill();
-    candidate->set_worker_id(address);
+    candidate->set_worker_id("p0");
     candidate->set_address(address);
   }
   const Answer answer = Ask(decode->address(), request);

@@ -17,6 +17,7 @@
 #include "common/rpc/cluster_client.h"
 #include "common/rpc/server.h"
 #include "tandem/internal/v1/decode.grpc.pb.h"
+#include "tests/support/credentials.h"
 #include "tests/support/paths.h"
 
 namespace tandem::router {
@@ -112,10 +113,13 @@ class FakeWorker {
   FakeWorker(const std::string& router, const std::string& id, const std::string& role,
              const internal::v1::Capability& capability, FakeDecodeService::Handler handler = {})
       : service_(std::move(handler)) {
-    auto server = RpcServer::Start({}, {&service_});
+    const auto credentials = TestCredentials(role == kPrefillRole ? kPrefillRole : kDecodeRole, id);
+    auto server =
+        RpcServer::Start({.credentials = credentials, .callers = {kRouterRole}}, {&service_});
     EXPECT_OK(server);
     server_ = *std::move(server);
     ClusterClientOptions options;
+    options.credentials = credentials;
     options.router_address = router;
     options.hello.set_worker_id(id);
     options.hello.set_incarnation(std::hash<std::string>()(id));

@@ -17,6 +17,7 @@
 #include "common/rpc/status.h"
 #include "tandem/v1/admin.grpc.pb.h"
 #include "tandem/v1/inference.grpc.pb.h"
+#include "tests/support/credentials.h"
 #include "tests/support/paths.h"
 #include "tests/unit/router/fake_capability.h"
 #include "tests/unit/router/fake_worker.h"
@@ -72,14 +73,15 @@ class RouterServerTest : public ::testing::Test {
     router_ = *std::move(router);
     channel_ = MakeChannel(router_->address());
     stub_ = v1::Inference::NewStub(channel_);
-    admin_ = v1::Admin::NewStub(channel_);
+    admin_ = v1::Admin::NewStub(MakeChannel(
+        router_->internal_address(), *TestCredentials(kOperatorRole, "test"), {kRouterRole, ""}));
   }
 
   std::unique_ptr<FakeWorker> Join(const std::string& id, const std::string& role,
                                    FakeDecodeService::Handler handler = {}) {
     internal::v1::Capability capability = FakeCapability("demo", vocab_size_);
     capability.set_cluster_secret_digest(ClusterSecretDigest(""));
-    return std::make_unique<FakeWorker>(router_->address(), id, role, capability,
+    return std::make_unique<FakeWorker>(router_->internal_address(), id, role, capability,
                                         std::move(handler));
   }
 

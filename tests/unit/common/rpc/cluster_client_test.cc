@@ -11,6 +11,7 @@
 
 #include "common/rpc/server.h"
 #include "tandem/internal/v1/cluster.grpc.pb.h"
+#include "tests/support/credentials.h"
 
 namespace tandem {
 namespace {
@@ -118,13 +119,17 @@ class FakeRouter : public internal::v1::Cluster::CallbackService {
 class ClusterClientTest : public testing::Test {
  protected:
   void StartRouter(const std::string& address = "127.0.0.1:0") {
-    auto server = RpcServer::Start({.listen_address = address}, {&router_});
+    auto server = RpcServer::Start({.listen_address = address,
+                                    .credentials = TestCredentials(kRouterRole, "router"),
+                                    .callers = {kDecodeRole}},
+                                   {&router_});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
   ClusterClientOptions Options(const std::string& address) {
     ClusterClientOptions options;
     options.router_address = address;
+    options.credentials = TestCredentials(kDecodeRole, "w0");
     options.hello.set_worker_id("w0");
     options.on_joined = [this] {
       absl::MutexLock lock(&mutex_);

@@ -68,7 +68,9 @@ class GrpcDecodeClientTest : public ::testing::Test {
  protected:
   void StartWorker(FakeDecodeService::Handler handler) {
     service_ = std::make_unique<FakeDecodeService>(std::move(handler));
-    auto server = RpcServer::Start({}, {service_.get()});
+    auto server = RpcServer::Start(
+        {.credentials = TestCredentials(kDecodeRole, "d"), .callers = {kRouterRole}},
+        {service_.get()});
     ASSERT_OK(server);
     server_ = *std::move(server);
     route_.decode.id = "d";
@@ -81,7 +83,7 @@ class GrpcDecodeClientTest : public ::testing::Test {
   std::unique_ptr<RpcServer> server_;
   Route route_;
   Request request_;
-  GrpcDecodeClient client_;
+  GrpcDecodeClient client_{TestCredentials(kRouterRole, "router")};
 };
 
 TEST_F(GrpcDecodeClientTest, ACallCancelledWhileEventsPourInEnds) {

@@ -1,0 +1,21 @@
+// Parties of a cluster, for tests.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "common/base/check.h"
+#include "common/base/status.h"
+#include "common/rpc/cluster_credentials.h"
+
+namespace tandem {
+
+inline std::shared_ptr<const ClusterCredentials> TestCredentials(const std::string& role,
+                                                                 const std::string& id,
+                                                                 const std::string& secret = "") {
+  auto credentials = ClusterCredentials::Make(secret, {role, id});
+  TANDEM_CHECK(credentials.ok(), "{}", MessageOf(credentials.status()));
+  return *std::move(credentials);
+}
+
+}  // namespace tandem
