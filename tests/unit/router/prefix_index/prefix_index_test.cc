@@ -1,8 +1,11 @@
 #include "router/prefix_index/prefix_index.h"
 
+#include <atomic>
+#include <iterator>
 #include <map>
 #include <random>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -84,14 +87,19 @@ TEST(PrefixIndex, AFullCacheThatEvictsForNewBlocksIsFollowed) {
   EXPECT_EQ(index.WorkerBlocks(a), 0u);
 }
 
-// Against sets, under random events with repeats and with removals of what is not there.
-TEST(PrefixIndex, AgreesWithPlainSets) {
+void ExpectToAgreeWithPlainSets(int workers) {
   std::mt19937 random(7);
   PrefixIndex index;
   std::map<PrefixIndex::Slot, std::set<std::pair<uint64_t, uint64_t>>> truth;
-  for (int w = 0; w < 4; ++w) truth[index.AddWorker(1000)] = {};
-  for (int step = 0; step < 2000; ++step) {
-    const auto slot = static_cast<PrefixIndex::Slot>(random() % 4);
+  for (int w = 0; w < workers; ++w) truth[index.AddWorker(1000)] = {};
+  for (int step = 0; step < 4000; ++step) {
+    const auto slot = std::next(truth.begin(), random() % workers)->first;
+    if (random() % 200 == 0) {
+      index.RemoveWorker(slot);
+      truth.erase(slot);
+      truth[index.AddWorker(1000)] = {};
+      continue;
+    }
     std::vector<Hash128> stored, removed;
     for (unsigned i = 0; i < random() % 4; ++i) stored.push_back({random() % 3, random() % 8});
     for (unsigned i = 0; i < random() % 3; ++i) removed.push_back({random() % 3, random() % 8});
@@ -109,7 +117,86 @@ TEST(PrefixIndex, AgreesWithPlainSets) {
       if (length > 0) expected[worker] = length;
     }
     ASSERT_EQ(Lookup(index, Chain(name, 8)), expected) << "step " << step;
+    if (step % 500 == 0) {
+      std::set<std::pair<uint64_t, uint64_t>> all;
+      for (const auto& [worker, blocks] : truth) {
+        all.insert(blocks.begin(), blocks.end());
+        ASSERT_EQ(index.WorkerBlocks(worker), blocks.size());
+      }
+      ASSERT_EQ(index.size(), all.size());
+    }
   }
+  for (const auto& [worker, blocks] : truth) index.RemoveWorker(worker);
+  EXPECT_EQ(index.size(), 0u);
+}
+
+// Against sets, under random events with repeats and with removals of what is not there, while
+// workers come and go.
+TEST(PrefixIndex, AgreesWithPlainSets) {
+  for (const int workers : {4, 40}) {
+    SCOPED_TRACE(workers);
+    ExpectToAgreeWithPlainSets(workers);
+  }
+}
+
+// The walk does as much for a prefix that a thousand workers share as for one that one worker has,
+// but for the places where workers leave it.
+TEST(PrefixIndex, ManyHoldersOfALongPrefix) {
+  PrefixIndex index;
+  const std::vector<Hash128> chain = Chain(1, 2000);
+  std::map<PrefixIndex::Slot, int> expected;
+  for (int w = 0; w < 300; ++w) {
+    const int length = 2000 - w;
+    const auto worker = index.AddWorker(5000);
+    index.Apply(worker, false, std::span(chain).first(static_cast<size_t>(length)), {});
+    expected[worker] = length;
+  }
+  EXPECT_EQ(Lookup(index, chain), expected);
+  EXPECT_EQ(index.size(), 2000u);
+}
+
+TEST(PrefixIndex, LookupsGoOnDuringALongMessage) {
+  PrefixIndex index;
+  const auto a = index.AddWorker(1'000'000), b = index.AddWorker(100);
+  const std::vector<Hash128> chain = Chain(1, 10);
+  index.Apply(b, false, chain, {});
+  const std::vector<Hash128> many = Chain(2, 300'000);
+  std::atomic<bool> done = false;
+  std::thread writer([&] {
+    index.Apply(a, false, many, {});
+    index.RemoveWorker(a);
+    done = true;
+  });
+  int lookups = 0;
+  while (!done) {
+    EXPECT_EQ(Lookup(index, chain).at(b), 10);
+    ++lookups;
+  }
+  writer.join();
+  EXPECT_GT(lookups, 20);
+  EXPECT_EQ(index.size(), 10u);
+}
+
+TEST(HolderSets, SetsAreSharedAndLeaveNothingBehind) {
+  HolderSets sets;
+  std::vector<Holders> blocks(100);
+  for (int column = 0; column < 50; ++column) {
+    for (Holders& holders : blocks) holders = sets.With(holders, static_cast<Column>(column));
+  }
+  EXPECT_EQ(sets.shared_sets(), 1u);
+  EXPECT_EQ(sets.Columns(blocks[7]).size(), 50u);
+  EXPECT_TRUE(blocks[7] == blocks[93]);
+  blocks[7] = sets.Without(blocks[7], 20);
+  EXPECT_EQ(sets.shared_sets(), 2u);
+  EXPECT_FALSE(sets.Has(blocks[7], 20));
+  EXPECT_TRUE(sets.Has(blocks[8], 20));
+  blocks[7] = sets.With(blocks[7], 20);
+  EXPECT_TRUE(blocks[7] == blocks[8]);
+  for (int column = 49; column >= 0; --column) {
+    for (Holders& holders : blocks) holders = sets.Without(holders, static_cast<Column>(column));
+  }
+  EXPECT_EQ(sets.shared_sets(), 0u);
+  for (const Holders& holders : blocks) EXPECT_TRUE(sets.Empty(holders));
 }
 
 }  // namespace
