@@ -75,6 +75,8 @@ int RouterCore::max_model_len() const {
 
 void RouterCore::OnClusterChanged() {
   dispatcher_.Wake();
+  const uint64_t roster = registry_.roster();
+  if (roster_.exchange(roster) == roster) return;
   decode_client_->Keep(*registry_.view());
   if (listener_) listener_();
 }

@@ -67,7 +67,8 @@ class RouterCore {
   // ---- operators ----
   // See Registry::Drain.
   absl::Status DrainWorker(const std::string& worker_id) { return registry_.Drain(worker_id); }
-  // Called after every change of the cluster, from any thread. At most once, before the first Join.
+  // Called after a worker has joined, left or begun to drain, from any thread. At most once, before
+  // the first Join.
   void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
   std::shared_ptr<const ClusterView> view() const { return registry_.view(); }
   const ServedModel& model() const { return model_; }
@@ -92,6 +93,7 @@ class RouterCore {
   TimerQueue timers_;  // outlives the dispatcher, whose end ends streams
   Dispatcher dispatcher_;
   OpenStreams open_streams_;
+  std::atomic<uint64_t> roster_ = 0;  // Registry::roster() as last told
   std::atomic<bool> stopping_ = false;
   std::thread thread_;  // not joinable without Start
 };

@@ -180,12 +180,17 @@ std::vector<int> Dispatcher::CachedTokens(Queued& queued, const ClusterView& vie
         BlockHashSeed(options_.cluster_secret, view.model_digest, std::string(prompt.cache_salt)),
         prompt.tokens, view.block_size);
   }
-  const std::vector<PrefixIndex::Match> matches = index_->Lookup(queued.chain);
+  std::vector<PrefixIndex::Match> matches = index_->Lookup(queued.chain);
+  if (matches.empty()) return cached;
+  const auto by_worker = [](const PrefixIndex::Match& a, const PrefixIndex::Match& b) {
+    return a.worker < b.worker;
+  };
+  std::sort(matches.begin(), matches.end(), by_worker);
   for (size_t w = 0; w < cached.size(); ++w) {
-    for (const PrefixIndex::Match& match : matches) {
-      if (match.worker == view.workers[w].identity->slot) {
-        cached[w] = match.blocks * view.block_size;
-      }
+    const PrefixIndex::Match wanted{view.workers[w].identity->slot, 0};
+    const auto match = std::lower_bound(matches.begin(), matches.end(), wanted, by_worker);
+    if (match != matches.end() && match->worker == wanted.worker) {
+      cached[w] = match->blocks * view.block_size;
     }
   }
   return cached;

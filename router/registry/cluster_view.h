@@ -1,10 +1,12 @@
 // What the router knows of its workers at one moment: plain values, immutable once published.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -47,6 +49,15 @@ struct WorkerView {
   std::shared_ptr<const LoadReport> load;  // the last one; never null
   absl::Time reported;                     // when `load` came; InfinitePast: not yet
   bool draining = false;
+  double fastest_link = 0;  // bytes/s, of those in `load`; 0: none is known
+
+  void Take(LoadReport report) {
+    fastest_link = 0;
+    for (const auto& [peer, rate] : report.link_bytes_per_second) {
+      fastest_link = std::max(fastest_link, rate);
+    }
+    load = std::make_shared<const LoadReport>(std::move(report));
+  }
 
   bool prefills() const { return identity->role == WorkerRole::kPrefill; }
 };

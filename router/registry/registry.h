@@ -4,6 +4,7 @@
 // several threads at once.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -61,8 +63,11 @@ class Registry {
   // NOT_FOUND lists who is there.
   absl::Status Drain(const std::string& worker_id);
 
-  // Never null.
+  // Never null. Made anew by the first caller after a change: reports come far more often than
+  // anybody looks.
   std::shared_ptr<const ClusterView> view() const;
+  // Another number after every Join, Leave and drain: not after a report.
+  uint64_t roster() const { return roster_; }
 
  private:
   struct Entry {
@@ -72,7 +77,7 @@ class Registry {
 
   absl::Status CheckCapability(const internal::v1::Capability& capability)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Publish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::shared_ptr<const ClusterView> MakeView() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Entry* FindMember(Member member) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Notify() const {
     if (listener_) listener_();
@@ -84,8 +89,10 @@ class Registry {
   std::function<void()> listener_;
   mutable absl::Mutex mutex_;
   std::map<std::string, Entry> workers_ ABSL_GUARDED_BY(mutex_);  // by id
+  absl::flat_hash_map<Member, Entry*> members_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<internal::v1::Capability> capability_ ABSL_GUARDED_BY(mutex_);
-  std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mutex_);
+  mutable std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mutex_);  // null: has changed
+  std::atomic<uint64_t> roster_ = 0;
 };
 
 }  // namespace tandem::router

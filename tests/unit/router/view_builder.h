@@ -24,7 +24,7 @@ inline WorkerView MakeWorker(const std::string& id, WorkerRole role, LoadReport 
   WorkerView view;
   view.identity = std::make_shared<const WorkerIdentity>(std::move(identity));
   if (load.admits_blocks == 0) load.admits_blocks = load.blocks_free = 1000;
-  view.load = std::make_shared<const LoadReport>(std::move(load));
+  view.Take(std::move(load));
   view.reported = absl::UnixEpoch() + absl::Hours(24);
   return view;
 }

@@ -1,0 +1,132 @@
+#include "router/policy/costs.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace tandem::router {
+namespace {
+
+constexpr double kQuantumMs = 0.1;
+
+}  // namespace
+
+Costs::Costs(const CostPolicyOptions& options, const ClusterView& view, const RouteQuery& query)
+    : options_(options), view_(view), query_(query) {
+  double prefill_sum = 0, step_sum = 0;
+  int prefill_known = 0, step_known = 0;
+  for (const WorkerView& worker : view.workers) {
+    if (worker.load->prefill_tokens_per_second > 0) {
+      prefill_sum += worker.load->prefill_tokens_per_second;
+      ++prefill_known;
+    }
+    if (worker.load->decode_step_milliseconds > 0) {
+      step_sum += worker.load->decode_step_milliseconds;
+      ++step_known;
+    }
+  }
+  default_prefill_rate_ =
+      prefill_known > 0 ? prefill_sum / prefill_known : options.prior_prefill_tokens_per_second;
+  default_step_ms_ = step_known > 0 ? step_sum / step_known : options.prior_decode_step_ms;
+}
+
+bool Costs::Usable(int w) const {
+  return !view_.workers[w].draining && query_.excluded[w] != Exclusion::kLost;
+}
+
+bool Costs::HasRoom(int d) const {
+  const WorkerView& worker = view_.workers[d];
+  if (query_.excluded[d] == Exclusion::kFull) return false;
+  if (Sequences(d) >= worker.identity->max_num_seqs) return false;
+  const bool known = worker.reported != absl::InfinitePast();
+  const int64_t admits = known ? worker.load->admits_blocks : worker.identity->num_blocks;
+  const int block_size = std::max(1, view_.block_size);
+  const int64_t needed =
+      std::max(1, query_.prompt_tokens / block_size + 1 - query_.cached_tokens[d] / block_size);
+  return needed + query_.routed[d].blocks <= admits;
+}
+
+bool Costs::MayPrefillLocally(int d) const {
+  const WorkerIdentity& identity = *view_.workers[d].identity;
+  return identity.role == WorkerRole::kUnified || Uncached(d) <= identity.local_prefill_max_tokens;
+}
+
+int Costs::Uncached(int w) const {
+  return std::max(1, query_.prompt_tokens - query_.cached_tokens[w]);
+}
+
+double Costs::PrefillRate(int w) const {
+  const double rate = view_.workers[w].load->prefill_tokens_per_second;
+  if (rate <= 0) return default_prefill_rate_;
+  return std::clamp(rate, default_prefill_rate_ / 2, default_prefill_rate_ * 2);
+}
+
+double Costs::QueueMs(int w) const {
+  const int64_t tokens = view_.workers[w].load->waiting_tokens + query_.routed[w].prefill_tokens;
+  return static_cast<double>(tokens) / PrefillRate(w) * 1e3;
+}
+
+double Costs::PrefillMs(int w) const { return Uncached(w) / PrefillRate(w) * 1e3; }
+
+int Costs::Sequences(int d) const {
+  const LoadReport& load = *view_.workers[d].load;
+  return std::max(0, load.running + load.waiting + query_.routed[d].sequences);
+}
+
+double Costs::Occupancy(int d) const {
+  const WorkerView& worker = view_.workers[d];
+  const double sequences =
+      static_cast<double>(Sequences(d)) / std::max(1, worker.identity->max_num_seqs);
+  const double blocks = static_cast<double>(worker.load->blocks_used + query_.routed[d].blocks) /
+                        std::max(1, worker.identity->num_blocks);
+  return std::clamp(std::max(sequences, blocks), 0.0, 1.0);
+}
+
+double Costs::DecodePenaltyMs(int d) const {
+  const double step = view_.workers[d].load->decode_step_milliseconds;
+  return options_.decode_horizon_tokens * (step > 0 ? step : default_step_ms_) * Occupancy(d);
+}
+
+int Costs::Shipped(int d) const {
+  return std::max(0, query_.prompt_tokens - query_.cached_tokens[d]);
+}
+
+double Costs::ExposedTransferMs(int p, int shipped, double bytes_per_second) const {
+  const double total_ms = static_cast<double>(shipped) *
+                          static_cast<double>(view_.kv_bytes_per_token) / bytes_per_second * 1e3;
+  return std::max(total_ms - PrefillMs(p), total_ms / std::max(1, view_.num_layers));
+}
+
+double Costs::ExposedTransferMs(int p, int d) const {
+  const auto& links = view_.workers[p].load->link_bytes_per_second;
+  const auto link = links.find(view_.workers[d].identity->id);
+  const bool known = link != links.end() && link->second > 0;
+  return ExposedTransferMs(p, Shipped(d),
+                           known ? link->second : options_.prior_link_bytes_per_second);
+}
+
+double Costs::LeastExposedTransferMs(int p, int shipped) const {
+  return ExposedTransferMs(
+      p, shipped, std::max(view_.workers[p].fastest_link, options_.prior_link_bytes_per_second));
+}
+
+double Costs::LocalMs(int d) const {
+  const double stall = PrefillMs(d) * Occupancy(d);
+  return QueueMs(d) + (1 + options_.burden) * PrefillMs(d) + stall + DecodePenaltyMs(d);
+}
+
+double Costs::RemoteMs(int p, int d, double exposed) const {
+  return QueueMs(p) + (1 + options_.burden) * PrefillMs(p) + exposed + DecodePenaltyMs(d) +
+         options_.remote_overhead_ms;
+}
+
+int64_t InQuanta(double cost_ms) { return std::llround(cost_ms / kQuantumMs); }
+
+Candidate::Candidate(const RouteQuery& query, int decode, int prefill, double cost_ms)
+    : decode(decode), prefill(prefill), cost_ms(cost_ms) {
+  const bool remote = prefill >= 0;
+  const uint64_t total = query.routed[decode].total + (remote ? query.routed[prefill].total : 0);
+  const int shipped = remote ? std::max(0, query.prompt_tokens - query.cached_tokens[decode]) : 0;
+  key = {InQuanta(cost_ms), shipped, total, decode, prefill};
+}
+
+}  // namespace tandem::router

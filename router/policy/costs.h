@@ -1,0 +1,73 @@
+// The terms of CostPolicy's sum (cost_policy.h explains them), for one request and one view.
+//
+// Pure. A worker is named by its place in the view. Made for one choice, which it must not outlive.
+#pragma once
+
+#include <cstdint>
+#include <tuple>
+
+#include "router/policy/cost_policy.h"
+
+namespace tandem::router {
+
+class Costs {
+ public:
+  Costs(const CostPolicyOptions& options, const ClusterView& view, const RouteQuery& query);
+
+  // ---- filters ----
+  bool Usable(int w) const;
+  // The worker alone knows what it can evict, what is in quarantine and what its sequences take
+  // next, so its own word counts; one that has not spoken yet has all its blocks.
+  bool HasRoom(int d) const;
+  bool MayPrefillLocally(int d) const;
+
+  // ---- terms ----
+  // At least one: the last prompt token is always computed, its logits are the first token.
+  int Uncached(int w) const;
+  double QueueMs(int w) const;
+  double PrefillMs(int w) const;
+  double DecodePenaltyMs(int d) const;
+  // Tokens of KV that d lacks.
+  int Shipped(int d) const;
+  double ExposedTransferMs(int p, int d) const;
+  // No more than that for any d that lacks so many tokens.
+  double LeastExposedTransferMs(int p, int shipped) const;
+
+  // ---- sums ----
+  double LocalMs(int d) const;
+  double RemoteMs(int p, int d) const { return RemoteMs(p, d, ExposedTransferMs(p, d)); }
+  double LeastRemoteMs(int p, int d) const {
+    return RemoteMs(p, d, LeastExposedTransferMs(p, Shipped(d)));
+  }
+
+ private:
+  double PrefillRate(int w) const;
+  // How full a decode worker is, 0..1: by sequences or by blocks, whichever is scarcer.
+  double Occupancy(int d) const;
+  int Sequences(int d) const;
+  double ExposedTransferMs(int p, int shipped, double bytes_per_second) const;
+  double RemoteMs(int p, int d, double exposed) const;
+
+  const CostPolicyOptions& options_;
+  const ClusterView& view_;
+  const RouteQuery& query_;
+  double default_prefill_rate_;
+  double default_step_ms_;
+};
+
+// One way to serve the request.
+struct Candidate {
+  Candidate(const RouteQuery& query, int decode, int prefill, double cost_ms);
+
+  int decode;
+  int prefill;  // -1: local
+  double cost_ms;
+  // Lower is better: cost, tokens that would have to be shipped, requests ever sent there, place in
+  // the view (worker id).
+  std::tuple<int64_t, int, uint64_t, int, int> key;
+};
+
+// Costs closer than a quantum of 0.1 ms count as equal, so that noise in the rates does not decide.
+int64_t InQuanta(double cost_ms);
+
+}  // namespace tandem::router
