@@ -3,13 +3,16 @@
 // instead of landing on the worker that looked idle, and a worker that just became idle is not
 // avoided until it says so.
 //
-// Thread-compatible: owned by the dispatcher's thread.
+// All of it is asked for at every decision and changes little between two, so the sums are kept and
+// not added up each time. Thread-compatible: owned by the dispatcher's thread.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
+#include "absl/container/node_hash_map.h"
 #include "absl/time/time.h"
 
 #include "router/policy/routing_policy.h"
@@ -40,10 +43,19 @@ class RoutedLedger {
   struct Worker {
     absl::flat_hash_map<uint64_t, Entry> entries;  // by request
     uint64_t total = 0;
+    // Of all entries, for reports that know what began before `known`: what Since() answers until
+    // the next report.
+    absl::Time known = absl::InfinitePast();
+    RoutedWork sum;
+    absl::Time forgot = absl::InfinitePast();  // when what no report confirmed was last dropped
+
+    // Drops what ended before that, and adds the rest up.
+    void Recount(absl::Time ended_before);
   };
 
   const absl::Duration slack_;
-  absl::flat_hash_map<std::string, Worker> workers_;
+  absl::node_hash_map<std::string, Worker> workers_;
+  absl::flat_hash_map<uint64_t, absl::InlinedVector<Worker*, 2>> places_;  // of what has not ended
 };
 
 }  // namespace tandem::router

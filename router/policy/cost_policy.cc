@@ -106,8 +106,15 @@ class Search {
 // The prefill workers for one decode worker, best first, up to `count`.
 std::vector<Candidate> PrefillsFor(const RouteQuery& query, const Costs& costs, int decode,
                                    std::span<const int> prefill, int count) {
+  std::vector<Half> halves;
+  for (const int p : prefill) {
+    halves.push_back({p, costs.LeastRemoteMs(p, decode), query.routed[p].total});
+  }
+  Shorten(&halves);
   std::vector<Candidate> out;
-  for (const int p : prefill) out.emplace_back(query, decode, p, costs.RemoteMs(p, decode));
+  for (const Half& half : halves) {
+    out.emplace_back(query, decode, half.worker, costs.RemoteMs(half.worker, decode));
+  }
   const size_t kept = std::min(out.size(), static_cast<size_t>(std::max(1, count)));
   std::partial_sort(out.begin(), out.begin() + static_cast<ptrdiff_t>(kept), out.end(),
                     [](const Candidate& a, const Candidate& b) { return a.key < b.key; });

@@ -1,5 +1,11 @@
 #include "router/dispatch/routed_ledger.h"
 
+#include <algorithm>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
 #include "gtest/gtest.h"
 
 namespace tandem::router {
@@ -34,6 +40,63 @@ TEST(RoutedLedger, IsTheDifferenceToTheLastReport) {
   EXPECT_EQ(ledger.Since("a", at(200)).prefill_tokens, 0);
   EXPECT_EQ(ledger.Since("a", start).total, 3u);
   EXPECT_EQ(ledger.Since("unknown", start).total, 0u);
+}
+
+// The sums that are kept against adding up all that was routed, under random events.
+TEST(RoutedLedger, KeepsTheSumsOfPlainEntries) {
+  struct Plain {
+    std::string worker;
+    uint64_t request;
+    int sequences;
+    absl::Time began, ended = absl::InfiniteFuture();
+  };
+  std::mt19937 random(4);
+  absl::Time now = absl::UnixEpoch();
+  std::map<std::string, absl::Time> reported = {{"a", now}, {"b", now}, {"c", now}};
+  std::vector<Plain> all;
+  RoutedLedger ledger(absl::Milliseconds(50));
+  for (uint64_t step = 1; step < 5000; ++step) {
+    now += absl::Milliseconds(random() % 20);
+    switch (random() % 4) {
+      case 0:
+      case 1:
+        for (const char* worker : {"a", "b", "c"}) {
+          if (random() % 2 == 0) continue;
+          RoutedWork work;
+          work.sequences = static_cast<int>(random() % 5);
+          ledger.Add(worker, step, now, work);
+          all.push_back({worker, step, work.sequences, now});
+        }
+        break;
+      case 2: {
+        const uint64_t request = random() % step;
+        ledger.End(request, now);
+        for (Plain& plain : all) {
+          if (plain.request == request) plain.ended = std::min(plain.ended, now);
+        }
+        break;
+      }
+      default:
+        reported[std::string(1, static_cast<char>('a' + random() % 3))] = now;
+        if (const uint64_t request = random() % step; random() % 8 == 0) {
+          ledger.Remove(request);
+          std::erase_if(all, [&](const Plain& plain) {
+            return plain.request == request && plain.ended == absl::InfiniteFuture();
+          });
+        }
+    }
+    for (const auto& [worker, at] : reported) {
+      const absl::Time known = at - absl::Milliseconds(50);
+      int sum = 0;
+      for (const Plain& plain : all) {
+        if (plain.worker != worker) continue;
+        const bool in_report = plain.began < known, ended = plain.ended < absl::InfiniteFuture();
+        if (in_report && ended && plain.ended >= known) sum -= plain.sequences;
+        if (!in_report && !ended) sum += plain.sequences;
+      }
+      ASSERT_EQ(ledger.Since(worker, at).sequences, sum) << step << worker;
+    }
+  }
 }
 
 }  // namespace
