@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/kernels/cuda/hopper_linear.h"
+#include "engine/kernels/cuda/hopper_wide_linear.h"
 #include "tests/gpu/device_array.h"
 
 namespace tandem::engine::cuda {
@@ -348,11 +349,60 @@ void RowsStandAlone(const Shape& shape) {
   }
 }
 
+// Nor does it matter which side of kWideRows the number of rows lies.
+void WideRowsStandAlone(const Shape& shape) {
+  constexpr int kMost = 2300;
+  const int hidden = shape.hidden, inner = shape.inner;
+  const Fixture f(shape, kMost, false);
+  const auto x = RandomArray<BFloat16>(static_cast<size_t>(kMost) * hidden, 1);
+  const auto gate_up = RandomArray<BFloat16>(2ull * inner * hidden, 2, 0.05f);
+  const auto down = RandomArray<BFloat16>(static_cast<size_t>(hidden) * inner, 3, 0.05f);
+  const auto norm = RandomArray<float>(hidden, 4);
+  const auto before = RandomArray<float>(static_cast<size_t>(kMost) * hidden, 5);
+  DeviceArray<BFloat16> gated(static_cast<size_t>(kMost) * inner);
+  DeviceArray<BFloat16> scaled(before.size());
+  DeviceArray<float> residual(before.size());
+  DeviceArray<float> shares(static_cast<size_t>(HopperSquareParts(hidden)) * f.stride);
+  std::vector<BFloat16> all_gated;
+  std::vector<float> all_residual;
+  for (const int rows : {kMost, 300, kWideRows - 1, kWideRows, 2100}) {
+    gated.Poison();
+    TANDEM_CUDA_CHECK(cudaMemcpy(residual.get(), before.get(), before.size() * sizeof(float),
+                                 cudaMemcpyDeviceToDevice));
+    cudaError_t error = HopperGateUp(
+        {gate_up.get(), x.get(), gated.get(), rows, inner, hidden, f.Squares(), Fixture::kEpsilon},
+        {}, f.options);
+    Expect(error == cudaSuccess, std::string("launch: ") + cudaGetErrorString(error));
+    error = HopperResidual({down.get(), gated.get(), residual.get(), norm.get(), scaled.get(),
+                            shares.get(), f.stride, rows, hidden, inner},
+                           {}, f.options);
+    Expect(error == cudaSuccess, std::string("launch: ") + cudaGetErrorString(error));
+    const auto got_gated = gated.ToHost();
+    const auto got_residual = residual.ToHost();
+    if (rows == kMost) {
+      all_gated = got_gated;
+      all_residual = got_residual;
+    }
+    const std::string name = std::string(shape.name) + " rows " + std::to_string(rows);
+    const size_t count = static_cast<size_t>(rows);
+    Expect(std::memcmp(all_gated.data(), got_gated.data(), count * inner * sizeof(BFloat16)) == 0,
+           "many rows stand alone: gate_up " + name);
+    Expect(
+        std::memcmp(all_residual.data(), got_residual.data(), count * hidden * sizeof(float)) == 0,
+        "many rows stand alone: residual " + name);
+    // Of rows that are not there nothing is written.
+    const bool untouched =
+        std::all_of(got_gated.begin() + static_cast<int64_t>(count) * inner, got_gated.end(),
+                    [](BFloat16 v) { return std::isnan(__bfloat162float(v)); });
+    Expect(untouched, "only the rows are written: " + name);
+  }
+}
+
 // `only`: the name of a shape, or null for all.
 void RunAll(const char* only) {
   for (const Shape& shape : kShapes) {
     if (only != nullptr && std::strcmp(only, shape.name) != 0) continue;
-    for (const int rows : {17, 64, 100, 129, 256, 300, 1000, 4096}) {
+    for (const int rows : {17, 64, 100, 129, 256, 300, 1000, 2100, 4096}) {
       for (const bool cut : {false, true}) {
         const Fixture f(shape, rows, cut);
         GateUpMatches(f);
@@ -363,6 +413,7 @@ void RunAll(const char* only) {
       }
     }
     RowsStandAlone(shape);
+    WideRowsStandAlone(shape);
     std::printf("%s: %d failures so far\n", shape.name, failures);
     std::fflush(stdout);
   }

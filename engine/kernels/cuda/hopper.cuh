@@ -142,6 +142,34 @@ __device__ inline void LoadBoxToAll(uint32_t to, const CUtensorMap* map, int col
       : "memory");
 }
 
+// Four 8x8 matrices of 16-bit elements to shared memory; lane i gives the address of row i % 8 of
+// matrix i / 8.
+__device__ inline void StoreMatrices(uint32_t address, const uint32_t (&v)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+}
+
+// Lets the copy engine see what this thread wrote to shared memory.
+__device__ inline void FenceForCopyEngine() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Copies from shared memory to the map's box at (column, row); what lies outside is left out.
+__device__ inline void StoreBox(const CUtensorMap* map, int column, int row, uint32_t from) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+      "r"(from), "r"(column), "r"(row)
+      : "memory");
+}
+__device__ inline void CommitStores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Of what this thread committed: until it is read, so that shared memory may be written again; and
+// until it is written.
+__device__ inline void WaitForReadingOfStores() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ inline void WaitForStores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
 template <int kRegisters>
 __device__ inline void ShrinkRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

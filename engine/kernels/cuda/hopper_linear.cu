@@ -3,6 +3,8 @@
 
 #include "engine/kernels/cuda/hopper_linear.h"
 #include "engine/kernels/cuda/hopper_linear_ops.cuh"
+#include "engine/kernels/cuda/hopper_matrix.h"
+#include "engine/kernels/cuda/hopper_wide_linear.h"
 
 namespace tandem::engine::cuda {
 namespace {
@@ -14,38 +16,6 @@ using Rows128Parts = HopperTile<2, Team::kParts, 4>;
 using Rows256 = HopperTile<2, Team::kPair, 4>;
 
 int CeilDivide(int a, int b) { return (a + b - 1) / b; }
-
-// The driver's function that encodes tensor maps: no program links libcuda, so that the same
-// program runs on machines without a GPU.
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-EncodeTiled FindEncodeTiled() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  constexpr unsigned kVersion = 12000;
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kVersion,
-                                       cudaEnableDefault, &result) != cudaSuccess ||
-      result != cudaDriverEntryPointSuccess) {
-    return nullptr;
-  }
-  return reinterpret_cast<EncodeTiled>(function);
-}
-
-// Describes a row-major bfloat16 matrix to the copy engine, in boxes of box_rows x kChunk. What
-// lies outside reads as zeros. Encoding is arithmetic in the host's memory; it calls no driver.
-cudaError_t EncodeMatrix(const __nv_bfloat16* data, int rows, int columns, int box_rows,
-                         CUtensorMap* map) {
-  static const EncodeTiled encode = FindEncodeTiled();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(columns) * 2};
-  const cuuint32_t box[] = {kChunk, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[] = {1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<__nv_bfloat16*>(data), sizes,
-             strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
 
 // Whole tiles are dealt out in rounds over the workers. What is left for a last round is cut:
 //  - for pairs, into as many parts of K as there are workers for; all of a round are at the same
@@ -233,12 +203,14 @@ bool HopperSupports(int outputs, int inputs, int head_dim) {
 cudaError_t HopperGateUp(const GateUpArgs& args, const HopperScratch& scratch,
                          const LaunchOptions& options) {
   if (args.inner % 8 != 0) return cudaErrorInvalidValue;
+  if (args.rows >= kWideRows) return WideGateUp(args, options);
   return LaunchProduct(HopperGateUpOp{args}, CeilDivide(args.inner, kBoxRows), 2 * args.inner,
                        scratch, options);
 }
 
 cudaError_t HopperQkv(const QkvArgs& args, const HopperScratch& scratch,
                       const LaunchOptions& options) {
+  if (args.rows >= kWideRows) return WideQkv(args, options);
   const int outputs = (args.heads + 2 * args.kv_heads) * args.head_dim;
   const int units = CeilDivide(outputs, kUnitRows);
   if (args.head_dim == 64) {
@@ -251,6 +223,7 @@ cudaError_t HopperQkv(const QkvArgs& args, const HopperScratch& scratch,
 cudaError_t HopperResidual(const ResidualArgs& args, const HopperScratch& scratch,
                            const LaunchOptions& options) {
   if (args.outputs % 8 != 0) return cudaErrorInvalidValue;
+  if (args.rows >= kWideRows) return WideResidual(args, options);
   return LaunchProduct(HopperResidualOp{args}, CeilDivide(args.outputs, kUnitRows), args.outputs,
                        scratch, options);
 }

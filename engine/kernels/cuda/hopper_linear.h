@@ -18,6 +18,8 @@
 // cards of one name may differ in it. Without scratch memory no tile is cut, and a row's result
 // depends on nothing but the row.
 //
+// Products of kWideRows and more, but for logits, are hopper_wide_linear.h's, which cuts none.
+//
 // With scratch memory thread blocks wait for sums of others, so all of a launch must come to run:
 // they do where one process at a time has the card. Under MPS the kernels of two processes may
 // each hold multiprocessors that the other one waits for.
