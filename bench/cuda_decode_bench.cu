@@ -107,11 +107,14 @@ class Step {
     best_parts_ = LogitsBestParts(rows, kVocab, kHidden, options);
     best_ = DeviceArray<uint64_t>(static_cast<size_t>(best_parts_) * kMaxSkinnyRows);
     partial_ = DeviceArray<float>(SkinnyPartialFloats(multiprocessors));
-    attention_partial_ = DeviceArray<float>(DecodeAttentionPartialFloats(kDim, multiprocessors));
+    attention_parts_ = DeviceArray<uint64_t>(DecodeAttentionParts(kDim, multiprocessors));
+    attention_parts_.Zero();
     counters_ = DeviceArray<uint32_t>(kSkinnyCounters);
     counters_.Zero();
-    attention_counters_ = DeviceArray<uint32_t>(n * kKvHeads);
-    attention_counters_.Zero();
+    turns_ = DeviceArray<uint32_t>(kTurns);
+    turns_.Zero();
+    attention_launches_ = DeviceArray<uint32_t>(static_cast<size_t>(multiprocessors));
+    attention_launches_.Zero();
   }
 
   double Bytes() const {
@@ -179,7 +182,7 @@ class Step {
     TANDEM_CUDA_CHECK(DecodeAttention(
         {q_.get(), Pages(i), items_.get(), blocks_.get(), attended_.get(), rows_, kHeads, kKvHeads,
          kDim, kBlockSize, 1 / std::sqrt(static_cast<float>(kDim))},
-        {attention_partial_.get(), attention_counters_.get()}, options_));
+        {attention_parts_.get(), attention_launches_.get(), turns_.get()}, options_));
   }
   void Output(int i) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
@@ -214,7 +217,7 @@ class Step {
     return i + 1 < kLayers ? model_.layers[static_cast<size_t>(i + 1)].input_norm.get()
                            : model_.final_norm.get();
   }
-  SkinnyScratch Scratch() const { return {partial_.get(), counters_.get()}; }
+  SkinnyScratch Scratch() const { return {partial_.get(), counters_.get(), turns_.get()}; }
   BFloat16* Pages(int layer) const {
     return pool_.get() + pool_.size() / kLayers * static_cast<size_t>(layer);
   }
@@ -226,9 +229,9 @@ class Step {
   DeviceArray<int32_t> tokens_, positions_, first_rows_, first_blocks_, blocks_;
   DeviceArray<DecodeItem> items_;
   DeviceArray<int64_t> slots_;
-  DeviceArray<float> cos_, sin_, residual_, first_share_, shares_, partial_, attention_partial_;
-  DeviceArray<uint64_t> best_;
-  DeviceArray<uint32_t> counters_, attention_counters_;
+  DeviceArray<float> cos_, sin_, residual_, first_share_, shares_, partial_;
+  DeviceArray<uint64_t> best_, attention_parts_;
+  DeviceArray<uint32_t> counters_, turns_, attention_launches_;
 };
 
 void PrintRow(const std::string& name, double ms, double floor_ms) {

@@ -89,8 +89,10 @@ struct Fixture {
     partial.Poison();
     counters = DeviceArray<uint32_t>(kSkinnyCounters);
     counters.Zero();
+    turns = DeviceArray<uint32_t>(kTurns);
+    turns.Zero();
   }
-  SkinnyScratch Scratch() const { return {partial.get(), counters.get()}; }
+  SkinnyScratch Scratch() const { return {partial.get(), counters.get(), turns.get()}; }
   std::string Name(const char* test, int rows) const {
     return std::string(test) + " " + shape.name + " rows " + std::to_string(rows) + " shared " +
            std::to_string(options.shared_bytes);
@@ -99,12 +101,15 @@ struct Fixture {
     const std::vector<uint32_t> values = counters.ToHost();
     Expect(std::all_of(values.begin(), values.end(), [](uint32_t v) { return v == 0; }),
            name + ": counters are left as they were found");
+    const std::vector<uint32_t> taken = turns.ToHost();
+    Expect(std::all_of(taken.begin(), taken.end(), [](uint32_t v) { return v == 0; }),
+           name + ": all turns have ended");
   }
 
   Shape shape;
   LaunchOptions options;
   DeviceArray<float> partial;
-  DeviceArray<uint32_t> counters;
+  DeviceArray<uint32_t> counters, turns;
 };
 
 std::vector<double> Reference(const DeviceArray<BFloat16>& w, const DeviceArray<BFloat16>& x,
@@ -343,11 +348,10 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
   const DeviceArray<int32_t> device_blocks(order);
   const DeviceArray<DecodeItem> device_items(items);
   DeviceArray<BFloat16> out(q.size());
-  DeviceArray<float> partial(DecodeAttentionPartialFloats(dim, f.options.multiprocessors));
-  DeviceArray<uint32_t> counters(static_cast<size_t>(num_items) * kv_heads);
-  out.Poison();
-  partial.Poison();
-  counters.Zero();
+  DeviceArray<uint64_t> parts(DecodeAttentionParts(dim, f.options.multiprocessors));
+  DeviceArray<uint32_t> launches(static_cast<size_t>(f.options.multiprocessors));
+  parts.Poison();
+  launches.Zero();
   const DecodeAttentionArgs args = {q.get(),
                                     kv.get(),
                                     device_items.get(),
@@ -359,7 +363,12 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
                                     dim,
                                     block_size,
                                     1 / std::sqrt(static_cast<float>(dim))};
-  TANDEM_CUDA_CHECK(DecodeAttention(args, {partial.get(), counters.get()}, f.options));
+  // The second launch finds the first one's parts in the scratch memory.
+  for (int launch = 0; launch < 2; ++launch) {
+    out.Poison();
+    TANDEM_CUDA_CHECK(
+        DecodeAttention(args, {parts.get(), launches.get(), f.turns.get()}, f.options));
+  }
   DeviceArray<double> wanted(q.size());
   wanted.Zero();
   const int shared = longest * 8;
@@ -386,9 +395,9 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
     ExpectClose(mine, std::vector<double>(values.begin() + begin, values.begin() + end),
                 2 * kBFloat16Limit, what + " item " + std::to_string(i));
   }
-  const auto left = counters.ToHost();
-  Expect(std::all_of(left.begin(), left.end(), [](uint32_t v) { return v == 0; }),
-         what + ": counters are left as they were found");
+  const auto counted = launches.ToHost();
+  Expect(std::all_of(counted.begin(), counted.end(), [](uint32_t v) { return v == 2; }),
+         what + ": every thread block counts the launches");
 }
 
 void PrepareStepMatches(const Fixture& f) {

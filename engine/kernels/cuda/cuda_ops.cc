@@ -269,14 +269,15 @@ size_t CudaOps::Carve(std::byte* base) {
   carver.Take(CublasLinear::kWorkspaceBytes, &m.cublas);
   carver.Take(options_.skinny ? SkinnyPartialFloats(multiprocessors) : 0, &m.skinny.partial);
   carver.Take(kSkinnyCounters, &m.skinny.counters);
+  carver.Take(kTurns, &m.skinny.turns);
   // Without its scratch memory no sum is cut.
   const bool cut = options_.hopper && !s.batch_invariant;
   carver.Take(cut ? HopperPartialFloats(multiprocessors) : 0, &m.hopper.partial);
   carver.Take(cut ? HopperFlags(multiprocessors) : 0, &m.hopper.flags);
   const int head_dim = AsInt(s.head_dim);
-  const size_t kv_heads = s.kv_width / s.head_dim;
-  carver.Take(DecodeAttentionPartialFloats(head_dim, multiprocessors), &m.decode.partial);
-  carver.Take(size_t{kMaxDecodeItems} * kv_heads, &m.decode.counters);
+  carver.Take(DecodeAttentionParts(head_dim, multiprocessors), &m.decode.parts);
+  carver.Take(static_cast<size_t>(multiprocessors), &m.decode.launches);
+  m.decode.turns = m.skinny.turns;
   carver.Take(s.batch_invariant ? 0 : PrefillAttentionPartialFloats(head_dim, multiprocessors),
               &m.prefill_partial);
   carver.Take(SampleScratchBytes(AsInt(s.max_logit_rows), AsInt(s.vocab)), &m.sample);

@@ -21,6 +21,7 @@ __global__ __launch_bounds__(Layout::kThreads, 1) void DecodeAttentionKernel(
   const bool has_work = attention.Begin();
   WaitForPredecessor();
   LetSuccessorStart();
+  attention.CountLaunch();
   if (has_work) {
     attention.Finish();
   } else {
@@ -36,18 +37,17 @@ using ShortLayout = AttentionLayout<kDim, 4, 2>;
 
 template <class Layout>
 bool Fits(const LaunchOptions& options) {
-  return Layout::SharedBytes(kMaxDecodeItems, options.multiprocessors) <= options.shared_bytes;
+  return Layout::SharedBytes(kMaxDecodeItems) <= options.shared_bytes;
 }
 
 template <class Layout, int kDim>
 cudaError_t LaunchLayout(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                          const LaunchOptions& options) {
   auto kernel = DecodeAttentionKernel<Layout, kDim>;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           Layout::SharedBytes(kMaxDecodeItems, options.multiprocessors));
+  static const cudaError_t prepared = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::SharedBytes(kMaxDecodeItems));
   if (prepared != cudaSuccess) return prepared;
-  const int bytes = Layout::SharedBytes(args.num_items, options.multiprocessors);
+  const int bytes = Layout::SharedBytes(args.num_items);
   return Launch(kernel, dim3(static_cast<unsigned>(options.multiprocessors)), Layout::kThreads,
                 static_cast<size_t>(bytes), options, args, scratch);
 }
@@ -63,9 +63,9 @@ cudaError_t LaunchDim(const DecodeAttentionArgs& args, const DecodeAttentionScra
 
 }  // namespace
 
-size_t DecodeAttentionPartialFloats(int head_dim, int multiprocessors) {
+size_t DecodeAttentionParts(int head_dim, int multiprocessors) {
   return static_cast<size_t>(multiprocessors) * 2 *
-         static_cast<size_t>(AttentionPartialFloats(head_dim));
+         static_cast<size_t>(AttentionPartSize(head_dim));
 }
 
 bool SupportsDecodeAttention(int num_items, int heads, int kv_heads, int head_dim, int block_size,

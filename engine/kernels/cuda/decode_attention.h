@@ -4,8 +4,10 @@
 // The 8 or fewer query heads that share a KV head are the N side of the tensor core's products, so
 // that keys and values are read once. The work is cut in tiles of 16 positions, dealt evenly to the
 // thread blocks in the order (sequence, KV head, position), whatever the lengths are: one sequence
-// of 128k tokens fills the device as well as 256 of 2k. A (sequence, KV head) that is shared by
-// several thread blocks is merged by the last of them to finish, in the order of positions.
+// of 128k tokens fills the device as well as 256 of 2k. Where several thread blocks share a
+// (sequence, KV head), each stores its part and merges a share of the columns of all parts, in the
+// order of positions, as they come: thread blocks of a launch wait for each other, so all of them
+// must be able to run at the same time.
 //
 // Each warp streams its own tiles through its own ring and keeps a running maximum (Milakov and
 // Gimelshein, 2018, arXiv:1805.02867); there is no barrier between tiles.
@@ -20,6 +22,7 @@
 #include <cuda_runtime.h>
 
 #include "engine/kernels/cuda/launch.h"
+#include "engine/kernels/cuda/turns.h"
 
 namespace tandem::engine::cuda {
 
@@ -46,11 +49,14 @@ struct DecodeAttentionArgs {
   float scale = 0;  // of the scores
 };
 
+// Memory that the launches of one stream share, for one head_dim and number of multiprocessors;
+// zeros at first.
 struct DecodeAttentionScratch {
-  float* partial = nullptr;      // DecodeAttentionPartialFloats() elements
-  uint32_t* counters = nullptr;  // [num_items * kv_heads]; zeros before and after
+  uint64_t* parts = nullptr;     // DecodeAttentionParts() elements
+  uint32_t* launches = nullptr;  // [multiprocessors]
+  uint32_t* turns = nullptr;     // [kTurns]
 };
-size_t DecodeAttentionPartialFloats(int head_dim, int multiprocessors);
+size_t DecodeAttentionParts(int head_dim, int multiprocessors);
 
 // head_dim 64 or 128, at most 8 query heads per KV head, at most kMaxDecodeItems items, block_size
 // a multiple of kAttentionTile, and a device whose shared memory holds the rings.

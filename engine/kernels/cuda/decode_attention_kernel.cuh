@@ -5,6 +5,7 @@
 
 #include "engine/kernels/cuda/decode_attention.h"
 #include "engine/kernels/cuda/ptx.cuh"
+#include "engine/kernels/cuda/turns.cuh"
 
 namespace tandem::engine::cuda {
 
@@ -13,10 +14,22 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 // Maximum of no scores; finite, so that differences stay numbers.
 inline constexpr float kNone = -1e30f;
 
-// A partial result: [kAttentionGroup][head_dim] unnormalised values, then [kAttentionGroup] maxima
-// and [kAttentionGroup] sums of exp2(score - maximum).
-__host__ __device__ constexpr int AttentionPartialFloats(int head_dim) {
+// A part of an item's result: [kAttentionGroup][head_dim] unnormalised values, then
+// [kAttentionGroup] pairs of maximum and sum of exp2(score - maximum).
+__host__ __device__ constexpr int AttentionPartSize(int head_dim) {
   return kAttentionGroup * (head_dim + 2);
+}
+
+// Two numbers of 8 bytes, each in one piece, around L1.
+__device__ inline void LoadPair(uint64_t (&out)[2], const uint64_t* from) {
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
+               : "=l"(out[0]), "=l"(out[1])
+               : "l"(from)
+               : "memory");
+}
+__device__ inline void StorePair(uint64_t* to, uint64_t first, uint64_t second) {
+  asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second)
+               : "memory");
 }
 
 // kStages: tiles in a warp's ring.
@@ -34,14 +47,9 @@ struct AttentionLayout {
   static constexpr int kMaxima = kAttentionGroup * kHeadStride;
   static constexpr int kSums = kMaxima + kAttentionGroup;
   static constexpr int kResultFloats = kSums + kAttentionGroup;
-  // A result per warp; later the weights of the parts of all thread blocks.
-  __host__ __device__ static constexpr int MergeBytes(int grid) {
-    const int results = kWarps * kResultFloats * 4;
-    const int weights = grid * kAttentionGroup * 2 * 4;
-    return results > weights ? results : weights;
-  }
-  __host__ __device__ static constexpr int SharedBytes(int num_items, int grid) {
-    return kWarps * kRingBytes + kNewestBytes + MergeBytes(grid) +
+  static constexpr int kMergeBytes = kWarps * kResultFloats * 4;
+  __host__ __device__ static constexpr int SharedBytes(int num_items) {
+    return kWarps * kRingBytes + kNewestBytes + kMergeBytes +
            (num_items + 1) * static_cast<int>(sizeof(DecodeItem));
   }
 };
@@ -60,8 +68,7 @@ class Attention {
     shared += kWarps * L::kRingBytes;
     newest_ = reinterpret_cast<int64_t*>(shared) + warp_ * kStages;
     merge_ = reinterpret_cast<float*>(shared + L::kNewestBytes);
-    items_ = reinterpret_cast<DecodeItem*>(shared + L::kNewestBytes +
-                                           L::MergeBytes(static_cast<int>(gridDim.x)));
+    items_ = reinterpret_cast<DecodeItem*>(shared + L::kNewestBytes + L::kMergeBytes);
   }
 
   // False if this thread block has no work; then Finish is not called.
@@ -82,15 +89,25 @@ class Attention {
     locate_ = next_load_ + lane_ * kWarps;
     FindBlock();
     LocateTiles();
+    TakeTurn(scratch_.turns);
     for (int i = 0; i < kStages - 1; ++i) LoadTile(i);
     return true;
+  }
+
+  // Numbers the launches since the scratch memory was zeros. Every thread block counts for itself,
+  // so that none waits for another; all come to the same number.
+  __device__ void CountLaunch() {
+    launch_ = __ldcg(scratch_.launches + blockIdx.x) + 1;
+    __syncthreads();
+    if (threadIdx.x == 0) scratch_.launches[blockIdx.x] = launch_;
   }
 
   __device__ void Finish() {
     int unit = begin_;
     while (unit < end_) unit = RunItem(unit);
     WaitForCopies<0>();
-    MergeShared();
+    if (continued_.tiles > 0) MergeShared(continued_);
+    if (unfinished_.tiles > 0) MergeShared(unfinished_);
   }
 
  private:
@@ -159,6 +176,9 @@ class Attention {
     const int valid = __shfl_sync(~0u, tile_valid_, located_);
     ++located_;
     next_load_ += kWarps;
+    // That was the first warp's last tile; the other warps are about as far.
+    const bool last = next_load_ >= end_ && next_load_ < end_ + kWarps;
+    if (last && threadIdx.x == 0) EndTurn(scratch_.turns);
     if (offset >= 0) {
       constexpr int kChunks = L::kRowBytes / 16;
       const __nv_bfloat16* keys = a_.kv + offset;
@@ -320,8 +340,8 @@ class Attention {
     StoreResult(merge_ + warp_ * L::kResultFloats);
     __syncthreads();
     const bool shared = continued || unfinished;
-    float* partial = Partial(blockIdx.x, continued);
-    const int heads = shared ? kAttentionGroup : a_.heads / a_.kv_heads;
+    uint64_t* part = Part(blockIdx.x, continued);
+    const int heads = a_.heads / a_.kv_heads;
     for (int i = threadIdx.x; i < heads * (kDim / 4); i += L::kThreads) {
       const int head = i / (kDim / 4);
       float maximum = kNone, sum = 0, weights[kWarps];
@@ -344,10 +364,10 @@ class Attention {
         total.w += value.w * weight;
       }
       if (shared) {
-        __stcg(reinterpret_cast<float4*>(partial) + i, total);
+        StorePair(part + i * 4, Signed(total.x), Signed(total.y));
+        StorePair(part + i * 4 + 2, Signed(total.z), Signed(total.w));
         if (i % (kDim / 4) == 0) {
-          __stcg(partial + kAttentionGroup * kDim + head, maximum);
-          __stcg(partial + kAttentionGroup * (kDim + 1) + head, sum);
+          StorePair(part + kAttentionGroup * kDim + head * 2, Signed(maximum), Signed(sum));
         }
       } else {
         const float inverse = 1.0f / sum;
@@ -363,117 +383,112 @@ class Attention {
     }
   }
 
-  // The items shared with other thread blocks: the last of an item's owners to come here merges
-  // their parts.
-  __device__ void MergeShared() {
-    if (continued_.tiles == 0 && unfinished_.tiles == 0) return;
-    __threadfence();
-    __syncthreads();
-    bool* is_last = reinterpret_cast<bool*>(merge_);
-    if (threadIdx.x < 2) {
-      const Item item = threadIdx.x == 0 ? continued_ : unfinished_;
-      bool last = false;
-      if (item.tiles > 0) {
-        uint32_t* counter = scratch_.counters + item.index * a_.kv_heads + item.kv_head;
-        last = atomicAdd(counter, 1u) + 1 == static_cast<unsigned>(Owners(item));
-        if (last) *counter = 0;
-      }
-      is_last[threadIdx.x] = last;
-    }
-    __syncthreads();
-    const bool last[2] = {is_last[0], is_last[1]};
-    __syncthreads();
-    if (!last[0] && !last[1]) return;
-    __threadfence();
-    if (last[0]) MergePartials(continued_);
-    if (last[1]) MergePartials(unfinished_);
+  // What thread blocks give each other is a number signed with that of the launch, in one piece of
+  // 8 bytes: who reads it sees by itself whether it is there, without fences and counters.
+  __device__ uint64_t Signed(float value) const {
+    return static_cast<uint64_t>(launch_) << 32 | __float_as_uint(value);
+  }
+  __device__ bool IsSigned(uint64_t value) const {
+    return static_cast<uint32_t>(value >> 32) == launch_;
+  }
+  __device__ static float Number(uint64_t value) {
+    return __uint_as_float(static_cast<uint32_t>(value));
   }
 
   __device__ int Owners(const Item& item) const {
     return OwnerOf(item.first_unit + item.tiles - 1) - OwnerOf(item.first_unit) + 1;
   }
 
-  __device__ float* Partial(int owner, bool continued) const {
-    return scratch_.partial +
-           (static_cast<int64_t>(owner) * 2 + continued) * AttentionPartialFloats(kDim);
+  __device__ uint64_t* Part(int owner, bool continued) const {
+    return scratch_.parts + (static_cast<int64_t>(owner) * 2 + continued) * AttentionPartSize(kDim);
   }
 
-  // Two columns of four elements per thread; parts are added in order, many in flight at a time,
-  // the first of them while their weights are computed.
-  __device__ void MergePartials(const Item& item) {
-    const int first = OwnerOf(item.first_unit), owners = Owners(item);
-    const float* weights = merge_;
-    const int columns = a_.heads / a_.kv_heads * kDim / 4;
-    const int column[2] = {min(static_cast<int>(threadIdx.x), columns - 1),
-                           min(static_cast<int>(threadIdx.x) + L::kThreads, columns - 1)};
-    float4 total[2] = {};
-    constexpr int kAtOnce = 16;
-    float4 parts[kAtOnce][2];
-    const auto load = [&](int begin) {
+  // A running softmax over four neighbouring columns of a head.
+  struct Columns {
+    float maximum = kNone, sum = 0, values[4] = {0, 0, 0, 0};
+    __device__ void Add(const Columns& other) {
+      const float highest = fmaxf(maximum, other.maximum);
+      const float mine = exp2f(maximum - highest), others = exp2f(other.maximum - highest);
+      maximum = highest;
+      sum = sum * mine + other.sum * others;
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        if (begin + k >= owners) continue;
-        const float4* part =
-            reinterpret_cast<const float4*>(Partial(first + begin + k, begin + k > 0));
-        parts[k][0] = __ldcg(part + column[0]);
-        parts[k][1] = __ldcg(part + column[1]);
-      }
-    };
-    load(0);
-    WeighParts(first, owners);
-    for (int begin = 0; begin < owners; begin += kAtOnce) {
-      if (begin > 0) load(begin);
+      for (int i = 0; i < 4; ++i) values[i] = values[i] * mine + other.values[i] * others;
+    }
+  };
+
+  // Adds parts [begin, end) of an item's columns 4 * quad to 4 * quad + 3, in order, as soon as
+  // their owners have stored them.
+  __device__ Columns AddParts(int first_owner, int begin, int end, int quad) const {
+    constexpr int kAtOnce = 4;
+    const int scales = kAttentionGroup * kDim + quad / (kDim / 4) * 2;
+    Columns columns;
+    for (; begin < end; begin += kAtOnce) {
+      uint64_t numbers[kAtOnce][3][2];
+      bool complete;
+      do {
+        complete = true;
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        if (begin + k >= owners) continue;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float weight = weights[(begin + k) * kAttentionGroup + column[i] / (kDim / 4)];
-          total[i].x += parts[k][i].x * weight;
-          total[i].y += parts[k][i].y * weight;
-          total[i].z += parts[k][i].z * weight;
-          total[i].w += parts[k][i].w * weight;
+        for (int k = 0; k < kAtOnce; ++k) {
+          if (begin + k >= end) continue;
+          const uint64_t* part = Part(first_owner + begin + k, begin + k > 0);
+          LoadPair(numbers[k][0], part + scales);
+          LoadPair(numbers[k][1], part + quad * 4);
+          LoadPair(numbers[k][2], part + quad * 4 + 2);
         }
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+          if (begin + k >= end) continue;
+#pragma unroll
+          for (int i = 0; i < 3; ++i) {
+            complete = complete && IsSigned(numbers[k][i][0]) && IsSigned(numbers[k][i][1]);
+          }
+        }
+      } while (!complete);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (begin + k >= end) continue;
+        columns.Add({Number(numbers[k][0][0]),
+                     Number(numbers[k][0][1]),
+                     {Number(numbers[k][1][0]), Number(numbers[k][1][1]), Number(numbers[k][2][0]),
+                      Number(numbers[k][2][1])}});
       }
     }
-    uint2* out = reinterpret_cast<uint2*>(OutputOf(item));
-    // Beyond the last column, several threads write the same.
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      out[column[i]] = {PackBFloat16(total[i].x, total[i].y), PackBFloat16(total[i].z, total[i].w)};
-    }
-    __syncthreads();
+    return columns;
   }
 
-  // merge_[part][head] = exp2(the part's maximum - the largest) / sum. All threads.
-  __device__ void WeighParts(int first, int owners) {
-    float* maxima = merge_;
-    float* sums = merge_ + owners * kAttentionGroup;
-    for (int i = threadIdx.x; i < owners * kAttentionGroup; i += L::kThreads) {
-      const float* part = Partial(first + i / kAttentionGroup, i >= kAttentionGroup) +
-                          kAttentionGroup * kDim + i % kAttentionGroup;
-      maxima[i] = __ldcg(part);
-      sums[i] = __ldcg(part + kAttentionGroup);
-    }
-    __syncthreads();
-    // A quarter of the parts per thread, four neighbouring threads per head.
-    const int head = threadIdx.x / 4, begin = threadIdx.x % 4;
-    if (threadIdx.x < 4 * kAttentionGroup) {
-      float maximum = kNone, sum = 0;
-      for (int k = begin; k < owners; k += 4)
-        maximum = fmaxf(maximum, maxima[k * kAttentionGroup + head]);
-      maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 1));
-      maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 2));
-      for (int k = begin; k < owners; k += 4) {
-        const float weight = exp2f(maxima[k * kAttentionGroup + head] - maximum);
-        maxima[k * kAttentionGroup + head] = weight;
-        sum += sums[k * kAttentionGroup + head] * weight;
+  // This thread block's share of the columns of an item that several own. Where that is few columns
+  // the warps share the parts, and add what they have in order.
+  __device__ void MergeShared(const Item& item) {
+    const int first_owner = OwnerOf(item.first_unit), owners = Owners(item);
+    const int own = static_cast<int>(blockIdx.x) - first_owner;
+    const int quads = a_.heads / a_.kv_heads * kDim / 4;
+    const int begin = own * quads / owners, end = (own + 1) * quads / owners;
+    const int ways = max(1, kWarps / max(1, (end - begin + 31) / 32));
+    if (ways == 1) {
+      for (int quad = begin + static_cast<int>(threadIdx.x); quad < end; quad += L::kThreads) {
+        StoreColumns(item, quad, AddParts(first_owner, 0, owners, quad));
       }
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      for (int k = begin; k < owners; k += 4) maxima[k * kAttentionGroup + head] /= sum;
+      return;
     }
+    const int way = warp_ % ways, quad = begin + warp_ / ways * 32 + lane_;
+    Columns columns;
+    if (quad < end) {
+      columns = AddParts(first_owner, way * owners / ways, (way + 1) * owners / ways, quad);
+    }
+    Columns* others = reinterpret_cast<Columns*>(merge_);
+    __syncthreads();  // nobody reads what lay there
+    others[threadIdx.x] = columns;
     __syncthreads();
+    if (way != 0 || quad >= end) return;
+    for (int i = 1; i < ways; ++i) columns.Add(others[threadIdx.x + i * 32]);
+    StoreColumns(item, quad, columns);
+  }
+
+  __device__ void StoreColumns(const Item& item, int quad, const Columns& columns) const {
+    const float inverse = 1.0f / columns.sum;
+    reinterpret_cast<uint2*>(OutputOf(item))[quad] = {
+        PackBFloat16(columns.values[0] * inverse, columns.values[1] * inverse),
+        PackBFloat16(columns.values[2] * inverse, columns.values[3] * inverse)};
   }
 
   const DecodeAttentionArgs& a_;
@@ -484,6 +499,7 @@ class Attention {
   int64_t* newest_;    // [kStages]: element offset of the newest position of a tile
   DecodeItem* items_;  // [num_items + 1]
   int units_ = 0, grid_ = 0, begin_ = 0, end_ = 0;
+  uint32_t launch_ = 0;
   int next_load_ = 0;         // unit of the warp's next LoadTile
   int next_tile_ = 0;         // how many tiles the warp has computed
   int located_ = 0;           // how many of the 32 located tiles are used up

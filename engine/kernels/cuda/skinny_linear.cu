@@ -17,9 +17,9 @@ struct Tiles {
 };
 template <>
 struct Tiles<SkinnyProduct::kQkv> {
-  using Rows1 = SkinnyTile<8, 1, 48, 256, 4, 1>;
-  using Rows8 = SkinnyTile<8, 8, 48, 256, 3, 1>;
-  using Rows16 = SkinnyTile<16, 16, 48, 256, 3, 1>;
+  using Rows1 = SkinnyTile<8, 1, 36, 256, 5, 1>;
+  using Rows8 = SkinnyTile<8, 8, 36, 256, 4, 1>;
+  using Rows16 = SkinnyTile<16, 16, 36, 256, 4, 1>;
 };
 template <>
 struct Tiles<SkinnyProduct::kLogits> : Tiles<SkinnyProduct::kResidual> {
@@ -106,7 +106,8 @@ bool SupportsSkinnyLinear(int rows, int outputs, int inputs, const LaunchOptions
 
 SkinnyTileShape SkinnyTileOf(SkinnyProduct product, int rows, int shared_bytes) {
   const auto shape = [&]<class Tile>() {
-    return SkinnyTileShape{Tile::kXRows, Tile::kM, Tile::kK, Tile::kStages, Tile::kSharedBytes};
+    return SkinnyTileShape{Tile::kXRows, Tile::kHeight, Tile::kK, Tile::kStages,
+                           Tile::kSharedBytes};
   };
   switch (product) {
     case SkinnyProduct::kQkv:

@@ -4,7 +4,7 @@
 // Shape of a kernel: the weights are the M side of the tensor core's product and the activations
 // (up to kMaxSkinnyRows) its N side. Each multiprocessor runs one block that streams its part of
 // the weights through a ring in shared memory; a ring is at most half of the shared memory, so that
-// the next kernel's blocks fit beside it and fill their ring while this kernel still runs. Where a
+// the next kernel's blocks fit beside it and fill their ring while this kernel ends. Where a
 // device has less shared memory than sm_90, and less bandwidth to feed, the rings are shorter.
 // The work is cut in units of (row block, slice of K), dealt evenly to the blocks in order. A row
 // block that is shared by several thread blocks is summed by the last of them to finish, in the
@@ -21,6 +21,7 @@
 
 #include "engine/kernels/cuda/launch.h"
 #include "engine/kernels/cuda/linear_args.h"
+#include "engine/kernels/cuda/turns.h"
 
 namespace tandem::engine::cuda {
 
@@ -31,6 +32,7 @@ inline constexpr int kMaxSkinnyRows = 64;
 struct SkinnyScratch {
   float* partial = nullptr;      // SkinnyPartialFloats() elements
   uint32_t* counters = nullptr;  // [kSkinnyCounters]
+  uint32_t* turns = nullptr;     // [kTurns]
 };
 inline constexpr int kSkinnyCounters = 8192;
 size_t SkinnyPartialFloats(int multiprocessors);

@@ -15,6 +15,7 @@
 
 #include "engine/kernels/cuda/ptx.cuh"
 #include "engine/kernels/cuda/skinny_linear.h"
+#include "engine/kernels/cuda/turns.cuh"
 
 namespace tandem::engine::cuda {
 
@@ -23,22 +24,24 @@ inline constexpr int kSkinnyWarps = kSkinnyThreads / 32;
 // Half of Hopper's shared memory: what a kernel may use so that its successor fits beside it.
 inline constexpr int kHalfShared = 113 << 10;
 
-// kN: columns of the tensor core's product (activation rows), a multiple of 8. kXRows: how many of
-// them have room in the ring; the others compute garbage that nobody reads. kM x kK: weights per
-// stage. Warps are laid out kWarpsM x kWarpsK over a stage. kCut: K may be cut between thread
-// blocks.
-template <int kN_, int kXRows_, int kM_, int kK_, int kStages_, int kWarpsM_, bool kCut_ = false>
+// kHeight x kK: weights per stage. kM x kN: the tensor core's product, of as many rows as hold
+// kHeight and of a multiple of 8 columns (activation rows). kXRows: how many of these have room in
+// the ring. What the product has beyond kHeight and kXRows is garbage that nobody reads. Warps are
+// laid out kWarpsM x kWarpsK over a stage. kCut: K may be cut between thread blocks.
+template <int kN_, int kXRows_, int kHeight_, int kK_, int kStages_, int kWarpsM_,
+          bool kCut_ = false>
 struct SkinnyTile {
   static constexpr bool kCut = kCut_;
   template <int kOther>
-  using WithStages = SkinnyTile<kN_, kXRows_, kM_, kK_, kOther, kWarpsM_, kCut_>;
-  static constexpr int kN = kN_, kXRows = kXRows_, kM = kM_, kK = kK_, kStages = kStages_;
+  using WithStages = SkinnyTile<kN_, kXRows_, kHeight_, kK_, kOther, kWarpsM_, kCut_>;
+  static constexpr int kN = kN_, kXRows = kXRows_, kHeight = kHeight_, kK = kK_, kStages = kStages_;
   static constexpr int kWarpsM = kWarpsM_, kWarpsK = kSkinnyWarps / kWarpsM_;
+  static constexpr int kM = (kHeight + 16 * kWarpsM - 1) / (16 * kWarpsM) * (16 * kWarpsM);
   static constexpr int kMTiles = kM / 16 / kWarpsM;  // per warp
   static constexpr int kNTiles = kN / 8;
   static constexpr int kSteps = kK / 16;  // of the tensor core per stage
   static constexpr int kRowBytes = kK * 2;
-  static constexpr int kStageBytes = (kM + kXRows) * kRowBytes;
+  static constexpr int kStageBytes = (kHeight + kXRows) * kRowBytes;
   // The sums pass through shared memory kOutN columns at a time, transposed, with a stride that
   // spreads a warp's accumulators over all banks.
   static constexpr int kOutN = kN < 32 ? kN : 32;
@@ -50,7 +53,8 @@ struct SkinnyTile {
       kStages * kStageBytes + (kOutTiles * kOutFloats + kMaxSkinnyRows) * 4;
   static constexpr int kResident = kSharedBytes <= kHalfShared ? 2 : 1;  // per multiprocessor
   static constexpr int kPartialFloats = kN * kM;
-  static_assert(kM % (16 * kWarpsM) == 0 && kSteps % kWarpsK == 0 && kK % 64 == 0);
+  static_assert(kSteps % kWarpsK == 0 && kK % 64 == 0);
+  static_assert(!kCut || kHeight == kM);
   static_assert(kOutStride % 8 == 4, "accumulators of a warp must fall into distinct banks");
 };
 
@@ -72,8 +76,8 @@ struct OutputTile {
   }
 };
 
-// One thread block's part of a product. First the ring is filled with weights, kStages - 1 times
-// LoadNext, which needs no activations; then Run computes.
+// One thread block's part of a product. First, when its turn has come, the ring is filled with
+// weights, kStages - 1 times LoadNext, which needs no activations; then Run computes.
 template <class Tile, class Op>
 class SkinnyLinear {
  public:
@@ -117,9 +121,20 @@ class SkinnyLinear {
       load_x = Next(load_x);
       CommitCopies();
     }
-    if constexpr (Op::kNormed) ReadInverseRms();
+    // The norms are not needed before the first epilogue; a warp with several rows finds them now.
+    constexpr bool kNormsLater = Op::kNormed && Tile::kXRows <= kSkinnyWarps;
+    const int warp = threadIdx.x / 32;
+    if constexpr (kNormsLater) {
+      CallForSquares(warp);
+    } else if constexpr (Op::kNormed) {
+      for (int row = warp; row < op_.rows; row += kSkinnyWarps) {
+        CallForSquares(row);
+        FindInverseRms(row);
+      }
+    }
     ClearSums();
     int slice_begin = at.slice;
+    const int first_block = at.block;
 #pragma unroll 1
     for (int i = 0; i < count_; ++i) {
       WaitForCopies<Tile::kStages - 2>();
@@ -130,9 +145,13 @@ class SkinnyLinear {
         LoadNext(free_stage);
       }
       CommitCopies();
+      if (i == max(0, count_ - Tile::kStages) && threadIdx.x == 0) EndTurn(scratch_.turns);
       MultiplyStage(stage);
       stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
       if (at.slice + 1 == plan_.slices || i + 1 == count_) {
+        if constexpr (kNormsLater) {
+          if (at.block == first_block) FindInverseRms(warp);
+        }
         FinishBlock(at, slice_begin);
         slice_begin = 0;
         ClearSums();
@@ -169,7 +188,7 @@ class SkinnyLinear {
 
   static constexpr int kChunks = Tile::kRowBytes / 16;  // 16-byte pieces of a stage's row
   static constexpr int kRowsAtOnce = kSkinnyThreads / kChunks;
-  static constexpr int kWeightCopies = (Tile::kM + kRowsAtOnce - 1) / kRowsAtOnce;  // per thread
+  static constexpr int kWeightCopies = (Tile::kHeight + kRowsAtOnce - 1) / kRowsAtOnce;  // a thread
   static_assert(kRowsAtOnce % 8 == 0, "a thread's rows share their permutation");
 
   // Rows are permuted within so that 8 rows of one chunk fall into distinct banks.
@@ -215,7 +234,7 @@ class SkinnyLinear {
     const int k = c.slice * Tile::kK + static_cast<int>(threadIdx.x) % kChunks * 8;
     const int first_row = threadIdx.x / kChunks;
     const uint32_t to =
-        ring_ + stage * Tile::kStageBytes + Tile::kM * Tile::kRowBytes + own_offset_;
+        ring_ + stage * Tile::kStageBytes + Tile::kHeight * Tile::kRowBytes + own_offset_;
     const __nv_bfloat16* x = op_.x + first_row * op_.inputs + k;
 #pragma unroll
     for (int i = 0; i < (Tile::kXRows + kRowsAtOnce - 1) / kRowsAtOnce; ++i) {
@@ -226,18 +245,33 @@ class SkinnyLinear {
     }
   }
 
-  // inverse_rms_[row] from the shares of the sums of squares, added in order.
-  __device__ void ReadInverseRms() {
-    const int lane = threadIdx.x % 32;
-    for (int row = threadIdx.x / 32; row < op_.rows; row += kSkinnyWarps) {
-      float sum = 0;
-      for (int part = lane; part < op_.squares.parts; part += 32) {
-        sum += __ldcg(op_.squares.shares + part * op_.squares.stride + row);
+  // Calls for a row's shares of the sum of squares; a warp.
+  __device__ void CallForSquares(int row) {
+    const SquareSums& squares = op_.squares;
+    squares_ = 0;
+    for (int first = threadIdx.x % 32;; first += 32 * kShares) {
+#pragma unroll
+      for (int i = 0; i < kShares; ++i) {
+        const int part = first + i * 32;
+        shares_[i] = row < op_.rows && part < squares.parts
+                         ? __ldcg(squares.shares + part * squares.stride + row)
+                         : 0.0f;
       }
-      sum = WarpSum(sum);
-      if (lane == 0) {
-        inverse_rms_[row] = rsqrtf(sum / static_cast<float>(op_.inputs) + op_.epsilon);
-      }
+      if (first + 32 * kShares >= squares.parts) break;
+      AddShares();
+    }
+  }
+  __device__ void AddShares() {
+#pragma unroll
+    for (int i = 0; i < kShares; ++i) squares_ += shares_[i];
+  }
+
+  // inverse_rms_[row] from the shares that were called for, added in order.
+  __device__ void FindInverseRms(int row) {
+    AddShares();
+    const float sum = WarpSum(squares_);
+    if (row < op_.rows && threadIdx.x % 32 == 0) {
+      inverse_rms_[row] = rsqrtf(sum / static_cast<float>(op_.inputs) + op_.epsilon);
     }
   }
 
@@ -256,14 +290,15 @@ class SkinnyLinear {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int first_row = warp % Tile::kWarpsM * (Tile::kMTiles * 16);
     const uint32_t w = ring_ + stage * Tile::kStageBytes;
-    const uint32_t x = w + Tile::kM * Tile::kRowBytes;
+    const uint32_t x = w + Tile::kHeight * Tile::kRowBytes;
 #pragma unroll
     for (int i = 0; i < Tile::kSteps / Tile::kWarpsK; ++i) {
       const int step = warp / Tile::kWarpsM + i * Tile::kWarpsK;
       uint32_t a[Tile::kMTiles][4];
 #pragma unroll
       for (int m = 0; m < Tile::kMTiles; ++m) {
-        LoadMatrices(a[m], w + Offset(first_row + m * 16 + lane % 16, step * 2 + lane / 16));
+        const int row = min(first_row + m * 16 + lane % 16, Tile::kHeight - 1);
+        LoadMatrices(a[m], w + Offset(row, step * 2 + lane / 16));
       }
       // Two tiles of 8 activation rows at once; with a single tile the upper two matrices repeat
       // it.
@@ -429,6 +464,8 @@ class SkinnyLinear {
   const __nv_bfloat16* rows_[kWeightCopies];  // of load_'s block: see FindRows
   uint32_t own_offset_;                       // of this thread's first copy within a stage
   float sums_[Tile::kMTiles][Tile::kNTiles][4];
+  static constexpr int kShares = 8;  // on their way at once: 256 of a row
+  float squares_, shares_[kShares];  // of the row whose norm this warp finds
 };
 
 template <class Tile, class Op>
@@ -437,7 +474,8 @@ __global__ __launch_bounds__(kSkinnyThreads, Tile::kResident) void SkinnyLinearK
     const __grid_constant__ SkinnyScratch scratch) {
   extern __shared__ __align__(128) unsigned char shared[];
   SkinnyLinear<Tile, Op> linear(op, plan, scratch, shared);
-  // Weights wait for nobody: the ring fills while the predecessor runs.
+  // Weights depend on nobody: the ring fills while the predecessor ends.
+  TakeTurn(scratch.turns);
   for (int i = 0; i < Tile::kStages - 1; ++i) linear.LoadNext(i);
   linear.PrefetchEpilogue();
   WaitForPredecessor();

@@ -234,7 +234,7 @@ inline int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 // that each of them reads again.
 template <class Tile>
 SkinnyPlan PlanFor(int granules, bool paired, int inputs, int multiprocessors) {
-  const int height = paired ? Tile::kM / 2 : Tile::kM;
+  const int height = paired ? Tile::kHeight / 2 : Tile::kHeight;
   SkinnyPlan plan;
   plan.blocks = CeilDiv(granules, height);
   if (!Tile::kCut) {
