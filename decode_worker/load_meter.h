@@ -16,7 +16,7 @@ class LoadMeter {
   // computed.
   void AddStep(int decode_steps, int chunk_tokens, absl::Duration took);
   double DecodeStepMilliseconds() const;  // median of the recent batches that had decode steps
-  double PrefillTokensPerSecond() const { return prefill_rate_.TokensPerSecond(); }
+  const RateMeter& prefill_rate() const { return prefill_rate_; }
 
  private:
   std::array<float, 64> step_ms_ = {};  // ring

@@ -307,7 +307,8 @@ LoadReport Loop::MakeLoad() const {
     }
   }
   load.admits_blocks = draining_ ? 0 : admission_.AdmissibleBlocks(running_.MakeView());
-  load.prefill_tokens_per_second = meter_.PrefillTokensPerSecond();
+  load.prefill_tokens_per_second = meter_.prefill_rate().TokensPerSecond();
+  load.prefill_fit_tokens = meter_.prefill_rate().Tokens();
   load.decode_step_milliseconds = meter_.DecodeStepMilliseconds();
   return load;
 }

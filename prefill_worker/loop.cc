@@ -382,6 +382,7 @@ LoadReport Loop::Load() const {
   load.waiting_tokens = waiting_.num_tokens();
   for (const Sequence* s : running_) load.waiting_tokens += s->length() - s->computed;
   load.prefill_tokens_per_second = rate_.TokensPerSecond();
+  load.prefill_fit_tokens = rate_.Tokens();
   for (const auto& [peer, rate] : parts_.sender->LinkRates()) {
     load.link_bytes_per_second[peer] = rate;
   }

@@ -20,6 +20,7 @@ struct LoadReport {
   // Quarantine, what running sequences take next and who waits to come back are taken into account.
   int admits_blocks = 0;
   double prefill_tokens_per_second = 0;  // fitted over recent steps; 0: not known yet
+  double prefill_fit_tokens = 0;         // that it was fitted over; 0: not said, the rate is sure
   double decode_step_milliseconds = 0;   // recent median; 0: not known yet
   // Of a prefill worker: measured rates to the decode workers it shipped to, by their ids.
   std::map<std::string, double> link_bytes_per_second;

@@ -20,6 +20,8 @@ class RateMeter {
   }
   // 0: not known yet.
   double TokensPerSecond() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
+  // What that rests on: the tokens of the last ten batches or so.
+  double Tokens() const { return tokens_; }
 
  private:
   static constexpr double kKeep = 0.9;

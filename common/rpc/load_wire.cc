@@ -13,6 +13,7 @@ internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
   proto.set_blocks_quarantined(static_cast<uint32_t>(report.blocks_quarantined));
   proto.set_admits_blocks(static_cast<uint32_t>(report.admits_blocks));
   proto.set_prefill_tokens_per_second(report.prefill_tokens_per_second);
+  proto.set_prefill_fit_tokens(report.prefill_fit_tokens);
   proto.set_decode_step_milliseconds(report.decode_step_milliseconds);
   for (const auto& [peer, rate] : report.link_bytes_per_second) {
     internal::v1::LinkRate* link = proto.add_links();
@@ -33,6 +34,7 @@ LoadReport LoadReportFromProto(const internal::v1::LoadReport& proto) {
   report.blocks_quarantined = static_cast<int>(proto.blocks_quarantined());
   report.admits_blocks = static_cast<int>(proto.admits_blocks());
   report.prefill_tokens_per_second = proto.prefill_tokens_per_second();
+  report.prefill_fit_tokens = proto.prefill_fit_tokens();
   report.decode_step_milliseconds = proto.decode_step_milliseconds();
   for (const internal::v1::LinkRate& link : proto.links()) {
     report.link_bytes_per_second[link.peer_worker_id()] = link.bytes_per_second();

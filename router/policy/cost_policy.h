@@ -18,8 +18,10 @@
 //                it still is to the next
 //   stall        while d prefills its sequences stand still: prefill time * how full d is
 //
-// Rates are the workers' own reports, taken within a factor of two of their mean (a rate fitted on
-// a few short prompts is mostly noise); until a worker has one, that mean, then a prior. The
+// Rates are the workers' own reports. One fitted on a few short prompts is mostly noise, and so the
+// mean of all workers counts as a thousand tokens more that were computed at that rate: a fleet of
+// fast and slow cards is priced as it is, and nobody by his first prompt. Until a worker has a rate,
+// that mean, then a prior. The
 // longest cached prefix does not win by itself: it only shortens prefill and transfer, so a prefix
 // that everyone shares cannot draw everyone to one worker.
 #pragma once

@@ -7,6 +7,8 @@ namespace tandem::router {
 namespace {
 
 constexpr double kQuantumMs = 0.1;
+// So many tokens of its own make a worker's rate count as much as the mean of all.
+constexpr double kMeanCountsTokens = 1024;
 
 }  // namespace
 
@@ -55,9 +57,11 @@ int Costs::Uncached(int w) const {
 }
 
 double Costs::PrefillRate(int w) const {
-  const double rate = view_.workers[w].load->prefill_tokens_per_second;
+  const LoadReport& load = *view_.workers[w].load;
+  const double rate = load.prefill_tokens_per_second, tokens = load.prefill_fit_tokens;
   if (rate <= 0) return default_prefill_rate_;
-  return std::clamp(rate, default_prefill_rate_ / 2, default_prefill_rate_ * 2);
+  if (tokens <= 0) return rate;
+  return (tokens + kMeanCountsTokens) / (tokens / rate + kMeanCountsTokens / default_prefill_rate_);
 }
 
 double Costs::QueueMs(int w) const {

@@ -589,12 +589,12 @@ TEST(LoopTest, RunsOnAThreadOfItsOwn) {
 TEST(LoadMeterTest, MedianAndRate) {
   LoadMeter meter;
   EXPECT_EQ(meter.DecodeStepMilliseconds(), 0);
-  EXPECT_EQ(meter.PrefillTokensPerSecond(), 0);
+  EXPECT_EQ(meter.prefill_rate().TokensPerSecond(), 0);
   for (int ms : {5, 1, 9, 100, 4}) meter.AddStep(1, 0, absl::Milliseconds(ms));
   EXPECT_FLOAT_EQ(meter.DecodeStepMilliseconds(), 5);
   meter.AddStep(0, 100, absl::Milliseconds(50));
   EXPECT_FLOAT_EQ(meter.DecodeStepMilliseconds(), 5);
-  EXPECT_FLOAT_EQ(meter.PrefillTokensPerSecond(), 2000);
+  EXPECT_FLOAT_EQ(meter.prefill_rate().TokensPerSecond(), 2000);
   for (int i = 0; i < 200; ++i) meter.AddStep(1, 0, absl::Milliseconds(2));
   EXPECT_FLOAT_EQ(meter.DecodeStepMilliseconds(), 2);
 }

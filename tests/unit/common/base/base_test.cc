@@ -88,6 +88,7 @@ TEST(RateMeterTest, ShortBatchesCountOnlyUntilALargeOne) {
   EXPECT_NEAR(meter.TokensPerSecond(), 10000, 1e-6);
   for (int i = 0; i < 100; ++i) meter.AddStep(500, absl::Milliseconds(100));
   EXPECT_NEAR(meter.TokensPerSecond(), 5000, 1);
+  EXPECT_NEAR(meter.Tokens(), 5000, 1);
 }
 
 TEST(Refusal, ComesBackAsItWasAndNothingElseDoes) {

@@ -129,6 +129,8 @@ TEST(LoadWire, NoFieldIsForgotten) {
   report.blocks_quarantined = 7;
   report.prefill_tokens_per_second = 8;
   report.decode_step_milliseconds = 9;
+  report.prefill_fit_tokens = 12;
+  report.admits_blocks = 11;
   report.link_bytes_per_second = {{"d", 10.0}};
   const internal::v1::LoadReport proto = LoadReportToProto(report);
   std::vector<const FieldDescriptor*> set;

@@ -128,6 +128,36 @@ TEST(CostPolicy, SlowLinkIsAvoided) {
   EXPECT_EQ(route->prefill.front().id, "prefill-1");
 }
 
+LoadReport Fitted(double tokens_per_second, double tokens, int64_t waiting_tokens = 0) {
+  LoadReport load = PrefillLoad(tokens_per_second, waiting_tokens);
+  load.prefill_fit_tokens = tokens;
+  return load;
+}
+
+// An idle L4 beside an H100 with a third of a second of work: waiting is the faster way.
+TEST(CostPolicy, AMixedFleetIsPricedAsItIs) {
+  ClusterView view = TwoByTwo();
+  view.workers[2] = MakeWorker("prefill-0", WorkerRole::kPrefill, Fitted(5000, 50000));
+  view.workers[3] = MakeWorker("prefill-1", WorkerRole::kPrefill, Fitted(60000, 80000, 20000));
+  auto route = Query(view, 4000).Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.front().id, "prefill-1");
+  // A second of it: now the L4, which takes 0.8 s, is the faster way.
+  view.workers[3] = MakeWorker("prefill-1", WorkerRole::kPrefill, Fitted(60000, 80000, 60000));
+  route = Query(view, 4000).Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.front().id, "prefill-0");
+}
+
+TEST(CostPolicy, ARateOfFewTokensIsMostlyTheMean) {
+  ClusterView view = TwoByTwo();
+  view.workers[2] = MakeWorker("prefill-0", WorkerRole::kPrefill, Fitted(500, 20));
+  view.workers[3] = MakeWorker("prefill-1", WorkerRole::kPrefill, Fitted(10000, 50000, 2000));
+  const auto route = Query(view, 1000).Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.front().id, "prefill-0");
+}
+
 TEST(CostPolicy, UnifiedPrefillsItselfAtAnyLength) {
   const ClusterView view = MakeView({MakeWorker("prefill-0", WorkerRole::kPrefill),
                                      MakeWorker("unified-0", WorkerRole::kUnified)});
