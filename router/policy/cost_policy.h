@@ -20,10 +20,9 @@
 //
 // Rates are the workers' own reports. One fitted on a few short prompts is mostly noise, and so the
 // mean of all workers counts as a thousand tokens more that were computed at that rate: a fleet of
-// fast and slow cards is priced as it is, and nobody by his first prompt. Until a worker has a rate,
-// that mean, then a prior. The
-// longest cached prefix does not win by itself: it only shortens prefill and transfer, so a prefix
-// that everyone shares cannot draw everyone to one worker.
+// fast and slow cards is priced as it is, and nobody by his first prompt. Until a worker has a
+// rate, that mean, then a prior. The longest cached prefix does not win by itself: it only shortens
+// prefill and transfer, so a prefix that everyone shares cannot draw everyone to one worker.
 #pragma once
 
 #include "router/policy/routing_policy.h"

@@ -382,7 +382,7 @@ TEST(LoopTest, EachFailedPrefillGetsANewTransferUntilNobodyIsLeft) {
   ASSERT_EQ(h.caller.calls.size(), 2u);
   const PrefillCall& a = h.caller.calls[0]->call;
   const PrefillCall& b = h.caller.calls[1]->call;
-  EXPECT_EQ(b.address, "host:1");
+  EXPECT_EQ(b.peer.address, "host:1");
   EXPECT_NE(a.transfer, b.transfer);
   EXPECT_EQ(a.epoch, 1u);
   EXPECT_EQ(b.epoch, 2u);
