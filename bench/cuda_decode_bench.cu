@@ -283,7 +283,7 @@ std::vector<std::string> Split(const std::string& text, char by) {
 }
 
 void Main(int argc, char** argv) {
-  std::string steps = "1:2048,16:2048,64:2048,1:32768,1:131072", ops, ablations;
+  std::string steps = "1:2096,16:2096,64:2096,1:32816,1:131048", ops, ablations;
   LaunchOptions options;
   cudaDeviceProp properties;
   TANDEM_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
@@ -316,7 +316,7 @@ void Main(int argc, char** argv) {
     }
   }
   for (const std::string& batch : Split(ops, ',')) {
-    BenchOps(model, std::stoi(batch), 2048, bandwidth, options);
+    BenchOps(model, std::stoi(batch), 2096, bandwidth, options);
   }
 }
 

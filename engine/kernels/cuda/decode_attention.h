@@ -4,10 +4,11 @@
 // The 8 or fewer query heads that share a KV head are the N side of the tensor core's products, so
 // that keys and values are read once. The work is cut in tiles of 16 positions, dealt evenly to the
 // thread blocks in the order (sequence, KV head, position), whatever the lengths are: one sequence
-// of 128k tokens fills the device as well as 256 of 2k. Where several thread blocks share a
-// (sequence, KV head), each stores its part and merges a share of the columns of all parts, in the
-// order of positions, as they come: thread blocks of a launch wait for each other, so all of them
-// must be able to run at the same time.
+// of 128k tokens fills the device as well as 256 of 2k. A few sequences of about the same length
+// have thread blocks of their own, which share nothing with another's. Where several thread blocks
+// share a (sequence, KV head), each stores its part and merges a share of the columns of all parts,
+// in the order of positions, as they come: thread blocks of a launch wait for each other, so all of
+// them must be able to run at the same time.
 //
 // Each warp streams its own tiles through its own ring and keeps a running maximum (Milakov and
 // Gimelshein, 2018, arXiv:1805.02867); there is no barrier between tiles.

@@ -81,9 +81,14 @@ class Attention {
     // As many tiles per thread block at least as its rings fetch ahead.
     constexpr int kMinTiles = kWarps * (kStages - 1);
     grid_ = min(static_cast<int>(gridDim.x), (units_ + kMinTiles - 1) / kMinTiles);
-    if (static_cast<int>(blockIdx.x) >= grid_) return false;
-    begin_ = UnitOf(blockIdx.x);
-    end_ = UnitOf(blockIdx.x + 1);
+    const int most = WholeShare(max(kMinTiles, (units_ + grid_ - 1) / max(grid_, 1)));
+    if (most > 0) {
+      if (!FindWholeShare(most)) return false;
+    } else {
+      if (static_cast<int>(blockIdx.x) >= grid_) return false;
+      begin_ = UnitOf(blockIdx.x);
+      end_ = UnitOf(blockIdx.x + 1);
+    }
     next_load_ = begin_ + warp_;
 
     locate_ = next_load_ + lane_ * kWarps;
@@ -115,6 +120,48 @@ class Attention {
   struct Item {
     int index, kv_head, first_unit, tiles;
   };
+
+  // A thread block with parts of two items has the latency of both. Where items are few, each can
+  // have thread blocks of its own: returns how many tiles these have at most, or 0 where that is
+  // clearly more than `dealt`, as many as they have when tiles are dealt evenly.
+  __device__ int WholeShare(int dealt) const {
+    constexpr int kFewItems = 32;
+    if (a_.num_items > kFewItems) return 0;
+    int longest = 0, count = 0;
+    for (int i = 0; i < a_.num_items; ++i) {
+      const int tiles = items_[i + 1].first_tile - items_[i].first_tile;
+      longest = max(longest, tiles);
+      count += tiles > 0 ? a_.kv_heads : 0;
+    }
+    const int blocks = static_cast<int>(gridDim.x);
+    if (count == 0 || count > blocks) return 0;
+    // Each of these needs no more thread blocks than there are.
+    const int each = blocks / count;
+    int share = (longest + each - 1) / each;
+    if (count < blocks) share = min(share, (units_ + blocks - count - 1) / (blocks - count));
+    share = max(share, dealt);
+    return share <= dealt + dealt / 8 + 2 ? share : 0;
+  }
+
+  // This thread block's part of one item, whose parts have at most `most` tiles; false: none.
+  __device__ bool FindWholeShare(int most) {
+    int first = 0;
+    for (int i = 0; i < a_.num_items; ++i) {
+      const int tiles = items_[i + 1].first_tile - items_[i].first_tile;
+      const int owners = (tiles + most - 1) / most;
+      const int own = static_cast<int>(blockIdx.x) - first;
+      first += owners * a_.kv_heads;
+      if (own >= owners * a_.kv_heads) continue;
+      const int head = own / owners, part = own % owners;
+      const int unit = items_[i].first_tile * a_.kv_heads + head * tiles;
+      begin_ = unit + part * tiles / owners;
+      end_ = unit + (part + 1) * tiles / owners;
+      whole_first_owner_ = static_cast<int>(blockIdx.x) - part;
+      whole_owners_ = owners;
+      return true;
+    }
+    return false;
+  }
 
   __device__ int UnitOf(int thread_block) const {
     return static_cast<int>(static_cast<int64_t>(thread_block) * units_ / grid_);
@@ -395,7 +442,11 @@ class Attention {
     return __uint_as_float(static_cast<uint32_t>(value));
   }
 
+  __device__ int FirstOwner(const Item& item) const {
+    return whole_owners_ > 0 ? whole_first_owner_ : OwnerOf(item.first_unit);
+  }
   __device__ int Owners(const Item& item) const {
+    if (whole_owners_ > 0) return whole_owners_;
     return OwnerOf(item.first_unit + item.tiles - 1) - OwnerOf(item.first_unit) + 1;
   }
 
@@ -459,7 +510,7 @@ class Attention {
   // This thread block's share of the columns of an item that several own. Where that is few columns
   // the warps share the parts, and add what they have in order.
   __device__ void MergeShared(const Item& item) {
-    const int first_owner = OwnerOf(item.first_unit), owners = Owners(item);
+    const int first_owner = FirstOwner(item), owners = Owners(item);
     const int own = static_cast<int>(blockIdx.x) - first_owner;
     const int quads = a_.heads / a_.kv_heads * kDim / 4;
     const int begin = own * quads / owners, end = (own + 1) * quads / owners;
@@ -499,6 +550,7 @@ class Attention {
   int64_t* newest_;    // [kStages]: element offset of the newest position of a tile
   DecodeItem* items_;  // [num_items + 1]
   int units_ = 0, grid_ = 0, begin_ = 0, end_ = 0;
+  int whole_first_owner_ = 0, whole_owners_ = 0;  // of the one item here; 0: tiles are dealt evenly
   uint32_t launch_ = 0;
   int next_load_ = 0;         // unit of the warp's next LoadTile
   int next_tile_ = 0;         // how many tiles the warp has computed

@@ -92,12 +92,24 @@ __global__ __launch_bounds__(kThreads) void PrepareStepKernel(
   if (token < 0) token = a.drawn[-1 - token];  // ResolveId of engine/kernels/ops.h
   const __nv_bfloat16* embedding = a.embedding + static_cast<int64_t>(token) * a.hidden;
   float squares = 0;
-  for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
-    const float value = exists ? __bfloat162float(embedding[i]) : 0.0f;
-    const int64_t at = static_cast<int64_t>(row) * a.hidden + i;
-    a.residual[at] = value;
-    a.scaled[at] = __float2bfloat16_rn(value * a.norm_weight[i]);
-    squares += value * value;
+  constexpr int kAtOnce = 8;  // on their way, before any is stored
+  for (int first = threadIdx.x; first < a.hidden; first += kAtOnce * kThreads) {
+    float values[kAtOnce], weights[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * kThreads;
+      values[k] = exists && i < a.hidden ? __bfloat162float(embedding[i]) : 0.0f;
+      weights[k] = i < a.hidden ? a.norm_weight[i] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * kThreads;
+      if (i >= a.hidden) continue;
+      const int64_t at = static_cast<int64_t>(row) * a.hidden + i;
+      a.residual[at] = values[k];
+      a.scaled[at] = __float2bfloat16_rn(values[k] * weights[k]);
+      squares += values[k] * values[k];
+    }
   }
   if (a.square_shares == nullptr) return;
   squares = BlockSum(squares, reinterpret_cast<float*>(shared));
