@@ -87,7 +87,6 @@ void Loop::Handle(WorkArrived event) {
   if (event.stream->End(status)) publisher_.WakeLater(std::move(event.stream));
 }
 
-// `event` keeps its stream unless OK is returned.
 absl::Status Loop::Admit(WorkArrived* event) {
   if (draining_) {
     return WithRefusal(Unavailable("worker {} is draining", options_.admission.worker_id),
@@ -96,6 +95,7 @@ absl::Status Loop::Admit(WorkArrived* event) {
   TANDEM_ASSIGN_OR_RETURN(Admitted admitted,
                           admission_.Admit(std::move(event->work), running_.MakeView()));
   Sequence* s = admitted.sequence.get();
+  s->stream = event->stream;
   if (admitted.ask) {
     TANDEM_RETURN_IF_ERROR(prefills_.Begin(s, std::move(admitted.fresh), s->reserved_at));
   } else {
@@ -103,7 +103,6 @@ absl::Status Loop::Admit(WorkArrived* event) {
     s->timing.transport = "local";
     s->timing.prefill_worker = options_.admission.worker_id;
   }
-  s->stream = std::move(event->stream);
   running_.Insert(std::move(admitted.sequence));
   return absl::OkStatus();
 }
@@ -114,7 +113,7 @@ void Loop::Handle(WorkCancelled event) {
 }
 
 void Loop::Handle(PrefillReply event) {
-  Sequence* s = prefills_.OnReply(event.call_id);
+  Sequence* s = prefills_.OnReply(event);
   if (s == nullptr) return;
   if (!event.outcome.ok()) {
     const absl::Status status = prefills_.Retry(s, event.outcome.status());
@@ -123,10 +122,11 @@ void Loop::Handle(PrefillReply event) {
   }
   TokenLogprob first_token = std::move(event.outcome->first_token);
   prefills_.TakeOutcome(s, *std::move(event.outcome));
-  // Its KV may still be on the way: the token need not wait for it.
-  if (publisher_.Emit(s, std::move(first_token), parts_.clock->Now())) {
+  // Its KV may still be on the way: the token need not wait for it, and mostly is out by now.
+  if (publisher_.Emit(s, std::move(first_token), s->attempt->replied_at, event.sent)) {
     return Close(s, absl::OkStatus());
   }
+  if (!s->attempt->kv_failure.ok()) return prefills_.Lose(s, s->attempt->kv_failure);
   RunIfComplete(s);
 }
 
@@ -142,7 +142,7 @@ void Loop::RunIfComplete(Sequence* s) {
 }
 
 void Loop::Handle(KvFailed event) {
-  Sequence* s = prefills_.OnFailed(event.id, event.epoch);
+  Sequence* s = prefills_.OnFailed(event.id, event.epoch, event.status);
   if (s == nullptr) return;
   if (s->attempt->replied) return prefills_.Lose(s, event.status);
   const absl::Status status = prefills_.Retry(s, event.status);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "absl/time/time.h"
 
 #include "common/base/transfer_id.h"
+#include "decode_worker/first_token.h"
 #include "decode_worker/request.h"
 #include "engine/runtime/batch.h"
 #include "engine/runtime/sampling_params.h"
@@ -29,6 +31,8 @@ struct PrefillCall {
   int first_block = 0;             // of the prompt, that is shipped
   std::vector<int32_t> block_ids;  // where prompt block first_block + i goes
   absl::Time deadline;             // the loop's clock
+  // To be sent when the reply arrives, before the loop hears of it.
+  std::shared_ptr<FirstToken> first_token;
 };
 
 // What a prefill worker answers.
@@ -46,6 +50,8 @@ struct PrefillOutcome {
 struct PrefillReply {
   uint64_t call_id = 0;
   absl::StatusOr<PrefillOutcome> outcome = absl::UnknownError("no reply");
+  absl::Time at = absl::InfiniteFuture();  // when it arrived; future: as the loop hears of it
+  bool sent = false;                       // the first token is with its reader
 };
 
 // Thread-safe. Replies reach the loop through its inbox: exactly one per Call, also after Cancel.

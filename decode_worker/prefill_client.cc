@@ -21,6 +21,7 @@ struct PrefillClient::Active {
   grpc::ClientContext context;
   internal::v1::PrefillRequest request;
   internal::v1::PrefillResponse response;
+  std::shared_ptr<FirstToken> first_token;
 };
 
 PrefillClient::PrefillClient(CallerIdentity identity,
@@ -56,6 +57,7 @@ void PrefillClient::Call(PrefillCall call) {
   active->call_id = call.call_id;
   active->stub = StubFor(call.peer);
   active->request = CallToProto(call, identity_);
+  active->first_token = call.first_token;
   // By what is left of it: gRPC's deadlines are of the wall clock, the loop's clock is not.
   const absl::Duration left = call.deadline - clock_->Now();
   if (left < absl::InfiniteDuration()) {
@@ -71,9 +73,10 @@ void PrefillClient::Call(PrefillCall call) {
 }
 
 void PrefillClient::OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status) {
-  PrefillReply reply{active->call_id, absl::UnknownError("")};
+  PrefillReply reply{.call_id = active->call_id, .at = clock_->Now()};
   if (status.ok()) {
     reply.outcome = OutcomeFromProto(active->response, vocab_size_);
+    reply.sent = reply.outcome.ok() && active->first_token->Send(*reply.outcome, reply.at);
   } else {
     reply.outcome = FromGrpcStatus(status);
   }

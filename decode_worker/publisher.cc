@@ -6,28 +6,11 @@
 #include "common/base/status.h"
 
 namespace tandem::decode {
-namespace {
-
-bool Contains(const std::vector<int32_t>& values, int32_t value) {
-  return std::find(values.begin(), values.end(), value) != values.end();
-}
-
-// The newest token's effect. kNone: the sequence goes on.
-FinishReason EndAfter(const Sequence& s, int32_t token) {
-  const engine::SamplingParams& sampling = s.work.sampling;
-  if (s.generated() > sampling.min_tokens) {
-    if (!sampling.ignore_eos && Contains(sampling.eos_token_ids, token)) return FinishReason::kStop;
-    if (Contains(sampling.stop_token_ids, token)) return FinishReason::kStop;
-  }
-  return s.length() >= s.max_length ? FinishReason::kLength : FinishReason::kNone;
-}
-
-}  // namespace
 
 Publisher::Publisher(PublisherOptions options, StreamWaker* waker, DecodeMetrics* metrics)
     : options_(options), waker_(waker), metrics_(metrics) {}
 
-bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now) {
+bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now, bool sent) {
   const int32_t id = token.token;
   s->tokens.push_back(id);
   metrics_->worker.generation_tokens.Increment();
@@ -46,13 +29,16 @@ bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now) {
     s->timing.stages[Stage::kPreempted] += absl::ToDoubleMilliseconds(now - preempted_at);
   }
 
+  const FinishReason reason =
+      EndAfter(s->work.sampling, s->generated(), s->length(), s->max_length, id);
+  const bool last = reason != FinishReason::kNone;
+  if (sent) return last;
   TokenEvent event;
   event.token_ids.push_back(id);
   if (s->work.sampling.logprobs >= 0) event.logprobs.push_back(std::move(token));
   if (first) event.prompt_logprobs = std::exchange(s->prompt_logprobs, {});
   event.cached_tokens = s->cached_tokens;
-  event.finish_reason = EndAfter(*s, id);
-  const bool last = event.finish_reason != FinishReason::kNone;
+  event.finish_reason = reason;
   if (first || last) event.timing = s->timing;
   if (s->stream->Append(std::move(event))) WakeLater(s->stream);
   if (!last && !s->paused() && s->stream->pending() >= options_.max_pending_tokens) {

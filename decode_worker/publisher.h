@@ -26,9 +26,9 @@ class Publisher {
   // Both outlive this. `waker` null: readers are woken by Flush() itself.
   Publisher(PublisherOptions options, StreamWaker* waker, DecodeMetrics* metrics);
 
-  // Appends the sequence's next token and sends it on its way. True: it is the last one, and the
-  // caller ends the sequence.
-  bool Emit(Sequence* sequence, TokenLogprob token, absl::Time now);
+  // Appends the sequence's next token and sends it on its way, unless its reader has it (`sent`).
+  // True: it is the last one, and the caller ends the sequence.
+  bool Emit(Sequence* sequence, TokenLogprob token, absl::Time now, bool sent = false);
   // The last that the reader hears; counts and measures the request. OK after a last token.
   void End(const Sequence& sequence, const absl::Status& status, absl::Time now);
   // Lets a sequence go on whose reader has caught up. ABORTED: it was paused for too long.

@@ -31,6 +31,8 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
   attempt->peer = s->work.prefill[s->next_candidate++];
   attempt->target = std::move(target);
   attempt->began_at = now;
+  attempt->first_token = std::make_shared<FirstToken>(s->stream, s->work.sampling, s->prompt_length,
+                                                      s->max_length, s->timing, now);
   PrefillCall call = MakeCall(*s, *attempt);
   TANDEM_ASSIGN_OR_RETURN(call.token,
                           receiver_->Expect(attempt->transfer, attempt->epoch, call.block_ids));
@@ -58,6 +60,7 @@ PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& at
   call.epoch = attempt.epoch;
   call.first_block = s.lease.size();
   call.block_ids.assign(shipped.begin(), shipped.end());
+  call.first_token = attempt.first_token;
   call.deadline = std::min(s.work.deadline, clock_->Now() + options_.call_timeout);
   return call;
 }
@@ -67,13 +70,13 @@ RemotePrefills::Transfer* RemotePrefills::Find(const TransferId& id, uint64_t ep
   return it != transfers_.end() && it->second.epoch == epoch ? &it->second : nullptr;
 }
 
-Sequence* RemotePrefills::OnReply(uint64_t call_id) {
-  auto it = calls_.find(call_id);
+Sequence* RemotePrefills::OnReply(const PrefillReply& reply) {
+  auto it = calls_.find(reply.call_id);
   if (it == calls_.end()) return nullptr;
   Sequence* s = it->second;
   calls_.erase(it);
   s->attempt->replied = true;
-  s->attempt->replied_at = clock_->Now();
+  s->attempt->replied_at = std::min(reply.at, clock_->Now());
   return s;
 }
 
@@ -89,10 +92,16 @@ Sequence* RemotePrefills::OnSealed(const TransferId& id, uint64_t epoch,
   return transfer->sequence;
 }
 
-Sequence* RemotePrefills::OnFailed(const TransferId& id, uint64_t epoch) {
+Sequence* RemotePrefills::OnFailed(const TransferId& id, uint64_t epoch,
+                                   const absl::Status& status) {
   Transfer* transfer = Find(id, epoch);
   if (transfer == nullptr || transfer->sequence == nullptr) return nullptr;
   CountFailure(*transfer->sequence);
+  PrefillAttempt& attempt = *transfer->sequence->attempt;
+  if (!attempt.replied && attempt.first_token->Close()) {
+    attempt.kv_failure = status;
+    return nullptr;
+  }
   return transfer->sequence;
 }
 
@@ -114,13 +123,7 @@ bool RemotePrefills::SealIsLate(const Sequence& s) const {
 void RemotePrefills::TakeOutcome(Sequence* s, PrefillOutcome outcome) {
   s->cached_tokens = outcome.cached_tokens;
   s->prompt_logprobs = std::move(outcome.prompt_logprobs);
-  const absl::Duration call = s->attempt->replied_at - s->attempt->began_at;
-  s->timing.stages[Stage::kPrefillQueue] = absl::ToDoubleMilliseconds(outcome.queue);
-  s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(outcome.prefill);
-  s->timing.stages[Stage::kPrefillCall] =
-      absl::ToDoubleMilliseconds(call - outcome.queue - outcome.prefill);
-  s->timing.kv_bytes = outcome.kv_bytes;
-  s->timing.prefill_worker = std::move(outcome.worker_id);
+  AddOutcome(outcome, s->attempt->replied_at - s->attempt->began_at, &s->timing);
 }
 
 void RemotePrefills::Complete(Sequence* s) {
@@ -196,6 +199,7 @@ void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
 void RemotePrefills::Abandon(Sequence* s) {
   if (s->attempt == nullptr) return;
   PrefillAttempt& attempt = *s->attempt;
+  attempt.first_token->Close();
   if (calls_.erase(attempt.call_id) > 0) caller_->Cancel(attempt.call_id);
   receiver_->Cancel(attempt.transfer, attempt.epoch);
   auto it = transfers_.find(attempt.transfer);

@@ -8,6 +8,8 @@
 // A sequence waits (kAwaitingPrefill) until its attempt is replied to and sealed, in either order.
 //   before the reply   a failure: Retry, the next candidate, another transfer, other blocks
 //   after the reply    the first token is out; a failure: Lose, the prompt is computed here
+// The first token may be out before the loop has read the reply (FirstToken): then a failure waits
+// until it has.
 #pragma once
 
 #include <cstdint>
@@ -48,9 +50,9 @@ class RemotePrefills {
   absl::Status Begin(Sequence* sequence, engine::BlockLease target, absl::Time now);
 
   // The sequence that waits for this event, with its attempt updated; null: nobody does.
-  Sequence* OnReply(uint64_t call_id);
+  Sequence* OnReply(const PrefillReply& reply);
   Sequence* OnSealed(const TransferId& id, uint64_t epoch, const kvtransfer::TransferStats& stats);
-  Sequence* OnFailed(const TransferId& id, uint64_t epoch);
+  Sequence* OnFailed(const TransferId& id, uint64_t epoch, const absl::Status& status);
   void OnQuiet(const TransferId& id, uint64_t epoch);
   // Whether the blocks have taken too long since the first token.
   bool SealIsLate(const Sequence& sequence) const;

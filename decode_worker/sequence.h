@@ -21,6 +21,7 @@
 #include "common/base/block_hash.h"
 #include "common/base/token_event.h"
 #include "common/base/transfer_id.h"
+#include "decode_worker/first_token.h"
 #include "decode_worker/request.h"
 #include "decode_worker/scheduler.h"
 #include "decode_worker/token_stream.h"
@@ -38,8 +39,10 @@ struct PrefillAttempt {
   PrefillPeer peer;
   engine::BlockLease target;  // being written by the peer, and the room to grow behind
   absl::Time began_at;        // the stages of one attempt follow those of the one before
+  std::shared_ptr<FirstToken> first_token;
   bool replied = false;
   bool sealed = false;
+  absl::Status kv_failure;  // its KV is lost, and the reply whose token is out is on its way
   absl::Time replied_at;
   absl::Time sealed_at;
   kvtransfer::TransferStats stats;  // once sealed

@@ -98,8 +98,12 @@ InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& opt
 
 InProcessPrefillCaller::InProcessPrefillCaller(decode::CallerIdentity identity, int vocab_size,
                                                const std::vector<InProcessPrefillWorker*>* workers,
-                                               decode::EventInbox* inbox)
-    : identity_(std::move(identity)), vocab_size_(vocab_size), workers_(workers), inbox_(inbox) {}
+                                               decode::EventInbox* inbox, Clock* clock)
+    : identity_(std::move(identity)),
+      vocab_size_(vocab_size),
+      workers_(workers),
+      inbox_(inbox),
+      clock_(clock) {}
 
 void InProcessPrefillCaller::Call(decode::PrefillCall call) {
   const uint64_t call_id = call.call_id;
@@ -111,17 +115,21 @@ void InProcessPrefillCaller::Call(decode::PrefillCall call) {
       active_[call_id] = active;
     }
     active.intake->Submit(active.id, decode::CallToProto(call, identity_),
-                          [this, call_id](absl::StatusOr<internal::v1::PrefillResponse> response) {
+                          [this, call_id, first_token = call.first_token](
+                              absl::StatusOr<internal::v1::PrefillResponse> response) {
                             {
                               absl::MutexLock lock(&mutex_);
                               active_.erase(call_id);
                             }
+                            decode::PrefillReply reply{.call_id = call_id, .at = clock_->Now()};
                             if (response.ok()) {
-                              inbox_->Push(decode::PrefillReply{
-                                  call_id, decode::OutcomeFromProto(*response, vocab_size_)});
+                              reply.outcome = decode::OutcomeFromProto(*response, vocab_size_);
+                              reply.sent =
+                                  reply.outcome.ok() && first_token->Send(*reply.outcome, reply.at);
                             } else {
-                              inbox_->Push(decode::PrefillReply{call_id, response.status()});
+                              reply.outcome = response.status();
                             }
+                            inbox_->Push(std::move(reply));
                           });
     return;
   }
@@ -171,7 +179,7 @@ InProcessDecodeWorker::InProcessDecodeWorker(
   identity.num_blocks = options.engine.num_blocks;
   identity.capability_digest = CapabilityDigest(MakeCapability(options));
   caller_ = std::make_unique<InProcessPrefillCaller>(
-      std::move(identity), options.engine.model.vocab_size, prefill_workers, &inbox_);
+      std::move(identity), options.engine.model.vocab_size, prefill_workers, &inbox_, clock);
 
   decode::LoopOptions loop;
   loop.admission.limits = {options.engine.block_size, options.max_num_seqs,

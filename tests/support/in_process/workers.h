@@ -76,7 +76,7 @@ class InProcessPrefillCaller final : public decode::PrefillCaller {
   // All outlive this. `workers` is read with each call.
   InProcessPrefillCaller(decode::CallerIdentity identity, int vocab_size,
                          const std::vector<InProcessPrefillWorker*>* workers,
-                         decode::EventInbox* inbox);
+                         decode::EventInbox* inbox, Clock* clock);
 
   void Call(decode::PrefillCall call) override;
   void Cancel(uint64_t call_id) override;
@@ -91,6 +91,7 @@ class InProcessPrefillCaller final : public decode::PrefillCaller {
   const int vocab_size_;
   const std::vector<InProcessPrefillWorker*>* const workers_;
   decode::EventInbox* const inbox_;
+  Clock* const clock_;
   absl::Mutex mutex_;
   absl::flat_hash_map<uint64_t, Active> active_ ABSL_GUARDED_BY(mutex_);  // by call id
 };

@@ -230,6 +230,16 @@ class LoopHarness {
   }
   void Reply(FakeCall& c) {
     c.replied = true;
+    inbox.Push(PrefillReply{c.call.call_id, Outcome(c)});
+  }
+  // As the thread that brings the reply does; the loop hears of it in its next turn.
+  void ReplyBesideTheStep(FakeCall& c) {
+    c.replied = true;
+    PrefillReply reply{.call_id = c.call.call_id, .outcome = Outcome(c), .at = clock.Now()};
+    reply.sent = c.call.first_token->Send(*reply.outcome, reply.at);
+    inbox.Push(std::move(reply));
+  }
+  static PrefillOutcome Outcome(const FakeCall& c) {
     PrefillOutcome result;
     engine::SamplingParams one = c.call.sampling;
     one.max_tokens = 1;
@@ -239,7 +249,7 @@ class LoopHarness {
     result.queue = absl::Milliseconds(1);
     result.prefill = absl::Milliseconds(2);
     result.worker_id = "far";
-    inbox.Push(PrefillReply{c.call.call_id, result});
+    return result;
   }
   void ReplyError(FakeCall& c, absl::Status status) {
     c.replied = true;

@@ -64,6 +64,62 @@ TEST(LoopTest, TheFirstTokenGoesOutBeforeItsKvIsHere) {
   h.ExpectNoLeak();
 }
 
+TEST(LoopTest, TheFirstTokenDoesNotWaitForTheRunningStep) {
+  LoopHarness h(Options());
+  Client& running = h.Submit(MakePrompt(5, 3), Greedy(20));
+  h.Step();
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 1);
+  h.Step();
+  ASSERT_EQ(h.caller.calls.size(), 1u);
+  size_t events_inside_the_step = 0;
+  h.before_run = [&](const engine::Batch&) {
+    if (h.caller.calls[0]->replied) return absl::OkStatus();
+    h.clock.Advance(absl::Milliseconds(4));
+    h.ReplyBesideTheStep(*h.caller.calls[0]);
+    client.Read();
+    events_inside_the_step = client.events.size();
+    h.clock.Advance(absl::Milliseconds(30));
+    return absl::OkStatus();
+  };
+  h.Step();
+  EXPECT_EQ(events_inside_the_step, 1u);
+  EXPECT_NEAR(client.events.at(0).timing->stages[Stage::kPrefillCall], 4 - 1 - 2, 0.01);
+  h.Write(*h.caller.calls[0]);
+  h.Seal(*h.caller.calls[0]);
+  h.Quiet(*h.caller.calls[0]);
+  h.StepAll();
+  h.ExpectFinished(client);
+  h.ExpectFinished(running);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, AFirstTokenThatIsOutIsNotDrawnAgain) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 2);
+  h.Step();
+  // The KV is lost just before the reply comes; the loop hears of both at once, KV first.
+  h.FailKv(*h.caller.calls[0]);
+  h.ReplyBesideTheStep(*h.caller.calls[0]);
+  h.Quiet(*h.caller.calls[0]);
+  h.StepAll();
+  EXPECT_EQ(h.caller.calls.size(), 1u);  // the prompt is computed here
+  h.ExpectFinished(client);
+  // An attempt that was given up sends nothing.
+  Client& other = h.Submit(MakePrompt(21, 5), Greedy(8), 2);
+  h.Step();
+  h.FailKv(*h.caller.calls[1]);
+  h.Step();
+  ASSERT_EQ(h.caller.calls.size(), 3u);
+  h.ReplyBesideTheStep(*h.caller.calls[1]);
+  h.Quiet(*h.caller.calls[1]);
+  h.Step();
+  EXPECT_TRUE(other.events.empty());
+  h.Serve(*h.caller.calls[2]);
+  h.StepAll();
+  h.ExpectFinished(other);
+  h.ExpectNoLeak();
+}
+
 TEST(LoopTest, KvBeforeTheReplyIsFine) {
   LoopHarness h(Options());
   Client& client = h.Submit(MakePrompt(20), Greedy(5), 1);
