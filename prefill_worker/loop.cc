@@ -171,8 +171,8 @@ absl::Status Loop::Admit(Sequence* s) {
 void Loop::ShareNewlyCached(Sequence* s) {
   const int block_size = options_.layout.block_size;
   const int held = s->computed / block_size;
-  engine::BlockLease more =
-      parts_.cache->MatchMore(s->hash_seed, s->work.tokens, held, s->MaxCachedBlocks(block_size));
+  engine::BlockLease more = parts_.cache->MatchMore(s->hash_seed, s->work.tokens, s->lease, held,
+                                                    s->MaxCachedBlocks(block_size));
   if (more.empty()) return;
   const int cached_blocks = held + more.size();
   // The blocks that it would have computed in their place go back to the pool.

@@ -10,6 +10,7 @@
 #include "common/base/block_hash.h"
 #include "common/base/transfer_id.h"
 #include "engine/kv/block_pool.h"
+#include "engine/kv/prefix_cache.h"
 #include "prefill_worker/request.h"
 
 namespace tandem::prefill {
@@ -27,6 +28,7 @@ struct Sequence {
   Hash128 hash_seed;
   Phase phase = Phase::kWaiting;
   int times_passed = 0;
+  engine::PromptMatch known;  // while it waits
   engine::BlockLease lease;
   // In tokens: cached <= computed <= launched. Launched steps compute up to `launched`.
   int cached = 0;

@@ -30,16 +30,16 @@ void WaitingPrompts::Remove(const Sequence* sequence) { std::erase(prompts_, seq
 
 std::vector<Sequence*> WaitingPrompts::Choose(const engine::PrefixCache& cache,
                                               int available_blocks) {
+  std::vector<Sequence*> chosen;
+  if (available_blocks == 0) return chosen;  // its last block at least is new to every prompt
   const int block_size = cache.block_size();
   std::vector<WaitingView> view;
   for (size_t i = 0; i < std::min(prompts_.size(), kWindow); ++i) {
-    const Sequence& s = *prompts_[i];
-    int idle = 0;
+    Sequence& s = *prompts_[i];
     const int cached =
-        cache.CountMatch(s.hash_seed, s.work.tokens, s.MaxCachedBlocks(block_size), &idle);
-    view.push_back({BlocksFor(s.length(), block_size) - cached + idle, s.times_passed});
+        cache.CountMatch(s.hash_seed, s.work.tokens, s.MaxCachedBlocks(block_size), &s.known);
+    view.push_back({BlocksFor(s.length(), block_size) - cached + s.known.num_idle, s.times_passed});
   }
-  std::vector<Sequence*> chosen;
   const std::vector<int> admitted = NextAdmissions(view, available_blocks);
   if (admitted.empty()) return chosen;
   for (const int i : admitted) chosen.push_back(prompts_[static_cast<size_t>(i)]);

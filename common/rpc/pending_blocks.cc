@@ -1,15 +1,21 @@
 #include "common/rpc/pending_blocks.h"
 
-#include <algorithm>
+#include <iterator>
 #include <utility>
-#include <vector>
 
 namespace tandem {
 
 using internal::v1::BlockEvents;
 
 void PendingBlocks::Note(const std::string& hash, bool stored) {
-  last_[hash] = Change{.sequence = next_sequence_++, .stored = stored};
+  const auto it = last_.find(hash);
+  if (it == last_.end()) {
+    order_.push_back({hash, stored});
+    last_.emplace(order_.back().hash, std::prev(order_.end()));
+    return;
+  }
+  it->second->stored = stored;
+  order_.splice(order_.end(), order_, it->second);
 }
 
 void PendingBlocks::Merge(const BlockEvents& events) {
@@ -23,24 +29,20 @@ void PendingBlocks::Merge(const BlockEvents& events) {
 
 std::optional<BlockEvents> PendingBlocks::Take(size_t max_hashes) {
   if (empty()) return std::nullopt;
-  std::vector<std::pair<uint64_t, std::string>> order;
-  order.reserve(last_.size());
-  for (const auto& [hash, change] : last_) order.emplace_back(change.sequence, hash);
-  std::sort(order.begin(), order.end());
-  if (order.size() > max_hashes) order.resize(max_hashes);
-
   BlockEvents out;
   out.set_cleared(std::exchange(cleared_, false));
-  for (const auto& [sequence, hash] : order) {
-    const auto found = last_.find(hash);
-    (found->second.stored ? out.add_stored() : out.add_removed())->assign(hash);
-    last_.erase(found);
+  for (; max_hashes > 0 && !order_.empty(); --max_hashes) {
+    Change& change = order_.front();
+    last_.erase(change.hash);
+    (change.stored ? out.add_stored() : out.add_removed())->swap(change.hash);
+    order_.pop_front();
   }
   return out;
 }
 
 void PendingBlocks::Clear() {
   last_.clear();
+  order_.clear();
   cleared_ = false;
 }
 

@@ -1,9 +1,11 @@
 // Changes of a prefix cache that wait to be sent: the net effect of a sequence of BlockEvents.
 #pragma once
 
-#include <cstdint>
+#include <cstddef>
+#include <list>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "absl/container/flat_hash_map.h"
 
@@ -11,8 +13,9 @@
 
 namespace tandem {
 
-// Not thread-safe. A hash counts once, as what was said of it last: so merged events mean the same
-// as the sequence did, in whatever order a receiver applies `stored` and `removed`.
+// Not thread-safe; everything costs O(1) per hash. A hash counts once, as what was said of it last:
+// so merged events mean the same as the sequence did, in whatever order a receiver applies `stored`
+// and `removed`.
 class PendingBlocks {
  public:
   // Applied as: `cleared`, then `stored`, then `removed`.
@@ -26,13 +29,13 @@ class PendingBlocks {
 
  private:
   struct Change {
-    uint64_t sequence = 0;  // order of arrival: parents are stored before their children
+    std::string hash;
     bool stored = false;
   };
   void Note(const std::string& hash, bool stored);
 
-  absl::flat_hash_map<std::string, Change> last_;
-  uint64_t next_sequence_ = 0;
+  std::list<Change> order_;  // of arrival: parents are stored before their children
+  absl::flat_hash_map<std::string_view, std::list<Change>::iterator> last_;  // into `order_`
   bool cleared_ = false;
 };
 

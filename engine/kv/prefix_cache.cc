@@ -29,17 +29,30 @@ PrefixCache::~PrefixCache() {
 BlockLease PrefixCache::Match(const Hash128& seed, std::span<const int32_t> tokens,
                               int max_blocks) {
   query_tokens_ += tokens.size();
-  return MatchMore(seed, tokens, 0, max_blocks);
+  std::vector<CachedBlockId> chain;
+  Follow(seed, tokens, 0, CachedBlockId{}, max_blocks, &chain);
+  return Take(chain);
 }
 
-BlockLease PrefixCache::MatchMore(const Hash128& seed, std::span<const int32_t> tokens, int held,
-                                  int max_blocks) {
-  std::vector<int32_t> blocks = FindChain(seed, tokens, max_blocks);
-  blocks.erase(blocks.begin(),
-               blocks.begin() + std::min(static_cast<ptrdiff_t>(held), std::ssize(blocks)));
+BlockLease PrefixCache::MatchMore(const Hash128& seed, std::span<const int32_t> tokens,
+                                  const BlockLease& lease, int held, int max_blocks) {
+  std::vector<CachedBlockId> chain;
+  if (!enabled_) return BlockLease();
+  std::optional<CachedBlockId> parent = CachedBlockId{};
+  if (held > 0) parent = CachedContentOf(lease.blocks()[static_cast<size_t>(held - 1)]);
+  if (parent.has_value()) Follow(seed, tokens, held, *parent, max_blocks, &chain);
+  return Take(chain);
+}
+
+BlockLease PrefixCache::Take(const std::vector<CachedBlockId>& chain) {
+  std::vector<int32_t> blocks;
+  blocks.reserve(chain.size());
+  for (const CachedBlockId& id : chain) blocks.push_back(id.block);
   blocks.resize(CountUndamaged(blocks));
   for (const int32_t block : blocks) {
-    if (tree_.IsIdle(block)) tree_.SetInUse(block);
+    if (!tree_.IsIdle(block)) continue;
+    tree_.SetInUse(block);
+    ++version_;
   }
   hit_tokens_ += blocks.size() * static_cast<uint64_t>(block_size_);
   return pool_->Share(std::move(blocks));
@@ -47,30 +60,39 @@ BlockLease PrefixCache::MatchMore(const Hash128& seed, std::span<const int32_t> 
 
 int PrefixCache::CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
                             int* num_idle) const {
-  const std::vector<int32_t> blocks = FindChain(seed, tokens, max_blocks);
-  if (num_idle != nullptr) {
-    *num_idle = static_cast<int>(
-        std::count_if(blocks.begin(), blocks.end(), [this](int32_t b) { return tree_.IsIdle(b); }));
-  }
-  return static_cast<int>(blocks.size());
+  PromptMatch match;
+  const int count = CountMatch(seed, tokens, max_blocks, &match);
+  if (num_idle != nullptr) *num_idle = match.num_idle;
+  return count;
 }
 
-std::vector<int32_t> PrefixCache::FindChain(const Hash128& seed, std::span<const int32_t> tokens,
-                                            int max_blocks) const {
-  std::vector<int32_t> blocks;
-  if (!enabled_) return blocks;
+int PrefixCache::CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
+                            PromptMatch* known) const {
+  std::vector<CachedBlockId>& chain = known->chain;
+  if (std::exchange(known->version, version_) == version_) return static_cast<int>(chain.size());
+  const auto gone = [this](const CachedBlockId& id) { return !tree_.Alive(id); };
+  chain.erase(std::find_if(chain.begin(), chain.end(), gone), chain.end());
+  Follow(seed, tokens, static_cast<int>(chain.size()), CachedBlockId{}, max_blocks, &chain);
+  const auto idle = [this](const CachedBlockId& id) { return tree_.IsIdle(id.block); };
+  known->num_idle = static_cast<int>(std::count_if(chain.begin(), chain.end(), idle));
+  return static_cast<int>(chain.size());
+}
+
+void PrefixCache::Follow(const Hash128& seed, std::span<const int32_t> tokens, int from,
+                         CachedBlockId parent, int max_blocks,
+                         std::vector<CachedBlockId>* chain) const {
+  if (!enabled_) return;
+  if (!chain->empty()) parent = chain->back();
   const int limit = std::min(max_blocks, static_cast<int>(tokens.size()) / block_size_);
-  Hash128 hash = seed;
-  CachedBlockId parent;
-  for (int i = 0; i < limit; ++i) {
+  for (int i = from; i < limit; ++i) {
     const std::span<const int32_t> block_tokens = BlockTokens(tokens, i);
-    hash = hash_(hash, block_tokens);
-    const int32_t block = Find(hash, parent, block_tokens);
-    if (block < 0) break;
-    blocks.push_back(block);
+    const Hash128& before =
+        parent.block < 0 ? seed : entries_[static_cast<size_t>(parent.block)].hash;
+    const int32_t block = Find(hash_(before, block_tokens), parent, block_tokens);
+    if (block < 0) return;
     parent = tree_.Id(block);
+    chain->push_back(parent);
   }
-  return blocks;
 }
 
 void PrefixCache::Insert(const Hash128& seed, std::span<const int32_t> tokens,
@@ -161,7 +183,10 @@ std::optional<PrefixCache::ChainEnd> PrefixCache::InsertBlock(const ChainEnd& ch
     // This very block was cached before. Where its parent was evicted meanwhile, it continues the
     // block that took the parent's place.
     if (holder != block) return std::nullopt;
-    if (tree_.IsOrphan(block)) tree_.MoveUnder(block, chain.block);
+    if (tree_.IsOrphan(block)) {
+      tree_.MoveUnder(block, chain.block);
+      ++version_;
+    }
     if (tree_.ParentOf(block) != chain.block) return std::nullopt;
     return ChainEnd{tree_.Id(block), hash};
   }
@@ -185,6 +210,7 @@ std::optional<PrefixCache::ChainEnd> PrefixCache::InsertBlock(const ChainEnd& ch
   std::copy(tokens.begin(), tokens.end(),
             tokens_.begin() + static_cast<ptrdiff_t>(block) * block_size_);
   by_hash_.emplace(hash, block);
+  ++version_;
   added->push_back(block);
   NoteStored(hash);
   return ChainEnd{tree_.Id(block), hash};
@@ -209,6 +235,7 @@ bool PrefixCache::OnIdle(int32_t block, uint64_t stamp) {
     return false;
   }
   tree_.SetIdle(block, stamp);
+  ++version_;
   return true;
 }
 
@@ -225,6 +252,7 @@ void PrefixCache::Forget(int32_t block) {
   by_hash_.erase(hash);
   NoteRemoved(hash);
   tree_.Remove(block);
+  ++version_;
 }
 
 void PrefixCache::Drop(int32_t block) {

@@ -26,6 +26,13 @@ struct BlockEvents {
   std::vector<Hash128> removed;
 };
 
+// What was found of a prompt that waits, kept between looks: looking again costs little.
+struct PromptMatch {
+  std::vector<CachedBlockId> chain;
+  int num_idle = 0;
+  uint64_t version = 0;  // of the cache, which has not changed if it is the same
+};
+
 class PrefixCache : private Evictor {
  public:
   // The hash of a full block that follows `parent`; other than ChainBlockHash in tests only.
@@ -41,14 +48,18 @@ class PrefixCache : private Evictor {
   // The longest run of cached full blocks that begin `tokens` in the chain of `seed`, as a lease
   // that shares them. At most `max_blocks`.
   BlockLease Match(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks);
-  // For a prompt that Match served up to block `held`, later: the blocks after those that have been
-  // cached since. Query tokens are not counted again.
-  BlockLease MatchMore(const Hash128& seed, std::span<const int32_t> tokens, int held,
-                       int max_blocks);
+  // For a prompt that Match served with the first `held` blocks of `lease`, later: the blocks after
+  // those that have been cached since. Query tokens are not counted again.
+  BlockLease MatchMore(const Hash128& seed, std::span<const int32_t> tokens,
+                       const BlockLease& lease, int held, int max_blocks);
   // As Match, without taking references: how many blocks would match. `num_idle`, if given: how
   // many of those no lease holds, so that matching them takes them from NumAvailable().
   int CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
                  int* num_idle = nullptr) const;
+  // The same for a prompt that was looked at before: `known` is what that found, at first nothing,
+  // and is brought up to date. No token is hashed twice.
+  int CountMatch(const Hash128& seed, std::span<const int32_t> tokens, int max_blocks,
+                 PromptMatch* known) const;
 
   // Makes full, computed blocks of a sequence known: `lease` block i holds tokens [i * block_size,
   // (i + 1) * block_size) for every i < tokens.size() / block_size. `from_block`: blocks before it
@@ -102,9 +113,12 @@ class PrefixCache : private Evictor {
   // Removes a block from the cache; it becomes free unless leases hold it.
   void Drop(int32_t block);
 
-  // The cached blocks that begin `tokens`, at most `max_blocks`, in order.
-  std::vector<int32_t> FindChain(const Hash128& seed, std::span<const int32_t> tokens,
-                                 int max_blocks) const;
+  // Appends to `chain`, which serves blocks up to `from` of `tokens` and ends there (empty: with
+  // `parent`), the cached blocks that go on, up to block `max_blocks`.
+  void Follow(const Hash128& seed, std::span<const int32_t> tokens, int from, CachedBlockId parent,
+              int max_blocks, std::vector<CachedBlockId>* chain) const;
+  // References to the undamaged ones of a chain that was just found.
+  BlockLease Take(const std::vector<CachedBlockId>& chain);
   // The cached block that continues `parent` with `tokens` under `hash`; -1: none.
   int32_t Find(const Hash128& hash, CachedBlockId parent, std::span<const int32_t> tokens) const;
   bool SameTokens(int32_t block, std::span<const int32_t> tokens) const;
@@ -136,6 +150,7 @@ class PrefixCache : private Evictor {
   absl::flat_hash_map<Hash128, int32_t> by_hash_;
   absl::flat_hash_map<Hash128, bool> pending_;  // true: stored, false: removed
   BlockDigests digests_;
+  uint64_t version_ = 1;  // grows with every change of what a look would find
   uint64_t query_tokens_ = 0;
   uint64_t hit_tokens_ = 0;
   uint64_t damaged_blocks_ = 0;

@@ -74,14 +74,53 @@ TEST_F(PrefixCacheTest, CountsQueriesAndHits) {
 TEST_F(PrefixCacheTest, MatchMoreTakesWhatWasCachedSince) {
   Compute(Tokens(32)).Release();
   BlockLease held = cache_.Match(seed_, Tokens(64), kMany);
-  EXPECT_TRUE(cache_.MatchMore(seed_, Tokens(64), 2, kMany).empty());
+  EXPECT_TRUE(cache_.MatchMore(seed_, Tokens(64), held, 2, kMany).empty());
   BlockLease other = Compute(Tokens(64));
   const uint64_t queries = cache_.query_tokens();
   const uint64_t hits = cache_.hit_tokens();
-  BlockLease more = cache_.MatchMore(seed_, Tokens(64), 2, kMany);
+  BlockLease more = cache_.MatchMore(seed_, Tokens(64), held, 2, kMany);
   EXPECT_THAT(Blocks(more), testing::ElementsAre(other.blocks()[2], other.blocks()[3]));
   EXPECT_EQ(cache_.query_tokens(), queries);
   EXPECT_EQ(cache_.hit_tokens(), hits + 32);
+}
+
+TEST_F(PrefixCacheTest, LookingAgainHashesOnlyWhatIsNew) {
+  int hashes = 0;
+  BlockPool pool(64);
+  PrefixCache cache(&pool, kBlock, true,
+                    [&](const Hash128& parent, std::span<const int32_t> tokens) {
+                      ++hashes;
+                      return ChainBlockHash(parent, tokens);
+                    });
+  const std::vector<int32_t> tokens = Tokens(40 * kBlock);
+  BlockLease lease = *pool.Reserve(40);
+  const auto insert = [&](int blocks, int from) {
+    cache.Insert(seed_, std::span(tokens).first(static_cast<size_t>(blocks * kBlock)), lease, from);
+  };
+  PromptMatch known;
+  const auto look = [&] { return cache.CountMatch(seed_, tokens, 39, &known); };
+  insert(30, 0);
+  EXPECT_EQ(look(), 30);
+  hashes = 0;
+  EXPECT_EQ(look(), 30);
+  EXPECT_EQ(hashes, 0);  // nothing has changed
+  insert(32, 30);
+  hashes = 0;
+  EXPECT_EQ(look(), 32);
+  EXPECT_EQ(hashes, 3);
+  EXPECT_EQ(known.num_idle, 0);
+  lease.Release();
+  hashes = 0;
+  EXPECT_EQ(look(), 32);
+  EXPECT_EQ(known.num_idle, 32);
+  EXPECT_LE(hashes, 1);
+  const BlockLease all = *pool.Reserve(60);  // evicts the end of the chain
+  EXPECT_EQ(look(), 4);
+  EXPECT_EQ(look(), cache.CountMatch(seed_, tokens, 39));
+  BlockLease held = cache.Match(seed_, tokens, 3);
+  hashes = 0;
+  EXPECT_EQ(cache.MatchMore(seed_, tokens, held, 3, 39).size(), 1);
+  EXPECT_LE(hashes, 2);
 }
 
 TEST_F(PrefixCacheTest, CountMatchTellsIdleBlocks) {
