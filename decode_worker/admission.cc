@@ -85,9 +85,16 @@ absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
                options_.max_model_len);
   const Hash128 seed =
       BlockHashSeed(options_.cluster_secret, options_.model_digest, work.cache_salt);
-  const Placement place = Place(work, seed);
-  const int needed = BlocksFor(length + 1, options_.limits.block_size) - place.cached_blocks;
-  TANDEM_RETURN_IF_ERROR(CheckRoom(view, place, needed));
+  // In 64 bits: max_tokens may be anything up to 2^30.
+  const auto max_length = static_cast<int>(
+      std::min<int64_t>(options_.max_model_len, int64_t{length} + work.sampling.max_tokens));
+  Placement place = Place(work, seed);
+  int needed = BlocksFor(length + 1, options_.limits.block_size) - place.cached_blocks;
+  if (place.ask && max_length == length + 1) {
+    // It ends with the token that the prefill worker draws, so it needs no KV here.
+    place.cached_blocks = place.idle_blocks = needed = 0;
+  }
+  TANDEM_RETURN_IF_ERROR(CheckRoom(view, place, std::max(needed, 1)));
 
   Admitted out;
   out.ask = place.ask;
@@ -98,9 +105,7 @@ absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
   s.tokens = std::move(work.tokens);
   s.work = std::move(work);
   s.prompt_length = length;
-  // In 64 bits: max_tokens may be anything up to 2^30.
-  s.max_length = static_cast<int>(
-      std::min<int64_t>(options_.max_model_len, int64_t{length} + s.work.sampling.max_tokens));
+  s.max_length = max_length;
   s.hash_seed = seed;
   s.cached_blocks = s.lease.size();
   s.cached_tokens = s.cached_blocks * options_.limits.block_size;

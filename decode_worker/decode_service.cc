@@ -1,5 +1,6 @@
 #include "decode_worker/decode_service.h"
 
+#include <atomic>
 #include <memory>
 #include <utility>
 #include <variant>
@@ -47,21 +48,25 @@ class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::Toke
   void OnWriteDone(bool ok) override {
     if (!ok && !broken_) {
       broken_ = true;
-      intake_->Cancel(id_);
+      CancelWork();
     }
     Pump();
   }
-  void OnCancel() override { intake_->Cancel(id_); }
+  void OnCancel() override { CancelWork(); }
   void OnDone() override { delete this; }
 
  private:
+  void CancelWork() {
+    if (const uint64_t id = id_; id != 0) intake_->Cancel(id);
+  }
   void End(const absl::Status& status) {
+    id_ = 0;  // refused or over: the loop need not hear of it
     Finish(ToGrpcStatus(absl::IsResourceExhausted(status) ? WithRetryAfter(status, kRetryWhenFull)
                                                           : status));
   }
 
   Intake* const intake_;
-  uint64_t id_ = 0;      // 0, which the loop does not know, until the request was read
+  std::atomic<uint64_t> id_ = 0;  // 0, which the loop does not know: nothing to cancel
   bool broken_ = false;  // the peer is gone: tokens are dropped until the loop ends the stream
   std::shared_ptr<TokenStream> stream_;
   internal::v1::TokenEvent event_;  // being written

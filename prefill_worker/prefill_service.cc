@@ -1,5 +1,6 @@
 #include "prefill_worker/prefill_service.h"
 
+#include <atomic>
 #include <utility>
 
 #include "absl/time/time.h"
@@ -24,11 +25,14 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
     });
   }
 
-  void OnCancel() override { intake_->Cancel(id_); }
+  void OnCancel() override {
+    if (const uint64_t id = id_; id != 0) intake_->Cancel(id);
+  }
   void OnDone() override { delete this; }
 
  private:
   void End(absl::StatusOr<internal::v1::PrefillResponse> answer) {
+    id_ = 0;  // refused or over: the loop need not hear of it
     const absl::Status status = answer.status();
     if (answer.ok()) *response_ = *std::move(answer);
     Finish(ToGrpcStatus(absl::IsResourceExhausted(status) ? WithRetryAfter(status, kRetryWhenFull)
@@ -36,7 +40,7 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
   }
 
   Intake* const intake_;
-  const uint64_t id_;
+  std::atomic<uint64_t> id_;  // 0: nothing to cancel
   internal::v1::PrefillResponse* const response_;
 };
 

@@ -36,6 +36,11 @@ bool IncomingTransfer::quiet() const {
   return quiet_;
 }
 
+uint64_t IncomingTransfer::bytes_arrived() const {
+  absl::MutexLock lock(&mutex_);
+  return stats_.bytes;
+}
+
 bool IncomingTransfer::TokenMatches(std::string_view token) const {
   return EqualInConstantTime(token, token_);
 }
@@ -252,14 +257,16 @@ void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason, boo
   TransferStats stats;
   std::shared_ptr<KvConnection> connection;
   bool settled = false;
+  bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
     settled = state_ != State::kExpected && state_ != State::kOpen;
+    cancelled = state_ == State::kCancelled;
+    connection = bound_.connection;
     if (!settled) {
       state_ = outcome.ok() ? State::kSealed : State::kFailed;
       notifying_ = std::this_thread::get_id();
       stats = stats_;
-      connection = bound_.connection;
       deadline_ = absl::InfiniteFuture();
     }
   }
@@ -286,9 +293,11 @@ void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason, boo
   }
   const bool sender_waits =
       outcome.ok() || reason == KvFailure::kDigestMismatch || reason == KvFailure::kIncomplete;
-  if (!settled && connection != nullptr && sender_waits) {
-    // A failure here is a dead connection, which its reading thread notices by itself.
-    (void)SendStatus(connection.get(), FrameType::kResult, key_, outcome, kReplyTimeout);
+  if ((!settled || cancelled) && connection != nullptr && sender_waits) {
+    // Where Cancel() came between the decision and here, its ABORT no longer goes out. A failure
+    // here is a dead connection, which its reading thread notices by itself.
+    const absl::Status result = cancelled ? Cancelled("cancelled by the receiver") : outcome;
+    (void)SendStatus(connection.get(), FrameType::kResult, key_, result, kReplyTimeout);
   }
 }
 
