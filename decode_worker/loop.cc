@@ -71,10 +71,9 @@ void Loop::CheckTimers() {
       Close(s, DeadlineExceeded("deadline passed after {} generated tokens", s->generated()));
     } else if (absl::Status slow = publisher_.CheckReader(s, now); !slow.ok()) {
       Close(s, slow);
-    } else if (prefills_.SealIsLate(*s)) {
-      prefills_.Lose(s,
-                     DeadlineExceeded("the KV blocks were not complete {} s after the first token",
-                                      absl::ToDoubleSeconds(options_.prefill.kv_seal_timeout)));
+    } else if (prefills_.SealIsLate(s)) {
+      prefills_.Lose(s, DeadlineExceeded("the KV blocks were not complete, and none came for {} s",
+                                         absl::ToDoubleSeconds(options_.prefill.kv_seal_timeout)));
       reporter_.NoteChange();
     }
   }

@@ -22,7 +22,7 @@ void AddFlags(FlagSet* flags, WorkerOptions* o) {
       "0: not; -1: 30 on a GPU, not on a CPU",
       "ms");
   flags->Add("--kv-seal-timeout", &o->kv_seal_timeout,
-             "how long KV blocks may take after the first token before they are computed here",
+             "how long no KV block may arrive after the first token before they are computed here",
              "s");
   flags->Add("--prefill-timeout", &o->prefill_timeout,
              "how long one prefill worker may take for one prompt", "s");

@@ -46,8 +46,10 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
 
 PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& attempt) const {
   const int prompt_blocks = BlocksFor(s.prompt_length, options_.block_size);
+  // A sequence that needs no KV has no blocks for it.
+  const int first_block = attempt.target.empty() ? prompt_blocks : s.lease.size();
   const auto shipped =
-      attempt.target.blocks().first(static_cast<size_t>(prompt_blocks - s.lease.size()));
+      attempt.target.blocks().first(static_cast<size_t>(prompt_blocks - first_block));
   PrefillCall call;
   call.call_id = attempt.call_id;
   call.peer = attempt.peer;
@@ -58,7 +60,7 @@ PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& at
   call.priority = s.work.priority;
   call.transfer = attempt.transfer;
   call.epoch = attempt.epoch;
-  call.first_block = s.lease.size();
+  call.first_block = first_block;
   call.block_ids.assign(shipped.begin(), shipped.end());
   call.first_token = attempt.first_token;
   call.deadline = std::min(s.work.deadline, clock_->Now() + options_.call_timeout);
@@ -115,9 +117,18 @@ void RemotePrefills::OnQuiet(const TransferId& id, uint64_t epoch) {
   transfers_.erase(id);
 }
 
-bool RemotePrefills::SealIsLate(const Sequence& s) const {
-  return s.attempt != nullptr && s.attempt->replied && !s.attempt->sealed &&
-         clock_->Now() - s.attempt->replied_at >= options_.kv_seal_timeout;
+bool RemotePrefills::SealIsLate(Sequence* s) {
+  if (s->attempt == nullptr || !s->attempt->replied || s->attempt->sealed) return false;
+  PrefillAttempt& attempt = *s->attempt;
+  const absl::Time now = clock_->Now();
+  if (now - std::max(attempt.replied_at, attempt.progressed_at) < options_.kv_seal_timeout) {
+    return false;
+  }
+  const uint64_t bytes = receiver_->BytesArrived(attempt.transfer, attempt.epoch);
+  if (bytes == attempt.bytes_seen) return true;
+  attempt.bytes_seen = bytes;
+  attempt.progressed_at = now;
+  return false;
 }
 
 void RemotePrefills::TakeOutcome(Sequence* s, PrefillOutcome outcome) {

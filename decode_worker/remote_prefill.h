@@ -33,7 +33,7 @@ struct RemotePrefillOptions {
   std::string kv_transport = "auto";
   int block_size = 16;                                 // tokens
   absl::Duration call_timeout = absl::Minutes(10);     // of one Prefill call
-  absl::Duration kv_seal_timeout = absl::Seconds(10);  // from the first token to the last block
+  absl::Duration kv_seal_timeout = absl::Seconds(10);  // after the first token, without progress
 };
 
 class RemotePrefills {
@@ -54,8 +54,9 @@ class RemotePrefills {
   Sequence* OnSealed(const TransferId& id, uint64_t epoch, const kvtransfer::TransferStats& stats);
   Sequence* OnFailed(const TransferId& id, uint64_t epoch, const absl::Status& status);
   void OnQuiet(const TransferId& id, uint64_t epoch);
-  // Whether the blocks have taken too long since the first token.
-  bool SealIsLate(const Sequence& sequence) const;
+  // Whether the blocks take too long: the first token is out, and nothing of them has arrived for
+  // so long. One that only waits for its share of a link is not late.
+  bool SealIsLate(Sequence* sequence);
 
   // Takes over what the reply says, but for the first token.
   void TakeOutcome(Sequence* sequence, PrefillOutcome outcome);

@@ -45,6 +45,8 @@ struct PrefillAttempt {
   absl::Status kv_failure;  // its KV is lost, and the reply whose token is out is on its way
   absl::Time replied_at;
   absl::Time sealed_at;
+  uint64_t bytes_seen = 0;  // of its KV, at `progressed_at`
+  absl::Time progressed_at = absl::InfinitePast();
   kvtransfer::TransferStats stats;  // once sealed
 };
 

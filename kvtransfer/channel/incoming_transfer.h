@@ -60,6 +60,7 @@ class IncomingTransfer : public std::enable_shared_from_this<IncomingTransfer> {
   const TransferKey& key() const { return key_; }
   const std::vector<int32_t>& blocks() const { return blocks_; }
   bool quiet() const;
+  uint64_t bytes_arrived() const;
 
   // Compares in time that does not depend on where tokens differ.
   bool TokenMatches(std::string_view token) const;

@@ -119,6 +119,8 @@ class KvReceiver {
   // the copy of what one read took from the socket (under 1 MiB), never for the peer. Idempotent;
   // on_sealed and on_failed no longer come.
   virtual void Cancel(const TransferId& id, uint64_t epoch) = 0;
+  // KV payload that has arrived so far; 0 for an unknown transfer.
+  virtual uint64_t BytesArrived(const TransferId& /*id*/, uint64_t /*epoch*/) const { return 0; }
   virtual KvTransferCounters Counters() const { return {}; }
 };
 

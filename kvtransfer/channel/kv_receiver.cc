@@ -73,6 +73,11 @@ class KvReceiverImpl : public KvReceiver {
     WakeHousekeeper();
   }
 
+  uint64_t BytesArrived(const TransferId& id, uint64_t epoch) const override {
+    const std::shared_ptr<IncomingTransfer> transfer = table_.Find({id, epoch});
+    return transfer == nullptr ? 0 : transfer->bytes_arrived();
+  }
+
   KvTransferCounters Counters() const override { return counters_.Snapshot(); }
 
  private:

@@ -34,6 +34,12 @@ class FakeReceiver : public kvtransfer::KvReceiver {
   }
   void Cancel(const TransferId& id, uint64_t) override { cancelled.insert(id.ToHex()); }
 
+  uint64_t BytesArrived(const TransferId& id, uint64_t) const override {
+    const auto it = arrived.find(id.ToHex());
+    return it == arrived.end() ? 0 : it->second;
+  }
+
+  std::map<std::string, uint64_t> arrived;               // by transfer
   std::map<std::string, std::vector<int32_t>> expected;  // by transfer
   std::set<std::string> cancelled;
 

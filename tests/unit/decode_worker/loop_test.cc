@@ -151,8 +151,11 @@ TEST(LoopTest, AnEndAtTheFirstTokenNeedsNoKv) {
   EXPECT_EQ(one.Finish(), FinishReason::kLength);
   h.ExpectFinished(end);
   EXPECT_EQ(end.Finish(), FinishReason::kStop);
-  // The senders may still write.
-  EXPECT_EQ(h.pool.counts().quarantined, 12);
+  // Of the first it was known before: nothing is shipped for it. The other's sender may still
+  // write.
+  EXPECT_EQ(h.caller.calls[0]->call.first_block, 5);
+  EXPECT_TRUE(h.caller.calls[0]->call.block_ids.empty());
+  EXPECT_EQ(h.pool.counts().quarantined, 6);
   for (auto& call : h.caller.calls) {
     EXPECT_TRUE(h.receiver.cancelled.contains(call->call.transfer.ToHex()));
     h.Quiet(*call);
@@ -426,6 +429,27 @@ TEST(LoopTest, KvThatNeverComesIsComputedHere) {
   EXPECT_EQ(h.pool.counts().quarantined, 6);
   h.Quiet(*h.caller.calls[0]);
   h.StepAll();
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, ATransferThatMovesIsNotLate) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 1);
+  h.Step();
+  FakeCall& call = *h.caller.calls[0];
+  h.Reply(call);
+  for (int i = 0; i < 10; ++i) {  // 90 s, where 10 without progress are too many
+    h.receiver.arrived[call.call.transfer.ToHex()] += 1000;
+    h.Step();
+    h.clock.Advance(absl::Seconds(9));
+  }
+  EXPECT_TRUE(h.receiver.cancelled.empty());
+  EXPECT_EQ(h.decode_metrics.kv_recomputes.Value(), 0);
+  h.Write(call);
+  h.Seal(call);
+  h.Quiet(call);
+  h.StepAll();
+  h.ExpectFinished(client);
   h.ExpectNoLeak();
 }
 
