@@ -38,6 +38,7 @@ struct Case {
   bool skip_single_rows = false;
   bool split = false;
   int layout = 0;  // seed of the order of blocks
+  bool batch_invariant = false;
 };
 
 __device__ float QueryAt(const Shape& s, int sequence, int position, int head, int d) {
@@ -153,6 +154,8 @@ struct Batch {
     out.Poison();
     kv.Poison();
     partial.Poison();
+    flags = DeviceArray<uint32_t>(PrefillAttentionFlags(multiprocessors));
+    flags.Zero();
     for (size_t i = 0; i < c.items.size(); ++i) {
       const Item& item = c.items[i];
       if (item.start < 0) continue;
@@ -173,7 +176,9 @@ struct Batch {
     args.first_blocks = first_blocks.get();
     args.blocks = blocks.get();
     args.out = out.get();
-    args.partial = c.split ? partial.get() : nullptr;
+    args.partial = c.split || c.batch_invariant ? partial.get() : nullptr;
+    args.flags = c.split ? flags.get() : nullptr;
+    args.batch_invariant = c.batch_invariant;
     args.num_items = static_cast<int>(c.items.size());
     args.rows = rows;
     args.max_item_rows = max_item_rows;
@@ -194,6 +199,7 @@ struct Batch {
   DeviceArray<int32_t> first_rows, starts, first_blocks, blocks;
   DeviceArray<BFloat16> q, kv, out;
   DeviceArray<float> partial;
+  DeviceArray<uint32_t> flags;
 };
 
 using Kernel = cudaError_t (*)(const PrefillAttentionArgs&, const LaunchOptions&);
@@ -234,6 +240,8 @@ void Test(Kernel kernel, const Case& c) {
   }
   const std::vector<float> wanted = reference.ToHost();
   const std::vector<BFloat16> got = Run(kernel, c, batch);
+  int flags_left = 0;
+  for (const uint32_t flag : batch.flags.ToHost()) flags_left += flag != 0 ? 1 : 0;
 
   double difference = 0, norm = 0, worst = 0;
   int bad = 0, shown = 0, touched = 0;
@@ -277,42 +285,62 @@ void Test(Kernel kernel, const Case& c) {
     }
   }
   const double error = norm == 0 ? 0 : std::sqrt(difference / norm);
-  const bool passed = error <= kLimit && bad == 0 && touched == 0;
+  const bool passed = error <= kLimit && bad == 0 && touched == 0 && flags_left == 0;
   if (!passed) ++failures;
-  std::printf("%s %s: error %.2e, worst row %.2e, bad rows %d, touched %d\n",
-              passed ? "passed" : "FAILED", c.name.c_str(), error, worst, bad, touched);
+  std::printf("%s %s: error %.2e, worst row %.2e, bad rows %d, touched %d, flags left %d\n",
+              passed ? "passed" : "FAILED", c.name.c_str(), error, worst, bad, touched, flags_left);
   std::fflush(stdout);
 }
 
-// The same sequence in one piece, in chunks, and in company: the same bits.
-void TestInvariance(Kernel kernel, const Shape& shape) {
-  constexpr int kRows = 1000;
+// The same sequence in one piece, in chunks, row by row, and in company: the same bits.
+void TestInvariance(Kernel kernel, const Shape& shape, bool batch_invariant, int rows) {
   const auto run = [&](std::vector<Item> items, int layout) {
     Case c{"", shape, std::move(items)};
     c.layout = layout;
+    c.batch_invariant = batch_invariant;
     const Batch batch(c);
     return Run(kernel, c, batch);
   };
   const size_t width = static_cast<size_t>(shape.heads) * shape.head_dim;
-  const std::vector<BFloat16> whole = run({{0, kRows, 1}}, 1);
-  int cut = 0, different = 0;
-  for (const int length : {1, 130, 47, 512, 310}) {
-    const std::vector<BFloat16> part =
-        run({{77, 9, 2}, {cut, length, 1}, {500, 300, 3}}, 2 + length);
-    for (int row = 0; row < length; ++row) {
-      different += std::memcmp(&part[(9 + static_cast<size_t>(row)) * width],
-                               &whole[static_cast<size_t>(cut + row) * width], width * 2) != 0
+  const std::vector<BFloat16> whole = run({{0, rows, 1}}, 1);
+  int compared = 0;
+  std::string which;  // chunks that differ
+  const auto compare = [&](const std::vector<BFloat16>& part, size_t first, int start, int count) {
+    int different = 0;
+    for (int row = 0; row < count; ++row) {
+      different += std::memcmp(&part[(first + static_cast<size_t>(row)) * width],
+                               &whole[static_cast<size_t>(start + row) * width], width * 2) != 0
                        ? 1
                        : 0;
     }
+    compared += count;
+    if (different != 0) {
+      which.append(" ").append(std::to_string(different)).append(" of ");
+      which.append(std::to_string(count)).append(" at ").append(std::to_string(start));
+    }
+  };
+  int cut = 0;
+  for (const int length : {1, 130, 47, 512, 310, rows - 1000}) {
+    if (length == 0) continue;
+    compare(run({{77, 9, 2}, {cut, length, 1}, {500, 300, 3}}, 2 + length), 9, cut, length);
     cut += length;
   }
-  // A last chunk short enough for other tiles.
-  const std::vector<BFloat16> last = run({{kRows - 5, 5, 1}}, 9);
-  different += std::memcmp(last.data(), &whole[(kRows - 5) * width], 5 * width * 2) != 0 ? 1 : 0;
-  if (different != 0 || cut != kRows) ++failures;
-  std::printf("%s batch invariance, head_dim %d: %d rows differ\n",
-              different == 0 ? "passed" : "FAILED", shape.head_dim, different);
+  // Chunks short enough for other tiles, alone and among others.
+  compare(run({{rows - 5, 5, 1}}, 9), 0, rows - 5, 5);
+  compare(run({{rows - 20, 20, 1}, {3, 2, 2}}, 10), 0, rows - 20, 20);
+  // As sequences decode: alone, and so many that none is cut for the sake of balance.
+  for (const int start : {0, 127, 999, rows / 2, rows - 1}) {
+    if (start >= rows) continue;
+    compare(run({{start, 1, 1}}, 11), 0, start, 1);
+    std::vector<Item> many = {{start, 1, 1}, {2 * rows, 1, 2}};
+    for (int i = 0; i < 150; ++i) many.push_back({rows - i, 1, 3});
+    compare(run(many, 12), 0, start, 1);
+  }
+  if (!which.empty() || cut != rows) ++failures;
+  std::printf("%s batch invariance%s, head_dim %d, %d rows: of %d compared differ:%s\n",
+              which.empty() ? "passed" : "FAILED", batch_invariant ? " promised" : "",
+              shape.head_dim, rows, compared, which.empty() ? " none" : which.c_str());
+  std::fflush(stdout);
 }
 
 std::vector<Case> Cases() {
@@ -375,6 +403,37 @@ std::vector<Case> Cases() {
       }
     }
   }
+  // Units dealt by tiles.
+  cases.push_back({"split: second turn", big, {{4096, 512, 1}}, false, true});
+  cases.push_back({"split: second turn off a tile", big, {{4001, 500, 1}}, false, true});
+  cases.push_back({"split: chunk", big, {{3000, 1000, 1}}, false, true});
+  cases.push_back({"split: two chunks", big, {{2500, 300, 1}, {100, 290, 2}}, false, true});
+  // Cut at fixed positions.
+  for (const int start : {0, 1800, 1990, 2047, 2048, 6000}) {
+    for (const int rows : {1, 5, 100, 300}) {
+      cases.push_back(
+          {"batch-invariant: " + std::to_string(rows) + " rows after " + std::to_string(start),
+           big,
+           {{start, rows, start + 1}},
+           false,
+           false,
+           0,
+           true});
+    }
+  }
+  cases.push_back({"batch-invariant: 6000 rows", big, {{0, 6000, 3}}, false, false, 0, true});
+  cases.push_back({"batch-invariant: head_dim 64",
+                   small,
+                   {{2040, 20, 1}, {5000, 1, 2}},
+                   false,
+                   false,
+                   0,
+                   true});
+  cases.push_back({"batch-invariant: many items", big, many, false, false, 0, true});
+  cases.push_back({"batch-invariant: mixed", big, mixed, false, false, 0, true});
+  std::vector<Item> decoding;
+  for (int i = 0; i < 16; ++i) decoding.push_back({i * 411, 1, i});
+  cases.push_back({"batch-invariant: decoding", big, decoding, false, false, 0, true});
   cases.push_back({"split: short", big, {{0, 100, 1}, {300, 20, 2}}, false, true});
   cases.push_back({"split: uneven", small, {{10, 100, 1}, {5000, 20, 2}}, false, true});
   cases.push_back({"split: not needed", big, {{0, 700, 1}}, false, true});
@@ -435,7 +494,10 @@ void TestAll(const char* name, Kernel kernel, const std::vector<int>& head_dims,
   }
   if (pattern != nullptr) return;
   for (const int head_dim : head_dims) {
-    TestInvariance(kernel, head_dim == 128 ? Shape{} : Shape{14, 2, head_dim, 32});
+    const Shape shape = head_dim == 128 ? Shape{} : Shape{14, 2, head_dim, 32};
+    TestInvariance(kernel, shape, false, 1000);
+    TestInvariance(kernel, shape, true, 1000);
+    TestInvariance(kernel, shape, true, 5000);
   }
   TestOverlap(kernel, false);
   TestOverlap(kernel, true);

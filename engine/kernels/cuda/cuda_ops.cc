@@ -15,7 +15,8 @@
 // for queries, keys and values and for the residual products; of the others Hopper's save too much.
 //
 // --batch-invariant: the hopper products without their scratch memory, else cuBLASLt with one
-// algorithm for all numbers of rows; all attention by the kernels for runs, never split.
+// algorithm for all numbers of rows; all attention by the kernels for runs, which split positions
+// at fixed ones or never.
 #include "engine/kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
@@ -166,6 +167,7 @@ class CudaOps final : public Ops {
     HopperScratch hopper;
     DecodeAttentionScratch decode;
     float* prefill_partial = nullptr;
+    uint32_t* prefill_flags = nullptr;
     std::byte* sample = nullptr;
   };
   size_t Carve(std::byte* base);
@@ -278,8 +280,8 @@ size_t CudaOps::Carve(std::byte* base) {
   carver.Take(DecodeAttentionParts(head_dim, multiprocessors), &m.decode.parts);
   carver.Take(static_cast<size_t>(multiprocessors), &m.decode.launches);
   m.decode.turns = m.skinny.turns;
-  carver.Take(s.batch_invariant ? 0 : PrefillAttentionPartialFloats(head_dim, multiprocessors),
-              &m.prefill_partial);
+  carver.Take(PrefillAttentionPartialFloats(head_dim, multiprocessors), &m.prefill_partial);
+  carver.Take(PrefillAttentionFlags(multiprocessors), &m.prefill_flags);
   carver.Take(SampleScratchBytes(AsInt(s.max_logit_rows), AsInt(s.vocab)), &m.sample);
   return carver.used();
 }
@@ -667,6 +669,8 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
     runs.blocks = batch.blocks;
     runs.out = static_cast<__nv_bfloat16*>(args.out);
     runs.partial = scratch_.prefill_partial;
+    runs.flags = scratch_.prefill_flags;
+    runs.batch_invariant = shape_.batch_invariant;
     runs.num_items = batch.num_items;
     runs.rows = batch.num_rows;
     runs.max_item_rows = batch.max_item_rows;
@@ -680,7 +684,7 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
     runs.scale = args.scale;
     // Few rows fill FlashInfer's smaller tiles better, and it cuts a long sequence into more parts.
     // The one or the other, with other bits: only where a row's company may count.
-    const bool few_rows = runs.partial != nullptr && runs.rows <= kFewPrefillRows;
+    const bool few_rows = !runs.batch_invariant && runs.rows <= kFewPrefillRows;
     const cudaError_t error = options_.hopper && !few_rows
                                   ? HopperPrefillAttention(runs, Beside(stream))
                                   : FlashPrefillAttention(runs, Beside(stream));

@@ -224,7 +224,7 @@ __global__ __launch_bounds__(kMergeWarps *
 // takes head_dim / 2 + 1.
 int PartsOf(const PrefillAttentionArgs& args, int slots, int multiprocessors) {
   constexpr int kLeastPositions = 256;
-  if (args.partial == nullptr) return 1;
+  if (args.partial == nullptr || args.batch_invariant) return 1;
   return std::min({2 * multiprocessors / (slots * args.kv_heads),
                    2 * 128 * multiprocessors / (args.rows * args.heads),
                    args.max_length / kLeastPositions, kMaxParts});

@@ -24,15 +24,15 @@ __global__ __launch_bounds__(kThreads, 1) void HopperPrefillKernel(
 #endif
 }
 
-constexpr int kMergeThreads = 256;
-constexpr int kMergeSharedBytes = sizeof(Schedule) + sizeof(ScheduleScratch);
+constexpr int kAddThreads = 512;
+constexpr int kAddSharedBytes = sizeof(WorkList) + sizeof(WorkListScratch);
 
 template <int kDim, int kTile>
-__global__ __launch_bounds__(kMergeThreads) void HopperPrefillMergeKernel(
-    const __grid_constant__ KernelArgs args, int blocks) {
+__global__ __launch_bounds__(kAddThreads) void HopperPrefillAddKernel(
+    const __grid_constant__ KernelArgs args) {
 #ifdef TANDEM_HOPPER
   extern __shared__ __align__(128) unsigned char shared[];
-  Merge<kDim, kTile>(args, blocks, shared);
+  AddParts<kDim, kTile>(args, shared);
 #endif
 }
 
@@ -100,13 +100,18 @@ cudaError_t LaunchShape(const PrefillAttentionArgs& args, const LaunchOptions& o
   KernelArgs kept{args};
   const int group = args.heads / args.kv_heads;
   if (group <= kUnitRows && UnitsOfLongest(args, group) < UnitsOfLongest(args, 1) &&
-      args.rows / (kUnitRows / group) + args.num_items <= kMaxUnits) {
+      args.rows / (kUnitRows / group) + args.num_items <= kMaxRuns) {
     kept.pack = group;
   }
   kept.unit_queries = kUnitRows / kept.pack;
+  kept.group_queries = kGroupRows / kept.pack;
+  kept.exponent_scale = args.scale * 1.44269504088896341f;
+  kept.score_scale = 1 / kept.exponent_scale;
   // Twice L2 and more: the order costs a little balance.
   constexpr int64_t kFarPages = int64_t{128} << 20;
-  kept.kv_head_first = int64_t{4} * args.max_length * args.kv_heads * kDim > kFarPages;
+  kept.unit_heads = args.heads / kept.pack;
+  const bool far = int64_t{4} * args.max_length * args.kv_heads * kDim > kFarPages;
+  kept.round_heads = far ? kept.unit_heads / args.kv_heads : kept.unit_heads;
   while (kept.piece_positions < 64 && args.block_size % (2 * kept.piece_positions) == 0 &&
          kTile % (2 * kept.piece_positions) == 0) {
     kept.piece_positions *= 2;
@@ -126,31 +131,50 @@ cudaError_t LaunchShape(const PrefillAttentionArgs& args, const LaunchOptions& o
   const int64_t most = (static_cast<int64_t>(args.rows) / kept.unit_queries + args.num_items) *
                        (args.heads / kept.pack);
   const int64_t least = UnitsOfLongest(args, kept.pack);
-  const bool may_split = args.partial != nullptr && 2 * least <= options.multiprocessors;
-  const int blocks = may_split ? options.multiprocessors
-                               : static_cast<int>(std::min<int64_t>(most, options.multiprocessors));
-  if (!may_split) kept.partial = nullptr;
-  error = Launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, L::kSharedBytes, options,
-                 kept, q_map, kv_map);
-  if (error != cudaSuccess || !may_split) return error;
-  return Launch(HopperPrefillMergeKernel<kDim, kTile>, dim3(static_cast<unsigned>(blocks)),
-                kMergeThreads, kMergeSharedBytes, options, kept, blocks);
+  kept.thread_blocks = options.multiprocessors;
+  kept.part_rows = std::min(kUnitRows, args.max_item_rows * kept.pack);
+  kept.room = options.multiprocessors * kUnitRows / kept.part_rows;
+  if (args.batch_invariant) {
+    kept.may_part = args.max_length > kCutPositions &&
+                    DivideUp(args.max_length, kCutPositions) * least <= kept.room;
+  } else {
+    // A unit too long for its thread block is shared by a few with its like, by many if it is
+    // alone.
+    constexpr int kRounds = 4;
+    kept.may_part = args.partial != nullptr && 2 * least <= kept.thread_blocks;
+    kept.may_even = args.partial != nullptr && args.flags != nullptr && !kept.may_part &&
+                    most <= kRounds * kept.thread_blocks;
+  }
+  if (!kept.may_part && !kept.may_even) {
+    kept.thread_blocks = static_cast<int>(std::min<int64_t>(most, kept.thread_blocks));
+  }
+  const dim3 blocks(static_cast<unsigned>(kept.thread_blocks));
+  error = Launch(kernel, blocks, kThreads, L::kSharedBytes, options, kept, q_map, kv_map);
+  if (error != cudaSuccess || !kept.may_part) return error;
+  return Launch(HopperPrefillAddKernel<kDim, kTile>, blocks, kAddThreads, kAddSharedBytes, options,
+                kept);
 }
 
 }  // namespace
 
 size_t PrefillAttentionPartialFloats(int head_dim, int multiprocessors) {
-  return static_cast<size_t>(multiprocessors) * kUnitRows *
-         static_cast<size_t>(head_dim + kPartialStride);
+  const int place = head_dim <= 64 ? kPlaceFloats<64> : kPlaceFloats<128>;
+  return static_cast<size_t>(multiprocessors) *
+         static_cast<size_t>(place + kUnitRows * (head_dim + kPartHeader));
+}
+
+size_t PrefillAttentionFlags(int multiprocessors) {
+  return static_cast<size_t>(multiprocessors) * kWarpsOfPlace;
 }
 
 cudaError_t HopperPrefillAttention(const PrefillAttentionArgs& args, const LaunchOptions& options) {
   if (args.rows < 1 || args.num_items < 1) return cudaSuccess;
+  if (args.batch_invariant && args.partial == nullptr) return cudaErrorInvalidValue;
   if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.block_size % kMinPiece != 0) {
     return cudaErrorInvalidValue;
   }
   if (!IsHopper()) return cudaErrorNotSupported;
-  if (args.rows / kUnitRows + args.num_items > kMaxUnits) return cudaErrorNotSupported;
+  if (args.rows / kUnitRows + args.num_items > kMaxRuns) return cudaErrorNotSupported;
   if (args.head_dim == 128) return LaunchShape<128, 128>(args, options);
   if (args.head_dim == 64) return LaunchShape<64, 128>(args, options);
   return cudaErrorNotSupported;

@@ -58,6 +58,7 @@ __device__ inline uint64_t DescribeMatrix(uint32_t address, uint32_t next_column
                  : __VA_ARGS__                                                                 \
                  : "l"(a), "l"(b), "n"(kAdd ? 1 : 0));                                         \
   }
+TANDEM_PRODUCT_SHARED(64, 32, TANDEM_D32, "%32", "%33", "%34", TANDEM_F32(d, 0))
 TANDEM_PRODUCT_SHARED(128, 64, TANDEM_D64, "%64", "%65", "%66", TANDEM_F32(d, 0), TANDEM_F32(d, 32))
 #undef TANDEM_PRODUCT_SHARED
 

@@ -33,9 +33,13 @@ struct PrefillAttentionArgs {
   const int32_t* blocks = nullptr;
   __nv_bfloat16* out = nullptr;  // [rows][heads][head_dim], 16-byte aligned
   // Scratch, PrefillAttentionPartialFloats() elements: with it, positions are split between thread
-  // blocks where there are too few rows to fill the device. Null: never; then a row's result is
-  // the same whatever the batch and the cut into chunks are.
+  // blocks where units of rows do not fill the device. Null: never.
   float* partial = nullptr;
+  uint32_t* flags =
+      nullptr;  // [PrefillAttentionFlags()]; zeros before and after; null: fewer splits
+  // A row's result is the same whatever the batch and the cut into chunks are: positions are split
+  // at fixed ones only. HopperPrefillAttention then needs `partial`.
+  bool batch_invariant = false;
   int num_items = 0, rows = 0;  // padding included
   // Bounds that the batch keeps, for the size of the launch: rows of the longest run, positions of
   // the longest sequence.
@@ -49,13 +53,14 @@ struct PrefillAttentionArgs {
 
 // How many floats `partial` has room for.
 size_t PrefillAttentionPartialFloats(int head_dim, int multiprocessors);
+size_t PrefillAttentionFlags(int multiprocessors);
 
 // sm_90a only: head_dim 64 or 128, any number of heads per KV head. cudaErrorNotSupported for other
 // shapes and devices: nothing is launched then.
 //
 // Order of summation: positions in tiles of a fixed size, counted from position 0, from a row's own
-// position downwards. Without `partial` nothing else enters a row's result: neither the other items
-// nor where its chunk begins.
+// position downwards. With `batch_invariant`, and also without `partial`, nothing else enters a
+// row's result: neither the other items nor where its chunk begins. The two differ.
 cudaError_t HopperPrefillAttention(const PrefillAttentionArgs& args, const LaunchOptions& options);
 
 // sm_80 and newer, FlashInfer's FA2 kernels.
