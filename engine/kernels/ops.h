@@ -6,7 +6,8 @@
 //
 // One step is
 //   Begin, then per layer Qkv, Attention, AddProjection, GateUp, AddProjection; then, for the rows
-//   whose logits are wanted, Logits and Sample.
+//   whose logits are wanted, Logits and Sample. Where these are few, SelectRows after the last
+//   Attention, so that the rest is computed of them alone.
 //
 // Rules for all:
 //  - Pointers lead into memory of the device; what lies in the arguments themselves is the host's.
@@ -146,10 +147,19 @@ struct GateUpArgs {
   void* out = nullptr;    // [rows][inner]
 };
 
+// to[i] = from[row_ids[i]]; the two do not overlap.
+struct SelectRowsArgs {
+  const int32_t* row_ids = nullptr;  // [count]
+  int count = 0;
+  const void* from = nullptr;
+  size_t row_bytes = 0;  // even
+  void* to = nullptr;
+};
+
 // logits[i] = projection(norm(hidden[row_ids[i]])).
 struct LogitsArgs {
   const float* hidden = nullptr;
-  const int32_t* row_ids = nullptr;  // [count]
+  const int32_t* row_ids = nullptr;  // [count]; null: row i is i
   int count = 0;                     // at most OpsShape::max_logit_rows
   Norm norm;
   Projection projection;
@@ -239,6 +249,7 @@ class Ops {
   virtual void Begin(const BeginArgs& args, Stream* stream) = 0;
   virtual void Qkv(const QkvArgs& args, Stream* stream) = 0;
   virtual void Attention(const AttentionArgs& args, Stream* stream) = 0;
+  virtual void SelectRows(const SelectRowsArgs& args, Stream* stream) = 0;
   virtual void AddProjection(const AddProjectionArgs& args, Stream* stream) = 0;
   virtual void GateUp(const GateUpArgs& args, Stream* stream) = 0;
   virtual void Logits(const LogitsArgs& args, Stream* stream) = 0;

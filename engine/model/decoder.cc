@@ -45,7 +45,8 @@ size_t Decoder::WorkspaceBytes(const ModelConfig& config, Element activation,
                                const DecoderLimits& limits) {
   const OpsShape shape = OpsShapeOf(config, Element::kFloat32, limits);
   const size_t activations = 2 * shape.q_width + 2 * shape.kv_width + shape.inner;
-  return shape.max_rows * (shape.hidden * sizeof(float) + activations * ElementSize(activation));
+  return shape.max_rows * (shape.hidden * sizeof(float) + activations * ElementSize(activation)) +
+         shape.max_logit_rows * shape.hidden * sizeof(float);
 }
 
 absl::Status Decoder::Allocate(const DecoderLimits& limits, Device* device) {
@@ -56,6 +57,8 @@ absl::Status Decoder::Allocate(const DecoderLimits& limits, Device* device) {
                           device->Allocate(rows * (shape.q_width + 2 * shape.kv_width) * element));
   TANDEM_ASSIGN_OR_RETURN(attended_, device->Allocate(rows * shape.q_width * element));
   TANDEM_ASSIGN_OR_RETURN(inner_, device->Allocate(rows * shape.inner * element));
+  TANDEM_ASSIGN_OR_RETURN(wanted_,
+                          device->Allocate(shape.max_logit_rows * shape.hidden * sizeof(float)));
   const ModelRope rope = RopeOf(config_);
   rope_scale_ = rope.scale;
   const size_t bytes = rope.frequencies.size() * sizeof(float);
@@ -70,8 +73,7 @@ Norm Decoder::NormOf(const VectorWeights& weight) const {
   return {weight.data(), config_.rms_norm_eps};
 }
 
-void Decoder::Attention(const LayerWeights& layer, const ForwardInput& input, const KvPages& pages,
-                        Stream* stream) {
+void Decoder::Attention(const ForwardInput& input, const KvPages& pages, Stream* stream) {
   AttentionArgs attention;
   attention.batch = input.batch;
   attention.queries = queries_.data();
@@ -80,31 +82,47 @@ void Decoder::Attention(const LayerWeights& layer, const ForwardInput& input, co
   attention.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   attention.out = attended_.data();
   ops_->Attention(attention, stream);
-  AddProjectionArgs add;
-  add.rows = input.batch->num_rows;
-  add.x = attended_.data();
-  add.projection = layer.output.projection();
-  add.next_norm = NormOf(layer.post_attention_norm);
-  add.hidden = hidden_.as<float>();
-  ops_->AddProjection(add, stream);
 }
 
-void Decoder::FeedForward(const LayerWeights& layer, const Norm& next_norm, int rows,
+Decoder::Rows Decoder::Select(const ForwardInput& input, const Rows& all, Stream* stream) {
+  SelectRowsArgs select;
+  select.row_ids = input.wanted;
+  select.count = input.num_wanted;
+  select.from = all.attended;
+  select.row_bytes = static_cast<size_t>(config_.num_heads) *
+                     static_cast<size_t>(config_.head_dim) * ElementSize(ops_->activation());
+  select.to = queries_.data();  // which attention has read
+  ops_->SelectRows(select, stream);
+  select.from = all.hidden;
+  select.row_bytes = static_cast<size_t>(config_.hidden_size) * sizeof(float);
+  select.to = wanted_.data();
+  ops_->SelectRows(select, stream);
+  return {wanted_.as<float>(), queries_.data(), input.num_wanted};
+}
+
+void Decoder::FinishLayer(const LayerWeights& layer, const Norm& next_norm, const Rows& rows,
                           Stream* stream) {
+  AddProjectionArgs output;
+  output.rows = rows.count;
+  output.x = rows.attended;
+  output.projection = layer.output.projection();
+  output.next_norm = NormOf(layer.post_attention_norm);
+  output.hidden = rows.hidden;
+  ops_->AddProjection(output, stream);
   GateUpArgs gate_up;
-  gate_up.rows = rows;
-  gate_up.hidden = hidden_.as<float>();
+  gate_up.rows = rows.count;
+  gate_up.hidden = rows.hidden;
   gate_up.norm = NormOf(layer.post_attention_norm);
   gate_up.projection = layer.gate_up.projection();
   gate_up.out = inner_.data();
   ops_->GateUp(gate_up, stream);
-  AddProjectionArgs add;
-  add.rows = rows;
-  add.x = inner_.data();
-  add.projection = layer.down.projection();
-  add.next_norm = next_norm;
-  add.hidden = hidden_.as<float>();
-  ops_->AddProjection(add, stream);
+  AddProjectionArgs down;
+  down.rows = rows.count;
+  down.x = inner_.data();
+  down.projection = layer.down.projection();
+  down.next_norm = next_norm;
+  down.hidden = rows.hidden;
+  ops_->AddProjection(down, stream);
 }
 
 void Decoder::Forward(const ForwardInput& input, const KvRegion& kv, Stream* stream) {
@@ -146,16 +164,19 @@ void Decoder::Forward(const ForwardInput& input, const KvRegion& kv, Stream* str
     if (!input.layer_ready.empty()) stream->Record(input.layer_ready[i].get());
     // Nothing reads the last layer's output if nobody wants logits.
     if (last && !input.need_hidden) return;
-    Attention(layer, input, pages, stream);
+    Attention(input, pages, stream);
+    Rows rows{hidden_.as<float>(), attended_.data(), input.batch->num_rows};
+    selected_ = last && input.wanted != nullptr && input.num_wanted < rows.count;
+    if (selected_) rows = Select(input, rows, stream);
     const VectorWeights& next = last ? weights_.final_norm : weights_.layers[i + 1].input_norm;
-    FeedForward(layer, NormOf(next), input.batch->num_rows, stream);
+    FinishLayer(layer, NormOf(next), rows, stream);
   }
 }
 
 void Decoder::Logits(const int32_t* row_ids, int count, float* out, Stream* stream) {
   LogitsArgs args;
-  args.hidden = hidden_.as<float>();
-  args.row_ids = row_ids;
+  args.hidden = selected_ ? wanted_.as<float>() : hidden_.as<float>();
+  args.row_ids = selected_ ? nullptr : row_ids;
   args.count = count;
   args.norm = NormOf(weights_.final_norm);
   args.projection = weights_.head.projection();

@@ -30,6 +30,10 @@ struct ForwardInput {
   const RaggedBatch* host = nullptr;   // the same in memory of the host
   const int32_t* drawn = nullptr;      // by the step before, see BeginArgs
   bool need_hidden = true;             // false: nobody will ask for logits, only KV is wanted
+  // The rows that Logits will be asked for, all of them in one call, in memory of the device; null:
+  // not known. Of the last layer no others are computed.
+  const int32_t* wanted = nullptr;  // [num_wanted], at most DecoderLimits::max_logit_rows
+  int num_wanted = 0;
   // [num_layers] or empty: recorded as soon as a layer's KV of the whole batch is written.
   std::span<const std::shared_ptr<Event>> layer_ready;
 };
@@ -46,10 +50,10 @@ class Decoder {
                                                          const DecoderLimits& limits,
                                                          Device* device, Ops* ops);
 
-  // Computes all rows and writes their KV into `kv`.
+  // Computes all rows, but for ForwardInput::wanted, and writes their KV into `kv`.
   void Forward(const ForwardInput& input, const KvRegion& kv, Stream* stream);
   // Logits of some rows of the last Forward (which had need_hidden): out is [count][vocab]. Both
-  // pointers lead into memory of the device.
+  // pointers lead into memory of the device. Where that was told the wanted rows, of these.
   void Logits(const int32_t* row_ids, int count, float* out, Stream* stream);
 
   const ModelConfig& config() const { return config_; }
@@ -59,20 +63,30 @@ class Decoder {
   Decoder(ModelConfig config, ModelWeights weights, Ops* ops)
       : config_(std::move(config)), weights_(std::move(weights)), ops_(ops) {}
   absl::Status Allocate(const DecoderLimits& limits, Device* device);
-  void Attention(const LayerWeights& layer, const ForwardInput& input, const KvPages& pages,
-                 Stream* stream);
-  void FeedForward(const LayerWeights& layer, const Norm& next_norm, int rows, Stream* stream);
+  // Rows of the residual stream, and what attention left for them.
+  struct Rows {
+    float* hidden = nullptr;
+    const void* attended = nullptr;
+    int count = 0;
+  };
+  void Attention(const ForwardInput& input, const KvPages& pages, Stream* stream);
+  // The wanted rows of `all`, elsewhere.
+  Rows Select(const ForwardInput& input, const Rows& all, Stream* stream);
+  void FinishLayer(const LayerWeights& layer, const Norm& next_norm, const Rows& rows,
+                   Stream* stream);
   Norm NormOf(const VectorWeights& weight) const;
 
   const ModelConfig config_;
   const ModelWeights weights_;
   Ops* const ops_;
   float rope_scale_ = 1;
-  Buffer frequencies_;  // float [head_dim / 2]
-  Buffer hidden_;       // float [max_rows][hidden]: the residual stream
-  Buffer queries_;      // activation [max_rows][q_width + 2 * kv_width]
-  Buffer attended_;     // activation [max_rows][q_width]
-  Buffer inner_;        // activation [max_rows][intermediate]
+  Buffer frequencies_;     // float [head_dim / 2]
+  Buffer hidden_;          // float [max_rows][hidden]: the residual stream
+  Buffer queries_;         // activation [max_rows][q_width + 2 * kv_width]
+  Buffer attended_;        // activation [max_rows][q_width]
+  Buffer inner_;           // activation [max_rows][intermediate]
+  Buffer wanted_;          // float [max_logit_rows][hidden]
+  bool selected_ = false;  // the last Forward's output is wanted_
 };
 
 }  // namespace tandem::engine

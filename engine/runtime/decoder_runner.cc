@@ -231,6 +231,10 @@ void DecoderRunner::Compute(const StepView& inputs, const RaggedBatch* host, int
   forward.host = host;
   forward.drawn = drawn_before;
   forward.need_hidden = wanted > 0;
+  if (wanted <= options_.max_logit_rows) {
+    forward.wanted = inputs.logit_rows;
+    forward.num_wanted = wanted;
+  }
   forward.layer_ready = layer_ready;
   decoder_->Forward(forward, kv_, stream_.get());
   for (int first = 0; first < wanted; first += options_.max_logit_rows) {

@@ -174,6 +174,9 @@ class DeferredOps final : public Ops {
       cpu_.Attention(a, s);
     });
   }
+  void SelectRows(const SelectRowsArgs& args, Stream* stream) override {
+    Give(stream, [this, a = args, s = stream] { cpu_.SelectRows(a, s); });
+  }
   void AddProjection(const AddProjectionArgs& args, Stream* stream) override {
     Give(stream, [this, a = args, s = stream] { cpu_.AddProjection(a, s); });
   }

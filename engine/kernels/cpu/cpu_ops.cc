@@ -121,6 +121,15 @@ void CpuOps::Attention(const AttentionArgs& args, Stream*) {
                  static_cast<float*>(args.out), shape_.q_width, threads_);
 }
 
+void CpuOps::SelectRows(const SelectRowsArgs& args, Stream*) {
+  for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
+    std::memcpy(static_cast<std::byte*>(args.to) + i * args.row_bytes,
+                static_cast<const std::byte*>(args.from) +
+                    static_cast<size_t>(args.row_ids[i]) * args.row_bytes,
+                args.row_bytes);
+  }
+}
+
 void CpuOps::AddProjection(const AddProjectionArgs& args, Stream*) {
   const size_t rows = static_cast<size_t>(args.rows);
   Project(args.projection, static_cast<const float*>(args.x), rows, normed_);
@@ -141,8 +150,8 @@ void CpuOps::GateUp(const GateUpArgs& args, Stream*) {
 void CpuOps::Logits(const LogitsArgs& args, Stream*) {
   const size_t count = static_cast<size_t>(args.count), hidden = shape_.hidden;
   for (size_t i = 0; i < count; ++i) {
-    std::memcpy(normed_ + i * hidden, args.hidden + static_cast<size_t>(args.row_ids[i]) * hidden,
-                hidden * sizeof(float));
+    const size_t row = args.row_ids == nullptr ? i : static_cast<size_t>(args.row_ids[i]);
+    std::memcpy(normed_ + i * hidden, args.hidden + row * hidden, hidden * sizeof(float));
   }
   RmsNorm(normed_, args.norm.weight, args.norm.epsilon, count, hidden, normed_, threads_);
   Project(args.projection, normed_, count, args.logits);

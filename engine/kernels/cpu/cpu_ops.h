@@ -29,6 +29,7 @@ class CpuOps final : public Ops {
   void Begin(const BeginArgs& args, Stream* stream) override;
   void Qkv(const QkvArgs& args, Stream* stream) override;
   void Attention(const AttentionArgs& args, Stream* stream) override;
+  void SelectRows(const SelectRowsArgs& args, Stream* stream) override;
   void AddProjection(const AddProjectionArgs& args, Stream* stream) override;
   void GateUp(const GateUpArgs& args, Stream* stream) override;
   void Logits(const LogitsArgs& args, Stream* stream) override;

@@ -108,6 +108,7 @@ class CudaOps final : public Ops {
   void Begin(const BeginArgs& args, Stream* stream) override;
   void Qkv(const engine::QkvArgs& args, Stream* stream) override;
   void Attention(const AttentionArgs& args, Stream* stream) override;
+  void SelectRows(const SelectRowsArgs& args, Stream* stream) override;
   void AddProjection(const AddProjectionArgs& args, Stream* stream) override;
   void GateUp(const engine::GateUpArgs& args, Stream* stream) override;
   void Logits(const engine::LogitsArgs& args, Stream* stream) override;
@@ -711,6 +712,11 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
 }
 
 // --- the residual stream ---
+
+void CudaOps::SelectRows(const SelectRowsArgs& args, Stream* stream) {
+  TANDEM_CUDA_CHECK(
+      CopyRows(args.from, args.row_ids, args.count, args.row_bytes, args.to, After(stream)));
+}
 
 void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
   const int outputs = AsInt(shape_.hidden), inputs = AsInt(args.projection.weight.k);

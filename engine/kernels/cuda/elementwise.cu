@@ -142,6 +142,16 @@ __global__ __launch_bounds__(kThreads) void ScaleRowsKernel(const float* x, cons
   if (threadIdx.x == 0) square_sums[row] = squares;
 }
 
+// A thread block per row, `pieces` of T.
+template <typename T>
+__global__ __launch_bounds__(kThreads) void CopyRowsKernel(const T* from, const int32_t* row_ids,
+                                                           int64_t pieces, T* to) {
+  WaitForPredecessor();
+  from += row_ids[blockIdx.x] * pieces;
+  to += blockIdx.x * pieces;
+  for (int64_t i = threadIdx.x; i < pieces; i += kThreads) to[i] = from[i];
+}
+
 // One warp per (row, head): queries, then keys, then values.
 __global__ __launch_bounds__(kThreads) void FinishQkvKernel(
     const __grid_constant__ FinishQkvArgs a) {
@@ -277,6 +287,17 @@ cudaError_t ScaleRows(const float* x, const int32_t* row_ids, const float* weigh
   if (rows < 1) return cudaErrorInvalidValue;
   return Launch(width % 4 == 0 ? ScaleRowsKernel<4> : ScaleRowsKernel<1>, BlocksFor(rows, 1),
                 kThreads, 0, options, x, row_ids, weight, width, scaled, squares);
+}
+
+cudaError_t CopyRows(const void* from, const int32_t* row_ids, int rows, size_t row_bytes, void* to,
+                     const LaunchOptions& options) {
+  if (rows < 1 || row_bytes % sizeof(uint16_t) != 0) return cudaErrorInvalidValue;
+  const auto launch = [&]<typename T>(T) {
+    return Launch(CopyRowsKernel<T>, BlocksFor(rows, 1), kThreads, 0, options,
+                  static_cast<const T*>(from), row_ids, static_cast<int64_t>(row_bytes / sizeof(T)),
+                  static_cast<T*>(to));
+  };
+  return row_bytes % sizeof(uint4) == 0 ? launch(uint4{}) : launch(uint16_t{});
 }
 
 cudaError_t FinishQkv(const FinishQkvArgs& args, const LaunchOptions& options) {

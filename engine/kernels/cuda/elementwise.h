@@ -50,6 +50,10 @@ cudaError_t ScaleRows(const float* x, const int32_t* row_ids, const float* weigh
                       int width, __nv_bfloat16* scaled, float* squares,
                       const LaunchOptions& options);
 
+// to[i] = from[row_ids[i]], rows of `row_bytes` bytes, an even number.
+cudaError_t CopyRows(const void* from, const int32_t* row_ids, int rows, size_t row_bytes, void* to,
+                     const LaunchOptions& options);
+
 // Bias, norms of heads, rotation (element i pairs with i + head_dim / 2), and the write of keys and
 // values to their pages [block][K|V][kv_head][block_size][head_dim].
 struct FinishQkvArgs {

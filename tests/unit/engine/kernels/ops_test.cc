@@ -351,6 +351,24 @@ TEST_P(OpsTest, LogitsAreOfTheRowsAskedFor) {
   ExpectNear(&got[kVocab], Projected(Normed(&x[4 * kHidden], kHidden, norm_), weight, bias));
 }
 
+TEST_P(OpsTest, RowsAreSelected) {
+  for (const size_t width : {size_t{3}, size_t{8}}) {
+    const std::vector<float> from = Random(5 * width);
+    float* to = Put(std::vector<float>(2 * width));
+    SelectRowsArgs args;
+    args.row_ids = Put(std::vector<int32_t>{1, 4});
+    args.count = 2;
+    args.from = Put(from);
+    args.row_bytes = width * sizeof(float);
+    args.to = to;
+    ops_->SelectRows(args, stream_.get());
+    std::vector<float> want(from.begin() + static_cast<ptrdiff_t>(width),
+                            from.begin() + static_cast<ptrdiff_t>(2 * width));
+    want.insert(want.end(), from.begin() + static_cast<ptrdiff_t>(4 * width), from.end());
+    EXPECT_EQ(Get(to, 2 * width), want);
+  }
+}
+
 class SampleTest : public OpsTest {
  protected:
   // Draws by `specs` from rows of logits; drawn_ and the results are what came out.

@@ -105,6 +105,28 @@ TEST(InvarianceTest, Fixtures) {
   }
 }
 
+// Who says which rows' logits it wants gets the same, though the last layer computes no others.
+TEST(InvarianceTest, WantedRowsAlone) {
+  constexpr int kTokens = 40;
+  std::mt19937 random(12);
+  auto test = ModelUnderTest::Load(SourcePath("tests/data/engine/qwen2-gqa"), Element::kFloat32, 1,
+                                   16, kPoolTokens / 16);
+  ASSERT_OK(test);
+  const std::vector<int32_t> tokens = RandomTokens(&random, kTokens, test->vocab());
+  const std::vector<int32_t> blocks = test->ShuffledBlocks(&random);
+  const std::vector<float> all = test->Run({{&tokens, 0, kTokens, &blocks}});
+  const std::vector<int32_t> wanted = {3, 17, kTokens - 1};
+  const std::vector<float> some = test->Run({{&tokens, 0, kTokens, &blocks}}, wanted);
+  ASSERT_EQ(some.size(), wanted.size() * test->vocab());
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const size_t row = static_cast<size_t>(wanted[i]);
+    EXPECT_EQ(std::memcmp(&some[i * test->vocab()], &all[row * test->vocab()],
+                          test->vocab() * sizeof(float)),
+              0)
+        << "row " << row;
+  }
+}
+
 TEST(InvarianceTest, SharedModels) {
   TANDEM_REQUIRE_SHARED();
   for (const char* name : {"tiny-gqa7", "tiny-mha", "tiny-yarn"}) {

@@ -65,8 +65,10 @@ struct ModelUnderTest {
     int count;
     const std::vector<int32_t>* blocks;
   };
-  // Computes the chunks in one pass; the logits of every row, one after the other.
-  std::vector<float> Run(const std::vector<Chunk>& chunks) {
+  // Computes the chunks in one pass; the logits of every row, one after the other, or of those that
+  // are wanted.
+  std::vector<float> Run(const std::vector<Chunk>& chunks,
+                         const std::vector<int32_t>& wanted = {}) {
     std::vector<int32_t> ids, positions, first_rows = {0}, starts, first_blocks = {0}, blocks, rows;
     for (const Chunk& c : chunks) {
       for (int i = c.start; i < c.start + c.count; ++i) {
@@ -100,11 +102,18 @@ struct ModelUnderTest {
     device_batch.starts = Copy(starts, &copies);
     device_batch.first_blocks = Copy(first_blocks, &copies);
     device_batch.blocks = Copy(blocks, &copies);
-    decoder->Forward({.batch = &device_batch, .host = &batch}, kv, stream.get());
+    if (!wanted.empty()) rows = wanted;
+    const int32_t* device_rows = Copy(rows, &copies);
+    const int count = static_cast<int>(rows.size());
+    ForwardInput input{.batch = &device_batch, .host = &batch};
+    if (!wanted.empty()) {
+      input.wanted = device_rows;
+      input.num_wanted = count;
+    }
+    decoder->Forward(input, kv, stream.get());
     std::vector<float> logits(rows.size() * vocab());
     const float* device_logits = Copy(logits, &copies);
-    decoder->Logits(Copy(rows, &copies), batch.num_rows, const_cast<float*>(device_logits),
-                    stream.get());
+    decoder->Logits(device_rows, count, const_cast<float*>(device_logits), stream.get());
     stream->CopyToHost(logits.data(), device_logits, logits.size() * sizeof(float));
     stream->Synchronize();
     return logits;
