@@ -1,5 +1,5 @@
-// The note that `tandem up` leaves for the other commands of the same user: where the cluster with a
-// public address is administered, and the secret that proves the right to. A file that only this
+// The note that `tandem up` leaves for the other commands of the same user: where the cluster with
+// a public address is administered, and the secret that proves the right to. A file that only this
 // user can read, in a directory that only this user can write.
 #pragma once
 

@@ -11,7 +11,9 @@ namespace {
 
 void AddFlags(FlagSet* flags, WorkerOptions* o) {
   flags->Add("--kv-listen", &o->kv_listen,
-             "address where prefill workers deliver KV blocks; port 0: any", "HOST:PORT");
+             "address where prefill workers deliver KV blocks; port 0: any; default: the host of "
+             "--listen, any port",
+             "HOST:PORT");
   flags->AddChoice("--role", &o->role, {"decode", "unified"},
                    "unified: prefill everything here, the baseline without disaggregation");
   flags->Add("--local-prefill-max-tokens", &o->local_prefill_max_tokens,

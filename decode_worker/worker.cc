@@ -74,13 +74,17 @@ absl::Status DecodeRole::Start(const worker::Frame& frame) {
 }
 
 absl::Status DecodeRole::StartTransfers(const worker::Frame& frame) {
-  TANDEM_ASSIGN_OR_RETURN(HostPort listen, ParseHostPort(options_.kv_listen));
+  TANDEM_ASSIGN_OR_RETURN(const HostPort listen,
+                          KvListenAddress(options_.kv_listen, *frame.process));
+  TANDEM_RETURN_IF_ERROR(
+      RequireSecretBeyondLoopback(frame.process->cluster_secret, "--kv-listen", listen.ToString()));
   kvtransfer::KvReceiverOptions kv;
   kv.listen_host = listen.host;
   kv.port = listen.port;
   kv.advertise_host = AdvertisedHost(*frame.process, listen.host);
   kv.region = frame.engine->region();
   kv.worker_id = frame.process->worker_id;
+  kv.cluster_secret = frame.process->cluster_secret;
   kv.capability_digest = frame.capability_digest;
   kv.transports = frame.process->kv_transport;
   kv.metrics = frame.metrics;
@@ -147,6 +151,23 @@ void DecodeRole::FillHello(internal::v1::Hello* hello) const {
 }
 
 }  // namespace
+
+absl::StatusOr<HostPort> KvListenAddress(const std::string& kv_listen,
+                                         const WorkerProcessOptions& process) {
+  TANDEM_ASSIGN_OR_RETURN(const HostPort rpc, ParseHostPort(process.listen));
+  HostPort kv = {rpc.host, 0};
+  if (!kv_listen.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(kv, ParseHostPort(kv_listen));
+  }
+  const std::string announced = AdvertisedHost(process, rpc.host);
+  if (IsLoopback(kv.host) && !IsLoopback(announced)) {
+    return InvalidArgument(
+        "KV blocks would be awaited at {} (--kv-listen; else the host of --listen), which no other "
+        "host reaches, but this worker is announced as {}: listen there, or on 0.0.0.0",
+        kv.ToString(), announced);
+  }
+  return kv;
+}
 
 absl::StatusOr<std::unique_ptr<WorkerProcess>> StartWorker(const WorkerOptions& options,
                                                            SignalWaiter* signals) {

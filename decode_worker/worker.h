@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "common/base/host_port.h"
 #include "common/rpc/worker_process.h"
 #include "engine/runtime/engine.h"
 
@@ -15,13 +16,18 @@ namespace tandem::decode {
 struct WorkerOptions {
   engine::EngineOptions engine;
   WorkerProcessOptions process;
-  std::string kv_listen = "127.0.0.1:0";
+  std::string kv_listen;        // HOST:PORT; empty: the host of --listen, any port
   std::string role = "decode";  // decode, unified
   int local_prefill_max_tokens = 32;
   double target_step_ms = -1;    // 0: off; -1: 30 on a GPU, off on a CPU
   double kv_seal_timeout = 10;   // s
   double prefill_timeout = 600;  // s
 };
+
+// Where to listen for KV blocks. INVALID_ARGUMENT where others, who are told this worker's host,
+// would not reach it there.
+absl::StatusOr<HostPort> KvListenAddress(const std::string& kv_listen,
+                                         const WorkerProcessOptions& process);
 
 // As worker::StartWorker.
 absl::StatusOr<std::unique_ptr<WorkerProcess>> StartWorker(const WorkerOptions& options,

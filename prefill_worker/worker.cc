@@ -66,6 +66,7 @@ absl::Status PrefillRole::StartSender(const worker::Frame& frame) {
   kvtransfer::KvSenderOptions sender;
   sender.region = frame.engine->region();
   sender.worker_id = frame.process->worker_id;
+  sender.cluster_secret = frame.process->cluster_secret;
   sender.capability_digest = frame.capability_digest;
   sender.transports = frame.process->kv_transport;
   sender.metrics = frame.metrics;

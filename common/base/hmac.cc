@@ -2,11 +2,10 @@
 
 #include <cstdint>
 
+#include "common/base/check.h"
 #include "openssl/crypto.h"
 #include "openssl/evp.h"
 #include "openssl/hmac.h"
-
-#include "common/base/check.h"
 
 namespace tandem {
 

@@ -12,16 +12,16 @@
 #include "grpcpp/security/tls_certificate_provider.h"
 #include "grpcpp/security/tls_certificate_verifier.h"
 #include "grpcpp/security/tls_credentials_options.h"
-#include "openssl/bio.h"
-#include "openssl/evp.h"
-#include "openssl/pem.h"
-#include "openssl/x509.h"
-#include "openssl/x509v3.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/log_limiter.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
+#include "openssl/bio.h"
+#include "openssl/evp.h"
+#include "openssl/pem.h"
+#include "openssl/x509.h"
+#include "openssl/x509v3.h"
 
 namespace tandem {
 namespace {
@@ -67,8 +67,8 @@ struct Claim {
 };
 
 std::string ClaimUri(const Claim& claim) {
-  return fmt::format("{}{}/{}/{}", kScheme, claim.party.role, absl::BytesToHexString(claim.party.id),
-                     absl::BytesToHexString(claim.proof));
+  return fmt::format("{}{}/{}/{}", kScheme, claim.party.role,
+                     absl::BytesToHexString(claim.party.id), absl::BytesToHexString(claim.proof));
 }
 
 std::optional<Claim> ParseClaim(std::string_view uri) {
@@ -163,7 +163,8 @@ class ClusterCredentialsImpl final : public ClusterCredentials {
     ASN1_TIME_set(X509_getm_notBefore(x509), 0);
     ASN1_TIME_set(X509_getm_notAfter(x509), kValidSeconds);
     X509_set_pubkey(x509, key.get());
-    const std::string uri = "URI:" + ClaimUri({self_, ProofOf(secret_, self_, PublicKeyBytes(x509))});
+    const std::string uri =
+        "URI:" + ClaimUri({self_, ProofOf(secret_, self_, PublicKeyBytes(x509))});
     X509_EXTENSION* names =
         X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, uri.c_str());
     const bool added = names != nullptr && X509_add_ext(x509, names, -1) == 1;

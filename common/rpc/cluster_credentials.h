@@ -1,5 +1,6 @@
 // Who is at the other end of an internal RPC: mutual TLS between keys that live as long as their
-// process, each vouched for by a proof of the cluster secret (docs/adr/006-who-may-talk-to-whom.md).
+// process, each vouched for by a proof of the cluster secret
+// (docs/adr/006-who-may-talk-to-whom.md).
 //
 // The proof is bound to the key, the role and the id, and TLS shows in every handshake, with fresh
 // nonces of both ends, that the peer holds the key: so a proof that was seen is of no use to anyone

@@ -140,9 +140,9 @@ absl::Status CheckCompatible(const Hello& receiver, const Hello& sender) {
                               wanted.begin, wanted.end(), sender.worker_id, held.begin, held.end());
   }
   if (receiver.capability_digest != sender.capability_digest) {
-    return FailedPrecondition("capability digest: {} has {}, {} has {}", receiver.worker_id,
-                              receiver.capability_digest, sender.worker_id,
-                              sender.capability_digest);
+    return FailedPrecondition(
+        "capability digest of {} and {} differ: model, dtype, block size or protocol version",
+        receiver.worker_id, sender.worker_id);
   }
   return absl::OkStatus();
 }

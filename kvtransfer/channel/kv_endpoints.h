@@ -19,13 +19,14 @@
 // and a sender that is stopped keeps the blocks in quarantine for as long as it is.
 //
 // Protocol (docs/kv_transfer.md has the wire format, the state machines and a table of failures).
-// Per peer: HELLO both ways (version, shape of the pool, capability digest, transports; a mismatch
-// is refused with a line that says what differs), the choice of a transport, a link self-test, then
-// transfers: OPEN with the token that Expect() returned, DATA frames in any order, FINISH with one
-// digest per block, RESULT back. QUIET or ABORT end a transfer early from either side. Everything a
-// frame claims is checked before a byte is written; only a connection that opened a transfer with
-// its token can write, and only to that transfer's blocks, each byte once. (A one-sided sender is
-// trusted to keep to the blocks that it was granted: it is a process of the same user.)
+// Per peer: proof of the cluster secret both ways, HELLO both ways (version, shape of the pool,
+// capability digest, transports; a mismatch is refused with a line that says what differs), the
+// choice of a transport, a link self-test, then transfers: OPEN with the token that Expect()
+// returned, DATA frames in any order, FINISH with one digest per block, RESULT back. QUIET or ABORT
+// end a transfer early from either side. Everything a frame claims is checked before a byte is
+// written; only a connection that opened a transfer with its token can write, and only to that
+// transfer's blocks, each byte once. (A one-sided sender is trusted to keep to the blocks that it
+// was granted: it is a process of the same user.)
 //
 // Thread-safe. Callbacks run on transport threads, without locks held; they must not block: they
 // push to the worker's inbox. They may call the endpoint, but not destroy it.
@@ -73,7 +74,8 @@ struct KvReceiverOptions {
   int port = 0;  // 0: any free port
   KvRegion region;
   std::string worker_id;
-  std::string capability_digest;  // senders must present the same
+  std::string cluster_secret;     // senders must prove it, before they say anything else
+  std::string capability_digest;  // and present the same of this
   // What to offer, as ParseTransports (transport/kv_transport.h) reads it.
   std::string transports = "auto";
   std::function<void(const TransferId&, uint64_t epoch, const TransferStats&)> on_sealed;
@@ -82,15 +84,19 @@ struct KvReceiverOptions {
   std::function<void(const TransferId&, uint64_t epoch, const absl::Status&)> on_failed;
   std::function<void(const TransferId&, uint64_t epoch)> on_quiet;
 
-  // A connection that has not opened a transfer with a right token by then is closed.
+  // A connection that has not proved the secret by then is closed, and one that has not opened a
+  // transfer with a right token so long after that; whatever it sends meanwhile.
   absl::Duration auth_timeout = absl::Seconds(5);
+  // Connections that have not proved the secret yet. Where there are more the oldest goes: a worker
+  // proves it in a moment, so strangers who hold theirs keep nobody out.
+  int max_strangers = 64;
   // A sender that stops inside a frame for so long is dead.
   absl::Duration io_timeout = absl::Seconds(20);
   // From FINISH until pieces that are still missing count as lost.
   absl::Duration incomplete_timeout = absl::Seconds(2);
   // From Cancel until a sender that does not say quiet has its connection closed.
   absl::Duration quiet_timeout = absl::Seconds(10);
-  int max_connections = 256;
+  int max_connections = 256;   // of workers
   Metrics* metrics = nullptr;  // not owned; exports the counters if given
   // For tests, not owned. nullptr: TCP, and the store over `region`.
   KvNetwork* network = nullptr;
@@ -127,6 +133,7 @@ class KvReceiver {
 struct KvSenderOptions {
   KvRegion region;
   std::string worker_id;
+  std::string cluster_secret;  // proved to receivers, who must prove it too
   std::string capability_digest;
   // What to use, as ParseTransports reads it: the first that the peer offers and that works.
   std::string transports = "auto";

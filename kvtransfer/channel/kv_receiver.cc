@@ -1,5 +1,6 @@
 // KvReceiver: an acceptor thread, one thread per connection, and a housekeeper thread for timeouts,
 // abort notices and ended connections.
+#include <algorithm>
 #include <deque>
 #include <thread>
 
@@ -7,6 +8,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/host_port.h"
+#include "common/base/log_limiter.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/hello.h"
 #include "kvtransfer/channel/kv_endpoints.h"
@@ -18,6 +20,7 @@ namespace tandem::kvtransfer {
 namespace {
 
 constexpr absl::Duration kDetachTimeout = absl::Seconds(2);
+constexpr absl::Duration kOverdue = absl::Milliseconds(50);
 
 class KvReceiverImpl : public KvReceiver {
  public:
@@ -84,6 +87,7 @@ class KvReceiverImpl : public KvReceiver {
   struct Served {
     std::unique_ptr<ReceiverLink> connection;
     std::thread thread;
+    bool dropped = false;  // shut down by this end
   };
 
   // Their connections are closed, so one-sided writers that still run detach at once.
@@ -117,18 +121,72 @@ class KvReceiverImpl : public KvReceiver {
         mutex_.AwaitWithTimeout(absl::Condition(&closing), absl::Milliseconds(100));
         continue;
       }
-      if (connections_.size() >= static_cast<size_t>(options_.max_connections)) {
+      if (const absl::Status room = MakeRoom(); !room.ok()) {
         ++counters_.refused_connections;
-        spdlog::warn("kv receiver: refused {}, there are {} connections already, the limit",
-                     (*accepted)->peer(), connections_.size());
+        if (limiter_.Allow()) {
+          spdlog::warn("kv receiver: refused {}: {}{}", (*accepted)->peer(), MessageOf(room),
+                       limiter_.Withheld());
+        }
         continue;
       }
+      if (closing_) return;
       auto connection = std::make_unique<ReceiverLink>(
           std::shared_ptr<KvConnection>(std::move(*accepted)), &context_, &hello_, transports_,
           [this] { WakeHousekeeper(); });
       ReceiverLink* raw = connection.get();
       connections_.push_back({std::move(connection), std::thread([raw] { raw->Run(); })});
+      wake_ = true;  // it has a deadline
     }
+  }
+
+  // Ends connections that owe a proof or a token for too long, however busy they are; when to look
+  // again.
+  absl::Time ShutOverdue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const absl::Time now = Clock::Real()->Now();
+    absl::Time next = absl::InfiniteFuture();
+    for (Served& served : connections_) {
+      const absl::Time deadline = served.connection->deadline();
+      if (served.dropped || deadline == absl::InfiniteFuture()) continue;
+      // The link looks itself, and says why; this is for one that never comes to it.
+      const absl::Time overdue = deadline + kOverdue;
+      if (overdue > now) {
+        next = std::min(next, overdue);
+        continue;
+      }
+      served.dropped = true;
+      served.connection->Shutdown();
+    }
+    return next;
+  }
+
+  // For one more connection: workers' are counted apart from strangers', of whom the oldest goes.
+  absl::Status MakeRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (NumProved() >= options_.max_connections) {
+      return ResourceExhausted("{} workers are connected, the limit", options_.max_connections);
+    }
+    if (NumStrangers() < options_.max_strangers) return absl::OkStatus();
+    for (Served& served : connections_) {
+      if (served.connection->proved() || served.dropped) continue;
+      served.dropped = true;
+      served.connection->Shutdown();
+      break;
+    }
+    // Until its thread has ended, or threads would grow with the rate of connections.
+    wake_ = true;
+    const auto room = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return closing_ || NumStrangers() < options_.max_strangers;
+    };
+    mutex_.AwaitWithTimeout(absl::Condition(&room), absl::Milliseconds(100));
+    if (NumStrangers() < options_.max_strangers) return absl::OkStatus();
+    return ResourceExhausted("{} connections have proved nothing yet", NumStrangers());
+  }
+  int NumProved() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return static_cast<int>(connections_.size()) - NumStrangers();
+  }
+  int NumStrangers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return static_cast<int>(
+        std::count_if(connections_.begin(), connections_.end(),
+                      [](const Served& served) { return !served.connection->proved(); }));
   }
 
   void HousekeepingLoop() {
@@ -142,6 +200,7 @@ class KvReceiverImpl : public KvReceiver {
         };
         mutex_.AwaitWithTimeout(absl::Condition(&due), next - Clock::Real()->Now());
         wake_ = false;
+        next = ShutOverdue();
         for (auto it = connections_.begin(); it != connections_.end();) {
           if (!it->connection->finished()) {
             ++it;
@@ -154,7 +213,6 @@ class KvReceiverImpl : public KvReceiver {
       }
       for (Served& served : ended) served.thread.join();
       const absl::Time now = Clock::Real()->Now();
-      next = absl::InfiniteFuture();
       for (const auto& transfer : table_.Live()) next = std::min(next, transfer->Tick(now));
     }
   }
@@ -172,6 +230,7 @@ class KvReceiverImpl : public KvReceiver {
   absl::Mutex mutex_;
   std::deque<Served> connections_ ABSL_GUARDED_BY(mutex_);
   bool wake_ ABSL_GUARDED_BY(mutex_) = false;
+  LogLimiter limiter_;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::thread acceptor_;
@@ -189,8 +248,9 @@ absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions 
   }
   TANDEM_RETURN_IF_ERROR(
       ValidateHello({options.worker_id, options.capability_digest, store->shape(), {}}));
-  if (options.max_connections < 1) {
-    return InvalidArgument("max_connections must be at least 1, got {}", options.max_connections);
+  if (options.max_connections < 1 || options.max_strangers < 1) {
+    return InvalidArgument("max_connections and max_strangers must be at least 1, got {} and {}",
+                           options.max_connections, options.max_strangers);
   }
   if (options.port < 0 || options.port > 65535) {
     return InvalidArgument("port must be in [0, 65535], got {}", options.port);

@@ -4,12 +4,15 @@
 #include <cstring>
 #include <thread>
 
+#include "absl/strings/escaping.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/clock.h"
+#include "common/base/log_limiter.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/frame_reception.h"
+#include "kvtransfer/channel/link_proof.h"
 
 namespace tandem::kvtransfer {
 namespace {
@@ -18,10 +21,19 @@ constexpr size_t kScratchBytes = 256 << 10;
 constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
 // Twice what a probe sends: a repeated frame is harmless, an endless probe is not.
 constexpr size_t kMaxProbedBytes = size_t{16} << 20;
+// Frames before the first token that lead nowhere: a repeated HELLO, OPEN of a transfer that was
+// cancelled meanwhile.
+constexpr int kMaxStrayFrames = 64;
 // To be woken takes about as long as a one-sided writer takes for a frame's bytes, so the reader
 // does not go to sleep in between: a block seals a tenth sooner. Whoever else wants the processor
 // gets it meanwhile.
 constexpr absl::Duration kAwake = absl::Microseconds(200);
+
+// What strangers can have logged, all of them together.
+LogLimiter& StrangerLines() {
+  static auto* limiter = new LogLimiter;
+  return *limiter;
+}
 
 TransferKey KeyOf(const FrameHeader& header) { return {header.id, header.epoch}; }
 
@@ -40,7 +52,16 @@ ReceiverLink::ReceiverLink(std::shared_ptr<KvConnection> connection, const Recei
 void ReceiverLink::Run() {
   const absl::Status end = Serve();
   connection_->Shutdown();
-  const std::string who = peer_worker_.empty() ? connection_->peer() : peer_worker_;
+  if (!proved_) {
+    if (StrangerLines().Allow()) {
+      spdlog::warn("kv connection from {} refused: {}{}", connection_->peer(), MessageOf(end),
+                   StrangerLines().Withheld());
+    }
+    finished_ = true;
+    on_change_();
+    return;
+  }
+  const std::string who = absl::CEscape(peer_worker_);
   size_t cut_off = 0;
   for (const auto& [key, transfer] : opened_) {
     if (!transfer->quiet()) ++cut_off;
@@ -57,24 +78,27 @@ void ReceiverLink::Run() {
   on_change_();
 }
 
-absl::Duration ReceiverLink::Patience() const {
-  if (authenticated_) return absl::InfiniteDuration();
-  return accepted_ + context_->options->auth_timeout - Clock::Real()->Now();
+absl::Time ReceiverLink::deadline() const {
+  if (authenticated_) return absl::InfiniteFuture();
+  const absl::Duration limit = context_->options->auth_timeout;
+  return accepted_ + (proved_ ? 2 * limit : limit);
 }
 
+absl::Duration ReceiverLink::Patience() const { return deadline() - Clock::Real()->Now(); }
+
 absl::Status ReceiverLink::Serve() {
-  absl::Status status = Handshake();
+  absl::Status status = Greet();
   if (!status.ok()) {
     ++context_->counters->refused_connections;
     return status;
   }
   ++context_->counters->connections_opened;
-  spdlog::info("kv connection from {} ({}) open", peer_worker_, connection_->peer());
+  spdlog::info("kv connection from {} ({}) open", absl::CEscape(peer_worker_), connection_->peer());
   scratch_.resize(kScratchBytes);
   while (true) {
     LookForFrame();
     absl::StatusOr<FrameHeader> header = connection_->ReceiveHeader(Patience());
-    if (absl::IsDeadlineExceeded(header.status())) {
+    if (absl::IsDeadlineExceeded(header.status()) || Patience() <= absl::ZeroDuration()) {
       ++context_->counters->auth_failures;
       return absl::UnauthenticatedError("no token was presented in time");
     }
@@ -93,6 +117,19 @@ void ReceiverLink::LookForFrame() {
   }
 }
 
+absl::Status ReceiverLink::Greet() {
+  const KvReceiverOptions& options = *context_->options;
+  absl::StatusOr<std::string> sender =
+      ProveToSender(connection_.get(), {options.cluster_secret, options.worker_id}, Patience());
+  if (!sender.ok()) {
+    ++context_->counters->auth_failures;
+    return sender.status();
+  }
+  peer_worker_ = *std::move(sender);
+  proved_ = true;
+  return Handshake();
+}
+
 absl::Status ReceiverLink::Handshake() {
   const auto refuse = [this](const absl::Status& why) {
     (void)SendStatus(connection_.get(), FrameType::kRefuse, {}, why, kReplyTimeout);
@@ -108,8 +145,10 @@ absl::Status ReceiverLink::Handshake() {
                           ReceiveControl(connection_.get(), *header, Patience()));
   const absl::StatusOr<Hello> peer = DecodeHello(std::as_bytes(std::span(payload)));
   if (!peer.ok()) return refuse(peer.status());
+  if (peer->worker_id != peer_worker_) {
+    return refuse(InvalidArgument("worker_id in HELLO is not the one that was proved"));
+  }
   if (absl::Status status = CheckCompatible(*here_, *peer); !status.ok()) return refuse(status);
-  peer_worker_ = peer->worker_id;
   Hello answer = *here_;
   answer.transports = MakeOffers(peer->transports);
   FrameHeader reply;
@@ -125,7 +164,7 @@ std::vector<TransportOffer> ReceiverLink::MakeOffers(const std::vector<Transport
     if (std::none_of(wanted.begin(), wanted.end(), names)) continue;
     absl::StatusOr<std::unique_ptr<KvOffer>> offer = offered.registration->Offer();
     if (!offer.ok()) {
-      spdlog::warn("kv transport {} cannot be offered to {}: {}", name, peer_worker_,
+      spdlog::warn("kv transport {} cannot be offered to {}: {}", name, absl::CEscape(peer_worker_),
                    MessageOf(offer.status()));
       continue;
     }
@@ -146,16 +185,18 @@ absl::Status ReceiverLink::HandleSelect(const FrameHeader& header) {
   const auto it = std::find_if(offers_.begin(), offers_.end(), offered);
   absl::Status outcome;
   if (it == offers_.end()) {
-    outcome = FailedPrecondition("transport {} was not offered", name);
+    outcome = FailedPrecondition("transport '{}' was not offered",
+                                 absl::CEscape(name.substr(0, kMaxTransportName)));
   } else if (absl::StatusOr<std::shared_ptr<KvReader>> reader =
                  it->offer->Accept(connection_.get());
              reader.ok()) {
     bound_ = {connection_, *std::move(reader), it->transport};
     offers_.erase(it);
-    spdlog::info("kv connection from {} ({}) over {}", peer_worker_, connection_->peer(), name);
+    spdlog::info("kv connection from {} ({}) over {}", absl::CEscape(peer_worker_),
+                 connection_->peer(), name);
   } else {
     outcome = reader.status();
-    spdlog::warn("kv transport {} with {}: {}", name, peer_worker_, MessageOf(outcome));
+    spdlog::warn("kv transport with {}: {}", absl::CEscape(peer_worker_), MessageOf(outcome));
   }
   return SendStatus(connection_.get(), FrameType::kSelected, {}, outcome, kReplyTimeout);
 }
@@ -176,6 +217,7 @@ absl::Status ReceiverLink::HandleFrame(const FrameHeader& header) {
     case FrameType::kQuiet:
       return HandleQuiet(header);
     case FrameType::kHello:  // repeated
+      TANDEM_RETURN_IF_ERROR(CountStray(header));
       return Discard(header.payload_bytes);
     default:
       return InvalidArgument("a sender may not send {}", FrameTypeName(header.type));
@@ -218,6 +260,13 @@ absl::Status ReceiverLink::RequireAuthenticated(const FrameHeader& header) {
   return absl::UnauthenticatedError(fmt::format("{} before any token", FrameTypeName(header.type)));
 }
 
+absl::Status ReceiverLink::CountStray(const FrameHeader& header) {
+  if (authenticated_ || ++stray_frames_ <= kMaxStrayFrames) return absl::OkStatus();
+  ++context_->counters->auth_failures;
+  return absl::UnauthenticatedError(
+      fmt::format("too many {} before any token", FrameTypeName(header.type)));
+}
+
 absl::Status ReceiverLink::HandleOpen(const FrameHeader& header) {
   if (header.payload_bytes != kKvTokenBytes) {
     return InvalidArgument("OPEN with a token of {} bytes", header.payload_bytes);
@@ -228,6 +277,7 @@ absl::Status ReceiverLink::HandleOpen(const FrameHeader& header) {
   const TransferKey key = KeyOf(header);
   const std::shared_ptr<IncomingTransfer> transfer = context_->table->Find(key);
   if (transfer == nullptr) {
+    TANDEM_RETURN_IF_ERROR(CountStray(header));
     return AnswerAbort(key, NotFound("the receiver does not expect this transfer"));
   }
   if (!transfer->TokenMatches(token)) {

@@ -34,9 +34,14 @@ class ReceiverLink {
   void Run();
   void Shutdown() { connection_->Shutdown(); }
   bool finished() const { return finished_; }
+  // The peer has proved the cluster secret.
+  bool proved() const { return proved_; }
+  // When it is to be shut down, unless it has shown by then what it owes; InfiniteFuture: nothing.
+  absl::Time deadline() const;
 
  private:
   absl::Status Serve();
+  absl::Status Greet();  // proofs and hellos
   absl::Status Handshake();
   // What this end offers to a peer that names `wanted`; keeps the offers.
   std::vector<TransportOffer> MakeOffers(const std::vector<TransportOffer>& wanted);
@@ -54,9 +59,10 @@ class ReceiverLink {
   // The same for DATA, whose payload is the transport's affair.
   absl::Status DiscardData(const FrameHeader& header);
   absl::Status AnswerAbort(const TransferKey& key, const absl::Status& why);
-  // The time left to present a token; forever once one was right.
-  absl::Duration Patience() const;
+  absl::Duration Patience() const;  // until deadline()
   absl::Status RequireAuthenticated(const FrameHeader& header);
+  // An error once too many frames have led nowhere.
+  absl::Status CountStray(const FrameHeader& header);
   void ForgetQuietTransfers();
 
   struct PendingOffer {
@@ -71,15 +77,17 @@ class ReceiverLink {
   const std::function<void()> on_change_;
   const absl::Time accepted_;
   std::atomic<bool> finished_{false};
+  std::atomic<bool> proved_{false};
+  std::atomic<bool> authenticated_{false};  // has shown the token of a transfer
 
   // Of Run()'s thread.
   std::vector<std::byte> scratch_;
   std::string peer_worker_;
   std::vector<PendingOffer> offers_;
-  BoundConnection bound_;  // no reader before a transport was selected
-  bool authenticated_ = false;
+  BoundConnection bound_;     // no reader before a transport was selected
   bool data_is_due_ = false;  // a one-sided writer is at work on what the next frame tells of
   size_t probed_bytes_ = 0;
+  int stray_frames_ = 0;  // before the first token: what a worker says at most a few times
   absl::flat_hash_map<TransferKey, std::shared_ptr<IncomingTransfer>> opened_;
   size_t forget_at_ = 64;
 };

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
+#include "kvtransfer/channel/link_proof.h"
 
 namespace tandem::kvtransfer {
 
@@ -34,6 +36,10 @@ SenderLink::~SenderLink() {
 
 absl::Status SenderLink::ShakeHands(const PeerAddress& peer) {
   const KvSenderOptions& options = *context_.options;
+  TANDEM_ASSIGN_OR_RETURN(
+      const std::string proved,
+      ProveToReceiver(connection_.get(), {options.cluster_secret, options.worker_id},
+                      peer.worker_id, options.connect_timeout));
   Hello here = {options.worker_id, options.capability_digest, context_.store->shape(), {}};
   for (const RegisteredTransport& own : *context_.transports) {
     here.transports.push_back({own.transport->name(), ""});
@@ -51,13 +57,14 @@ absl::Status SenderLink::ShakeHands(const PeerAddress& peer) {
                           ReceiveControl(connection_.get(), reply, options.connect_timeout));
   if (reply.type == FrameType::kRefuse) {
     ++context_.counters->refused_connections;
-    return FailedPrecondition("{} refused the connection: {}", peer.address, payload);
+    return FailedPrecondition("{} refused the connection: {}", peer.address,
+                              absl::CEscape(payload));
   }
   TANDEM_ASSIGN_OR_RETURN(peer_, DecodeHello(std::as_bytes(std::span(payload))));
   TANDEM_RETURN_IF_ERROR(CheckCompatible(/*receiver=*/peer_, /*sender=*/here));
-  if (!peer.worker_id.empty() && peer_.worker_id != peer.worker_id) {
-    return FailedPrecondition("{} is worker {}, not {}", peer.address, peer_.worker_id,
-                              peer.worker_id);
+  if (peer_.worker_id != proved) {
+    return FailedPrecondition("{}: worker_id in HELLO_OK is not the one that was proved",
+                              peer.address);
   }
   return absl::OkStatus();
 }

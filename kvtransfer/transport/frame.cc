@@ -52,6 +52,10 @@ size_t MaxPayloadBytes(FrameType type) {
       return kMaxDataPayload;
     case FrameType::kFinish:
       return kMaxDigestPayload;
+    case FrameType::kChallenge:
+    case FrameType::kProof:
+    case FrameType::kProved:
+      return kMaxProofPayload;
     case FrameType::kProbeEnd:
     case FrameType::kProbeAck:
       return 0;
@@ -91,6 +95,12 @@ std::string_view FrameTypeName(FrameType type) {
       return "SELECT";
     case FrameType::kSelected:
       return "SELECTED";
+    case FrameType::kChallenge:
+      return "CHALLENGE";
+    case FrameType::kProof:
+      return "PROOF";
+    case FrameType::kProved:
+      return "PROVED";
   }
   return "";  // not a frame type
 }

@@ -19,7 +19,7 @@
 
 namespace tandem::kvtransfer {
 
-inline constexpr uint32_t kKvProtocolVersion = 2;
+inline constexpr uint32_t kKvProtocolVersion = 3;
 inline constexpr size_t kFrameHeaderBytes = 80;
 inline constexpr size_t kMaxControlPayload = 4096;             // hello, messages
 inline constexpr size_t kMaxProbePayload = size_t{1} << 20;    // one probe frame
@@ -30,6 +30,7 @@ inline constexpr uint32_t kMaxOrdinals = 1u << 22;  // blocks of one transfer
 inline constexpr uint32_t kMaxLayers = 1u << 16;
 inline constexpr uint32_t kMaxHeads = 1u << 16;
 inline constexpr size_t kMaxGrantBytes = 64;
+inline constexpr size_t kMaxProofPayload = 256;  // a worker id, a nonce, a proof
 
 enum class FrameType : uint16_t {
   // From the sender of KV.
@@ -42,14 +43,17 @@ enum class FrameType : uint16_t {
   kFinish = 6,    // all layers of these heads were sent; payload: one digest (8 bytes) per block
   kQuiet = 7,     // nothing more comes for this transfer; code and message say why
   kSelect = 8,    // payload: name of the offered transport that the sender wants to use
+  kProof = 9,     // answer to kChallenge (channel/link_proof.h)
   // From the receiver of KV.
-  kHelloOk = 16,   // payload: EncodeHello
-  kRefuse = 17,    // the connection is refused; payload: one line that says why
-  kProbeAck = 18,  // answer to kProbeEnd
-  kResult = 19,    // end of a finished transfer; code 0: sealed
-  kAbort = 20,     // the receiver no longer wants this transfer; answer with kQuiet
-  kOpened = 21,    // answer to kOpen over a one-sided transport; payload: the grant to write
-  kSelected = 22,  // answer to kSelect; code 0: it is in use from here on
+  kHelloOk = 16,    // payload: EncodeHello
+  kRefuse = 17,     // the connection is refused; payload: one line that says why
+  kProbeAck = 18,   // answer to kProbeEnd
+  kResult = 19,     // end of a finished transfer; code 0: sealed
+  kAbort = 20,      // the receiver no longer wants this transfer; answer with kQuiet
+  kOpened = 21,     // answer to kOpen over a one-sided transport; payload: the grant to write
+  kSelected = 22,   // answer to kSelect; code 0: it is in use from here on
+  kChallenge = 23,  // the first frame of all (channel/link_proof.h)
+  kProved = 24,     // answer to kProof
 };
 
 struct FrameHeader {

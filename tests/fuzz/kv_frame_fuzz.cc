@@ -8,6 +8,7 @@
 
 #include "spdlog/spdlog.h"
 
+#include "common/auth/proof.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/hello.h"
@@ -43,11 +44,34 @@ class Input {
   std::span<const uint8_t> rest_;
 };
 
+void AppendFrame(FrameHeader header, const std::string& payload, std::string* out) {
+  header.payload_digest = PayloadDigest(std::as_bytes(std::span(payload)));
+  const EncodedHeader encoded = EncodeHeader(header);
+  out->append(reinterpret_cast<const char*>(encoded.data()), encoded.size());
+  out->append(payload);
+}
+
 // Everything the peer will ever say is here already; then it closes.
 class MemoryConnection : public KvConnection {
  public:
   explicit MemoryConnection(std::string bytes) : bytes_(std::move(bytes)) {}
-  absl::Status Send(const FrameHeader&, std::span<const ConstBytes>, absl::Duration) override {
+  // Answers the challenge: the attacker knows the secret, or there would be nothing to see.
+  absl::Status Send(const FrameHeader& header, std::span<const ConstBytes> payload,
+                    absl::Duration) override {
+    if (header.type != FrameType::kChallenge) return absl::OkStatus();
+    const std::string challenge(reinterpret_cast<const char*>(payload[0].data()),
+                                payload[0].size());
+    const std::string nonce(kNonceBytes, 'n');
+    const std::string answer =
+        Prove("", ProofPurpose::kKvSender,
+              {"fuzz", nonce, challenge.substr(kNonceBytes), challenge.substr(0, kNonceBytes)}) +
+        nonce + "fuzz";
+    FrameHeader proof;
+    proof.type = FrameType::kProof;
+    proof.payload_bytes = static_cast<uint32_t>(answer.size());
+    std::string frame;
+    AppendFrame(proof, answer, &frame);
+    bytes_.insert(at_, frame);
     return absl::OkStatus();
   }
   absl::StatusOr<FrameHeader> ReceiveHeader(absl::Duration) override {
@@ -76,16 +100,9 @@ class MemoryConnection : public KvConnection {
 
  private:
   const std::string peer_ = "fuzz";
-  const std::string bytes_;
+  std::string bytes_;
   size_t at_ = 0;
 };
-
-void AppendFrame(FrameHeader header, const std::string& payload, std::string* out) {
-  header.payload_digest = PayloadDigest(std::as_bytes(std::span(payload)));
-  const EncodedHeader encoded = EncodeHeader(header);
-  out->append(reinterpret_cast<const char*>(encoded.data()), encoded.size());
-  out->append(payload);
-}
 
 std::string Conversation(Input* input, const TransferId& id, const std::string& token) {
   std::string out;

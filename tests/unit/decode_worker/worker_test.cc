@@ -167,6 +167,23 @@ TEST_F(WorkerTest, ShippedKvGivesTheTokensOfLocalPrefill) {
   EXPECT_OK(unified->Drain());
 }
 
+TEST_F(WorkerTest, KvIsAwaitedWhereTheWorkerIsAnnounced) {
+  const auto listen = [](const std::string& kv, const std::string& rpc, const std::string& host) {
+    WorkerProcessOptions process;
+    process.listen = rpc;
+    process.advertise_host = host;
+    const auto address = KvListenAddress(kv, process);
+    return address.ok() ? address->ToString() : "refused";
+  };
+  EXPECT_EQ(listen("", "127.0.0.1:7000", ""), "127.0.0.1:0");
+  EXPECT_EQ(listen("", "0.0.0.0:7000", "gpu-3"), "0.0.0.0:0");
+  EXPECT_EQ(listen("", "10.0.0.3:7000", ""), "10.0.0.3:0");
+  EXPECT_EQ(listen("0.0.0.0:7001", "10.0.0.3:7000", ""), "0.0.0.0:7001");
+  EXPECT_EQ(listen("127.0.0.1:7001", "10.0.0.3:7000", ""), "refused");
+  EXPECT_EQ(listen("127.0.0.1:7001", "127.0.0.1:7000", "gpu-3"), "refused");
+  EXPECT_EQ(listen("", "127.0.0.1:7000", "localhost"), "127.0.0.1:0");
+}
+
 TEST_F(WorkerTest, TheNextCandidateServesWhereTheFirstFails) {
   const engine::EngineOptions engine = TestEngine(TinyModelDir(), "dummy");
   auto prefill = StartPrefill(engine);

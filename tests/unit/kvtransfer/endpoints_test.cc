@@ -306,7 +306,7 @@ TEST_P(KvEndpoints, AnotherCapabilityIsRefused) {
   const Record::Sender sent = ends.record.AwaitDone(id, 1);
   EXPECT_EQ(sent.status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(sent.status.ToString(),
-              HasSubstr("capability digest: decode-0 has cap, prefill-0 has other"));
+              HasSubstr("capability digest of decode-0 and prefill-0 differ"));
   EXPECT_EQ(ends.sender->Counters().refused_connections, 1);
 }
 

@@ -1,6 +1,9 @@
 // The receiver against a sender that the test speaks for, frame by frame: what no well-behaved
 // sender would ever show. Over each transport, as far as the transport has to do with it.
 #include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -116,6 +119,105 @@ TEST_F(KvReceiverTest, NothingOpensBeforeATransportIsSelected) {
   speaker.Open(target);
   speaker.ExpectClosed();
   ExpectUntouched({4});
+}
+
+TEST_F(KvReceiverTest, StrangersLearnAndReachNothing) {
+  options().cluster_secret = "s3cret";
+  options().auth_timeout = absl::Milliseconds(200);
+  Start();
+  const KvSendTarget target = ends_.Expect(id_, 1, {4});
+  // One that says hello without a proof, one with a wrong proof, one with an unknown secret.
+  Speaker rude(ends_);
+  const std::string hello = EncodeHello(rude.OwnHello());
+  FrameHeader header;
+  header.payload_bytes = static_cast<uint32_t>(hello.size());
+  header.payload_digest = PayloadDigest(std::as_bytes(std::span(hello)));
+  rude.Send(header, std::as_bytes(std::span(hello)));
+  rude.ExpectClosed();
+  Speaker guesser(ends_);
+  EXPECT_EQ(guesser.ProveSecret("guess").type, FrameType::kRefuse);
+  guesser.ExpectClosed();
+  Speaker silent(ends_);
+  silent.ExpectClosed();
+  EXPECT_EQ(ends_.receiver->Counters().auth_failures, 3);
+  EXPECT_EQ(ends_.receiver->Counters().connections_opened, 0);
+  ExpectUntouched({4});
+}
+
+TEST_F(KvReceiverTest, AProofServesOnce) {
+  options().cluster_secret = "s3cret";
+  Start();
+  Speaker worker(ends_);
+  EXPECT_EQ(worker.ProveSecret("s3cret").type, FrameType::kProved);
+  Speaker replayer(ends_);
+  std::string challenge;
+  EXPECT_EQ(replayer.Read(&challenge).type, FrameType::kChallenge);
+  EXPECT_EQ(replayer.Present(worker.proof()).type, FrameType::kRefuse);
+  replayer.ExpectClosed();
+  // Nor does a receiver's own proof, which is for another purpose, sent back to it.
+  Speaker mirror(ends_);
+  EXPECT_EQ(mirror.Read(&challenge).type, FrameType::kChallenge);
+  const std::string nonce = challenge.substr(0, kNonceBytes);
+  const std::string reflected =
+      Prove("s3cret", ProofPurpose::kKvReceiver, {"prefill-9", nonce, "decode-0", nonce});
+  EXPECT_EQ(mirror.Present(reflected + nonce + "prefill-9").type, FrameType::kRefuse);
+}
+
+// However busy it is: the deadline does not wait for an empty socket.
+TEST_F(KvReceiverTest, RepeatedHellosAndUnknownOpensEndTheConnection) {
+  options().auth_timeout = absl::Seconds(60);
+  Start();
+  Speaker hellos(ends_);
+  hellos.Greet();
+  const std::string hello = EncodeHello(hellos.OwnHello());
+  FrameHeader header;
+  header.payload_bytes = static_cast<uint32_t>(hello.size());
+  header.payload_digest = PayloadDigest(std::as_bytes(std::span(hello)));
+  for (int i = 0; i < 100; ++i) hellos.Send(header, std::as_bytes(std::span(hello)));
+  hellos.ExpectClosed();
+  Speaker opens(ends_);
+  opens.Greet();
+  KvSendTarget unknown = ends_.Expect(id_, 1, {4});
+  for (uint64_t epoch = 2; epoch < 102; ++epoch) {
+    unknown.epoch = epoch;
+    opens.Open(unknown);
+  }
+  opens.ExpectClosed();
+  EXPECT_EQ(ends_.receiver->Counters().auth_failures, 2);
+}
+
+TEST_F(KvReceiverTest, ADripOfBytesDoesNotExtendTheDeadline) {
+  options().auth_timeout = absl::Milliseconds(300);
+  Start();
+  Speaker drip(ends_);
+  FrameHeader proof = Speaker::Header(FrameType::kProof, {}, 0);
+  proof.payload_bytes = 200;
+  drip.Send(proof, {});
+  const absl::Time begin = absl::Now();
+  std::thread sender([&] {
+    for (int i = 0; i < 100; ++i) {
+      const std::byte byte{0};
+      drip.Write({&byte, 1});
+      absl::SleepFor(absl::Milliseconds(20));
+    }
+  });
+  drip.ExpectClosed();
+  EXPECT_LT(absl::Now() - begin, absl::Milliseconds(1500));
+  sender.join();
+}
+
+// 10 strangers for each place that they have, who hold it as long as they can: a worker that
+// connects meanwhile ships its blocks.
+TEST_F(KvReceiverTest, StrangersKeepNobodyOut) {
+  options().cluster_secret = ends_.sender_options.cluster_secret = "s3cret";
+  options().max_strangers = 4;
+  Start();
+  ends_.StartSender();
+  std::vector<std::unique_ptr<Speaker>> strangers;
+  for (int i = 0; i < 40; ++i) strangers.push_back(std::make_unique<Speaker>(ends_));
+  const TransferId id = ends_.ShipOne();
+  EXPECT_OK(ends_.record.AwaitDone(id, 1).status);
+  EXPECT_EQ(ends_.record.AwaitQuiet(id, 1).sealed, 1);
 }
 
 TEST_F(KvReceiverTest, SilentOrGarbledConnectionsAreClosed) {

@@ -2,8 +2,10 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/auth/proof.h"
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/hello.h"
+#include "kvtransfer/channel/link_proof.h"
 #include "kvtransfer/transport/kv_connection.h"
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
@@ -27,9 +29,17 @@ class Listener {
     ASSERT_OK(accepted);
     connection_ = *std::move(accepted);
   }
+  // As a receiver that knows the secret.
+  void AcceptProof() {
+    Accept();
+    EXPECT_OK(TakeProof());
+  }
+  absl::Status TakeProof() {
+    return ProveToSender(connection_.get(), {"", "decode-0"}, kPatience).status();
+  }
   // Accepts, answers HELLO and the link probe.
   void Greet(const Ends& ends) {
-    Accept();
+    AcceptProof();
     Answer(ends);
   }
   void Answer(const Ends& ends) {
@@ -112,7 +122,7 @@ TEST_F(KvSenderTest, RefusalCarriesTheReason) {
   Start();
   Listener peer;
   ASSERT_OK(ends_.sender->Open(Target(peer.address(), 1)));
-  peer.Accept();
+  peer.AcceptProof();
   EXPECT_EQ(peer.Read().type, FrameType::kHello);
   peer.Say(FrameType::kRefuse, {}, 0, absl::FailedPreconditionError("KV dtype: a has x, b has y"));
   const Record::Sender sent = Done(1);
@@ -216,7 +226,7 @@ TEST_F(KvSenderTest, WorkerGivesUp) {
   // knows that it never came, hears nothing of it.
   Listener slow;
   ASSERT_OK(ends_.sender->Open(Target(slow.address(), 2)));
-  slow.Accept();
+  slow.AcceptProof();
   ASSERT_OK(ends_.sender->Open(Target(slow.address(), 3)));
   ends_.sender->Abort(id_, 3);
   EXPECT_EQ(ends_.record.Sent(id_, 3).done, 1);
@@ -267,11 +277,24 @@ TEST_F(KvSenderTest, AnotherWorkerAtTheAddress) {
   target.peer_worker_id = "decode-5";
   ASSERT_OK(ends_.sender->Open(target));
   peer.Accept();
-  peer.Read();
-  FrameHeader header;
-  header.type = FrameType::kHelloOk;
-  peer.Reply(header, EncodeHello({"decode-0", "cap", {SmallLayout(), 40}, {{"tcp", ""}}}));
+  EXPECT_EQ(peer.TakeProof().code(), absl::StatusCode::kUnavailable);  // it says nothing more
   EXPECT_THAT(Done(1).status.ToString(), HasSubstr("is worker decode-0, not decode-5"));
+}
+
+TEST_F(KvSenderTest, AnImpostorHearsNoHello) {
+  options().cluster_secret = "s3cret";
+  Start();
+  Listener impostor;
+  ASSERT_OK(ends_.sender->Open(Target(impostor.address(), 1)));
+  impostor.Accept();
+  FrameHeader header;
+  header.type = FrameType::kChallenge;
+  impostor.Reply(header, MakeNonce() + "decode-0");
+  EXPECT_EQ(impostor.Read().type, FrameType::kProof);
+  header.type = FrameType::kProved;
+  impostor.Reply(header, std::string(kProofBytes, 'x'));
+  EXPECT_THAT(Done(1).status.ToString(),
+              HasSubstr("the receiver does not prove the cluster secret"));
 }
 
 TEST_F(KvSenderTest, MalformedPushesFailTheirTransferOnly) {

@@ -16,6 +16,7 @@
 
 #include "gtest/gtest.h"
 
+#include "common/auth/proof.h"
 #include "common/base/host_port.h"
 #include "kvtransfer/channel/hello.h"
 #include "kvtransfer/store/page_digest.h"
@@ -59,7 +60,24 @@ class Speaker {
   Hello OwnHello() const {
     return {"prefill-9", "cap", ShapeOf(ends_.source.region()), {{transport_, ""}}};
   }
+  // Answers the challenge with what `secret` gives; the receiver's answer.
+  FrameHeader ProveSecret(const std::string& secret = "", const std::string& id = "prefill-9") {
+    std::string challenge;
+    EXPECT_EQ(Read(&challenge).type, FrameType::kChallenge);
+    const std::string nonce = MakeNonce();
+    proof_ = Prove(secret, ProofPurpose::kKvSender,
+                   {id, nonce, challenge.substr(kNonceBytes), challenge.substr(0, kNonceBytes)}) +
+             nonce + id;
+    return Present(proof_);
+  }
+  FrameHeader Present(const std::string& proof) {
+    Control(Header(FrameType::kProof, {}, 0), proof);
+    return Read();
+  }
+  // What the last ProveSecret sent.
+  const std::string& proof() const { return proof_; }
   FrameHeader SayHello(const Hello& hello, std::string* reply) {
+    EXPECT_EQ(ProveSecret("", hello.worker_id).type, FrameType::kProved);
     Control(FrameHeader{}, EncodeHello(hello));  // a default header is a HELLO
     return Read(reply);
   }
@@ -226,6 +244,7 @@ class Speaker {
   SharedMapping pool_;
   SharedMapping control_;
   std::map<std::pair<TransferId, uint64_t>, std::vector<int32_t>, KeyLess> target_blocks_;
+  std::string proof_;
   int fd_ = -1;
   bool closed_ = false;
 };

@@ -35,9 +35,10 @@ class WhoCalls : public v1::Admin::CallbackService {
 class ClusterCredentialsTest : public testing::Test {
  protected:
   ClusterCredentialsTest() {
-    auto server = RpcServer::Start(
-        {.credentials = TestCredentials(kDecodeRole, "decode-0", "s3cret"), .callers = {kRouterRole}},
-        {&service_});
+    auto server =
+        RpcServer::Start({.credentials = TestCredentials(kDecodeRole, "decode-0", "s3cret"),
+                          .callers = {kRouterRole}},
+                         {&service_});
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -49,7 +50,8 @@ class ClusterCredentialsTest : public testing::Test {
   }
   grpc::Status CallAs(const std::string& secret, const Party& self,
                       const Party& callee = {kDecodeRole, "decode-0"}) {
-    return Call(MakeChannel(server_->address(), *TestCredentials(self.role, self.id, secret), callee));
+    return Call(
+        MakeChannel(server_->address(), *TestCredentials(self.role, self.id, secret), callee));
   }
 
   WhoCalls service_;
