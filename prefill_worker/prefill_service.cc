@@ -1,10 +1,13 @@
 #include "prefill_worker/prefill_service.h"
 
 #include <atomic>
+#include <optional>
 #include <utility>
 
 #include "absl/time/time.h"
 
+#include "common/base/status.h"
+#include "common/rpc/cluster_credentials.h"
 #include "common/rpc/status.h"
 
 namespace tandem::prefill {
@@ -46,9 +49,16 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
 
 }  // namespace
 
-grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext*,
+grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* context,
                                                   const internal::v1::PrefillRequest* request,
                                                   internal::v1::PrefillResponse* response) {
+  // Blocks go to the caller's own pool: nobody can have this worker dial, or speak of, another.
+  const std::optional<Party> caller = CallerOf(*context->auth_context());
+  if (caller.has_value() && caller->id != request->target().worker_id()) {
+    grpc::ServerUnaryReactor* refusal = context->DefaultReactor();
+    refusal->Finish(ToGrpcStatus(PermissionDenied("target.worker_id is not the caller's")));
+    return refusal;
+  }
   auto* reactor = new PrefillReactor(intake_, response);
   reactor->Start(*request);
   return reactor;

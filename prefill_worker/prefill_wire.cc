@@ -56,9 +56,9 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
                                    const RequestLimits& limits) {
   if (request.capability_digest() != limits.capability_digest) {
     return FailedPrecondition(
-        "capability_digest is {} at the caller and {} at prefill worker {}: model, dtype, block "
-        "size, cluster secret or protocol version differ (`tandem status` shows both)",
-        request.capability_digest(), limits.capability_digest, limits.worker_id);
+        "capability_digest of the caller and of prefill worker {} differ: model, dtype, block size "
+        "or protocol version",
+        limits.worker_id);
   }
   if (request.token_ids().empty()) {
     return BadField("token_ids", "must not be empty");

@@ -31,6 +31,7 @@ struct Flags {
   double request_timeout = 600;
   double drain_timeout = 30;
   int64_t max_prompt_bytes = 4 << 20;
+  int max_model_len = 0;
   std::string log_level = "info";
 };
 
@@ -57,6 +58,9 @@ void AddFlags(FlagSet* set, Flags* flags) {
   set->Add("--drain-timeout", &flags->drain_timeout,
            "how long running streams may go on after SIGTERM", "s");
   set->AddBytes("--max-prompt-bytes", &flags->max_prompt_bytes, "largest prompt as text");
+  set->Add("--max-model-len", &flags->max_model_len,
+           "longest prompt and answer together; 0: the model's, or what the workers hold",
+           "tokens");
   set->AddChoice("--log-level", &flags->log_level, {"debug", "info", "warn", "error"},
                  "what is logged to stderr");
 }
@@ -89,6 +93,7 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
   options.core.dispatcher.cluster_secret = flags.cluster_secret;
+  options.core.max_model_len = flags.max_model_len;
   options.inference.max_prompt_bytes = static_cast<size_t>(flags.max_prompt_bytes);
   options.inference.normalize_prompts = flags.normalize_prompts;
   options.inference.request_timeout = absl::Seconds(flags.request_timeout);
@@ -98,6 +103,10 @@ RouterServerOptions MakeOptions(const Flags& flags) {
 absl::Status Run(const Flags& flags, SignalWaiter* signals) {
   TANDEM_ASSIGN_OR_RETURN(ServedModel model,
                           ServedModel::Load(flags.model, flags.served_model_name));
+  if (flags.max_model_len < 0 || flags.max_model_len > model.config.MaxModelLen()) {
+    return InvalidArgument("--max-model-len must be 0 to {}, the model's, got {}",
+                           model.config.MaxModelLen(), flags.max_model_len);
+  }
   Metrics metrics;
   TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen));
   TANDEM_ASSIGN_OR_RETURN(

@@ -70,7 +70,7 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   const std::string name = process_.served_model_name.empty()
                                ? engine::DefaultModelName(engine_->options().model_dir)
                                : process_.served_model_name;
-  capability_ = engine::CapabilityOf(*engine_, name, process_.cluster_secret);
+  capability_ = engine::CapabilityOf(*engine_, name);
   spdlog::info("{}", engine_->Banner());
   TANDEM_RETURN_IF_ERROR(role_->Start(MakeFrame()));
   role_started_ = true;

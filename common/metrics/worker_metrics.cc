@@ -5,6 +5,8 @@
 namespace tandem {
 namespace {
 
+constexpr size_t kMaxLinks = 1024;
+
 prometheus::Gauge& BlockGauge(Metrics* metrics, const std::string& state) {
   return metrics->Gauge("tandem_kv_blocks", "Blocks of the KV pool by state", {{"state", state}});
 }
@@ -64,9 +66,12 @@ WorkerMetrics::WorkerMetrics(Metrics* metrics)
 KvLinkMetrics& WorkerMetrics::KvLink(const std::string& src, const std::string& dst,
                                      const std::string& transport) {
   absl::MutexLock lock(&mutex_);
-  std::unique_ptr<KvLinkMetrics>& link = links_[{src, dst, transport}];
+  std::array<std::string, 3> key = {src, dst, transport};
+  // Names are drawn anew with each start of a worker: a bound keeps the time series few.
+  if (links_.size() >= kMaxLinks && !links_.contains(key)) key = {"others", "others", "any"};
+  std::unique_ptr<KvLinkMetrics>& link = links_[key];
   if (link == nullptr) {
-    const MetricLabels labels = {{"src", src}, {"dst", dst}, {"transport", transport}};
+    const MetricLabels labels = {{"src", key[0]}, {"dst", key[1]}, {"transport", key[2]}};
     link = std::make_unique<KvLinkMetrics>(KvLinkMetrics{
         metrics_->Histogram("tandem_kv_transfer_seconds",
                             "First byte to last byte of one request's KV blocks", StageBuckets(),

@@ -1,5 +1,7 @@
 #include <string>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "fmt/format.h"
 #include "google/protobuf/descriptor.h"
@@ -23,6 +25,12 @@ std::string FieldText(const Capability& capability, const FieldDescriptor* field
   return std::to_string(reflection->GetUInt32(capability, field));
 }
 
+// As it may stand in a log.
+std::string Shown(const std::string& text) {
+  constexpr size_t kMost = 64;
+  return absl::CEscape(text.substr(0, kMost)) + (text.size() > kMost ? "..." : "");
+}
+
 // What workers tell each other so that KV can be converted between them, and so may differ: every
 // other field must be equal, or one would compute what the other cannot use.
 bool IsConvertible(const FieldDescriptor* field) { return field->name() == "tensor_parallel_size"; }
@@ -39,9 +47,10 @@ std::string DescribeDifference(const Capability& expected, const Capability& got
     const std::string here = FieldText(expected, field);
     const std::string there = FieldText(got, field);
     if (here == there) continue;
-    const char* hint =
-        field->name() == "cluster_secret_digest" ? " (TANDEM_CLUSTER_SECRET must be the same)" : "";
-    differences.push_back(fmt::format("{} {} here, {} there{}", field->name(), here, there, hint));
+    differences.push_back(
+        absl::EndsWith(field->name(), "_digest")
+            ? fmt::format("{} differs", field->name())
+            : fmt::format("{} {} here, {} there", field->name(), Shown(here), Shown(there)));
   }
   return absl::StrJoin(differences, "; ");
 }
@@ -60,10 +69,6 @@ std::string CapabilityDigest(const Capability& capability) {
 std::string TokenizerDigest(const std::string& model_dir) {
   absl::StatusOr<std::string> bytes = ReadFile(model_dir + "/tokenizer.json");
   return bytes.ok() ? HashBytes(*bytes).ToHex() : "";
-}
-
-std::string ClusterSecretDigest(const std::string& secret) {
-  return HashBytes("tandem cluster secret: " + secret).ToHex();
 }
 
 }  // namespace tandem

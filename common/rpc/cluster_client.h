@@ -46,8 +46,8 @@ class ClusterClient {
 };
 
 // One line that says what differs between two capabilities, "" if they agree. Names fields:
-// "block_size 16 here, 32 there". Fields that may differ because KV can be converted
-// (tensor_parallel_size) are not compared.
+// "block_size 16 here, 32 there"; of digests only that they differ. Fields that may differ because
+// KV can be converted (tensor_parallel_size) are not compared.
 std::string DescribeDifference(const internal::v1::Capability& expected,
                                const internal::v1::Capability& got);
 // A digest of the fields that are compared, equal exactly when DescribeDifference is "".
@@ -55,8 +55,5 @@ std::string CapabilityDigest(const internal::v1::Capability& capability);
 // For Capability::tokenizer_digest: of MODEL_DIR/tokenizer.json's bytes, "" where it cannot be
 // read.
 std::string TokenizerDigest(const std::string& model_dir);
-// For Capability::cluster_secret_digest: tells whether two secrets are the same without showing
-// them.
-std::string ClusterSecretDigest(const std::string& secret);
 
 }  // namespace tandem

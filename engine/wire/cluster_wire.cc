@@ -7,8 +7,8 @@
 #include "common/rpc/cluster_client.h"
 
 namespace tandem::engine {
-internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name,
-                                      const std::string& cluster_secret) {
+
+internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name) {
   const KvLayout layout = engine.region().layout;
   internal::v1::Capability out;
   out.set_model(served_model_name);
@@ -23,7 +23,6 @@ internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& s
   out.set_tensor_parallel_size(1);
   out.set_tokenizer_digest(TokenizerDigest(engine.options().model_dir));
   out.set_protocol_version(kProtocolVersion);
-  out.set_cluster_secret_digest(ClusterSecretDigest(cluster_secret));
   out.set_vocab_size(static_cast<uint32_t>(engine.config().vocab_size));
   return out;
 }

@@ -16,8 +16,7 @@ namespace tandem::engine {
 inline constexpr uint32_t kProtocolVersion = 1;
 
 // Two workers may exchange KV and give the same tokens exactly when all fields agree.
-internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name,
-                                      const std::string& cluster_secret);
+internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name);
 
 // `cleared`: the events are a snapshot that replaces all the router knew.
 internal::v1::BlockEvents BlockEventsToProto(const BlockEvents& events, bool cleared);

@@ -2,13 +2,17 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/escaping.h"
 #include "absl/synchronization/mutex.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
+#include "common/rpc/cluster_credentials.h"
 #include "common/rpc/status.h"
 
 namespace tandem::router {
@@ -23,7 +27,8 @@ class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>
                     public std::enable_shared_from_this<JoinReactor> {
  public:
   // Keeps itself alive until OnDone.
-  void Start(RouterCore* core) {
+  void Start(RouterCore* core, std::optional<Party> caller) {
+    caller_ = std::move(caller);
     self_ = shared_from_this();
     membership_ = core->Join([weak = weak_from_this()](RouterMessage message) {
       if (const auto reactor = weak.lock()) reactor->Send(std::move(message));
@@ -33,9 +38,10 @@ class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>
 
   void OnReadDone(bool ok) override {
     if (!ok) return End(absl::OkStatus());
-    const absl::Status status = membership_->Handle(incoming_);
+    absl::Status status = CheckCaller();
+    if (status.ok()) status = membership_->Handle(incoming_);
     if (!status.ok()) {
-      spdlog::warn("worker refused: {}", MessageOf(status));
+      spdlog::warn("worker refused: {}", absl::CEscape(MessageOf(status)));
       return End(status);
     }
     incoming_.Clear();
@@ -60,6 +66,15 @@ class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>
   }
 
  private:
+  // A worker can only join as what it has proved to be.
+  absl::Status CheckCaller() const {
+    if (!incoming_.has_hello() || !caller_.has_value()) return absl::OkStatus();
+    const internal::v1::Hello& hello = incoming_.hello();
+    const std::string role = hello.role() == kPrefillRole ? kPrefillRole : kDecodeRole;
+    if (*caller_ == Party{role, hello.worker_id()}) return absl::OkStatus();
+    return PermissionDenied("hello is not of the worker that the caller has proved to be");
+  }
+
   void Send(RouterMessage message) {
     absl::MutexLock lock(&mutex_);
     outgoing_.push_back(std::move(message));
@@ -83,6 +98,7 @@ class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>
 
   std::shared_ptr<JoinReactor> self_;       // set before the first reaction, reset in the last
   std::unique_ptr<Membership> membership_;  // the same
+  std::optional<Party> caller_;             // constant after Start
   WorkerMessage incoming_;                  // only gRPC's read reactions
   absl::Mutex mutex_;
   std::deque<RouterMessage> outgoing_ ABSL_GUARDED_BY(mutex_);  // the front one is being written
@@ -93,9 +109,9 @@ class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>
 }  // namespace
 
 grpc::ServerBidiReactor<WorkerMessage, RouterMessage>* ClusterService::Join(
-    grpc::CallbackServerContext*) {
+    grpc::CallbackServerContext* context) {
   auto reactor = std::make_shared<JoinReactor>();
-  reactor->Start(core_);
+  reactor->Start(core_, CallerOf(*context->auth_context()));
   return reactor.get();
 }
 

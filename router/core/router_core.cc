@@ -5,18 +5,19 @@
 
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
-#include "common/rpc/cluster_client.h"
 #include "common/rpc/status.h"
 
 namespace tandem::router {
 namespace {
 
-RegistryOptions MakeRegistryOptions(const ServedModel& model, const std::string& cluster_secret) {
+RegistryOptions MakeRegistryOptions(const ServedModel& model) {
   RegistryOptions options;
   options.model = model.name;
   options.tokenizer_digest = model.tokenizer_digest;
   options.vocab_size = static_cast<uint32_t>(model.config.vocab_size);
-  options.cluster_secret_digest = ClusterSecretDigest(cluster_secret);
+  options.num_layers = static_cast<uint32_t>(model.config.num_layers);
+  options.num_kv_heads = static_cast<uint32_t>(model.config.num_kv_heads);
+  options.head_dim = static_cast<uint32_t>(model.config.head_dim);
   return options;
 }
 
@@ -28,7 +29,9 @@ RouterCore::RouterCore(const RouterCoreOptions& options, ServedModel model,
       id_(fmt::format("router-{:016x}", RandomUint64())),
       clock_(clock),
       metrics_(metrics),
-      registry_(MakeRegistryOptions(model_, options.dispatcher.cluster_secret), &index_, clock),
+      max_model_len_(options.max_model_len > 0 ? options.max_model_len
+                                               : model_.config.MaxModelLen()),
+      registry_(MakeRegistryOptions(model_), &index_, clock),
       policy_(options.policy),
       decode_client_(std::move(decode_client)),
       // A timer that comes before all others must end a sleep that was to last until those.
@@ -69,8 +72,8 @@ std::unique_ptr<Membership> RouterCore::Join(Membership::Send send) {
 }
 
 int RouterCore::max_model_len() const {
-  const int joined = registry_.view()->max_model_len;
-  return joined > 0 ? joined : model_.config.MaxModelLen();
+  const int held = registry_.view()->max_model_len;
+  return held > 0 ? std::min(held, max_model_len_) : max_model_len_;
 }
 
 void RouterCore::OnClusterChanged() {

@@ -34,6 +34,7 @@ namespace tandem::router {
 struct RouterCoreOptions {
   DispatcherOptions dispatcher;
   CostPolicyOptions policy;
+  int max_model_len = 0;  // tokens; 0: the model's
 };
 
 class RouterCore {
@@ -72,8 +73,8 @@ class RouterCore {
   void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
   std::shared_ptr<const ClusterView> view() const { return registry_.view(); }
   const ServedModel& model() const { return model_; }
-  // Longest prompt and answer together: the workers' smallest limit, the model's while none has
-  // joined.
+  // Longest prompt and answer together: the router's own limit, or less where no worker holds so
+  // much. A prompt goes only to workers that hold it.
   int max_model_len() const;
   int queued_requests() const { return dispatcher_.queued(); }
   Clock* clock() const { return clock_; }
@@ -87,6 +88,7 @@ class RouterCore {
   std::function<void()> listener_;
   RouterMetrics metrics_;
   PrefixIndex index_;
+  const int max_model_len_;
   Registry registry_;
   const CostPolicy policy_;
   const std::unique_ptr<DecodeClient> decode_client_;

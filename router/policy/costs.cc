@@ -32,7 +32,11 @@ Costs::Costs(const CostPolicyOptions& options, const ClusterView& view, const Ro
 }
 
 bool Costs::Usable(int w) const {
-  return !view_.workers[w].draining && query_.excluded[w] != Exclusion::kLost;
+  const WorkerView& worker = view_.workers[w];
+  if (worker.draining || query_.excluded[w] == Exclusion::kLost) return false;
+  // A worker may hold less than others (0: it has not said); a decode worker adds a token.
+  const int most = worker.identity->max_model_len;
+  return most == 0 || query_.prompt_tokens + (worker.prefills() ? 0 : 1) <= most;
 }
 
 bool Costs::HasRoom(int d) const {

@@ -71,7 +71,8 @@ struct ClusterView {
   std::string model_digest;
   std::string dtype;
   std::string capability;  // one line
-  int max_model_len = 0;   // smallest of the workers'; 0 while none has joined
+  // What some decode worker holds, so that none lowers it for others; 0: none has joined.
+  int max_model_len = 0;
 
   // The worker of that id, or null.
   const WorkerView* Find(std::string_view worker_id) const {

@@ -1,7 +1,13 @@
 #include "router/registry/membership.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/message.h"
 
 #include "common/base/status.h"
 #include "common/rpc/load_wire.h"
@@ -13,16 +19,54 @@ using internal::v1::RouterMessage;
 using internal::v1::WorkerMessage;
 
 constexpr size_t kMaxWorkerIdBytes = 128;
+constexpr size_t kMaxTextBytes = 256;  // of every other text
+constexpr int kMaxEntries = 4096;      // of a list
+
+// Every text of a message of a worker, and of the messages in it, has a bound, and nothing in it
+// that would look like another line where it is logged.
+absl::Status CheckTexts(const google::protobuf::Message& message, const std::string& path) {
+  using google::protobuf::FieldDescriptor;
+  const google::protobuf::Reflection* reflection = message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  reflection->ListFields(message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    const std::string name = path + "." + field->name();
+    if (field->is_repeated()) {
+      const int size = reflection->FieldSize(message, field);
+      if (size > kMaxEntries) {
+        return InvalidArgument("{} must have at most {} entries, got {}", name, kMaxEntries, size);
+      }
+      for (int i = 0; i < size && field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE; ++i) {
+        TANDEM_RETURN_IF_ERROR(CheckTexts(reflection->GetRepeatedMessage(message, field, i), name));
+      }
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      TANDEM_RETURN_IF_ERROR(CheckTexts(reflection->GetMessage(message, field), name));
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+      std::string copy;
+      const std::string& text = reflection->GetStringReference(message, field, &copy);
+      if (text.size() > kMaxTextBytes) {
+        return InvalidArgument("{} must have at most {} bytes, got {}", name, kMaxTextBytes,
+                               text.size());
+      }
+      if (std::any_of(text.begin(), text.end(), absl::ascii_iscntrl)) {
+        return InvalidArgument("{} holds control characters", name);
+      }
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<WorkerRole> RoleFromProto(const std::string& name) {
   for (const WorkerRole role : {WorkerRole::kPrefill, WorkerRole::kDecode, WorkerRole::kUnified}) {
     if (name == WorkerRoleName(role)) return role;
   }
-  return InvalidArgument("hello.role must be prefill, decode or unified, got '{}'", name);
+  return InvalidArgument("hello.role must be prefill, decode or unified, got '{}'",
+                         absl::CEscape(name));
 }
 
 absl::StatusOr<WorkerIdentity> IdentityFromProto(const internal::v1::Hello& hello) {
   WorkerIdentity out;
+  TANDEM_RETURN_IF_ERROR(CheckTexts(hello, "hello"));
   if (hello.worker_id().empty() || hello.worker_id().size() > kMaxWorkerIdBytes) {
     return InvalidArgument("hello.worker_id must have 1 to {} bytes, got {}", kMaxWorkerIdBytes,
                            hello.worker_id().size());
@@ -65,6 +109,7 @@ absl::Status Membership::Handle(const WorkerMessage& message) {
   const std::optional<Registry::Member> member = this->member();
   if (!member.has_value()) return InvalidArgument("the first message must be hello");
   if (message.has_load()) {
+    TANDEM_RETURN_IF_ERROR(CheckTexts(message.load(), "load"));
     registry_->Report(*member, LoadReportFromProto(message.load()));
   } else if (message.has_blocks()) {
     std::vector<Hash128> stored, removed;

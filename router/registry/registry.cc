@@ -44,11 +44,11 @@ absl::Status Registry::CheckCapability(const Capability& got) {
   Capability own = got;
   own.set_model(options_.model);
   if (options_.vocab_size != 0) own.set_vocab_size(options_.vocab_size);
+  if (options_.num_layers != 0) own.set_num_layers(options_.num_layers);
+  if (options_.num_kv_heads != 0) own.set_num_kv_heads(options_.num_kv_heads);
+  if (options_.head_dim != 0) own.set_head_dim(options_.head_dim);
   if (!options_.tokenizer_digest.empty() && !got.tokenizer_digest().empty()) {
     own.set_tokenizer_digest(options_.tokenizer_digest);
-  }
-  if (!options_.cluster_secret_digest.empty()) {
-    own.set_cluster_secret_digest(options_.cluster_secret_digest);
   }
   if (const std::string line = DescribeDifference(own, got); !line.empty()) {
     return FailedPrecondition("the worker differs from the router: {}", line);
@@ -178,8 +178,8 @@ std::shared_ptr<const ClusterView> Registry::MakeView() const {
   view->workers.reserve(workers_.size());
   for (const auto& [id, entry] : workers_) {
     view->workers.push_back(entry.view);
-    const int len = entry.view.identity->max_model_len;
-    view->max_model_len = view->max_model_len == 0 ? len : std::min(view->max_model_len, len);
+    if (entry.view.prefills()) continue;
+    view->max_model_len = std::max(view->max_model_len, entry.view.identity->max_model_len);
   }
   if (capability_ != nullptr) {
     view->block_size = static_cast<int>(capability_->block_size());

@@ -29,11 +29,13 @@ class Capability;
 namespace tandem::router {
 
 struct RegistryOptions {
-  // What the router itself knows of the model; workers must agree.
-  std::string model;                  // served name
-  std::string tokenizer_digest;       // empty: not compared
-  uint32_t vocab_size = 0;            // 0: not compared
-  std::string cluster_secret_digest;  // empty: not compared
+  // What the router itself knows, from its model directory; workers must agree.
+  std::string model;             // served name
+  std::string tokenizer_digest;  // empty: not compared
+  uint32_t vocab_size = 0;       // 0: not compared; these too
+  uint32_t num_layers = 0;
+  uint32_t num_kv_heads = 0;
+  uint32_t head_dim = 0;
 };
 
 class Registry {
@@ -48,7 +50,8 @@ class Registry {
   // At most once, before the first Join.
   void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
 
-  // The first worker sets what the others must equal (until all have left). FAILED_PRECONDITION:
+  // What the router cannot know (dtype, block size, weights) the first worker sets for the others,
+  // until all have left. FAILED_PRECONDITION:
   // one line that says what differs; ALREADY_EXISTS: another live process has this id. A reconnect
   // of the same process takes its old membership's place. `on_drain` is called when an operator
   // asks the worker to leave, from any thread.

@@ -156,12 +156,17 @@ TEST(WorkerLoss, RouterKilledAndRestartedIsJoinedAgain) {
   spec.model_dir = SourcePath("tests/data/models/small");
   auto cluster = TestCluster::Start(spec);
   ASSERT_NE(cluster, nullptr);
-  const std::string address = cluster->address();
+  const std::vector<std::string> restart = {BinaryPath("tandem_router"),
+                                            "--model",
+                                            spec.model_dir,
+                                            "--listen",
+                                            cluster->address(),
+                                            "--internal-listen",
+                                            cluster->router().internal_address};
   cluster->router().process->Signal(SIGKILL);
   ASSERT_TRUE(cluster->router().process->Wait(10).has_value());
   auto router =
-      Process::Spawn({BinaryPath("tandem_router"), "--model", spec.model_dir, "--listen", address},
-                     {"TANDEM_CLUSTER_SECRET=test"}, "");
+      Process::Spawn(restart, {std::string("TANDEM_CLUSTER_SECRET=") + kClusterSecret}, "");
   ASSERT_TRUE(router->ReadLine(30).has_value());
   ASSERT_TRUE(cluster->WaitForWorkers(4, 30)) << cluster->Logs();
   EXPECT_TRUE(TestClient(cluster->channel())

@@ -21,7 +21,6 @@ internal::v1::Capability MakeCapability(const InProcessWorkerOptions& options) {
   capability.set_model_digest(options.model_digest);
   capability.set_block_size(static_cast<uint32_t>(options.engine.block_size));
   capability.set_vocab_size(static_cast<uint32_t>(options.engine.model.vocab_size));
-  capability.set_cluster_secret_digest(ClusterSecretDigest(options.cluster_secret));
   return capability;
 }
 

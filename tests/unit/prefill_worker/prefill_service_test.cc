@@ -97,9 +97,8 @@ TEST(PrefillService, BadRequestsNameTheField) {
 TEST(PrefillService, AnotherCapabilityIsRefusedWithOneLine) {
   const absl::Status status = ErrorOf([](Request* r) { r->set_capability_digest("other"); });
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(
-      std::string(status.message()),
-      HasSubstr("capability_digest is other at the caller and digest at prefill worker p0"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("capability_digest of the caller and of prefill worker p0 differ"));
 }
 
 // The service over loopback, with the loop on this thread.

@@ -80,7 +80,10 @@ class RouterServerTest : public ::testing::Test {
   std::unique_ptr<FakeWorker> Join(const std::string& id, const std::string& role,
                                    FakeDecodeService::Handler handler = {}) {
     internal::v1::Capability capability = FakeCapability("demo", vocab_size_);
-    capability.set_cluster_secret_digest(ClusterSecretDigest(""));
+    const ModelConfig& config = router_->model().config;
+    capability.set_num_layers(static_cast<uint32_t>(config.num_layers));
+    capability.set_num_kv_heads(static_cast<uint32_t>(config.num_kv_heads));
+    capability.set_head_dim(static_cast<uint32_t>(config.head_dim));
     return std::make_unique<FakeWorker>(router_->internal_address(), id, role, capability,
                                         std::move(handler));
   }

@@ -15,7 +15,7 @@ inline WorkerView MakeWorker(const std::string& id, WorkerRole role, LoadReport 
   identity.id = id;
   identity.role = role;
   identity.address = "127.0.0.1:1";
-  identity.max_model_len = 4096;
+  identity.max_model_len = 1 << 20;
   identity.max_num_seqs = 16;
   identity.num_blocks = 1000;
   identity.local_prefill_max_tokens = role == WorkerRole::kUnified  ? 0xffffffffLL
@@ -36,7 +36,6 @@ inline ClusterView MakeView(std::vector<WorkerView> workers) {
   view.kv_bytes_per_token = 57344;
   view.num_layers = 28;
   view.model_digest = "digest";
-  view.max_model_len = 4096;
   return view;
 }
 

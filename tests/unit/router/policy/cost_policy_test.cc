@@ -6,6 +6,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fmt/format.h"
@@ -69,6 +70,25 @@ TEST(CostPolicy, TiesGoToTheFirstIdAndThenToTheLessUsed) {
   ASSERT_OK(next);
   EXPECT_EQ(next->decode.id, "decode-1");
   EXPECT_THAT(PrefillIds(*next), ElementsAre("prefill-1", "prefill-0"));
+}
+
+TEST(CostPolicy, APromptGoesOnlyToWorkersThatHoldIt) {
+  ClusterView view = TwoByTwo();
+  for (const int small : {0, 2}) {
+    WorkerIdentity identity = *view.workers[small].identity;
+    identity.max_model_len = 1000;
+    view.workers[small].identity = std::make_shared<const WorkerIdentity>(std::move(identity));
+  }
+  const auto longer = Query(view, 1001).Choose(view);
+  ASSERT_OK(longer);
+  EXPECT_EQ(longer->decode.id, "decode-1");
+  EXPECT_THAT(PrefillIds(*longer), ElementsAre("prefill-1"));
+  // All of what it holds is room for a prompt of a prefill worker's; a decode worker adds a token.
+  const auto full = Query(view, 1000).Choose(view);
+  ASSERT_OK(full);
+  EXPECT_EQ(full->decode.id, "decode-1");
+  EXPECT_THAT(PrefillIds(*full), ElementsAre("prefill-0", "prefill-1"));
+  EXPECT_EQ(Query(view, 999).Choose(view)->decode.id, "decode-0");
 }
 
 TEST(CostPolicy, FollowsTheCacheWhileTheQueueIsShort) {

@@ -41,7 +41,7 @@ class MembershipTest : public ::testing::Test {
 
   FakeClock clock_;
   PrefixIndex index_;
-  Registry registry_{{"m", "", 0, ""}, &index_, &clock_};
+  Registry registry_{{.model = "m"}, &index_, &clock_};
   std::vector<RouterMessage> sent_;
 };
 
@@ -90,6 +90,28 @@ TEST_F(MembershipTest, WhatIsNoProperConversationIsRefused) {
   EXPECT_THAT(MessageOf(membership->Handle(blocks)), HasSubstr("16 bytes"));
   EXPECT_THAT(MessageOf(Make()->Handle(Hello("v", "boss"))), HasSubstr("got 'boss'"));
   EXPECT_THAT(MessageOf(Make()->Handle(Hello(""))), HasSubstr("hello.worker_id"));
+}
+
+TEST_F(MembershipTest, TextsAreBoundedAndOfOneLine) {
+  const auto refusal = [this](const WorkerMessage& message) {
+    const std::string line = MessageOf(Make()->Handle(message));
+    EXPECT_LT(line.size(), 200u);
+    EXPECT_EQ(line.find('\n'), std::string::npos);
+    return line;
+  };
+  WorkerMessage huge = Hello("u");
+  huge.mutable_hello()->mutable_capability()->set_dtype(std::string(30 << 20, 'x'));
+  EXPECT_THAT(refusal(huge), HasSubstr("hello.capability.dtype must have at most 256 bytes"));
+  EXPECT_THAT(refusal(Hello("u\n12:00 router: forged")), HasSubstr("control characters"));
+  EXPECT_THAT(refusal(Hello(std::string(1000, 'x'))), HasSubstr("hello.worker_id"));
+  WorkerMessage address = Hello("u");
+  address.mutable_hello()->set_metrics_address(std::string(1000, 'x'));
+  EXPECT_THAT(refusal(address), HasSubstr("hello.metrics_address"));
+  auto membership = Make();
+  ASSERT_OK(membership->Handle(Hello("u")));
+  WorkerMessage load;
+  load.mutable_load()->add_links()->set_peer_worker_id(std::string(1000, 'x'));
+  EXPECT_THAT(MessageOf(membership->Handle(load)), HasSubstr("load.links.peer_worker_id"));
 }
 
 TEST_F(MembershipTest, ADrainReachesTheWorker) {

@@ -33,7 +33,7 @@ class RegistryTest : public ::testing::Test {
 
   FakeClock clock_;
   PrefixIndex index_;
-  Registry registry_{{"m", "", 512, ""}, &index_, &clock_};
+  Registry registry_{{.model = "m", .vocab_size = 512}, &index_, &clock_};
 };
 
 TEST_F(RegistryTest, PublishesWhoIsThere) {
@@ -47,7 +47,6 @@ TEST_F(RegistryTest, PublishesWhoIsThere) {
   ASSERT_OK(p);
   const auto before = registry_.view();
   EXPECT_TRUE(before->Serving());
-  EXPECT_EQ(before->max_model_len, 200);  // the smallest
   EXPECT_EQ(before->block_size, 16);
   EXPECT_EQ(before->kv_bytes_per_token, 2 * 2 * 64 * 4);
 
@@ -84,6 +83,40 @@ TEST_F(RegistryTest, RefusesAnotherModelThanTheRouters) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("model m here, n there"));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("vocab_size 512 here"));
+}
+
+// What the router has in its own model directory counts, whoever comes first.
+TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheModel) {
+  Registry registry({.model = "m",
+                     .tokenizer_digest = "t",
+                     .vocab_size = 512,
+                     .num_layers = 2,
+                     .num_kv_heads = 1,
+                     .head_dim = 64},
+                    &index_, &clock_);
+  internal::v1::Capability odd = FakeCapability("m", 512);
+  odd.set_num_layers(3);
+  odd.set_num_kv_heads(4);
+  odd.set_head_dim(5);
+  odd.set_tokenizer_digest("other");
+  const auto refused = registry.Join(MakeIdentity("a", 1, WorkerRole::kDecode), odd, nullptr);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.status().message()),
+              testing::AllOf(HasSubstr("num_layers 2 here, 3 there"), HasSubstr("num_kv_heads"),
+                             HasSubstr("head_dim"), HasSubstr("tokenizer_digest differs")));
+  EXPECT_OK(
+      registry.Join(MakeIdentity("b", 1, WorkerRole::kDecode), FakeCapability("m", 512), nullptr));
+}
+
+TEST_F(RegistryTest, NobodyLowersTheLimitOfTheCluster) {
+  WorkerIdentity small = MakeIdentity("small", 1, WorkerRole::kUnified);
+  small.max_model_len = 1;
+  ASSERT_OK(registry_.Join(small, FakeCapability("m", 512), nullptr));
+  EXPECT_EQ(registry_.view()->max_model_len, 1);
+  ASSERT_OK(Join("d", 3));
+  EXPECT_EQ(registry_.view()->max_model_len, 300);
+  ASSERT_OK(Join("p", 9, WorkerRole::kPrefill));
+  EXPECT_EQ(registry_.view()->max_model_len, 300);  // answers are decoded elsewhere
 }
 
 TEST_F(RegistryTest, ANameBelongsToOneProcess) {
