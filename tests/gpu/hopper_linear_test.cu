@@ -334,9 +334,13 @@ void RowsStandAlone(const Shape& shape) {
   const auto w = RandomArray<BFloat16>(static_cast<size_t>(vocab) * hidden, 1, 0.05f);
   const auto x = RandomArray<BFloat16>(static_cast<size_t>(kMost) * hidden, 2);
   DeviceArray<float> logits(static_cast<size_t>(kMost) * vocab);
+  DeviceArray<BFloat16> gated(static_cast<size_t>(kMost) * shape.inner);
+  const auto gate_up = RandomArray<BFloat16>(2ull * shape.inner * hidden, 3, 0.05f);
   std::vector<float> all;
-  for (const int rows : {kMost, 17, 64, 128, 200, 256}) {
+  std::vector<BFloat16> all_gated;
+  for (const int rows : {kMost, 9, 17, 64, 128, 200, 256, 500}) {
     logits.Poison();
+    gated.Poison();
     const cudaError_t error = HopperLogits({w.get(), x.get(), logits.get(), nullptr, rows, vocab,
                                             hidden, f.Squares(), Fixture::kEpsilon},
                                            {}, f.options);
@@ -346,6 +350,17 @@ void RowsStandAlone(const Shape& shape) {
     Expect(std::memcmp(all.data(), got.data(), sizeof(float) * rows * vocab) == 0,
            std::string("the rows of a step stand alone: ") + shape.name + " rows " +
                std::to_string(rows));
+    const cudaError_t gate_error =
+        HopperGateUp({gate_up.get(), x.get(), gated.get(), rows, shape.inner, hidden, f.Squares(),
+                      Fixture::kEpsilon},
+                     {}, f.options);
+    Expect(gate_error == cudaSuccess, std::string("launch: ") + cudaGetErrorString(gate_error));
+    const auto got_gated = gated.ToHost();
+    if (rows == kMost) all_gated = got_gated;
+    Expect(
+        std::memcmp(all_gated.data(), got_gated.data(), sizeof(BFloat16) * rows * shape.inner) == 0,
+        std::string("the rows of a step stand alone, gate_up: ") + shape.name + " rows " +
+            std::to_string(rows));
   }
 }
 
@@ -402,7 +417,7 @@ void WideRowsStandAlone(const Shape& shape) {
 void RunAll(const char* only) {
   for (const Shape& shape : kShapes) {
     if (only != nullptr && std::strcmp(only, shape.name) != 0) continue;
-    for (const int rows : {17, 64, 100, 129, 256, 300, 1000, 2100, 4096}) {
+    for (const int rows : {9, 16, 17, 64, 100, 129, 256, 300, 1000, 2100, 4096}) {
       for (const bool cut : {false, true}) {
         const Fixture f(shape, rows, cut);
         GateUpMatches(f);

@@ -51,7 +51,7 @@ constexpr size_t kMlpTile = 1024;
 constexpr size_t kAlignment = 256;  // bytes
 constexpr int kHopper = 90;         // compute capability
 // Rows up to which the skinny products win over Hopper's.
-constexpr int kSkinnyRowsOnHopper = 16;
+constexpr int kSkinnyRowsOnHopper = 8;
 // Up to how many rows FlashInfer's prefill attention is faster on Hopper too: 8 rows over 8,192
 // positions take 19 us, not 21, but 16 take 28, not 21.
 constexpr int kFewPrefillRows = 8;

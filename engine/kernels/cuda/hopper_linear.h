@@ -2,16 +2,20 @@
 // by warpgroup products (wgmma) of tiles that the copy engine brings (TMA).
 //
 // Shape of a kernel: one thread block per multiprocessor, which lives as long as the product. A
-// producer thread keeps a ring of tiles in shared memory full, two warpgroups multiply, and a warp
-// prepares what their epilogues need. Tiles are 128 rows (of activations) x 256 weight rows, or 64
-// x 256 for few rows. How the work is cut follows from the number of tiles:
-//  - few: a cluster computes each tile, every thread block a part of K; they join in shared memory;
-//  - more, of up to 64 rows or an odd number of 128: a round's worth of tiles is dealt out as equal
-//    ranges of (tile, chunk of K) (stream-K: Osama et al., 2023, arXiv:2301.03598); the block that
-//    has a tile's first chunks adds what the others computed;
-//  - else pairs of thread blocks take two tiles that lie one above the other and share the loads of
-//    weights; the tiles of a last round that would be too empty are cut into two or four parts of
-//    K.
+// producer thread keeps a ring of tiles in shared memory full, one or two warpgroups multiply, and
+// a warp prepares what their epilogues need. How the work is cut follows from the number of tiles:
+//  - few: a cluster computes each tile, of 128 weight rows for up to 256 rows, every thread block a
+//    part of K; they join in shared memory;
+//  - up to 512 rows, where tiles of 288 weight rows fill all multiprocessors in whole rounds:
+//  those,
+//    uncut (gate and up, and the vocabulary: their epilogues take units of any height);
+//  - else tiles of 256 weight rows. For up to 64 rows or an odd number of 128 a round's worth of
+//  them
+//    is dealt out as equal ranges of (tile, chunk of K) (stream-K: Osama et al., 2023,
+//    arXiv:2301.03598); the block that has a tile's first chunks adds what the others computed. For
+//    other numbers pairs of thread blocks take two tiles that lie one above the other and share the
+//    loads of weights; the tiles of a last round that would be too empty are cut into two or four
+//    parts of K.
 //
 // Order of summation: with scratch memory it depends on the shapes, the number of rows, the number
 // of multiprocessors and how these are grouped, for that decides how many clusters run at once: two

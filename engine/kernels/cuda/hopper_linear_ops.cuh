@@ -56,20 +56,47 @@ __device__ inline int PairedColumn() {
 // Both halves of `unit` one after the other.
 struct PlainRows {
   __device__ void Prefetch(int, int) const {}
-  __device__ static int BoxRow(int unit, int half) { return unit * kUnitRows + half * kBoxRows; }
+  template <int kBox = kBoxRows>
+  __device__ static int BoxRow(int unit, int half) {
+    return (unit * 2 + half) * kBox;
+  }
 };
 
+// Of every 32 columns of a unit, the first of the four that a lane of eight has.
+__device__ inline int LaneColumn() { return static_cast<int>(threadIdx.x % 8) * 4; }
+
+// The epilogue reads nothing that it could read early.
+template <int kPieces>
+struct NothingEarly {
+  template <class Op>
+  __device__ NothingEarly(const Op&, const Line&, int) {}
+};
+
+__device__ inline float4 Scale(float4 v, float by) {
+  return make_float4(v.x * by, v.y * by, v.z * by, v.w * by);
+}
+__device__ inline float4 Add(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+__device__ inline uint2 Pack(float4 v) {
+  return make_uint2(PackBFloat16(v.x, v.y), PackBFloat16(v.z, v.w));
+}
+
 struct HopperGateUpOp : GateUpArgs {
-  static constexpr bool kNormed = true;
+  static constexpr bool kNormed = true, kAnyUnit = true;
 
   __device__ void Prefetch(int, int) const {}
-  __device__ int BoxRow(int unit, int half) const { return half * inner + unit * kBoxRows; }
+  template <int kBox = kBoxRows>
+  __device__ int BoxRow(int unit, int half) const {
+    return half * inner + unit * kBox;
+  }
 
-  template <bool kFewRegisters>
-  __device__ void Finish(const float (&sums)[kUnitSums], const Lines& lines, int unit) const {
-    const int column = unit * kBoxRows;
+  template <bool kFewRegisters, int kSums>
+  __device__ void Finish(const float (&sums)[kSums], const Lines& lines, int unit) const {
+    constexpr int kBlocks = kSums / 8;  // of 8 columns of a half
+    const int column = unit * kBlocks * 8;
 #pragma unroll
-    for (int b = 0; b < 8; b += 4) {
+    for (int b = 0; b < kBlocks; b += 4) {
 #pragma unroll
       for (int line = 0; line < 2; ++line) {
         float values[4][2];
@@ -77,23 +104,45 @@ struct HopperGateUpOp : GateUpArgs {
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const int at = (b + i) * 4 + line * 2 + e;
+            const int at = min(b + i, kBlocks - 1) * 4 + line * 2 + e;
             const float gate = sums[at] * lines.inverse_rms[line];
-            const float up = sums[at + 32] * lines.inverse_rms[line];
-            values[i][e] = __fdividef(gate, 1.0f + __expf(-gate)) * up;
+            const float up = sums[at + kSums / 2] * lines.inverse_rms[line];
+            values[i][e] = SiluTimes(gate, up);
           }
         }
         StoreBlocks(values, out + static_cast<int64_t>(lines.row[line]) * inner + column + b * 8,
-                    lines.valid[line], inner - column - b * 8);
+                    lines.valid[line], min(inner - column, kBlocks * 8) - b * 8);
       }
     }
+  }
+
+  template <int kPieces>
+  using Early = NothingEarly<kPieces>;
+
+  template <int kPieces>
+  __device__ void FinishRow(const float4 (&sums)[kPieces], const NothingEarly<kPieces>&,
+                            const Line& line, int unit) const {
+#pragma unroll
+    for (int i = 0; i < kPieces / 2; ++i) {
+      const float4 gate = Scale(sums[i], line.inverse_rms);
+      const float4 up = Scale(sums[i + kPieces / 2], line.inverse_rms);
+      const int column = unit * kPieces * 16 + i * 32 + LaneColumn();
+      if (!line.valid || column >= inner) continue;
+      *reinterpret_cast<uint2*>(out + static_cast<int64_t>(line.row) * inner + column) =
+          Pack(make_float4(SiluTimes(gate.x, up.x), SiluTimes(gate.y, up.y),
+                           SiluTimes(gate.z, up.z), SiluTimes(gate.w, up.w)));
+    }
+  }
+
+  __device__ static float SiluTimes(float gate, float up) {
+    return __fdividef(gate, 1.0f + __expf(-gate)) * up;
   }
 };
 
 // kHeadDim is 64 or 128: a unit is two heads or one.
 template <int kHeadDim>
 struct HopperQkvOp : QkvArgs, PlainRows {
-  static constexpr bool kNormed = true;
+  static constexpr bool kNormed = true, kAnyUnit = false;
   static constexpr int kHalf = kHeadDim / 2, kHalfBlocks = kHalf / 8;
 
   template <bool kFewRegisters>
@@ -166,6 +215,62 @@ struct HopperQkvOp : QkvArgs, PlainRows {
     }
   }
 
+  // The angles of a row, and where its keys and values go.
+  template <int kPieces>
+  struct Early {
+    __device__ Early(const HopperQkvOp& op, const Line& line, int unit) {
+      if (!line.valid) return;
+      const int64_t at = static_cast<int64_t>(line.row) * kHalf + LaneColumn();
+#pragma unroll
+      for (int i = 0; i < kHalf / 32; ++i) {
+        cos[i] = __ldg(reinterpret_cast<const float4*>(op.cos + at + i * 32));
+        sin[i] = __ldg(reinterpret_cast<const float4*>(op.sin + at + i * 32));
+      }
+      if ((unit + 1) * (kUnitRows / kHeadDim) > op.heads) slot = __ldg(op.slots + line.row);
+    }
+    float4 cos[kHalf / 32] = {}, sin[kHalf / 32] = {};
+    int64_t slot = -1;
+  };
+
+  template <int kPieces>
+  __device__ void FinishRow(const float4 (&sums)[kPieces], const Early<kPieces>& early,
+                            const Line& line, int unit) const {
+    constexpr int kHeadPieces = kHeadDim / 32;
+#pragma unroll
+    for (int first = 0; first < kPieces; first += kHeadPieces) {
+      const int head = unit * (kUnitRows / kHeadDim) + first / kHeadPieces;
+      if (head >= heads + 2 * kv_heads) return;
+      float4 v[kHeadPieces];
+#pragma unroll
+      for (int i = 0; i < kHeadPieces; ++i) {
+        v[i] = Scale(sums[first + i], line.inverse_rms);
+        if (bias != nullptr) {
+          v[i] = Add(v[i], __ldg(reinterpret_cast<const float4*>(bias + head * kHeadDim + i * 32 +
+                                                                 LaneColumn())));
+        }
+      }
+      if (head < heads + kv_heads) {
+#pragma unroll
+        for (int i = 0; i < kHeadPieces / 2; ++i) {
+          float4 &low = v[i], &high = v[i + kHeadPieces / 2];
+          RotatePair(low.x, high.x, early.cos[i].x, early.sin[i].x);
+          RotatePair(low.y, high.y, early.cos[i].y, early.sin[i].y);
+          RotatePair(low.z, high.z, early.cos[i].z, early.sin[i].z);
+          RotatePair(low.w, high.w, early.cos[i].w, early.sin[i].w);
+        }
+      }
+      const bool query = head < heads;
+      if (!line.valid || (!query && early.slot < 0)) continue;
+      __nv_bfloat16* const to =
+          query ? q + (static_cast<int64_t>(line.row) * heads + head) * kHeadDim
+                : kv + early.slot + static_cast<int64_t>(head - heads) * block_size * kHeadDim;
+#pragma unroll
+      for (int i = 0; i < kHeadPieces; ++i) {
+        *reinterpret_cast<uint2*>(to + i * 32 + LaneColumn()) = Pack(v[i]);
+      }
+    }
+  }
+
   __device__ static void RotatePair(float& low, float& high, float c, float s) {
     const float rotated = low * c - high * s;
     high = high * c + low * s;
@@ -174,7 +279,7 @@ struct HopperQkvOp : QkvArgs, PlainRows {
 };
 
 struct HopperResidualOp : ResidualArgs, PlainRows {
-  static constexpr bool kNormed = false;
+  static constexpr bool kNormed = false, kAnyUnit = false;
 
   __device__ void Prefetch(int row, int output) const {
     if (output < outputs) PrefetchToL2(residual + At(row, output));
@@ -236,19 +341,57 @@ struct HopperResidualOp : ResidualArgs, PlainRows {
     }
   }
 
+  // The residual stream before.
+  template <int kPieces>
+  struct Early {
+    __device__ Early(const HopperResidualOp& op, const Line& line, int unit) {
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int column = (unit * kPieces + i) * 32 + LaneColumn();
+        if (line.valid && column < op.outputs) {
+          before[i] =
+              __ldcg(reinterpret_cast<const float4*>(op.residual + op.At(line.row, column)));
+        }
+      }
+    }
+    float4 before[kPieces] = {};
+  };
+
+  template <int kPieces>
+  __device__ void FinishRow(const float4 (&sums)[kPieces], const Early<kPieces>& early,
+                            const Line& line, int unit) const {
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int column = (unit * kPieces + i) * 32 + LaneColumn();
+      if (!line.valid || column >= outputs) continue;
+      const float4 v = Add(sums[i], early.before[i]);
+      const float4 norm = __ldg(reinterpret_cast<const float4*>(norm_weight + column));
+      squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+      *reinterpret_cast<float4*>(residual + At(line.row, column)) = v;
+      *reinterpret_cast<uint2*>(scaled + At(line.row, column)) =
+          Pack(make_float4(v.x * norm.x, v.y * norm.y, v.z * norm.z, v.w * norm.w));
+    }
+#pragma unroll
+    for (int lanes = 1; lanes < 8; lanes *= 2) squares += __shfl_xor_sync(~0u, squares, lanes);
+    if (threadIdx.x % 8 == 0 && line.valid && unit * kUnitRows < outputs) {
+      square_shares[static_cast<int64_t>(unit) * square_stride + line.row] = squares;
+    }
+  }
+
   __device__ int64_t At(int row, int column) const {
     return static_cast<int64_t>(row) * outputs + column;
   }
 };
 
 struct HopperLogitsOp : LogitsArgs, PlainRows {
-  static constexpr bool kNormed = true;
+  static constexpr bool kNormed = true, kAnyUnit = true;
 
-  template <bool kFewRegisters>
-  __device__ void Finish(const float (&sums)[kUnitSums], const Lines& lines, int unit) const {
-    const int first = unit * kUnitRows + PairedColumn();
+  template <bool kFewRegisters, int kSums>
+  __device__ void Finish(const float (&sums)[kSums], const Lines& lines, int unit) const {
+    const int first = unit * kSums * 2 + PairedColumn();
 #pragma unroll
-    for (int b = 0; b < 8; ++b) {
+    for (int b = 0; b < kSums / 8; ++b) {
       const int column = first + b * 16;
 #pragma unroll
       for (int line = 0; line < 2; ++line) {
@@ -264,6 +407,28 @@ struct HopperLogitsOp : LogitsArgs, PlainRows {
           if (column + 2 < vocab) to[2] = value.z;
           if (column + 3 < vocab) to[3] = value.w;
         }
+      }
+    }
+  }
+
+  template <int kPieces>
+  using Early = NothingEarly<kPieces>;
+
+  template <int kPieces>
+  __device__ void FinishRow(const float4 (&sums)[kPieces], const NothingEarly<kPieces>&,
+                            const Line& line, int unit) const {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const float4 value = Scale(sums[i], line.inverse_rms);
+      const int column = (unit * kPieces + i) * 32 + LaneColumn();
+      float* const to = logits + static_cast<int64_t>(line.row) * vocab + column;
+      if (vocab % 4 == 0) {
+        if (line.valid && column < vocab) *reinterpret_cast<float4*>(to) = value;
+      } else if (line.valid) {
+        if (column < vocab) to[0] = value.x;
+        if (column + 1 < vocab) to[1] = value.y;
+        if (column + 2 < vocab) to[2] = value.z;
+        if (column + 3 < vocab) to[3] = value.w;
       }
     }
   }
