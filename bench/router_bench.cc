@@ -201,7 +201,7 @@ std::unique_ptr<Cluster> MakeCluster(int workers, int blocks, bool links) {
 
 // One request at a time, a third of which nobody has seen, a third in the shared prefix and a third
 // in somebody's own; loads are reported anew every 100 decisions.
-Percentiles MeasureDecisions(int workers, int blocks, bool links) {
+std::vector<int64_t> TimeDecisions(int workers, int blocks, bool links) {
   const auto cluster = MakeCluster(workers, blocks, links);
   const CostPolicy policy;
   Metrics metrics;
@@ -231,7 +231,18 @@ Percentiles MeasureDecisions(int workers, int blocks, bool links) {
     if (i >= 500) dispatcher.Ended(ticket - 500);  // so many are running
   }
   decisions.erase(decisions.begin(), decisions.begin() + 500);
-  return Of(std::move(decisions));
+  return decisions;
+}
+
+// Of each decision the least of three passes: what else runs on the machine empties the caches
+// again and again, and would decide the percentiles.
+Percentiles MeasureDecisions(int workers, int blocks, bool links) {
+  std::vector<int64_t> least = TimeDecisions(workers, blocks, links);
+  for (int pass = 0; pass < 2; ++pass) {
+    const std::vector<int64_t> again = TimeDecisions(workers, blocks, links);
+    for (size_t i = 0; i < least.size(); ++i) least[i] = std::min(least[i], again[i]);
+  }
+  return Of(std::move(least));
 }
 
 void Run(int max_workers, int max_blocks) {

@@ -235,5 +235,43 @@ TEST(RoutingSimulation, MooncakeConversationTrace) {
   ExpectSpreadAndHits(trace, 4, 20000);
 }
 
+// Four caches, each of the blocks that an RTX 4090D has room for, and one pool of all four: what
+// their capacity allows.
+struct Replay {
+  Outcome cost, pooled;
+};
+
+Replay ReplayOn(const std::vector<TraceRequest>& trace, size_t capacity) {
+  Replay out;
+  out.cost = Simulate(trace, 4, capacity, CostChooser());
+  out.pooled =
+      Simulate(trace, 1, 4 * capacity, [](const ClusterView&, const RouteQuery&) { return 0; });
+  std::printf(
+      "%zu requests, 4 x %zu blocks: hits %.4f of all tokens, in one pool %.4f; busiest "
+      "worker %.3f of the mean by work, %.3f by requests\n",
+      trace.size(), capacity, out.cost.hit_ratio, out.pooled.hit_ratio, 4 * out.cost.busiest_work,
+      4 * out.cost.busiest_share);
+  return out;
+}
+
+TEST(RoutingSimulation, WholeTraceOnFourSmallCaches) {
+  TANDEM_REQUIRE_SHARED();
+  const auto trace = ReadTrace(SharedDir() + "/traces/conversation_trace.jsonl", 1 << 20);
+  ASSERT_EQ(trace.size(), 12031u);
+  const Replay replay = ReplayOn(trace, 4359);
+  EXPECT_GE(replay.cost.hit_ratio, 0.95 * 0.234);
+  EXPECT_LE(4 * replay.cost.busiest_work, 1.10);
+  EXPECT_LE(4 * replay.cost.busiest_share, 1.10);
+}
+
+// The first requests of the same trace, which are in the tree.
+TEST(RoutingSimulation, FirstRequestsOfTheTrace) {
+  const auto trace = ReadTrace(SourcePath("tests/data/conversation_trace.jsonl"), 1 << 20);
+  ASSERT_EQ(trace.size(), 60u);
+  const Replay replay = ReplayOn(trace, 100);
+  EXPECT_GE(replay.cost.hit_ratio, 0.5 * replay.pooled.hit_ratio);
+  EXPECT_LE(4 * replay.cost.busiest_work, 1.3);
+}
+
 }  // namespace
 }  // namespace tandem::router
