@@ -85,20 +85,6 @@ __device__ inline float4 LoadSharedOf(uint32_t remote) {
                : "memory");
   return v;
 }
-__device__ inline float4 LoadShared(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared::cta.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-__device__ inline void StoreShared(uint32_t address, float4 v) {
-  asm volatile("st.shared::cta.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y),
-               "f"(v.z), "f"(v.w)
-               : "memory");
-}
-
 __device__ inline void StoreShared(uint32_t address, float a, float b) {
   asm volatile("st.shared::cta.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
 }
