@@ -85,9 +85,10 @@ absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
                options_.max_model_len);
   const Hash128 seed =
       BlockHashSeed(options_.cluster_secret, options_.model_digest, work.cache_salt);
+  const int prompt_length = work.prompt_length > 0 ? work.prompt_length : length;
   // In 64 bits: max_tokens may be anything up to 2^30.
   const auto max_length = static_cast<int>(
-      std::min<int64_t>(options_.max_model_len, int64_t{length} + work.sampling.max_tokens));
+      std::min<int64_t>(options_.max_model_len, int64_t{prompt_length} + work.sampling.max_tokens));
   Placement place = Place(work, seed);
   int needed = BlocksFor(length + 1, options_.limits.block_size) - place.cached_blocks;
   if (place.ask && max_length == length + 1) {
@@ -104,7 +105,8 @@ absl::StatusOr<Admitted> Admission::Admit(Work work, const View& view) {
   TANDEM_ASSIGN_OR_RETURN(out.fresh, pool_->Reserve(needed));
   s.tokens = std::move(work.tokens);
   s.work = std::move(work);
-  s.prompt_length = length;
+  s.prompt_length = prompt_length;
+  s.arrived_length = length;
   s.max_length = max_length;
   s.hash_seed = seed;
   s.cached_blocks = s.lease.size();

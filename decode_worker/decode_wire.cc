@@ -1,5 +1,7 @@
 #include "decode_worker/decode_wire.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <utility>
 
 #include "common/base/status.h"
@@ -30,6 +32,20 @@ absl::StatusOr<PrefillOutcome> ReadOutcome(const internal::v1::PrefillResponse& 
   return outcome;
 }
 
+// What was generated elsewhere leaves something to draw.
+absl::Status CheckPromptLength(const internal::v1::DecodeRequest& request, int max_tokens) {
+  const int64_t prompt = request.prompt_length();
+  if (prompt > request.token_ids_size()) {
+    return BadField("prompt_length", "must be at most the {} tokens, got {}",
+                    request.token_ids_size(), prompt);
+  }
+  if (prompt > 0 && request.token_ids_size() - prompt >= max_tokens) {
+    return BadField("prompt_length", "{} of {} tokens leaves nothing of max_tokens {} to draw",
+                    prompt, request.token_ids_size(), max_tokens);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
@@ -48,6 +64,11 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
   TANDEM_ASSIGN_OR_RETURN(
       work.sampling,
       engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size));
+  TANDEM_RETURN_IF_ERROR(CheckPromptLength(request, work.sampling.max_tokens));
+  work.prompt_length = static_cast<int>(request.prompt_length());
+  if (request.route().may_lose() > 0) {
+    work.may_lose = static_cast<int>(std::min(request.route().may_lose(), 100u));
+  }
   work.request_id = request.request_id();
   work.cache_salt = request.cache_salt();
   work.priority = request.priority();
@@ -64,6 +85,7 @@ internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerId
   engine::TokensToProto(call.tokens, request.mutable_token_ids());
   *request.mutable_sampling() = engine::SamplingToProto(call.sampling);
   engine::TokensToProto(call.sampling.eos_token_ids, request.mutable_eos_token_ids());
+  request.set_prompt_length(static_cast<uint32_t>(call.prompt_length));
   request.set_cache_salt(call.cache_salt);
   request.set_priority(call.priority);
   request.set_capability_digest(identity.capability_digest);

@@ -33,10 +33,12 @@ void AddOutcome(const PrefillOutcome& outcome, absl::Duration call, Timing* timi
 }
 
 FirstToken::FirstToken(std::shared_ptr<TokenStream> stream, engine::SamplingParams sampling,
-                       int prompt_length, int max_length, Timing timing, absl::Time began_at)
+                       int prompt_length, int arrived_length, int max_length, Timing timing,
+                       absl::Time began_at)
     : stream_(std::move(stream)),
       sampling_(std::move(sampling)),
       prompt_length_(prompt_length),
+      arrived_length_(arrived_length),
       max_length_(max_length),
       timing_(std::move(timing)),
       began_at_(began_at) {}
@@ -47,8 +49,8 @@ TokenEvent FirstToken::MakeEvent(const PrefillOutcome& outcome, absl::Time now) 
   if (sampling_.logprobs >= 0) event.logprobs.push_back(outcome.first_token);
   event.prompt_logprobs = outcome.prompt_logprobs;
   event.cached_tokens = outcome.cached_tokens;
-  event.finish_reason =
-      EndAfter(sampling_, 1, prompt_length_ + 1, max_length_, outcome.first_token.token);
+  event.finish_reason = EndAfter(sampling_, arrived_length_ + 1 - prompt_length_,
+                                 arrived_length_ + 1, max_length_, outcome.first_token.token);
   event.timing = timing_;
   AddOutcome(outcome, now - began_at_, &*event.timing);
   return event;

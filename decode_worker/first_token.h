@@ -32,7 +32,8 @@ class FirstToken {
  public:
   // `timing`: until `began_at`, when the attempt began.
   FirstToken(std::shared_ptr<TokenStream> stream, engine::SamplingParams sampling,
-             int prompt_length, int max_length, Timing timing, absl::Time began_at);
+             int prompt_length, int arrived_length, int max_length, Timing timing,
+             absl::Time began_at);
 
   // The thread of the reply, which came at `now`. False: the loop has given the attempt up.
   bool Send(const PrefillOutcome& outcome, absl::Time now);
@@ -45,6 +46,7 @@ class FirstToken {
   const std::shared_ptr<TokenStream> stream_;
   const engine::SamplingParams sampling_;
   const int prompt_length_;
+  const int arrived_length_;
   const int max_length_;
   const Timing timing_;
   const absl::Time began_at_;

@@ -267,7 +267,7 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
   TANDEM_CHECK(output.has_token, "the runner drew no token");
   // A later launched step has a token of its own pending by now, unless this was the last one.
   if (s->launched == s->computed) s->pending = {};
-  if (s->generated() == 0) {  // a local prefill is done
+  if (s->drawn() == 0) {  // a local prefill is done
     s->timing.stages[Stage::kPrefillQueue] =
         absl::ToDoubleMilliseconds(s->prefill_started_at - s->reserved_at);
     s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(now - s->prefill_started_at);

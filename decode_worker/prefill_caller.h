@@ -22,6 +22,7 @@ struct PrefillCall {
   PrefillPeer peer;
   std::string request_id;
   std::vector<int32_t> tokens;
+  int prompt_length = 0;  // of `tokens`; what follows was generated elsewhere
   engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;

@@ -14,13 +14,13 @@ bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now, bool sent)
   const int32_t id = token.token;
   s->tokens.push_back(id);
   metrics_->worker.generation_tokens.Increment();
-  const bool first = s->generated() == 1;
+  const bool first = s->drawn() == 1;
   if (first) {
     s->first_token_at = now;
   } else {
     metrics_->worker.inter_token_seconds.Observe(absl::ToDoubleSeconds(now - s->last_token_at));
   }
-  if (s->generated() == 2) {
+  if (s->drawn() == 2) {
     s->timing.stages[Stage::kFirstDecodeStep] = absl::ToDoubleMilliseconds(now - s->runnable_at);
   }
   s->last_token_at = now;
@@ -100,12 +100,12 @@ void Publisher::Measure(const Sequence& s, absl::Time now) {
     observe(Stage::kKvTransferTotal);
     observe(Stage::kKvTransferExposed);
   }
-  if (s.generated() < 2) return;
+  if (s.drawn() < 2) return;
   observe(Stage::kFirstDecodeStep);
   observe(Stage::kPreempted);
   observe(Stage::kPaused);
   metrics_->time_per_output_token.Observe(absl::ToDoubleSeconds(now - s.first_token_at) /
-                                          (s.generated() - 1));
+                                          (s.drawn() - 1));
 }
 
 }  // namespace tandem::decode

@@ -31,8 +31,9 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
   attempt->peer = s->work.prefill[s->next_candidate++];
   attempt->target = std::move(target);
   attempt->began_at = now;
-  attempt->first_token = std::make_shared<FirstToken>(s->stream, s->work.sampling, s->prompt_length,
-                                                      s->max_length, s->timing, now);
+  attempt->first_token =
+      std::make_shared<FirstToken>(s->stream, s->work.sampling, s->prompt_length, s->arrived_length,
+                                   s->max_length, s->timing, now);
   PrefillCall call = MakeCall(*s, *attempt);
   TANDEM_ASSIGN_OR_RETURN(call.token,
                           receiver_->Expect(attempt->transfer, attempt->epoch, call.block_ids));
@@ -45,7 +46,7 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
 }
 
 PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& attempt) const {
-  const int prompt_blocks = BlocksFor(s.prompt_length, options_.block_size);
+  const int prompt_blocks = BlocksFor(s.arrived_length, options_.block_size);
   // A sequence that needs no KV has no blocks for it.
   const int first_block = attempt.target.empty() ? prompt_blocks : s.lease.size();
   const auto shipped =
@@ -54,7 +55,8 @@ PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& at
   call.call_id = attempt.call_id;
   call.peer = attempt.peer;
   call.request_id = s.work.request_id;
-  call.tokens.assign(s.tokens.begin(), s.tokens.begin() + s.prompt_length);
+  call.tokens.assign(s.tokens.begin(), s.tokens.begin() + s.arrived_length);
+  call.prompt_length = s.prompt_length;
   call.sampling = s.work.sampling;
   call.cache_salt = s.work.cache_salt;
   call.priority = s.work.priority;
@@ -160,7 +162,7 @@ void RemotePrefills::Complete(Sequence* s) {
   s->lease.Append(std::move(attempt.target));
   s->attempt.reset();
   s->phase = SequencePhase::kRunnable;
-  s->computed = s->launched = s->proven = s->prompt_length;
+  s->computed = s->launched = s->proven = s->arrived_length;
   s->runnable_at = clock_->Now();
 }
 
@@ -172,20 +174,28 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
   s->timing.stages[Stage::kFailedAttempts] +=
       absl::ToDoubleMilliseconds(now - s->attempt->began_at);
   Abandon(s);
-  if (absl::IsInvalidArgument(why)) return why;  // no other worker would take it either
-  if (s->next_candidate >= s->work.prefill.size()) {
+  // No other worker would take it either, or it would draw the same broken numbers.
+  if (absl::IsInvalidArgument(why) || absl::IsInternal(why)) return why;
+  if (absl::IsUnavailable(why)) ++s->lost_prefills;
+  const bool enough = s->lost_prefills >= s->work.may_lose;
+  if (enough || s->next_candidate >= s->work.prefill.size()) {
     const std::string message =
-        fmt::format("no prefill worker left after {}: {}", peer.worker_id, MessageOf(why));
-    return absl::IsResourceExhausted(why) ? WithRefusal(absl::ResourceExhaustedError(message),
-                                                        {.reason = Refusal::Reason::kPrefill})
-                                          : absl::UnavailableError(message);
+        enough ? fmt::format("{} prefill workers were lost with this prompt, the last one {}: {}",
+                             s->lost_prefills, peer.worker_id, MessageOf(why))
+               : fmt::format("no prefill worker left after {}: {}", peer.worker_id, MessageOf(why));
+    const bool full = absl::IsResourceExhausted(why);
+    return WithRefusal(
+        full ? absl::ResourceExhaustedError(message) : absl::UnavailableError(message),
+        {Refusal::Reason::kPrefill, full ? s->lost_prefills : std::max(1, s->lost_prefills), 0});
   }
   metrics_->prefill_retries.Increment();
   // Other blocks: the old ones may be written until their sender is quiet.
   absl::StatusOr<engine::BlockLease> fresh = pool_->Reserve(num_blocks);
   if (!fresh.ok()) {
-    return Unavailable("prefill at {} failed and no {} KV blocks are free for another try",
-                       peer.worker_id, num_blocks);
+    return WithRefusal(
+        Unavailable("prefill at {} failed and no {} KV blocks are free for another try",
+                    peer.worker_id, num_blocks),
+        {Refusal::Reason::kBlocks, num_blocks, pool_->NumAvailable()});
   }
   return Begin(s, *std::move(fresh), now);
 }

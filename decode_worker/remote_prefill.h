@@ -63,7 +63,8 @@ class RemotePrefills {
   // Replied and sealed: the blocks become the sequence's, which can run.
   void Complete(Sequence* sequence);
   // No token is out yet: asks the next candidate. An error ends the sequence: INVALID_ARGUMENT if
-  // that is `why`; RESOURCE_EXHAUSTED if every worker was full; else UNAVAILABLE.
+  // or INTERNAL if that is `why`; else with a Refusal, RESOURCE_EXHAUSTED if the last worker
+  // was full, UNAVAILABLE if they were lost: all, or as many as may be (Work::may_lose).
   absl::Status Retry(Sequence* sequence, const absl::Status& why);
   // The first token is out but its KV will not come: the prompt is computed here, as after a
   // preemption.

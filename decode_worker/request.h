@@ -20,11 +20,13 @@ struct PrefillPeer {
 struct Work {
   uint64_t id = 0;  // unique in the process, growing, never 0
   std::string request_id;
-  std::vector<int32_t> tokens;  // the prompt, 1 to max_model_len - 1 of them
+  std::vector<int32_t> tokens;  // 1 to max_model_len - 1 of them
+  int prompt_length = 0;        // of `tokens`; what follows was generated elsewhere. 0: all
   engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;                  // higher is scheduled earlier
   std::vector<PrefillPeer> prefill;  // best first; empty: prefill here
+  int may_lose = 2;                  // of those, with this prompt; at least 1
   absl::Time arrived;                // Clock
   absl::Time deadline = absl::InfiniteFuture();
 };

@@ -56,7 +56,8 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // prompt, then generated; the pending one is not among them
   int prompt_length = 0;
-  int max_length = 0;  // in tokens: it ends there, whatever it draws
+  int arrived_length = 0;  // tokens it came with: the prompt, and what was generated elsewhere
+  int max_length = 0;      // in tokens: it ends there, whatever it draws
   Hash128 hash_seed;
 
   SequencePhase phase = SequencePhase::kRunnable;
@@ -69,6 +70,7 @@ struct Sequence {
   engine::BlockLease lease;
   std::unique_ptr<PrefillAttempt> attempt;  // kAwaitingPrefill only
   size_t next_candidate = 0;                // of work.prefill
+  int lost_prefills = 0;                    // of those asked
 
   int cached_tokens = 0;
   std::vector<TokenLogprob> prompt_logprobs;  // until the first token is out
@@ -83,6 +85,7 @@ struct Sequence {
 
   int length() const { return static_cast<int>(tokens.size()); }
   int generated() const { return length() - prompt_length; }
+  int drawn() const { return length() - arrived_length; }  // by this worker
   bool paused() const { return paused_at != absl::InfiniteFuture(); }
   bool token_pending() const { return pending.step != 0; }
 };

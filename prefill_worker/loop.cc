@@ -215,7 +215,7 @@ bool Loop::Launch(const std::vector<PromptChunk>& chunks) {
     item.tokens = s->work.tokens;
     item.start = s->launched;
     item.num_tokens = chunk.num_tokens;
-    item.prompt_length = s->length();
+    item.prompt_length = s->prompt_length();
     item.block_table = s->lease.blocks();
     item.sampling = last ? &s->work.sampling : nullptr;
     item.prompt_logprobs = s->work.sampling.prompt_logprobs;

@@ -75,6 +75,11 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
       engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size));
   TANDEM_RETURN_IF_ERROR(
       CheckTarget(request.target(), BlocksFor(request.token_ids_size(), limits.block_size)));
+  if (request.prompt_length() > static_cast<uint32_t>(request.token_ids_size())) {
+    return BadField("prompt_length", "must be at most the {} tokens, got {}",
+                    request.token_ids_size(), request.prompt_length());
+  }
+  work.prompt_length = static_cast<int>(request.prompt_length());
   work.target = TargetFromProto(request.target());
   work.first_block = static_cast<int>(request.target().first_block());
   work.request_id = request.request_id();

@@ -29,7 +29,8 @@ struct Outcome {
 struct Work {
   uint64_t id = 0;  // unique in the process, growing, never 0
   std::string request_id;
-  std::vector<int32_t> tokens;  // the prompt, not empty
+  std::vector<int32_t> tokens;  // not empty: the prompt, and what another worker generated
+  int prompt_length = 0;        // of `tokens`; 0: all
   engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;  // higher is scheduled earlier

@@ -40,6 +40,7 @@ struct Sequence {
   std::vector<TokenLogprob> prompt_logprobs;
 
   int length() const { return static_cast<int>(work.tokens.size()); }
+  int prompt_length() const { return work.prompt_length > 0 ? work.prompt_length : length(); }
   TransferKey key() const { return {work.target.id, work.target.epoch}; }
   bool has_started() const { return started != absl::InfinitePast(); }
   // Logprobs of prompt tokens exist only where the tokens are computed. At least the last token is

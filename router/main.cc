@@ -30,6 +30,7 @@ struct Flags {
   double no_worker_timeout = 5;
   double request_timeout = 600;
   double drain_timeout = 30;
+  bool migrate = true;
   int64_t max_prompt_bytes = 4 << 20;
   int max_model_len = 0;
   std::string log_level = "info";
@@ -57,6 +58,8 @@ void AddFlags(FlagSet* set, Flags* flags) {
            "deadline of requests whose client gives none", "s");
   set->Add("--drain-timeout", &flags->drain_timeout,
            "how long running streams may go on after SIGTERM", "s");
+  set->Add("--migrate", &flags->migrate,
+           "a stream whose decode worker is lost or drained goes on at another one");
   set->AddBytes("--max-prompt-bytes", &flags->max_prompt_bytes, "largest prompt as text");
   set->Add("--max-model-len", &flags->max_model_len,
            "longest prompt and answer together; 0: the model's, or what the workers hold",
@@ -92,6 +95,7 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
+  options.core.migrate = flags.migrate;
   options.core.dispatcher.cluster_secret = flags.cluster_secret;
   options.core.max_model_len = flags.max_model_len;
   options.inference.max_prompt_bytes = static_cast<size_t>(flags.max_prompt_bytes);

@@ -16,11 +16,12 @@ struct Refusal {
     kBlocks,     // KV blocks are short
     kSequences,  // max_num_seqs sequences are here
     kInbox,      // too much arrived at once
-    kPrefill,    // the prefill workers of the route were full; the decode worker was not
+    kPrefill,    // the prefill workers of the route were full or lost; the decode worker was not
     kLeaving,    // it drains or stops
   };
   Reason reason = Reason::kBlocks;
   // Blocks, of kBlocks and kSequences: what it takes, and what LoadReport::admits_blocks would say.
+  // Of kPrefill: how many prefill workers were lost with the request, and 0.
   int needed = 0;
   int available = 0;
 };

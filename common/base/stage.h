@@ -25,6 +25,7 @@ enum class Stage {
   kFirstDecodeStep,
   kPreempted,
   kPaused,
+  kMigration,
   kTtft,
   kTotal,
 };
@@ -39,7 +40,7 @@ struct StageInfo {
   bool in_ttft = false;
 };
 
-inline constexpr std::array<StageInfo, 14> kStages = {{
+inline constexpr std::array<StageInfo, 15> kStages = {{
     {Stage::kTokenize, "tokenize", "chat template and tokenizer, in the router", true, true},
     {Stage::kQueue, "queue", "in the router and at the decode worker, before blocks were reserved",
      false, true},
@@ -57,6 +58,8 @@ inline constexpr std::array<StageInfo, 14> kStages = {{
     {Stage::kFirstDecodeStep, "first_decode_step", "sequence runnable on decode to second token"},
     {Stage::kPreempted, "preempted", "after the first token: blocks given up to the next token"},
     {Stage::kPaused, "paused", "not computed or not read because the client was slow"},
+    {Stage::kMigration, "migration",
+     "decode worker lost or left to next token from another one; 0 for nearly all"},
     {Stage::kTtft, "ttft", "request received to first message written"},
     {Stage::kTotal, "total", "request received to last message written", true},
 }};

@@ -41,6 +41,7 @@ struct Timing {
   std::string transport;  // "local" where nothing was shipped
   int prefill_attempts = 0;
   int preemptions = 0;
+  int migrations = 0;
 };
 
 // Consecutive tokens of one request and what is known beside them.

@@ -24,9 +24,9 @@ class GenerateCall : public DecodeCall,
   GenerateCall(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<DecodeHandler> handler)
       : stub_(internal::v1::Decode::NewStub(std::move(channel))), handler_(std::move(handler)) {}
 
-  void Launch(const Route& route, const Request& request) {
+  void Launch(const Route& route, const Request& request, std::span<const int32_t> generated) {
     self_ = shared_from_this();
-    DecodeRequestToProto(route, request, &message_);
+    DecodeRequestToProto(route, request, generated, &message_);
     context_.set_deadline(absl::ToChronoTime(request.deadline));
     stub_->async()->Generate(&context_, &message_, this);
     AddHold();
@@ -120,9 +120,10 @@ std::shared_ptr<grpc::Channel> GrpcDecodeClient::ChannelFor(const Route& route) 
 }
 
 std::shared_ptr<DecodeCall> GrpcDecodeClient::Start(const Route& route, const Request& request,
+                                                    std::span<const int32_t> generated,
                                                     std::shared_ptr<DecodeHandler> handler) {
   auto call = std::make_shared<GenerateCall>(ChannelFor(route), std::move(handler));
-  call->Launch(route, request);
+  call->Launch(route, request, generated);
   return call;
 }
 

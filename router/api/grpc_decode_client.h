@@ -25,6 +25,7 @@ class GrpcDecodeClient : public DecodeClient {
       : credentials_(std::move(credentials)) {}
 
   std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
+                                    std::span<const int32_t> generated,
                                     std::shared_ptr<DecodeHandler> handler) override;
   // Drops the channels of workers that are not in `view`.
   void Keep(const ClusterView& view) override;

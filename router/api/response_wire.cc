@@ -5,8 +5,13 @@
 namespace tandem::router {
 
 void DecodeRequestToProto(const Route& route, const Request& request,
-                          internal::v1::DecodeRequest* out) {
+                          std::span<const int32_t> generated, internal::v1::DecodeRequest* out) {
   *out = *request.message;
+  if (!generated.empty()) {
+    out->set_prompt_length(static_cast<uint32_t>(out->token_ids_size()));
+    out->mutable_token_ids()->Add(generated.begin(), generated.end());
+    out->mutable_sampling()->clear_prompt_logprobs();  // the client has them
+  }
   internal::v1::Route* proto = out->mutable_route();
   for (const Route::Worker& prefill : route.prefill) {
     internal::v1::PrefillCandidate* candidate = proto->add_prefill();
@@ -14,6 +19,7 @@ void DecodeRequestToProto(const Route& route, const Request& request,
     candidate->set_address(prefill.address);
   }
   proto->set_reason(route.reason);
+  proto->set_may_lose(static_cast<uint32_t>(route.may_lose));
   proto->set_predicted_cached_tokens(static_cast<uint32_t>(route.predicted_cached_tokens));
 }
 

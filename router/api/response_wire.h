@@ -1,6 +1,8 @@
 // Values of a stream <-> messages. Pure functions.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 
 #include "router/policy/routing_policy.h"
@@ -11,8 +13,9 @@
 namespace tandem::router {
 
 // `out` is overwritten.
+// `generated`: as DecodeClient::Start.
 void DecodeRequestToProto(const Route& route, const Request& request,
-                          internal::v1::DecodeRequest* out);
+                          std::span<const int32_t> generated, internal::v1::DecodeRequest* out);
 void ResponseToProto(const std::string& request_id, const GenerateResponse& response,
                      v1::GenerateResponse* out);
 

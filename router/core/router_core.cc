@@ -26,6 +26,7 @@ RegistryOptions MakeRegistryOptions(const ServedModel& model) {
 RouterCore::RouterCore(const RouterCoreOptions& options, ServedModel model,
                        std::unique_ptr<DecodeClient> decode_client, Metrics* metrics, Clock* clock)
     : model_(std::move(model)),
+      migrate_(options.migrate),
       id_(fmt::format("router-{:016x}", RandomUint64())),
       clock_(clock),
       metrics_(metrics),
@@ -34,6 +35,7 @@ RouterCore::RouterCore(const RouterCoreOptions& options, ServedModel model,
       registry_(MakeRegistryOptions(model_), &index_, clock),
       policy_(options.policy),
       decode_client_(std::move(decode_client)),
+      suspects_(clock),
       // A timer that comes before all others must end a sleep that was to last until those.
       timers_(clock, [this] { dispatcher_.Wake(); }),
       dispatcher_(options.dispatcher, &registry_, &index_, &policy_, &metrics_, clock) {
@@ -64,7 +66,8 @@ absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request req
   if (!text.ok()) return WithField(text.status(), "sampling.stop");
   return std::make_shared<RequestStream>(
       std::move(request), *std::move(text), sink,
-      StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_});
+      StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_, &suspects_,
+                    migrate_});
 }
 
 std::unique_ptr<Membership> RouterCore::Join(Membership::Send send) {

@@ -35,6 +35,8 @@ struct RouterCoreOptions {
   DispatcherOptions dispatcher;
   CostPolicyOptions policy;
   int max_model_len = 0;  // tokens; 0: the model's
+  // Whether a stream that loses its decode worker after the first token goes on elsewhere.
+  bool migrate = true;
 };
 
 class RouterCore {
@@ -83,6 +85,7 @@ class RouterCore {
   void OnClusterChanged();
 
   const ServedModel model_;
+  const bool migrate_;
   const std::string id_;
   Clock* const clock_;
   std::function<void()> listener_;
@@ -92,6 +95,7 @@ class RouterCore {
   Registry registry_;
   const CostPolicy policy_;
   const std::unique_ptr<DecodeClient> decode_client_;
+  SuspectPrompts suspects_;
   TimerQueue timers_;  // outlives the dispatcher, whose end ends streams
   Dispatcher dispatcher_;
   OpenStreams open_streams_;

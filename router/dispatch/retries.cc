@@ -21,10 +21,7 @@ bool MayBeLost(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kUnknown:
-    case absl::StatusCode::kInternal:
-    case absl::StatusCode::kAborted:
     case absl::StatusCode::kCancelled:
-    case absl::StatusCode::kDataLoss:
     case absl::StatusCode::kUnimplemented:
       return true;
     default:
@@ -59,6 +56,7 @@ void Retries::AddRefused(const Route& route, const Refusal& refusal, absl::Time 
       Avoid(route, {.why = Exclusion::kLost, .until = now + kAvoidLost});
       break;
     case Refusal::Reason::kPrefill:
+      lost_ += refusal.needed;
       elsewhere = false;
       break;
   }

@@ -19,13 +19,15 @@
 
 namespace tandem::router {
 
-// Whether a call that ended so may have failed because of its worker, not because of the request.
+// Whether a call that ended so may have failed because its worker is gone. INTERNAL is not such an
+// end: a worker that lives has said it, and another would compute the same.
 bool MayBeLost(const absl::Status& status);
 
 class Retries {
  public:
-  // How often a request whose worker was lost is sent to another one.
-  static constexpr int kMaxLost = 3;
+  // How many workers may be lost with a request that is then sent to another one: what kills two
+  // would kill a third.
+  static constexpr int kMaxLost = 1;
 
   // The decode worker of `route` was lost with the request.
   void AddLost(const Route& route, absl::Time now);
@@ -34,7 +36,9 @@ class Retries {
 
   bool empty() const { return avoided_.empty() && refusals_ == 0; }
   int lost() const { return lost_; }
-  bool may_try_again() const { return lost_ < kMaxLost; }
+  bool may_try_again() const { return lost_ <= kMaxLost; }
+  // Workers that may still be lost with the request.
+  int may_lose() const { return kMaxLost + 1 - lost_; }
   // Whether some lost or leaving worker is remembered, avoided or not.
   bool HasLost() const;
   // No try before this, anywhere.

@@ -25,7 +25,13 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       prompt_tokens(metrics->Counter("tandem_prompt_tokens_total",
                                      "Prompt tokens of requests that produced a token.")),
       generation_tokens(
-          metrics->Counter("tandem_generation_tokens_total", "Tokens received from workers.")) {
+          metrics->Counter("tandem_generation_tokens_total", "Tokens received from workers.")),
+      migrations(metrics->Counter(
+          "tandem_migrations_total",
+          "Streams that lost their decode worker after the first token and went on elsewhere.")),
+      poison_refusals(
+          metrics->Counter("tandem_poison_refusals_total",
+                           "Requests refused because workers died with the same prompt.")) {
   for (const StageInfo& info : kStages) {
     stages_[static_cast<size_t>(info.stage)] =
         &metrics->Histogram("tandem_request_stage_seconds", "Time that requests spent, by stage.",
@@ -42,9 +48,9 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
   }
   constexpr std::array<const char*, 2> kRetries = {"worker_lost", "worker_full"};
   for (size_t i = 0; i < kRetries.size(); ++i) {
-    retries_[i] = &metrics->Counter("tandem_retries_total",
-                                    "Requests sent to another worker before their first token.",
-                                    {{"reason", kRetries[i]}});
+    retries_[i] =
+        &metrics->Counter("tandem_retries_total", "Requests sent to another worker, by why.",
+                          {{"reason", kRetries[i]}});
   }
   for (int code = 0; code <= static_cast<int>(absl::StatusCode::kUnauthenticated); ++code) {
     requests_.push_back(&metrics->Counter(

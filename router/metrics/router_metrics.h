@@ -43,6 +43,8 @@ class RouterMetrics {
   prometheus::Counter& actual_hit_tokens;        // tandem_router_actual_hit_tokens_total
   prometheus::Counter& prompt_tokens;            // tandem_prompt_tokens_total
   prometheus::Counter& generation_tokens;        // tandem_generation_tokens_total
+  prometheus::Counter& migrations;               // tandem_migrations_total
+  prometheus::Counter& poison_refusals;          // tandem_poison_refusals_total
 
  private:
   std::array<prometheus::Histogram*, kStages.size()> stages_;

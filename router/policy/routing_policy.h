@@ -54,6 +54,7 @@ struct Route {
   int predicted_cached_tokens = 0;  // on the worker that will prefill
   int uncached_tokens = 0;          // what that worker will compute
   std::string reason;               // one line for logs
+  int may_lose = 2;                 // workers that may be lost with the request; at least 1
 };
 
 class RoutingPolicy {

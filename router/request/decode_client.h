@@ -2,7 +2,9 @@
 // (router/api/grpc_decode_client.h); a test may hand events over within the process.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <span>
 
 #include "absl/status/status.h"
 
@@ -41,8 +43,10 @@ class DecodeCall {
 class DecodeClient {
  public:
   virtual ~DecodeClient() = default;
-  // `handler` is kept until its OnEnd. The first event is read at once.
+  // `handler` is kept until its OnEnd. The first event is read at once. `generated`: tokens that
+  // came from an earlier call of the same request; the worker goes on behind them.
   virtual std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
+                                            std::span<const int32_t> generated,
                                             std::shared_ptr<DecodeHandler> handler) = 0;
   // Forgets what was kept for workers that are not in `view`; their running calls go on.
   virtual void Keep(const ClusterView& view) = 0;

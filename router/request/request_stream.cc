@@ -5,10 +5,12 @@
 // order "writes, then one Finish" holds whoever ends the stream.
 #include "router/request/request_stream.h"
 
+#include <optional>
 #include <utility>
 
 #include "spdlog/spdlog.h"
 
+#include "common/base/block_hash.h"
 #include "common/base/refusal.h"
 #include "common/base/status.h"
 
@@ -17,6 +19,11 @@ namespace {
 
 // After the deadline, how long a client that is not reading has to take its last message.
 constexpr absl::Duration kLastMessageGrace = absl::Seconds(2);
+// A request that a worker has drawn so many tokens of is not what killed it.
+constexpr int kInnocentTokens = 32;
+
+// By which a prompt is known again.
+Hash128 Fingerprint(const Request& request) { return ChainBlockHash(Hash128{}, request.tokens); }
 
 }  // namespace
 
@@ -43,12 +50,22 @@ RequestStream::RequestStream(Request request, TextEmitter text, StreamSink* sink
       meter_(&request_, context.metrics, context.clock) {}
 
 RoutablePrompt RequestStream::prompt() const {
-  return {name_, request_.tokens, request_.cache_salt, request_.priority};
+  // What the span shows changes only while the request is not in the queue.
+  absl::MutexLock lock(&mutex_);
+  return {name_, resumed_.empty() ? request_.tokens : resumed_, request_.cache_salt,
+          request_.priority};
 }
 
 void RequestStream::Begin() {
   absl::MutexLock lock(&mutex_);
   if (state_ != State::kQueued) return;
+  if (!context_.suspects->empty() && context_.suspects->IsPoison(Fingerprint(request_))) {
+    context_.metrics->poison_refusals.Increment();
+    return End(FailedPrecondition(
+                   "{} workers died with this prompt; it is refused for {} after the last one",
+                   SuspectPrompts::kMaxDeaths, absl::FormatDuration(context_.suspects->memory())),
+               FinishReason::kAbort);
+  }
   waiting_since_ = context_.clock->Now();
   const absl::Status queued = context_.dispatcher->Submit(shared_from_this(), &ticket_);
   if (!queued.ok()) return End(queued, FinishReason::kAbort);
@@ -67,11 +84,13 @@ void RequestStream::Start(const Route& route) {
   if (state_ != State::kQueued) return;
   state_ = State::kDecoding;
   route_ = route;
+  route_.may_lose = retries_.may_lose();
+  tokens_before_ = meter_.completion_tokens();
   meter_.OnStart(route_);
   ++attempt_;
   paused_ = false;
   call_ = context_.decode_client->Start(
-      route_, request_, std::make_shared<AttemptHandler>(shared_from_this(), attempt_));
+      route_, request_, generated_, std::make_shared<AttemptHandler>(shared_from_this(), attempt_));
 }
 
 void RequestStream::Fail(const absl::Status& status) {
@@ -88,7 +107,7 @@ void RequestStream::OnEvent(int attempt, TokenEvent event) {
 }
 
 void RequestStream::Emit(TokenEvent event) {
-  cached_tokens_ = event.cached_tokens;
+  if (meter_.completion_tokens() == 0) cached_tokens_ = event.cached_tokens;
   if (event.timing.has_value()) meter_.OnWorkerTiming(std::move(*event.timing));
   const FinishReason reason = event.finish_reason;
   // A stop string may end the answer in the middle of an event, and a worker may have drawn more
@@ -103,6 +122,7 @@ void RequestStream::Emit(TokenEvent event) {
     stopped = result.stopped;
   }
   event.token_ids.resize(taken);
+  generated_.insert(generated_.end(), event.token_ids.begin(), event.token_ids.end());
   if (event.logprobs.size() > taken) event.logprobs.resize(taken);
   meter_.OnTokens(taken, cached_tokens_);
   pending_.Append(std::move(event), text);
@@ -129,38 +149,65 @@ void RequestStream::OnEnd(int attempt, const absl::Status& status) {
   if (attempt != attempt_ || state_ != State::kDecoding) return;
   const std::string& worker = route_.decode.id;
   const int tokens = meter_.completion_tokens();
+  const bool lost = MayBeLost(status);
   if (status.ok()) {
     return End(Unavailable("decode worker '{}' ended the stream without a finish reason after {} "
                            "tokens",
                            worker, tokens),
                FinishReason::kAbort);
   }
-  if (const auto refusal = RefusalOf(status); tokens == 0 && refusal.has_value()) {
-    retries_.AddRefused(route_, *refusal, context_.clock->Now());
-    return Requeue(RouterMetrics::RetryReason::kWorkerFull);
+  if ((lost || RefusalOf(status).has_value()) && (tokens == 0 || context_.migrate)) {
+    return TryElsewhere(status);
   }
-  if (!MayBeLost(status)) {
-    return End(absl::Status(status.code(), fmt::format("decode worker '{}', after {} tokens: {}",
-                                                       worker, tokens, MessageOf(status))),
-               FinishReason::kAbort);
-  }
-  if (tokens > 0) {
+  if (lost) {
     return End(Unavailable("decode worker '{}' was lost after {} tokens: {}", worker, tokens,
                            MessageOf(status)),
                FinishReason::kAbort);
   }
+  End(absl::Status(status.code(), fmt::format("decode worker '{}', after {} tokens: {}", worker,
+                                              tokens, MessageOf(status))),
+      FinishReason::kAbort);
+}
+
+void RequestStream::TryElsewhere(const absl::Status& status) {
+  const std::string& worker = route_.decode.id;
+  const absl::Time now = context_.clock->Now();
+  if (NewTokens() >= kInnocentTokens) retries_ = {};
+  const std::optional<Refusal> refusal = RefusalOf(status);
+  const int lost_before = retries_.lost();
+  if (refusal.has_value()) {
+    retries_.AddRefused(route_, *refusal, now);
+  } else {
+    spdlog::warn("request {}: decode worker {} was lost after {} tokens: {}", name_, worker,
+                 meter_.completion_tokens(), MessageOf(status));
+    retries_.AddLost(route_, now);
+  }
+  Blame(retries_.lost() - lost_before);
   if (!retries_.may_try_again()) {
-    return End(Unavailable("{} workers failed before the first token, the last one decode worker "
-                           "'{}': {}",
-                           retries_.lost() + 1, worker, MessageOf(status)),
+    return End(Unavailable("{} workers were lost with this request, the last time at decode "
+                           "worker '{}' after {} tokens: {}",
+                           retries_.lost(), worker, meter_.completion_tokens(), MessageOf(status)),
                FinishReason::kAbort);
   }
-  spdlog::warn("request {}: decode worker {} failed before the first token: {}", name_, worker,
-               MessageOf(status));
-  // A full cluster is one long wait; after a loss waiting begins anew.
-  waiting_since_ = context_.clock->Now();
-  retries_.AddLost(route_, waiting_since_);
-  Requeue(RouterMetrics::RetryReason::kWorkerLost);
+  // A full cluster is one long wait; after a loss, or tokens, waiting begins anew.
+  if (!refusal.has_value() || NewTokens() > 0) waiting_since_ = now;
+  if (meter_.completion_tokens() > 0) {
+    meter_.OnMigration();
+    resumed_ = request_.tokens;
+    resumed_.insert(resumed_.end(), generated_.begin(), generated_.end());
+  }
+  Requeue(refusal.has_value() ? RouterMetrics::RetryReason::kWorkerFull
+                              : RouterMetrics::RetryReason::kWorkerLost);
+}
+
+void RequestStream::Blame(int deaths) {
+  if (deaths > 0 && NewTokens() < kInnocentTokens) {
+    context_.suspects->NoteDeath(Fingerprint(request_), deaths);
+  }
+}
+
+void RequestStream::Clear() {
+  if (!context_.suspects->empty()) context_.suspects->NoteServed(Fingerprint(request_));
 }
 
 void RequestStream::Requeue(RouterMetrics::RetryReason reason) {
@@ -174,6 +221,7 @@ void RequestStream::Requeue(RouterMetrics::RetryReason reason) {
 void RequestStream::End(const absl::Status& status, FinishReason reason) {
   if (state_ == State::kEnding || state_ == State::kEnded) return;
   if (state_ == State::kDecoding) meter_.OnStop();
+  if (status.ok()) Clear();
   state_ = State::kEnding;
   outcome_ = status;
   if (ticket_ != 0) context_.dispatcher->Ended(ticket_);

@@ -3,7 +3,11 @@
 //
 //   kQueued -> kDecoding -> kEnding -> kEnded
 //      ^           |
-//      +-----------+   worker lost or full before the first token
+//      +-----------+   worker full, lost or leaving
+//
+// A worker lost after the first token loses nothing: another one gets the prompt and the answer so
+// far, and goes on with the next token. It draws the same tokens, because a draw depends on seed,
+// position and tokens only; and text, stop strings and messages go on, for they are made here.
 //
 // Thread-safe: every entry takes the stream's lock and never blocks under it. Lock order: stream,
 // then dispatcher, registry or timers. Lives as long as someone will call it (dispatcher, decode
@@ -14,7 +18,10 @@
 // client has taken the message.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -23,6 +30,7 @@
 #include "common/base/clock.h"
 #include "common/base/timer_queue.h"
 #include "router/dispatch/dispatcher.h"
+#include "router/dispatch/suspect_prompts.h"
 #include "router/metrics/router_metrics.h"
 #include "router/request/decode_client.h"
 #include "router/request/pending_response.h"
@@ -40,6 +48,8 @@ struct StreamContext {
   RouterMetrics* metrics = nullptr;
   TimerQueue* timers = nullptr;
   Clock* clock = nullptr;
+  SuspectPrompts* suspects = nullptr;
+  bool migrate = true;  // after the first token too
 };
 
 class RequestStream : public Dispatchable, public std::enable_shared_from_this<RequestStream> {
@@ -68,6 +78,14 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   void OnDeadline();
 
   void Emit(TokenEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The worker was lost or did not take the request: ends the stream if it may go to no other.
+  void TryElsewhere(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tokens of the current attempt.
+  int NewTokens() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return meter_.completion_tokens() - tokens_before_;
+  }
+  void Blame(int deaths) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Clear() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Requeue(RouterMetrics::RetryReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReadOn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetTimer(absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -80,7 +98,7 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   const std::string name_;  // for logs
   const StreamContext context_;
 
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kQueued;
   StreamSink* sink_ ABSL_GUARDED_BY(mutex_);
   TextEmitter text_ ABSL_GUARDED_BY(mutex_);
@@ -90,6 +108,9 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   // The current attempt; events of earlier ones are ignored.
   int attempt_ ABSL_GUARDED_BY(mutex_) = 0;
   Route route_ ABSL_GUARDED_BY(mutex_);
+  std::vector<int32_t> generated_ ABSL_GUARDED_BY(mutex_);  // by all attempts
+  std::vector<int32_t> resumed_ ABSL_GUARDED_BY(mutex_);    // prompt and answer to go on behind
+  int tokens_before_ ABSL_GUARDED_BY(mutex_) = 0;           // the current attempt
   std::shared_ptr<DecodeCall> call_ ABSL_GUARDED_BY(mutex_);
   Retries retries_ ABSL_GUARDED_BY(mutex_);
   absl::Time waiting_since_ ABSL_GUARDED_BY(mutex_);

@@ -11,11 +11,12 @@ double Ms(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration)
 }  // namespace
 
 void StreamMeter::OnStart(const Route& route) {
+  decode_worker_ = route.decode.id;
+  metrics_->running.Increment();
+  if (completion_tokens_ > 0) return;  // the stages before the first token are known
   started_ = clock_->Now();
   queued_ += started_ - queued_since_;
-  decode_worker_ = route.decode.id;
   predicted_cached_tokens_ = route.predicted_cached_tokens;
-  metrics_->running.Increment();
 }
 
 void StreamMeter::OnStop() {
@@ -34,6 +35,26 @@ void StreamMeter::OnResume() {
   if (paused_at_ != kNotYet) paused_ += clock_->Now() - std::exchange(paused_at_, kNotYet);
 }
 
+void StreamMeter::OnMigration() {
+  if (left_ != kNotYet) return;  // the worker that it moved to gave no token
+  metrics_->migrations.Increment();
+  ++migrations_;
+  left_ = clock_->Now();
+  before_ = worker_;
+}
+
+void StreamMeter::OnWorkerTiming(Timing timing) {
+  if (migrations_ == 0) {
+    worker_ = std::move(timing);
+    return;
+  }
+  // Where the time before the first token went is what the first worker said; the others add to
+  // what is counted.
+  worker_.kv_bytes = before_.kv_bytes + timing.kv_bytes;
+  worker_.prefill_attempts = before_.prefill_attempts + timing.prefill_attempts;
+  worker_.preemptions = before_.preemptions + timing.preemptions;
+}
+
 void StreamMeter::OnTokens(size_t count, int cached_tokens) {
   if (count == 0) return;
   const absl::Time now = clock_->Now();
@@ -47,6 +68,7 @@ void StreamMeter::OnTokens(size_t count, int cached_tokens) {
     const double gap = absl::ToDoubleSeconds(now - last_token_) / static_cast<double>(count);
     for (size_t i = 0; i < count; ++i) metrics_->inter_token.Observe(gap);
   }
+  if (left_ != kNotYet) migration_ += now - std::exchange(left_, kNotYet);
   last_token_ = now;
   completion_tokens_ += static_cast<int>(count);
   metrics_->generation_tokens.Increment(static_cast<double>(count));
@@ -76,7 +98,9 @@ Timing StreamMeter::CurrentTiming() const {
     stages[Stage::kDelivery] = std::max(0.0, stages[Stage::kTtft] - known);
   }
   stages[Stage::kTotal] = Ms(clock_->Now() - request_->received);
+  stages[Stage::kMigration] = Ms(migration_);
   timing.decode_worker = decode_worker_;
+  timing.migrations = migrations_;
   return timing;
 }
 
@@ -87,6 +111,7 @@ void StreamMeter::OnEnd(const absl::Status& outcome) {
   const bool has_token = first_token_ != kNotYet;
   for (const StageInfo& info : kStages) {
     if (!has_token && !info.without_token) continue;
+    if (info.stage == Stage::kMigration && migrations_ == 0) continue;
     // A client that left before its first message was written has no time to first token.
     if (info.stage == Stage::kTtft && first_write_ == kNotYet) continue;
     metrics_->stage(info.stage).Observe(stages[info.stage] / 1e3);

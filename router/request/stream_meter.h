@@ -34,8 +34,10 @@ class StreamMeter {
   // The worker's tokens are not read, or are read again, because the client is slow.
   void OnPause();
   void OnResume();
+  // It lost its decode worker after the first token and goes on elsewhere.
+  void OnMigration();
   // What the decode worker says beside its tokens.
-  void OnWorkerTiming(Timing timing) { worker_ = std::move(timing); }
+  void OnWorkerTiming(Timing timing);
   // `count` tokens came, of a prompt of which `cached_tokens` were cached.
   void OnTokens(size_t count, int cached_tokens);
   // A message goes to the client.
@@ -56,6 +58,10 @@ class StreamMeter {
   std::string decode_worker_;
   int predicted_cached_tokens_ = 0;
   Timing worker_;
+  Timing before_;  // `worker_` when the last migration began
+  int migrations_ = 0;
+  absl::Duration migration_;
+  absl::Time left_ = absl::InfinitePast();  // a migration runs since; past: none
   int completion_tokens_ = 0;
   absl::Time queued_since_;
   absl::Time started_ = kNotYet;  // sent to the decode worker

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -17,12 +18,18 @@ namespace tandem::router {
 
 class FakeDecodeCall : public DecodeCall {
  public:
-  FakeDecodeCall(Route route, Request request, std::shared_ptr<DecodeHandler> handler)
-      : route_(std::move(route)), request_(std::move(request)), handler_(std::move(handler)) {}
+  FakeDecodeCall(Route route, Request request, std::vector<int32_t> generated,
+                 std::shared_ptr<DecodeHandler> handler)
+      : route_(std::move(route)),
+        request_(std::move(request)),
+        generated_(std::move(generated)),
+        handler_(std::move(handler)) {}
 
   // ---- the worker's side ----
   const Route& route() const { return route_; }
   const Request& request() const { return request_; }
+  // What earlier calls of the request have sent.
+  const std::vector<int32_t>& generated() const { return generated_; }
   void Send(TokenEvent event) {
     if (!ended()) events_.push_back(std::move(event));
   }
@@ -79,6 +86,7 @@ class FakeDecodeCall : public DecodeCall {
 
   const Route route_;
   const Request request_;
+  const std::vector<int32_t> generated_;
   std::shared_ptr<DecodeHandler> handler_;  // null after its OnEnd
   std::function<void()> on_cancel_;
   std::deque<TokenEvent> events_;
@@ -98,8 +106,11 @@ class FakeDecodeClient : public DecodeClient {
   }
 
   std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
+                                    std::span<const int32_t> generated,
                                     std::shared_ptr<DecodeHandler> handler) override {
-    auto call = std::make_shared<FakeDecodeCall>(route, request, std::move(handler));
+    auto call = std::make_shared<FakeDecodeCall>(
+        route, request, std::vector<int32_t>(generated.begin(), generated.end()),
+        std::move(handler));
     calls_.push_back(call);
     if (on_start_) on_start_(call.get());
     return call;

@@ -105,6 +105,7 @@ class Clients {
         Submit(workload.Next());
         ++submitted;
       }
+      if (++turn_ == kill_decode_after) cluster_->KillDecode(0);
       cluster_->Turn();
       Pump();
       ASSERT_LT(++turns, 2'000'000) << running_.size() << " requests never end";
@@ -116,6 +117,7 @@ class Clients {
     for (int i = 0; i < 20'000 && !cluster_->Held().empty(); ++i) cluster_->Turn();
   }
 
+  int kill_decode_after = 0;  // turns; 0: never
   int finished = 0;
   int cancelled = 0;
   int64_t cached_tokens = 0;
@@ -194,6 +196,7 @@ class Clients {
   InProcessCluster* const cluster_;
   const InProcessClusterOptions options_;
   router::ServedModel model_;
+  int turn_ = 0;
   std::vector<Running> running_;
 };
 
@@ -282,6 +285,23 @@ TEST(InProcessClusterTest, WorkersOnThreadsOfTheirOwnGiveTheSameTokens) {
   clients.Requests(300, 4);
   cluster.Stop();
   EXPECT_EQ(clients.finished + clients.cancelled, 300);
+  clients.Unwind();
+  EXPECT_EQ(cluster.Held(), "");
+}
+
+// kill -9 of a decode worker under streams: the other one goes on behind the last token.
+TEST(InProcessClusterTest, AWorkerThatDiesUnderStreamsLosesNoTokenAndRepeatsNone) {
+  InProcessClusterOptions options = Options();
+  options.decode_workers = 3;
+  options.worker.engine.num_blocks = 400;
+  InProcessCluster cluster(options);
+  Clients clients(&cluster, options);
+  clients.kill_decode_after = 60;
+  clients.Requests(200, 5);
+  const double migrations = cluster.core().metrics().migrations.Value();
+  std::printf("%.0f streams went on elsewhere\n", migrations);
+  EXPECT_GT(migrations, 3);
+  EXPECT_EQ(clients.finished + clients.cancelled, 200);
   clients.Unwind();
   EXPECT_EQ(cluster.Held(), "");
 }

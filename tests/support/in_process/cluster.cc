@@ -24,6 +24,10 @@ class Call final : public router::DecodeCall {
     worker_ = worker;
     id_ = id;
   }
+  bool IsAt(const InProcessDecodeWorker* worker) {
+    absl::MutexLock lock(&mutex_);
+    return worker_ == worker;
+  }
   void Push(const internal::v1::TokenEvent& event) {
     absl::MutexLock lock(&mutex_);
     events_.push_back(TokenEventFromProto(event));
@@ -89,10 +93,11 @@ class InProcessCluster::Decoding {
 
   std::shared_ptr<router::DecodeCall> Start(const router::Route& route,
                                             const router::Request& request,
+                                            std::span<const int32_t> generated,
                                             std::shared_ptr<router::DecodeHandler> handler) {
     auto call = std::make_shared<Call>(std::move(handler));
     internal::v1::DecodeRequest message;
-    router::DecodeRequestToProto(route, request, &message);
+    router::DecodeRequestToProto(route, request, generated, &message);
     for (const auto& worker : *workers_) {
       if (worker->address() != route.decode.address) continue;
       const uint64_t id = worker->Generate(
@@ -104,6 +109,14 @@ class InProcessCluster::Decoding {
     absl::MutexLock lock(&mutex_);
     calls_.push_back(call);
     return call;
+  }
+
+  // What has come from the worker so far still arrives.
+  void Break(const InProcessDecodeWorker* worker) {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& call : calls_) {
+      if (call->IsAt(worker)) call->End(absl::UnavailableError("Socket closed"));
+    }
   }
 
   void Deliver() {
@@ -135,8 +148,8 @@ class DecodeClient final : public router::DecodeClient {
   explicit DecodeClient(std::shared_ptr<Decoding> decoding) : decoding_(std::move(decoding)) {}
   std::shared_ptr<router::DecodeCall> Start(
       const router::Route& route, const router::Request& request,
-      std::shared_ptr<router::DecodeHandler> handler) override {
-    return decoding_->Start(route, request, std::move(handler));
+      std::span<const int32_t> generated, std::shared_ptr<router::DecodeHandler> handler) override {
+    return decoding_->Start(route, request, generated, std::move(handler));
   }
   void Keep(const router::ClusterView&) override {}
 
@@ -296,11 +309,20 @@ void InProcessCluster::Stop() {
   threads_.clear();
 }
 
+void InProcessCluster::KillDecode(size_t i) {
+  const InProcessDecodeWorker* worker = decodes_[i].get();
+  dead_.insert(worker);
+  decoding_->Break(worker);
+  memberships_[prefills_.size() + i].reset();
+}
+
 void InProcessCluster::Turn() {
   if (!core_has_thread_) core_->Step(absl::ZeroDuration());
   if (threads_.empty()) {
     for (const auto& prefill : prefills_) prefill->Step();
-    for (const auto& decode : decodes_) decode->Step();
+    for (const auto& decode : decodes_) {
+      if (!dead_.contains(decode.get())) decode->Step();
+    }
   } else {
     absl::SleepFor(absl::Microseconds(20));
   }
@@ -319,6 +341,7 @@ std::string InProcessCluster::Held() {
   };
   for (const auto& prefill : prefills_) look(prefill->address(), prefill->engine().pool.counts());
   for (const auto& decode : decodes_) {
+    if (dead_.contains(decode.get())) continue;
     look(decode->address(), decode->engine().pool.counts());
     if (decode->num_sequences() != 0 || decode->num_transfers() != 0) {
       absl::StrAppend(&held, decode->address(), ": ", decode->num_sequences(), " sequences, ",

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -88,6 +89,9 @@ class InProcessCluster {
   std::vector<std::unique_ptr<InProcessPrefillWorker>>& prefills() { return prefills_; }
   std::vector<std::unique_ptr<InProcessDecodeWorker>>& decodes() { return decodes_; }
 
+  // As kill -9 would: its calls end, its stay too, and it is not stepped any more. Not while
+  // workers have threads.
+  void KillDecode(size_t i);
   // Ends the threads of the workers.
   void Stop();
   // What is still held for requests; "" where nothing is. Not while workers have threads.
@@ -116,6 +120,7 @@ class InProcessCluster {
   bool core_has_thread_ = false;
   std::atomic<bool> stopping_ = false;
   std::vector<std::thread> threads_;  // of the workers
+  std::set<const InProcessDecodeWorker*> dead_;
 };
 
 }  // namespace tandem

@@ -103,20 +103,22 @@ TEST(Retries, FullWorkersDoNotCountAsLosses) {
   }
   EXPECT_TRUE(retries.may_try_again());
   EXPECT_FALSE(retries.HasLost());
-  for (int i = 0; i < Retries::kMaxLost; ++i) {
-    EXPECT_TRUE(retries.may_try_again());
-    retries.AddLost(RouteTo("d", 1, kStart), kStart);
-  }
+  EXPECT_EQ(retries.may_lose(), 2);
+  retries.AddLost(RouteTo("d", 1, kStart), kStart);
+  EXPECT_TRUE(retries.may_try_again());
+  EXPECT_EQ(retries.may_lose(), 1);
+  retries.AddLost(RouteTo("d", 1, kStart), kStart);
   EXPECT_FALSE(retries.may_try_again());
-  EXPECT_EQ(retries.lost(), Retries::kMaxLost);
 }
 
-TEST(Retries, OnlyStatusesThatBlameTheRequestAreFinal) {
+TEST(Retries, OnlyALostWorkerIsReasonToTryAnother) {
   EXPECT_TRUE(MayBeLost(absl::UnavailableError("")));
   EXPECT_TRUE(MayBeLost(absl::CancelledError("")));
   EXPECT_FALSE(MayBeLost(absl::InvalidArgumentError("")));
   EXPECT_FALSE(MayBeLost(absl::DeadlineExceededError("")));
   EXPECT_FALSE(MayBeLost(absl::ResourceExhaustedError("")));
+  EXPECT_FALSE(MayBeLost(absl::InternalError("")));
+  EXPECT_FALSE(MayBeLost(absl::AbortedError("")));
 }
 
 }  // namespace

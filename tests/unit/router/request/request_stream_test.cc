@@ -2,6 +2,7 @@
 // One thread, and a clock that stands still.
 #include "router/request/request_stream.h"
 
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 #include "tests/fakes/fake_clock.h"
 #include "tests/fakes/fake_decode_client.h"
@@ -64,15 +66,22 @@ class RequestStreamTest : public ::testing::Test {
   void Begin(Request request) {
     auto text = TextEmitter::Create(nullptr, {}, 0);
     ASSERT_OK(text);
-    stream_ = std::make_shared<RequestStream>(
-        std::move(request), *std::move(text), &sink_,
-        StreamContext{&dispatcher_, &client_, &router_metrics_, &timers_, &clock_});
+    stream_ =
+        std::make_shared<RequestStream>(std::move(request), *std::move(text), &sink_,
+                                        StreamContext{&dispatcher_, &client_, &router_metrics_,
+                                                      &timers_, &clock_, &suspects_, migrate_});
     stream_->Begin();
     dispatcher_.Step(absl::ZeroDuration());
   }
   void Advance(absl::Duration by) {
     clock_.Advance(by);
     timers_.FireDue();
+    dispatcher_.Step(absl::ZeroDuration());
+  }
+  // The call ends so, and the dispatcher has its turn.
+  void End(const absl::Status& status) {
+    call().End(status);
+    client_.Deliver();
     dispatcher_.Step(absl::ZeroDuration());
   }
   FakeDecodeCall& call() { return *client_.calls().back(); }
@@ -87,6 +96,8 @@ class RequestStreamTest : public ::testing::Test {
   RecordingSink sink_;
   TimerQueue timers_{&clock_, nullptr};
   Dispatcher dispatcher_{{}, &registry_, &index_, &policy_, &router_metrics_, &clock_};
+  SuspectPrompts suspects_{&clock_};
+  bool migrate_ = true;
   std::shared_ptr<RequestStream> stream_;
 };
 
@@ -199,18 +210,112 @@ TEST_F(RequestStreamTest, EventsOfALostAttemptAreDropped) {
   EXPECT_THAT(sink_.responses[0].token_ids, ElementsAre(5));
 }
 
-TEST_F(RequestStreamTest, ALostWorkerIsReplacedThreeTimesAndNotMore) {
+TEST_F(RequestStreamTest, ARequestTakesTwoWorkersAlongAndNotMore) {
   Begin();
   for (int i = 0; i <= Retries::kMaxLost; ++i) {
     ASSERT_FALSE(sink_.finished);
-    call().End(Unavailable("gone"));
-    client_.Deliver();
-    dispatcher_.Step(absl::ZeroDuration());
+    End(Unavailable("gone"));
   }
-  EXPECT_EQ(std::ssize(client_.calls()), Retries::kMaxLost + 1);
+  std::printf("%zu workers lost\n", client_.calls().size());
+  EXPECT_EQ(client_.calls().size(), 2u);
   EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("4 workers failed before the first token"));
+  EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("2 workers were lost with this request"));
   EXPECT_THAT(sink_.responses, IsEmpty());
+}
+
+// The decode worker lives, but two prefill workers died.
+TEST_F(RequestStreamTest, PrefillWorkersThatAreLostCountToo) {
+  Begin();
+  EXPECT_EQ(call().route().may_lose, 2);
+  End(WithRefusal(Unavailable("p0"), {Refusal::Reason::kPrefill, 1, 0}));
+  Advance(absl::Seconds(1));
+  ASSERT_EQ(client_.calls().size(), 2u);
+  EXPECT_EQ(call().route().may_lose, 1);
+  End(WithRefusal(Unavailable("p1"), {Refusal::Reason::kPrefill, 1, 0}));
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(RequestStreamTest, WhatAWorkerSaysOfItsComputationIsFinal) {
+  Begin();
+  End(absl::InternalError("NaN"));
+  EXPECT_EQ(client_.calls().size(), 1u);
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(RequestStreamTest, APromptThatKilledTwoWorkersIsRefusedWhenItComesAgain) {
+  const auto again = [&] {
+    sink_ = {};
+    Begin();
+  };
+  Begin();
+  End(Unavailable("gone"));
+  End(Unavailable("gone"));
+  again();
+  EXPECT_EQ(client_.calls().size(), 2u);  // sent to nobody
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("2 workers died with this prompt"));
+  EXPECT_EQ(router_metrics_.poison_refusals.Value(), 1);
+  Advance(suspects_.memory());
+  again();
+  EXPECT_EQ(client_.calls().size(), 3u);
+  End(Unavailable("gone"));
+  call().Send({5}, FinishReason::kStop);
+  client_.Deliver();
+  EXPECT_TRUE(suspects_.empty());  // it was not to blame
+}
+
+TEST_F(RequestStreamTest, AStreamThatLosesItsWorkerGoesOnBehindItsTokens) {
+  Begin();
+  call().Send({1, 2, 3});
+  client_.Deliver();
+  stream_->OnWritten(true);
+  clock_.Advance(absl::Milliseconds(10));
+  End(Unavailable("gone"));
+  ASSERT_FALSE(sink_.finished) << sink_.outcome;
+  ASSERT_EQ(client_.calls().size(), 2u);
+  EXPECT_THAT(call().generated(), ElementsAre(1, 2, 3));
+  EXPECT_THAT(stream_->prompt().tokens, ElementsAre(1, 2, 3, 1, 2, 3));
+  clock_.Advance(absl::Milliseconds(30));
+  call().Send({4}, FinishReason::kStop);
+  client_.Deliver();
+  stream_->OnWritten(true);
+  EXPECT_OK(sink_.outcome);
+  ASSERT_EQ(sink_.responses.size(), 2u);
+  const GenerateResponse& last = sink_.responses[1];
+  EXPECT_THAT(last.token_ids, ElementsAre(4));
+  EXPECT_EQ(last.completion_tokens, 4);
+  EXPECT_EQ(last.timing->migrations, 1);
+  EXPECT_DOUBLE_EQ(last.timing->stages[Stage::kMigration], 30);
+  EXPECT_EQ(router_metrics_.migrations.Value(), 1);
+}
+
+TEST_F(RequestStreamTest, AWorkerThatLeavesHandsItsStreamsOn) {
+  Begin();
+  for (int leaving = 1; leaving <= 5; ++leaving) {
+    call().Send({leaving});
+    client_.Deliver();
+    stream_->OnWritten(true);
+    End(WithRefusal(Unavailable("the worker stops"), {.reason = Refusal::Reason::kLeaving}));
+    Advance(absl::Seconds(2));
+    ASSERT_EQ(std::ssize(call().generated()), leaving);
+  }
+  EXPECT_FALSE(sink_.finished);
+  EXPECT_TRUE(suspects_.empty());
+}
+
+TEST_F(RequestStreamTest, WithoutMigrationALossAfterTheFirstTokenIsFinal) {
+  migrate_ = false;
+  Begin();
+  call().Send({1});
+  client_.Deliver();
+  stream_->OnWritten(true);
+  End(Unavailable("gone"));
+  ASSERT_EQ(sink_.responses.size(), 2u);
+  EXPECT_EQ(sink_.responses[1].finish_reason, FinishReason::kAbort);
+  stream_->OnWritten(true);
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("was lost after 1 tokens"));
 }
 
 TEST_F(RequestStreamTest, MoreTokensThanAskedForAreCutOffWithTheirLogprobs) {
