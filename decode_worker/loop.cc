@@ -305,6 +305,7 @@ LoadReport Loop::MakeLoad() const {
       load.waiting_tokens += s->length() - s->launched;
     }
   }
+  load.prefill_failures = prefills_.Failures();
   load.admits_blocks = draining_ ? 0 : admission_.AdmissibleBlocks(running_.MakeView());
   load.prefill_tokens_per_second = meter_.prefill_rate().TokensPerSecond();
   load.prefill_fit_tokens = meter_.prefill_rate().Tokens();

@@ -11,6 +11,12 @@
 #include "common/base/status.h"
 
 namespace tandem::decode {
+namespace {
+
+// Workers come and go under new names.
+constexpr size_t kMaxFailed = 1024;
+
+}  // namespace
 
 RemotePrefills::RemotePrefills(RemotePrefillOptions options, kvtransfer::KvReceiver* receiver,
                                PrefillCaller* caller, engine::BlockPool* pool, Clock* clock,
@@ -134,6 +140,7 @@ bool RemotePrefills::SealIsLate(Sequence* s) {
 }
 
 void RemotePrefills::TakeOutcome(Sequence* s, PrefillOutcome outcome) {
+  failed_.erase(s->attempt->peer.worker_id);
   s->cached_tokens = outcome.cached_tokens;
   s->prompt_logprobs = std::move(outcome.prompt_logprobs);
   AddOutcome(outcome, s->attempt->replied_at - s->attempt->began_at, &s->timing);
@@ -169,6 +176,7 @@ void RemotePrefills::Complete(Sequence* s) {
 absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
   const PrefillPeer peer = s->attempt->peer;
   spdlog::warn("{}: prefill at {} failed: {}", s->work.request_id, peer.worker_id, why.ToString());
+  NoteFailure(peer.worker_id, why);
   const int num_blocks = s->attempt->target.size();
   const absl::Time now = clock_->Now();
   s->timing.stages[Stage::kFailedAttempts] +=
@@ -231,6 +239,26 @@ void RemotePrefills::Abandon(Sequence* s) {
     it->second.ticket = pool_->Quarantine(std::move(attempt.target));
   }
   s->attempt.reset();
+}
+
+void RemotePrefills::NoteFailure(const std::string& worker_id, const absl::Status& why) {
+  // What is said of the prompt, of the queue or of the caller says nothing of the worker.
+  if (absl::IsInvalidArgument(why) || absl::IsInternal(why) || absl::IsResourceExhausted(why) ||
+      absl::IsCancelled(why)) {
+    return;
+  }
+  if (failed_.size() >= kMaxFailed && !failed_.contains(worker_id)) failed_.clear();
+  Failed& failed = failed_[worker_id];
+  ++failed.in_a_row;
+  failed.last = clock_->Now();
+}
+
+std::map<std::string, LoadReport::PrefillFailures> RemotePrefills::Failures() const {
+  std::map<std::string, LoadReport::PrefillFailures> out;
+  for (const auto& [worker_id, failed] : failed_) {
+    out[worker_id] = {failed.in_a_row, absl::ToDoubleSeconds(clock_->Now() - failed.last)};
+  }
+  return out;
 }
 
 void RemotePrefills::CountFailure(const Sequence& s) {

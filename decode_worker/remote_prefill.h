@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -20,6 +21,7 @@
 #include "absl/status/status.h"
 
 #include "common/base/clock.h"
+#include "common/base/load_report.h"
 #include "decode_worker/decode_metrics.h"
 #include "decode_worker/prefill_caller.h"
 #include "decode_worker/sequence.h"
@@ -73,6 +75,8 @@ class RemotePrefills {
   // go to quarantine. No attempt: nothing happens.
   void Abandon(Sequence* sequence);
 
+  // Workers that failed since they last served a prompt.
+  std::map<std::string, LoadReport::PrefillFailures> Failures() const;
   // Transfers that are not quiet yet.
   size_t num_transfers() const { return transfers_.size(); }
 
@@ -86,6 +90,11 @@ class RemotePrefills {
   // Null for unknown ones and for another epoch.
   Transfer* Find(const TransferId& id, uint64_t epoch);
   PrefillCall MakeCall(const Sequence& sequence, const PrefillAttempt& attempt) const;
+  struct Failed {
+    int in_a_row = 0;
+    absl::Time last;
+  };
+  void NoteFailure(const std::string& worker_id, const absl::Status& why);
   void CountFailure(const Sequence& sequence);  // of its current attempt's transfer
 
   const RemotePrefillOptions options_;
@@ -97,6 +106,7 @@ class RemotePrefills {
   uint64_t last_call_id_ = 0;
   absl::flat_hash_map<uint64_t, Sequence*> calls_;  // without a reply
   absl::flat_hash_map<TransferId, Transfer> transfers_;
+  absl::flat_hash_map<std::string, Failed> failed_;  // by worker; bounded by kMaxFailed
 };
 
 }  // namespace tandem::decode

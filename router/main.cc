@@ -30,6 +30,8 @@ struct Flags {
   double no_worker_timeout = 5;
   double request_timeout = 600;
   double drain_timeout = 30;
+  double worker_stalled_after = 3;
+  double worker_lost_after = 10;
   bool migrate = true;
   int64_t max_prompt_bytes = 4 << 20;
   int max_model_len = 0;
@@ -58,6 +60,10 @@ void AddFlags(FlagSet* set, Flags* flags) {
            "deadline of requests whose client gives none", "s");
   set->Add("--drain-timeout", &flags->drain_timeout,
            "how long running streams may go on after SIGTERM", "s");
+  set->Add("--worker-stalled-after", &flags->worker_stalled_after,
+           "a worker that makes no progress for so long gets no request", "s");
+  set->Add("--worker-lost-after", &flags->worker_lost_after,
+           "what runs at a worker that makes no progress for so long goes on elsewhere", "s");
   set->Add("--migrate", &flags->migrate,
            "a stream whose decode worker is lost or drained goes on at another one");
   set->AddBytes("--max-prompt-bytes", &flags->max_prompt_bytes, "largest prompt as text");
@@ -81,6 +87,9 @@ absl::Status CheckFlags(const Flags& flags) {
   TANDEM_RETURN_IF_ERROR(seconds("--queue-timeout", flags.queue_timeout, 0));
   TANDEM_RETURN_IF_ERROR(seconds("--no-worker-timeout", flags.no_worker_timeout, 0));
   TANDEM_RETURN_IF_ERROR(seconds("--request-timeout", flags.request_timeout, 0.001));
+  TANDEM_RETURN_IF_ERROR(seconds("--worker-stalled-after", flags.worker_stalled_after, 0.5));
+  TANDEM_RETURN_IF_ERROR(
+      seconds("--worker-lost-after", flags.worker_lost_after, flags.worker_stalled_after));
   TANDEM_RETURN_IF_ERROR(seconds("--drain-timeout", flags.drain_timeout, 0));
   if (flags.max_prompt_bytes < 1) {
     return InvalidArgument("--max-prompt-bytes must be at least 1, got {}", flags.max_prompt_bytes);
@@ -96,6 +105,8 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
   options.core.migrate = flags.migrate;
+  options.core.dispatcher.stalled_after = absl::Seconds(flags.worker_stalled_after);
+  options.core.lost_after = absl::Seconds(flags.worker_lost_after);
   options.core.dispatcher.cluster_secret = flags.cluster_secret;
   options.core.max_model_len = flags.max_model_len;
   options.inference.max_prompt_bytes = static_cast<size_t>(flags.max_prompt_bytes);

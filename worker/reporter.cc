@@ -14,6 +14,7 @@ Reporter::Reporter(ReporterOptions options, Reports reports, const engine::Block
       clock_(clock) {}
 
 void Reporter::Report(const std::function<LoadReport()>& load) {
+  if (reports_.turn) reports_.turn();
   const engine::BlockEvents events = cache_->TakeEvents();
   if (reports_.blocks && !(events.stored.empty() && events.removed.empty())) {
     reports_.blocks(events, /*cleared=*/false);

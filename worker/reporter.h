@@ -32,9 +32,9 @@ class Reporter {
   // How long an idle loop may sleep without being late for the next report.
   absl::Duration IdleWait() const { return changed_ ? options_.min_interval : options_.interval; }
 
-  // Reports if it is time to; asks `load` only then, for all but the blocks. Changes of the prefix
-  // cache go out with every call, because a router that does not know a block sends its prompt
-  // elsewhere.
+  // Once per turn of the loop. Reports if it is time to; asks `load` only then, for all but the
+  // blocks. Changes of the prefix cache go out with every call, because a router that does not know
+  // a block sends its prompt elsewhere.
   void Report(const std::function<LoadReport()>& load);
   // Answers SnapshotWanted.
   void ReportSnapshot();

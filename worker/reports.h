@@ -8,12 +8,14 @@
 
 namespace tandem::worker {
 
-// What the loop tells the cluster. Called on the loop's thread; must not block. Either may be
+// What the loop tells the cluster. Called on the loop's thread; must not block. Each may be
 // empty.
 struct Reports {
   std::function<void(const LoadReport&)> load;
   // In order. `cleared`: the events are a snapshot that replaces all that came before.
   std::function<void(const engine::BlockEvents&, bool cleared)> blocks;
+  // The loop has done another turn.
+  std::function<void()> turn;
 };
 
 // What the frame of a worker says to its loop, whatever the loop does.

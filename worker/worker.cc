@@ -1,6 +1,8 @@
 #include "worker/worker.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <thread>
 #include <utility>
 
@@ -14,6 +16,7 @@
 #include "common/rpc/load_wire.h"
 #include "common/rpc/server.h"
 #include "engine/wire/cluster_wire.h"
+#include "worker/watchdog.h"
 
 namespace tandem::worker {
 namespace {
@@ -34,6 +37,7 @@ class Worker final : public WorkerProcess {
   }
 
  private:
+  std::unique_ptr<Watchdog> MakeWatchdog();
   Frame MakeFrame();
   absl::Status Join();
   internal::v1::Hello MakeHello(const std::string& address, const std::string& metrics) const;
@@ -52,6 +56,7 @@ class Worker final : public WorkerProcess {
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<ClusterClient> cluster_;  // set before the loop's thread starts
   bool role_started_ = false;
+  std::unique_ptr<Watchdog> watchdog_;
   std::thread thread_;
   absl::Notification loop_done_;
 
@@ -70,6 +75,7 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   const std::string name = process_.served_model_name.empty()
                                ? engine::DefaultModelName(engine_->options().model_dir)
                                : process_.served_model_name;
+  watchdog_ = MakeWatchdog();
   capability_ = engine::CapabilityOf(*engine_, name);
   spdlog::info("{}", engine_->Banner());
   TANDEM_RETURN_IF_ERROR(role_->Start(MakeFrame()));
@@ -80,12 +86,33 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   server.callers = role_->callers();
   TANDEM_ASSIGN_OR_RETURN(server_, RpcServer::Start(server, {role_->service()}));
   TANDEM_RETURN_IF_ERROR(Join());
+  watchdog_->Start();
   thread_ = std::thread([this] {
     role_->Run();
+    // What follows is not a turn.
+    watchdog_->Stop();
     loop_done_.Notify();
   });
   server_->SetServing(true);
   return absl::OkStatus();
+}
+
+std::unique_ptr<Watchdog> Worker::MakeWatchdog() {
+  Watchdog::Options options;
+  if (process_.step_timeout > 0) options.limit = absl::Seconds(process_.step_timeout);
+  options.within_turn = engine_->runner().progress();
+  options.report = [this](absl::Duration without_progress) {
+    if (cluster_ != nullptr) cluster_->PostHeartbeat(without_progress);
+  };
+  options.on_stuck = [](absl::Duration without_progress) {
+    fmt::print(stderr,
+               "FATAL the loop has got nowhere for {} s: a step hangs (--step-timeout); ending the "
+               "process\n",
+               absl::ToInt64Seconds(without_progress));
+    std::fflush(stderr);
+    std::abort();
+  };
+  return std::make_unique<Watchdog>(std::move(options), Clock::Real());
 }
 
 Frame Worker::MakeFrame() {
@@ -103,6 +130,7 @@ Frame Worker::MakeFrame() {
   frame.reports.blocks = [this](const engine::BlockEvents& events, bool cleared) {
     if (cluster_ != nullptr) cluster_->PostBlocks(engine::BlockEventsToProto(events, cleared));
   };
+  frame.reports.turn = [this] { watchdog_->NoteTurn(); };
   return frame;
 }
 

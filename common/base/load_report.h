@@ -22,6 +22,12 @@ struct LoadReport {
   double prefill_tokens_per_second = 0;  // fitted over recent steps; 0: not known yet
   double prefill_fit_tokens = 0;         // that it was fitted over; 0: not said, the rate is sure
   double decode_step_milliseconds = 0;   // recent median; 0: not known yet
+  // Of a decode worker: prefill workers that failed it and have served it nothing since, by id.
+  struct PrefillFailures {
+    int in_a_row = 0;
+    double seconds_ago = 0;  // the last one
+  };
+  std::map<std::string, PrefillFailures> prefill_failures;
   // Of a prefill worker: measured rates to the decode workers it shipped to, by their ids.
   std::map<std::string, double> link_bytes_per_second;
 };

@@ -42,6 +42,7 @@ struct Mailbox {
   // For the stream.
   bool draining ABSL_GUARDED_BY(mutex) = false;
   bool draining_sent ABSL_GUARDED_BY(mutex) = false;
+  std::optional<absl::Duration> heartbeat ABSL_GUARDED_BY(mutex);
   std::optional<LoadReport> load ABSL_GUARDED_BY(mutex);
   // The newest of all. A stream that ends may have taken it along, so each new one begins with it.
   std::optional<LoadReport> last_load ABSL_GUARDED_BY(mutex);
@@ -80,6 +81,9 @@ class JoinCall : public grpc::ClientBidiReactor<WorkerMessage, RouterMessage> {
     if (mailbox_->draining && !mailbox_->draining_sent) {
       outgoing_.mutable_draining();
       mailbox_->draining_sent = true;
+    } else if (mailbox_->heartbeat) {
+      outgoing_.mutable_heartbeat()->set_seconds_without_progress(
+          absl::ToDoubleSeconds(*std::exchange(mailbox_->heartbeat, std::nullopt)));
     } else if (mailbox_->load) {
       *outgoing_.mutable_load() = *std::exchange(mailbox_->load, std::nullopt);
     } else if (auto blocks = mailbox_->blocks.Take(kMaxHashesPerMessage)) {
@@ -172,6 +176,12 @@ class GrpcClusterClient : public ClusterClient {
   void PostLoad(LoadReport load) override {
     absl::MutexLock lock(&mailbox_.mutex);
     mailbox_.load = mailbox_.last_load = std::move(load);
+    PumpStream();
+  }
+
+  void PostHeartbeat(absl::Duration without_progress) override {
+    absl::MutexLock lock(&mailbox_.mutex);
+    mailbox_.heartbeat = without_progress;
     PumpStream();
   }
 

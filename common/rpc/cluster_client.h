@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 #include "common/rpc/cluster_credentials.h"
 #include "tandem/internal/v1/cluster.pb.h"
@@ -38,6 +39,8 @@ class ClusterClient {
   virtual bool joined() const = 0;
   // Replaces a report not yet sent. The newest is sent again whenever the cluster is joined again.
   virtual void PostLoad(internal::v1::LoadReport load) = 0;
+  // The loop is busy: how long it has not got anywhere. Replaces one not yet sent.
+  virtual void PostHeartbeat(absl::Duration without_progress) = 0;
   // In order; merged while the stream is busy. Over a bound the queue is dropped and on_joined
   // called for a snapshot.
   virtual void PostBlocks(internal::v1::BlockEvents events) = 0;

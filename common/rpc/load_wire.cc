@@ -20,6 +20,12 @@ internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
     link->set_peer_worker_id(peer);
     link->set_bytes_per_second(rate);
   }
+  for (const auto& [peer, failures] : report.prefill_failures) {
+    internal::v1::PrefillFailures* out = proto.add_prefill_failures();
+    out->set_worker_id(peer);
+    out->set_failures(static_cast<uint32_t>(failures.in_a_row));
+    out->set_seconds_ago(failures.seconds_ago);
+  }
   return proto;
 }
 
@@ -38,6 +44,10 @@ LoadReport LoadReportFromProto(const internal::v1::LoadReport& proto) {
   report.decode_step_milliseconds = proto.decode_step_milliseconds();
   for (const internal::v1::LinkRate& link : proto.links()) {
     report.link_bytes_per_second[link.peer_worker_id()] = link.bytes_per_second();
+  }
+  for (const internal::v1::PrefillFailures& failures : proto.prefill_failures()) {
+    report.prefill_failures[failures.worker_id()] = {static_cast<int>(failures.failures()),
+                                                     failures.seconds_ago()};
   }
   return report;
 }

@@ -34,6 +34,10 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "TANDEM_CLUSTER_SECRET, which `ps` does not show");
   flags->Add("--drain-timeout", &o->drain_timeout,
              "how long running requests may take to finish after SIGTERM", "s");
+  flags->Add("--step-timeout", &o->step_timeout,
+             "a step that gets nowhere for so long (on a CPU: no layer is finished) ends the "
+             "process; 0: never",
+             "s");
 }
 
 std::string AdvertisedHost(const WorkerProcessOptions& options, const std::string& bound_host) {
@@ -67,6 +71,9 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   if (status.ok() && !(options.drain_timeout > 0)) {
     status =
         InvalidArgument("--drain-timeout must be more than 0 s, got {}", options.drain_timeout);
+  }
+  if (status.ok() && !(options.step_timeout >= 0)) {
+    status = InvalidArgument("--step-timeout must be >= 0 s, got {}", options.step_timeout);
   }
   if (status.ok()) status = parts.validate();
   if (!status.ok()) return fail(2, status);

@@ -24,6 +24,7 @@ struct WorkerProcessOptions {
   std::string cluster_secret;     // default: TANDEM_CLUSTER_SECRET
   std::string kv_transport = "auto";
   double drain_timeout = 30;  // s
+  double step_timeout = 60;   // s; 0: none
 };
 
 // Used by one thread.

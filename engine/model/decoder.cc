@@ -170,6 +170,7 @@ void Decoder::Forward(const ForwardInput& input, const KvRegion& kv, Stream* str
     if (selected_) rows = Select(input, rows, stream);
     const VectorWeights& next = last ? weights_.final_norm : weights_.layers[i + 1].input_norm;
     FinishLayer(layer, NormOf(next), rows, stream);
+    layers_done_.fetch_add(1, std::memory_order_relaxed);
   }
 }
 

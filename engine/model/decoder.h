@@ -2,6 +2,7 @@
 // the ops of any device.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -56,6 +57,10 @@ class Decoder {
   // pointers lead into memory of the device. Where that was told the wanted rows, of these.
   void Logits(const int32_t* row_ids, int count, float* out, Stream* stream);
 
+  // Layers of all passes that were given to a stream: where streams work at once, computed. May be
+  // read by any thread.
+  const std::atomic<uint64_t>& layers_done() const { return layers_done_; }
+
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
 
@@ -79,6 +84,7 @@ class Decoder {
   const ModelConfig config_;
   const ModelWeights weights_;
   Ops* const ops_;
+  std::atomic<uint64_t> layers_done_ = 0;
   float rope_scale_ = 1;
   Buffer frequencies_;     // float [head_dim / 2]
   Buffer hidden_;          // float [max_rows][hidden]: the residual stream

@@ -59,6 +59,7 @@ class DecoderRunner final : public ModelRunner {
   void RecordDecodeSteps();
 
   int max_in_flight() const override { return options_.max_in_flight; }
+  const std::atomic<uint64_t>* progress() const override { return &decoder_->layers_done(); }
   absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override;
   absl::StatusOr<StepOutput> Collect(StepId id) override;
 

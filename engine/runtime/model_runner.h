@@ -9,6 +9,8 @@
 // dropped, and its blocks may be given to others only once step n + 1 was collected.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -50,6 +52,10 @@ class ModelRunner {
   // nothing of the batch may be used (its KV is undefined); the steps after it can still be
   // collected, and items whose pending token was to come from the failed one fail.
   virtual absl::StatusOr<StepOutput> Collect(StepId step) = 0;
+
+  // Grows while a step is computed, as far as the host sees it: by layers, where steps run on the
+  // host. Null: only whole steps are seen. May be read by any thread.
+  virtual const std::atomic<uint64_t>* progress() const { return nullptr; }
 
   // Launch and Collect at once, with nothing else in flight.
   absl::StatusOr<StepOutput> Run(const Batch& batch) {

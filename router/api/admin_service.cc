@@ -9,12 +9,15 @@
 namespace tandem::router {
 namespace {
 
-void WorkerToProto(const WorkerView& view, absl::Time now, v1::Worker* out) {
+void WorkerToProto(const WorkerView& view, absl::Time now, absl::Duration stalled_after,
+                   v1::Worker* out) {
   const WorkerIdentity& identity = *view.identity;
   const LoadReport& load = *view.load;
   out->set_worker_id(identity.id);
   out->set_role(std::string(WorkerRoleName(identity.role)));
-  out->set_state(view.draining ? "draining" : "ready");
+  out->set_state(view.draining                        ? "draining"
+                 : view.Stalled(now) >= stalled_after ? "stalled"
+                                                      : "ready");
   out->set_address(identity.address);
   out->set_metrics_address(identity.metrics_address);
   out->set_running(static_cast<uint32_t>(load.running));
@@ -46,7 +49,7 @@ grpc::ServerUnaryReactor* AdminService::GetCluster(grpc::CallbackServerContext* 
       static_cast<uint32_t>(std::max(0, core_->open_streams().open() - queued)));
   const absl::Time now = core_->clock()->Now();
   for (const WorkerView& worker : view->workers)
-    WorkerToProto(worker, now, response->add_workers());
+    WorkerToProto(worker, now, core_->stalled_after(), response->add_workers());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <utility>
 
+#include "spdlog/spdlog.h"
+
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/rpc/status.h"
 
 namespace tandem::router {
 namespace {
+
+constexpr absl::Duration kLookForStuck = absl::Milliseconds(500);
 
 RegistryOptions MakeRegistryOptions(const ServedModel& model) {
   RegistryOptions options;
@@ -27,6 +31,8 @@ RouterCore::RouterCore(const RouterCoreOptions& options, ServedModel model,
                        std::unique_ptr<DecodeClient> decode_client, Metrics* metrics, Clock* clock)
     : model_(std::move(model)),
       migrate_(options.migrate),
+      stalled_after_(options.dispatcher.stalled_after),
+      lost_after_(options.lost_after),
       id_(fmt::format("router-{:016x}", RandomUint64())),
       clock_(clock),
       metrics_(metrics),
@@ -56,7 +62,28 @@ void RouterCore::Start() {
 
 void RouterCore::Step(absl::Duration wait) {
   timers_.FireDue();
-  dispatcher_.Step(std::min(wait, timers_.Next() - clock_->Now()));
+  LookForStuck();
+  const absl::Time now = clock_->Now();
+  dispatcher_.Step(std::min({wait, timers_.Next() - now, next_look_ - now}));
+}
+
+void RouterCore::LookForStuck() {
+  const absl::Time now = clock_->Now();
+  if (now < next_look_) return;
+  next_look_ = now + kLookForStuck;
+  std::set<PrefixIndex::Slot> stuck;
+  for (const WorkerView& worker : registry_.view()->workers) {
+    if (worker.Stalled(now) < lost_after_) continue;
+    const WorkerIdentity& identity = *worker.identity;
+    stuck.insert(identity.slot);
+    const auto streams = running_.At(identity.id);
+    if (!stuck_.contains(identity.slot)) {
+      spdlog::warn("worker {} makes no progress since {}: its {} streams go on elsewhere",
+                   identity.id, absl::FormatDuration(worker.Stalled(now)), streams.size());
+    }
+    for (const std::shared_ptr<RequestStream>& stream : streams) stream->OnWorkerStuck(identity.id);
+  }
+  stuck_ = std::move(stuck);
 }
 
 absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request request,
@@ -67,7 +94,7 @@ absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request req
   return std::make_shared<RequestStream>(
       std::move(request), *std::move(text), sink,
       StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_, &suspects_,
-                    migrate_});
+                    &running_, migrate_});
 }
 
 std::unique_ptr<Membership> RouterCore::Join(Membership::Send send) {

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -37,6 +38,8 @@ struct RouterCoreOptions {
   int max_model_len = 0;  // tokens; 0: the model's
   // Whether a stream that loses its decode worker after the first token goes on elsewhere.
   bool migrate = true;
+  // A worker without progress for so long counts as lost: what runs there goes on elsewhere.
+  absl::Duration lost_after = absl::Seconds(10);
 };
 
 class RouterCore {
@@ -79,13 +82,19 @@ class RouterCore {
   // much. A prompt goes only to workers that hold it.
   int max_model_len() const;
   int queued_requests() const { return dispatcher_.queued(); }
+  // A worker that has made no progress for so long gets no request.
+  absl::Duration stalled_after() const { return stalled_after_; }
   Clock* clock() const { return clock_; }
 
  private:
   void OnClusterChanged();
+  // Moves the streams of workers that hang; at most every kLookForStuck. The driver's thread.
+  void LookForStuck();
 
   const ServedModel model_;
   const bool migrate_;
+  const absl::Duration stalled_after_;
+  const absl::Duration lost_after_;
   const std::string id_;
   Clock* const clock_;
   std::function<void()> listener_;
@@ -96,10 +105,14 @@ class RouterCore {
   const CostPolicy policy_;
   const std::unique_ptr<DecodeClient> decode_client_;
   SuspectPrompts suspects_;
+  RunningStreams running_;
   TimerQueue timers_;  // outlives the dispatcher, whose end ends streams
   Dispatcher dispatcher_;
   OpenStreams open_streams_;
   std::atomic<uint64_t> roster_ = 0;  // Registry::roster() as last told
+  // Only the driver.
+  absl::Time next_look_ = absl::InfinitePast();
+  std::set<PrefixIndex::Slot> stuck_;  // stays of workers whose streams were moved
   std::atomic<bool> stopping_ = false;
   std::thread thread_;  // not joinable without Start
 };

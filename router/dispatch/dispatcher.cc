@@ -17,6 +17,13 @@ namespace {
 
 constexpr absl::Duration kRetryAfter = absl::Seconds(1);
 
+// How long a prefill worker is avoided after so many failures in a row: one request finds out
+// whether it is back, and the next wait is twice as long.
+absl::Duration SuspectFor(int failures) {
+  constexpr absl::Duration kFirst = absl::Seconds(1), kLongest = absl::Seconds(30);
+  return std::min(kLongest, kFirst * (1 << std::clamp(failures - 1, 0, 10)));
+}
+
 }  // namespace
 
 Dispatcher::Dispatcher(DispatcherOptions options, const Registry* registry,
@@ -144,11 +151,10 @@ Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view
   }
   const std::vector<int> cached = CachedTokens(queued, view);
   std::vector<RoutedWork> routed;
-  std::vector<Exclusion> excluded;
   for (const WorkerView& worker : view.workers) {
     routed.push_back(ledger_.Since(worker.identity->id, worker.reported));
-    excluded.push_back(queued.retries.ExclusionOf(worker, now));
   }
+  const std::vector<Exclusion> excluded = Excluded(queued, view, now);
   RouteQuery query;
   query.prompt_tokens = static_cast<int>(queued.request->prompt().tokens.size());
   query.cached_tokens = cached;
@@ -165,6 +171,30 @@ Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view
   }
   queued.without_worker = std::min(queued.without_worker, now);
   return Outcome::kWaits;
+}
+
+std::vector<Exclusion> Dispatcher::Excluded(const Queued& queued, const ClusterView& view,
+                                            absl::Time now) const {
+  std::vector<Exclusion> excluded;
+  for (const WorkerView& worker : view.workers) {
+    excluded.push_back(worker.Stalled(now) >= options_.stalled_after
+                           ? Exclusion::kLost
+                           : queued.retries.ExclusionOf(worker, now));
+  }
+  for (const WorkerView& decode : view.workers) {
+    for (const auto& [id, failures] : decode.load->prefill_failures) {
+      const absl::Time last = decode.reported - absl::Seconds(failures.seconds_ago);
+      if (now >= last + SuspectFor(failures.in_a_row)) continue;
+      for (size_t w = 0; w < excluded.size(); ++w) {
+        const WorkerIdentity& worker = *view.workers[w].identity;
+        // One that joined later is another process.
+        if (excluded[w] == Exclusion::kNone && worker.id == id && worker.joined <= last) {
+          excluded[w] = Exclusion::kSuspect;
+        }
+      }
+    }
+  }
+  return excluded;
 }
 
 std::vector<int> Dispatcher::CachedTokens(Queued& queued, const ClusterView& view) const {

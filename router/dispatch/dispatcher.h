@@ -54,6 +54,7 @@ struct DispatcherOptions {
   int max_queued_requests = 1024;
   absl::Duration queue_timeout = absl::Seconds(60);
   absl::Duration no_worker_timeout = absl::Seconds(5);
+  absl::Duration stalled_after = absl::Seconds(3);  // a worker without progress gets no request
   std::string cluster_secret;
 };
 
@@ -110,6 +111,8 @@ class Dispatcher {
   void RouteAll(absl::Time now);
   Outcome RouteOne(Queued& queued, const ClusterView& view, absl::Time now);
   void Send(const Queued& queued, const Route& route, int block_size, absl::Time now);
+  std::vector<Exclusion> Excluded(const Queued& queued, const ClusterView& view,
+                                  absl::Time now) const;
   std::vector<int> CachedTokens(Queued& queued, const ClusterView& view) const;
   // What a request that has waited too long fails with; OK: it may wait on.
   absl::Status Overdue(const Queued& queued, absl::Time now) const;

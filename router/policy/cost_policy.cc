@@ -11,6 +11,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/status.h"
@@ -161,18 +162,19 @@ absl::StatusOr<Route> CostPolicy::Choose(const ClusterView& view, const RouteQue
       query.cached_tokens.size() == n && query.routed.size() == n && query.excluded.size() == n,
       "a query for {} workers, a view of {}", query.routed.size(), n);
   const Costs costs(options_, view, query);
-  std::vector<int> decode, prefill;
+  std::vector<int> decode, prefill, suspect;
   bool any_full = false;
   for (int w = 0; w < static_cast<int>(n); ++w) {
     if (!costs.Usable(w)) continue;
     if (view.workers[w].prefills()) {
-      prefill.push_back(w);
+      (query.excluded[w] == Exclusion::kSuspect ? suspect : prefill).push_back(w);
     } else if (costs.HasRoom(w)) {
       decode.push_back(w);
     } else {
       any_full = true;
     }
   }
+  if (prefill.empty()) prefill = std::move(suspect);
   const std::optional<Candidate> best = Search(view, query, costs).Best(decode, prefill);
   if (best) return ToRoute(options_, view, query, costs, *best, prefill);
   if (any_full) return ResourceExhausted("every decode worker is full");

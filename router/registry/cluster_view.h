@@ -46,8 +46,9 @@ struct WorkerIdentity {
 
 struct WorkerView {
   std::shared_ptr<const WorkerIdentity> identity;
-  std::shared_ptr<const LoadReport> load;  // the last one; never null
-  absl::Time reported;                     // when `load` came; InfinitePast: not yet
+  std::shared_ptr<const LoadReport> load;        // the last one; never null
+  absl::Time reported;                           // when `load` came; InfinitePast: not yet
+  absl::Time progressed = absl::InfinitePast();  // last known to get anywhere
   bool draining = false;
   double fastest_link = 0;  // bytes/s, of those in `load`; 0: none is known
 
@@ -59,6 +60,10 @@ struct WorkerView {
     load = std::make_shared<const LoadReport>(std::move(report));
   }
 
+  // For how long it has not got anywhere, as far as it has spoken at all.
+  absl::Duration Stalled(absl::Time now) const {
+    return reported == absl::InfinitePast() ? absl::ZeroDuration() : now - progressed;
+  }
   bool prefills() const { return identity->role == WorkerRole::kPrefill; }
 };
 

@@ -118,6 +118,9 @@ absl::Status Membership::Handle(const WorkerMessage& message) {
       return InvalidArgument("blocks: every hash must have 16 bytes");
     }
     index_->Apply(*member, message.blocks().cleared(), stored, removed);
+  } else if (message.has_heartbeat()) {
+    const double seconds = message.heartbeat().seconds_without_progress();
+    if (seconds >= 0) registry_->Heartbeat(*member, absl::Seconds(seconds));
   } else if (message.has_draining()) {
     registry_->MarkDraining(*member);
   }

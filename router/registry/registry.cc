@@ -94,7 +94,7 @@ absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
                  identity.max_num_seqs);
     const std::string id = identity.id;
     WorkerView view{std::make_shared<const WorkerIdentity>(std::move(identity)),
-                    std::make_shared<const LoadReport>(), absl::InfinitePast(), false};
+                    std::make_shared<const LoadReport>(), absl::InfinitePast()};
     const auto entry = workers_.insert_or_assign(id, Entry{std::move(view), std::move(on_drain)});
     members_[member] = &entry.first->second;
     view_.reset();
@@ -132,7 +132,19 @@ void Registry::Report(Member member, LoadReport load) {
     Entry* entry = FindMember(member);
     if (entry == nullptr) return;
     entry->view.Take(std::move(load));
-    entry->view.reported = clock_->Now();
+    entry->view.reported = entry->view.progressed = clock_->Now();
+    view_.reset();
+  }
+  Notify();
+}
+
+void Registry::Heartbeat(Member member, absl::Duration without_progress) {
+  {
+    absl::MutexLock lock(&mutex_);
+    Entry* entry = FindMember(member);
+    if (entry == nullptr) return;
+    absl::Time& progressed = entry->view.progressed;
+    progressed = std::max(progressed, clock_->Now() - without_progress);
     view_.reset();
   }
   Notify();

@@ -60,6 +60,8 @@ class Registry {
   // Also after being replaced: then it does nothing.
   void Leave(Member member);
   void Report(Member member, LoadReport load);
+  // It works on something, which has got nowhere for so long.
+  void Heartbeat(Member member, absl::Duration without_progress);
   // The worker said that it takes no more.
   void MarkDraining(Member member);
   // An operator's wish: no new requests for the worker from now on, and the worker is told, once.

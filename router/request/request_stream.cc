@@ -87,6 +87,10 @@ void RequestStream::Start(const Route& route) {
   route_.may_lose = retries_.may_lose();
   tokens_before_ = meter_.completion_tokens();
   meter_.OnStart(route_);
+  context_.running->Add(route_.decode.id, this, weak_from_this());
+  if (!route_.prefill.empty()) {
+    context_.running->Add(route_.prefill.front().id, this, weak_from_this());
+  }
   ++attempt_;
   paused_ = false;
   call_ = context_.decode_client->Start(
@@ -147,6 +151,22 @@ void RequestStream::ReadOn() {
 void RequestStream::OnEnd(int attempt, const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
   if (attempt != attempt_ || state_ != State::kDecoding) return;
+  OnAttemptOver(status);
+}
+
+void RequestStream::OnWorkerStuck(const std::string& worker) {
+  absl::MutexLock lock(&mutex_);
+  if (state_ != State::kDecoding) return;
+  absl::Status status = Unavailable("worker '{}' makes no progress", worker);
+  if (worker != route_.decode.id) {
+    if (route_.prefill.empty() || worker != route_.prefill.front().id || NewTokens() > 0) return;
+    status = WithRefusal(status, {Refusal::Reason::kPrefill, 1, 0});
+  }
+  call_->Cancel();
+  OnAttemptOver(status);
+}
+
+void RequestStream::OnAttemptOver(const absl::Status& status) {
   const std::string& worker = route_.decode.id;
   const int tokens = meter_.completion_tokens();
   const bool lost = MayBeLost(status);
@@ -212,15 +232,21 @@ void RequestStream::Clear() {
 
 void RequestStream::Requeue(RouterMetrics::RetryReason reason) {
   context_.metrics->retries(reason).Increment();
-  meter_.OnStop();
+  StopAttempt();
   state_ = State::kQueued;
   call_.reset();
   context_.dispatcher->Requeue(shared_from_this(), ticket_, waiting_since_, retries_);
 }
 
+void RequestStream::StopAttempt() {
+  meter_.OnStop();
+  context_.running->Remove(route_.decode.id, this);
+  if (!route_.prefill.empty()) context_.running->Remove(route_.prefill.front().id, this);
+}
+
 void RequestStream::End(const absl::Status& status, FinishReason reason) {
   if (state_ == State::kEnding || state_ == State::kEnded) return;
-  if (state_ == State::kDecoding) meter_.OnStop();
+  if (state_ == State::kDecoding) StopAttempt();
   if (status.ok()) Clear();
   state_ = State::kEnding;
   outcome_ = status;

@@ -35,6 +35,7 @@
 #include "router/request/decode_client.h"
 #include "router/request/pending_response.h"
 #include "router/request/request.h"
+#include "router/request/running_streams.h"
 #include "router/request/stream_meter.h"
 #include "router/request/stream_sink.h"
 #include "router/request/text_emitter.h"
@@ -49,6 +50,7 @@ struct StreamContext {
   TimerQueue* timers = nullptr;
   Clock* clock = nullptr;
   SuspectPrompts* suspects = nullptr;
+  RunningStreams* running = nullptr;
   bool migrate = true;  // after the first token too
 };
 
@@ -64,6 +66,9 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   // The client cancelled or went away.
   void OnClientGone();
 
+  // A worker of the current route makes no progress: the stream goes on without it.
+  void OnWorkerStuck(const std::string& worker);
+
   // Dispatchable.
   RoutablePrompt prompt() const override;
   void Start(const Route& route) override;
@@ -78,6 +83,10 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   void OnDeadline();
 
   void Emit(TokenEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The current attempt has ended so, without a finish reason.
+  void OnAttemptOver(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Leaves the workers of the route.
+  void StopAttempt() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The worker was lost or did not take the request: ends the stream if it may go to no other.
   void TryElsewhere(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Tokens of the current attempt.

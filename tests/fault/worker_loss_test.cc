@@ -1,5 +1,7 @@
 // kill -9 of workers: no request is lost that could be saved, no block leaks, no stream hangs.
-#include <chrono>
+#include <algorithm>
+#include <cstdio>
+#include <functional>
 #include <future>
 #include <signal.h>
 #include <thread>
@@ -66,61 +68,70 @@ TEST(WorkerLoss, PrefillKilledDuringPrefillIsReplaced) {
   EXPECT_EQ(again.logprobs, answer.logprobs);
 }
 
-TEST(WorkerLoss, DecodeKilledEndsItsStreamsAtOnceAndFreesWhatWasHeldForIt) {
-  using Clock = std::chrono::steady_clock;
+// Every kind of request that continues differently if anything of it is forgotten.
+v1::GenerateRequest StreamRequest(int i) {
+  v1::GenerateRequest request = TokenRequest(RandomTokens(40, 512, i), 600);
+  v1::SamplingParams& sampling = *request.mutable_sampling();
+  if (i % 4 != 0) {
+    sampling.set_temperature(0.8f);
+    sampling.set_seed(static_cast<uint64_t>(i));
+  }
+  if (i % 4 >= 2) {
+    sampling.set_presence_penalty(0.5f);
+    sampling.set_frequency_penalty(0.3f);
+    sampling.set_repetition_penalty(1.2f);
+  }
+  if (i % 4 == 3) sampling.set_logprobs(2);
+  return request;
+}
+
+TEST(WorkerLoss, DecodeKilledUnderStreamsLosesNoToken) {
   auto cluster = TestCluster::Start(Spec());
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
-  constexpr int kStreams = 8;
-  std::vector<Answer> answers(kStreams);
-  std::vector<Clock::time_point> ended(kStreams);
-  std::vector<std::thread> threads;
+  constexpr int kStreams = 32;
+  const auto run = [&](const std::function<void()>& meanwhile) {
+    std::vector<Answer> answers(kStreams);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kStreams; ++i) {
+      threads.emplace_back([&, i] { answers[i] = client.Generate(StreamRequest(i)); });
+    }
+    meanwhile();
+    for (auto& thread : threads) thread.join();
+    return answers;
+  };
+  const std::vector<Answer> undisturbed = run([] {});
+  const std::vector<Answer> answers = run([&] {
+    EXPECT_TRUE(cluster->WaitFor(
+        [](const auto& state) {
+          uint32_t running = 0;
+          for (const auto& worker : state.workers()) {
+            if (worker.role() == "decode") running += worker.running();
+          }
+          return running == kStreams;
+        },
+        60))
+        << cluster->GetCluster().DebugString();
+    cluster->worker("decode-0").process->Signal(SIGKILL);
+  });
+  int moved = 0;
+  double longest_ms = 0;
   for (int i = 0; i < kStreams; ++i) {
-    threads.emplace_back([&, i] {
-      answers[i] = client.Generate(TokenRequest(RandomTokens(40, 512, i), 4000));
-      ended[i] = Clock::now();
-    });
+    ASSERT_TRUE(undisturbed[i].status.ok()) << undisturbed[i].status.error_message();
+    EXPECT_TRUE(answers[i].status.ok()) << answers[i].status.error_message();
+    EXPECT_EQ(answers[i].token_ids, undisturbed[i].token_ids) << "stream " << i;
+    EXPECT_EQ(answers[i].logprobs, undisturbed[i].logprobs) << "stream " << i;
+    moved += static_cast<int>(answers[i].timing.migrations());
+    longest_ms = std::max(longest_ms, answers[i].timing.migration());
   }
-  const bool spread = cluster->WaitFor(
-      [](const auto& state) {
-        int running = 0, busy = 0;
-        for (const auto& worker : state.workers()) {
-          if (worker.role() != "decode") continue;
-          running += worker.running();
-          busy += worker.running() > 0;
-        }
-        return running == kStreams && busy == 2;
-      },
-      30);
-  EXPECT_TRUE(spread) << "streams did not spread over both decode workers:\n"
-                      << cluster->GetCluster().DebugString();
-  const Clock::time_point killed = Clock::now();
-  cluster->worker("decode-0").process->Signal(SIGKILL);
-  ASSERT_TRUE(cluster->WaitForWorkers(3, 10)) << cluster->GetCluster().DebugString();
-  const Answer fresh = client.Generate(TokenRequest(RandomTokens(100, 512, 77), 4));
-  EXPECT_TRUE(fresh.status.ok()) << fresh.status.error_message();
-  EXPECT_EQ(fresh.timing.decode_worker(), "decode-1");
-  // The survivors' streams are cut by ending their worker too, once the lost ones are known to have
-  // ended.
-  int lost_first = 0;
-  SleepMilliseconds(500);
-  cluster->worker("decode-1").process->Signal(SIGKILL);
-  for (auto& thread : threads) thread.join();
-  for (int i = 0; i < kStreams; ++i) {
-    EXPECT_EQ(answers[i].status.error_code(), grpc::StatusCode::UNAVAILABLE)
-        << answers[i].status.error_message();
-    EXPECT_THAT(answers[i].status.error_message(), testing::HasSubstr("decode-"));
-    EXPECT_FALSE(answers[i].token_ids.empty());
-    if (answers[i].status.error_message().find("decode-0") == std::string::npos) continue;
-    EXPECT_LT(ended[i] - killed, std::chrono::seconds(2)) << "stream " << i;
-    ++lost_first;
-  }
-  EXPECT_GE(lost_first, 1);
+  std::printf("%d of %d streams went on elsewhere; the longest gap was %.0f ms\n", moved, kStreams,
+              longest_ms);
+  EXPECT_GE(moved, kStreams / 4);
   EXPECT_TRUE(cluster->WaitFor(
-      [](const auto& state) { return state.workers_size() == 2 && NothingHeld(state); }, 15))
+      [](const auto& state) { return state.workers_size() == 3 && NothingHeld(state); }, 15))
       << cluster->GetCluster().DebugString() << cluster->Logs();
-  cluster->StartWorker("decode-1");
-  ASSERT_TRUE(cluster->WaitForWorkers(3, 30));
+  cluster->StartWorker("decode-0");
+  ASSERT_TRUE(cluster->WaitForWorkers(4, 30));
   EXPECT_TRUE(client.Generate(TokenRequest(RandomTokens(100, 512, 78), 4)).status.ok());
 }
 

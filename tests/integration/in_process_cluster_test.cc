@@ -306,6 +306,59 @@ TEST(InProcessClusterTest, AWorkerThatDiesUnderStreamsLosesNoTokenAndRepeatsNone
   EXPECT_EQ(cluster.Held(), "");
 }
 
+// A kernel that never ends: the process lives, so its calls and its stay do. What runs there goes
+// on elsewhere after 10 s without progress, and nothing new is sent there after 3 s.
+TEST(InProcessClusterTest, NothingWaitsForALoopThatHangs) {
+  for (const bool prefill : {false, true}) {
+    InProcessClusterOptions options = Options();
+    options.worker.engine.num_blocks = 400;
+    InProcessCluster cluster(options);
+    std::vector<std::unique_ptr<InProcessClient>> clients;
+    std::vector<int> turns;
+    std::mt19937 random(1);
+    const auto submit = [&] {
+      std::vector<int32_t> prompt;
+      for (int i = 0; i < 60; ++i) prompt.push_back(4 + static_cast<int>(random() % 190));
+      clients.push_back(std::make_unique<InProcessClient>(&cluster.core(),
+                                                          PlainRequest(&cluster, prompt, 30), 1));
+      turns.push_back(0);
+    };
+    const auto run = [&](int count) {
+      for (int turn = 0; turn < count; ++turn) {
+        cluster.Turn();
+        for (size_t i = 0; i < clients.size(); ++i) {
+          clients[i]->Pump();
+          if (!clients[i]->finished()) ++turns[i];
+        }
+      }
+    };
+    for (int i = 0; i < 8; ++i) submit();
+    run(5);
+    if (prefill) {
+      cluster.HangPrefill(0);
+    } else {
+      cluster.HangDecode(0);
+    }
+    run(3500);
+    const size_t late = clients.size();
+    for (int i = 0; i < 8; ++i) submit();
+    run(8000);
+    int longest = 0, longest_late = 0, unfinished = 0;
+    for (size_t i = 0; i < clients.size(); ++i) {
+      unfinished += clients[i]->finished() ? 0 : 1;
+      if (clients[i]->finished()) EXPECT_OK(clients[i]->outcome());
+      (i < late ? longest : longest_late) = std::max(i < late ? longest : longest_late, turns[i]);
+    }
+    std::printf(
+        "a %s worker hangs: %d of 16 never end; the longest takes %d ms, of those that "
+        "came 3.5 s later %d ms\n",
+        prefill ? "prefill" : "decode", unfinished, longest, longest_late);
+    EXPECT_EQ(unfinished, 0);
+    EXPECT_LT(longest, 11'500);
+    EXPECT_LT(longest_late, 500);
+  }
+}
+
 // Blocks that nobody can have are worth no try: the refusal says what it lacked, and the router
 // waits for a report that shows it.
 TEST(InProcessClusterTest, OneThatWaitsForRoomIsNotTriedOverAndOver) {

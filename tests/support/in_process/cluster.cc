@@ -319,7 +319,9 @@ void InProcessCluster::KillDecode(size_t i) {
 void InProcessCluster::Turn() {
   if (!core_has_thread_) core_->Step(absl::ZeroDuration());
   if (threads_.empty()) {
-    for (const auto& prefill : prefills_) prefill->Step();
+    for (const auto& prefill : prefills_) {
+      if (!dead_.contains(prefill.get())) prefill->Step();
+    }
     for (const auto& decode : decodes_) {
       if (!dead_.contains(decode.get())) decode->Step();
     }
@@ -339,7 +341,11 @@ std::string InProcessCluster::Held() {
     absl::StrAppend(&held, name, ": ", counts.used, " blocks used, ", counts.quarantined,
                     " quarantined\n");
   };
-  for (const auto& prefill : prefills_) look(prefill->address(), prefill->engine().pool.counts());
+  for (const auto& prefill : prefills_) {
+    if (!dead_.contains(prefill.get())) {
+      look(prefill->address(), prefill->engine().pool.counts());
+    }
+  }
   for (const auto& decode : decodes_) {
     if (dead_.contains(decode.get())) continue;
     look(decode->address(), decode->engine().pool.counts());

@@ -92,6 +92,9 @@ class InProcessCluster {
   // As kill -9 would: its calls end, its stay too, and it is not stepped any more. Not while
   // workers have threads.
   void KillDecode(size_t i);
+  // Its loop hangs: it is not stepped any more, while its stay and its calls go on.
+  void HangDecode(size_t i) { dead_.insert(decodes_[i].get()); }
+  void HangPrefill(size_t i) { dead_.insert(prefills_[i].get()); }
   // Ends the threads of the workers.
   void Stop();
   // What is still held for requests; "" where nothing is. Not while workers have threads.
@@ -120,7 +123,7 @@ class InProcessCluster {
   bool core_has_thread_ = false;
   std::atomic<bool> stopping_ = false;
   std::vector<std::thread> threads_;  // of the workers
-  std::set<const InProcessDecodeWorker*> dead_;
+  std::set<const void*> dead_;        // workers
 };
 
 }  // namespace tandem

@@ -242,7 +242,31 @@ TEST_F(RouterServerTest, RetriesAreBounded) {
   EXPECT_EQ(calls, Retries::kMaxLost + 1);
 }
 
-TEST_F(RouterServerTest, AWorkerLostAfterTheFirstTokenEndsTheStreamWithItsName) {
+TEST_F(RouterServerTest, AWorkerLostAfterTheFirstTokenIsReplacedBehindWhatItSent) {
+  StartRouter();
+  std::atomic<int> calls{0};
+  internal::v1::DecodeRequest resumed;
+  const auto serve = [&](Call call) {
+    if (calls++ == 0) {
+      call->Send(Tokens("half"));
+      call->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "gone"));
+      return;
+    }
+    resumed = call->request();
+    call->Send(Tokens(" whole"), v1::FINISH_REASON_STOP);
+    call->End(grpc::Status::OK);
+  };
+  auto a = Join("a", "unified", serve), b = Join("b", "unified", serve);
+  const Reply reply = Generate(Prompt("go"));
+  EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.text(), "half whole");
+  EXPECT_EQ(resumed.prompt_length(), Tokens("go").size());
+  EXPECT_EQ(static_cast<size_t>(resumed.token_ids_size()),
+            Tokens("go").size() + Tokens("half").size());
+}
+
+TEST_F(RouterServerTest, WithoutMigrationAWorkerLostAfterTheFirstTokenEndsTheStream) {
+  options_.core.migrate = false;
   StartRouter();
   std::unique_ptr<FakeWorker> worker;
   worker = Join("u", "unified", [&](Call call) { call->Send(Tokens("half")); });

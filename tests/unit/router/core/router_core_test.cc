@@ -214,6 +214,55 @@ TEST_F(RouterCoreTest, ALostWorkerIsReplacedAndTheStreamGoesOn) {
   EXPECT_THAT(client.tokens, ElementsAre(9));
 }
 
+TEST_F(RouterCoreTest, AWorkerWhoseLoopHangsGetsNothingAndLosesWhatItHas) {
+  const auto a = Join("a", "unified");
+  const auto b = Join("b", "unified");
+  Report(a.get(), 0);
+  Report(b.get(), 0);
+  Client& client = Submit("r");
+  Settle();
+  ASSERT_EQ(decode_->calls()[0]->route().decode.id, "a");
+  decode_->calls()[0]->Send({1, 2});
+  Settle();
+  const auto pass = [&](int seconds, double a_without_progress) {
+    for (int i = 0; i < 2 * seconds; ++i) {
+      clock_.Advance(absl::Milliseconds(500));
+      Report(b.get(), 7);  // busy, so "a" looks better
+      internal::v1::WorkerMessage message;
+      message.mutable_heartbeat()->set_seconds_without_progress(a_without_progress + 0.5 * (i + 1));
+      EXPECT_OK(a->Handle(message));
+      Settle();
+    }
+  };
+  pass(2, 0);
+  Submit("while it may be a long step");
+  Settle();
+  EXPECT_EQ(decode_->calls()[1]->route().decode.id, "a");
+  pass(1, 2);
+  Submit("stalled");
+  Settle();
+  EXPECT_EQ(decode_->calls()[2]->route().decode.id, "b");
+  pass(6, 3);
+  EXPECT_EQ(decode_->calls().size(), 3u);
+  pass(1, 9);
+  Settle();
+  ASSERT_EQ(decode_->calls().size(), 5u);  // both go on at "b"
+  EXPECT_EQ(decode_->calls()[3]->route().decode.id, "b");
+  EXPECT_TRUE(decode_->calls()[0]->cancelled());
+  for (size_t i = 3; i < 5; ++i) {
+    FakeDecodeCall& call = *decode_->calls()[i];
+    if (call.request().id == "r") EXPECT_THAT(call.generated(), ElementsAre(1, 2));
+    call.Send({3}, FinishReason::kStop);
+  }
+  Settle();
+  EXPECT_OK(client.outcome);
+  EXPECT_THAT(client.tokens, ElementsAre(1, 2, 3));
+  Report(a.get(), 0);  // it was a long step after all
+  Submit("back");
+  Settle();
+  EXPECT_EQ(decode_->calls()[5]->route().decode.id, "a");
+}
+
 TEST_F(RouterCoreTest, AClientThatLeavesCancelsTheWorkersCall) {
   const auto worker = Join("u", "unified");
   Client& client = Submit("r");

@@ -12,6 +12,7 @@
 
 #include "common/base/status.h"
 #include "common/rpc/status.h"
+#include "tandem/internal/v1/cluster.pb.h"
 #include "tests/fakes/fake_clock.h"
 #include "tests/support/paths.h"
 
@@ -25,7 +26,7 @@ using ::testing::HasSubstr;
 class ScriptedPolicy : public RoutingPolicy {
  public:
   absl::StatusOr<Route> Choose(const ClusterView&, const RouteQuery& query) const override {
-    queries.push_back({query.prompt_tokens});
+    queries.push_back({query.prompt_tokens, {query.excluded.begin(), query.excluded.end()}});
     if (!workers) return Unavailable("nobody there");
     if (places == 0) return ResourceExhausted("full");
     --places;
@@ -38,6 +39,7 @@ class ScriptedPolicy : public RoutingPolicy {
   mutable int places = 0;
   struct Query {
     int prompt_tokens;
+    std::vector<Exclusion> excluded;
   };
   mutable std::vector<Query> queries;
 };
@@ -178,6 +180,43 @@ TEST_F(DispatcherTest, AFullClusterIsAskedOncePerTurnNotOncePerRequest) {
   for (int i = 0; i < 10; ++i) Submit(std::to_string(i));
   Step();
   EXPECT_EQ(policy_.queries.size(), 1u);
+}
+
+// A prefill worker that failed a decode worker's prompt is asked again after 1, 2, 4 ... 30 s.
+TEST_F(DispatcherTest, APrefillWorkerThatFailsIsAvoidedForAGrowingTime) {
+  Make();
+  const auto join = [&](const std::string& id, WorkerRole role) {
+    internal::v1::Capability capability;
+    capability.set_model("m");
+    capability.set_block_size(16);
+    WorkerIdentity identity;
+    identity.id = id;
+    identity.role = role;
+    auto member = registry_.Join(std::move(identity), capability, {});
+    EXPECT_OK(member);
+    return *member;
+  };
+  const Registry::Member decode = join("d", WorkerRole::kDecode);
+  join("p", WorkerRole::kPrefill);
+  clock_.Advance(absl::Hours(1));
+  const auto excluded_after = [&](int failures, absl::Duration ago) {
+    LoadReport load;
+    load.prefill_failures["p"] = {failures, 0};
+    registry_.Report(decode, load);
+    clock_.Advance(ago);
+    load.prefill_failures["p"].seconds_ago = absl::ToDoubleSeconds(ago);
+    registry_.Report(decode, load);
+    Submit("x");
+    policy_.places = 1;
+    Step();
+    return policy_.queries.back().excluded[1];
+  };
+  EXPECT_EQ(excluded_after(1, absl::Milliseconds(900)), Exclusion::kSuspect);
+  EXPECT_EQ(excluded_after(1, absl::Milliseconds(1100)), Exclusion::kNone);
+  EXPECT_EQ(excluded_after(3, absl::Milliseconds(3900)), Exclusion::kSuspect);
+  EXPECT_EQ(excluded_after(3, absl::Milliseconds(4100)), Exclusion::kNone);
+  EXPECT_EQ(excluded_after(50, absl::Seconds(29)), Exclusion::kSuspect);
+  EXPECT_EQ(excluded_after(50, absl::Seconds(31)), Exclusion::kNone);
 }
 
 TEST_F(DispatcherTest, WhatIsQueuedAtTheEndFails) {

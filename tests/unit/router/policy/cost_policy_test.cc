@@ -237,6 +237,19 @@ TEST(CostPolicy, AnIdleWorkersWordCountsToo) {
   EXPECT_OK(Query(view, 150).Choose(view));
 }
 
+TEST(CostPolicy, ASuspectPrefillWorkerIsForWhenThereIsNoOther) {
+  const ClusterView view = TwoByTwo();
+  Query query(view, 1000);
+  query.excluded[2] = Exclusion::kSuspect;
+  auto route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_THAT(PrefillIds(*route), ElementsAre("prefill-1"));
+  query.excluded[3] = Exclusion::kSuspect;
+  route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.size(), 2u);
+}
+
 TEST(CostPolicy, EqualCostsGoWhereLessMustBeShipped) {
   const ClusterView view = TwoByTwo();
   Query query(view, 1000);

@@ -66,10 +66,10 @@ class RequestStreamTest : public ::testing::Test {
   void Begin(Request request) {
     auto text = TextEmitter::Create(nullptr, {}, 0);
     ASSERT_OK(text);
-    stream_ =
-        std::make_shared<RequestStream>(std::move(request), *std::move(text), &sink_,
-                                        StreamContext{&dispatcher_, &client_, &router_metrics_,
-                                                      &timers_, &clock_, &suspects_, migrate_});
+    stream_ = std::make_shared<RequestStream>(
+        std::move(request), *std::move(text), &sink_,
+        StreamContext{&dispatcher_, &client_, &router_metrics_, &timers_, &clock_, &suspects_,
+                      &running_, migrate_});
     stream_->Begin();
     dispatcher_.Step(absl::ZeroDuration());
   }
@@ -97,6 +97,7 @@ class RequestStreamTest : public ::testing::Test {
   TimerQueue timers_{&clock_, nullptr};
   Dispatcher dispatcher_{{}, &registry_, &index_, &policy_, &router_metrics_, &clock_};
   SuspectPrompts suspects_{&clock_};
+  RunningStreams running_;
   bool migrate_ = true;
   std::shared_ptr<RequestStream> stream_;
 };
@@ -302,6 +303,26 @@ TEST_F(RequestStreamTest, AWorkerThatLeavesHandsItsStreamsOn) {
   }
   EXPECT_FALSE(sink_.finished);
   EXPECT_TRUE(suspects_.empty());
+}
+
+TEST_F(RequestStreamTest, AStuckWorkerIsLeftWithoutWaitingForItsCall) {
+  Begin();
+  call().Send({1});
+  client_.Deliver();
+  stream_->OnWritten(true);
+  ASSERT_EQ(running_.At("d").size(), 1u);
+  running_.At("d")[0]->OnWorkerStuck("d");
+  EXPECT_TRUE(call().cancelled());
+  EXPECT_TRUE(running_.At("d").empty());
+  dispatcher_.Step(absl::ZeroDuration());
+  client_.Deliver();  // the cancelled call ends, and nobody hears of it
+  ASSERT_EQ(client_.calls().size(), 2u);
+  EXPECT_THAT(call().generated(), ElementsAre(1));
+  call().Send({2}, FinishReason::kStop);
+  client_.Deliver();
+  stream_->OnWritten(true);
+  EXPECT_OK(sink_.outcome);
+  EXPECT_TRUE(running_.At("d").empty());
 }
 
 TEST_F(RequestStreamTest, WithoutMigrationALossAfterTheFirstTokenIsFinal) {
