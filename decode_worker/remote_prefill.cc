@@ -182,15 +182,17 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
   s->timing.stages[Stage::kFailedAttempts] +=
       absl::ToDoubleMilliseconds(now - s->attempt->began_at);
   Abandon(s);
-  // No other worker would take it either, or it would draw the same broken numbers.
-  if (absl::IsInvalidArgument(why) || absl::IsInternal(why)) return why;
-  if (absl::IsUnavailable(why)) ++s->lost_prefills;
+  if (absl::IsInvalidArgument(why)) return why;  // no other worker would take it either
+  // A step that fails takes its neighbours along, so one more worker may be asked; one that dies
+  // likewise, and not a third.
+  if (absl::IsUnavailable(why) || absl::IsInternal(why)) ++s->lost_prefills;
   const bool enough = s->lost_prefills >= s->work.may_lose;
   if (enough || s->next_candidate >= s->work.prefill.size()) {
     const std::string message =
         enough ? fmt::format("{} prefill workers were lost with this prompt, the last one {}: {}",
                              s->lost_prefills, peer.worker_id, MessageOf(why))
                : fmt::format("no prefill worker left after {}: {}", peer.worker_id, MessageOf(why));
+    if (absl::IsInternal(why)) return why;
     const bool full = absl::IsResourceExhausted(why);
     return WithRefusal(
         full ? absl::ResourceExhaustedError(message) : absl::UnavailableError(message),

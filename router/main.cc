@@ -26,6 +26,9 @@ struct Flags {
   std::string cluster_secret;
   bool normalize_prompts = false;
   uint64_t max_queued_requests = 1024;
+  uint64_t max_queued_tokens = 8 << 20;
+  int max_streams = 4096;
+  int max_priority = 2;
   double queue_timeout = 60;
   double no_worker_timeout = 5;
   double request_timeout = 600;
@@ -53,11 +56,19 @@ void AddFlags(FlagSet* set, Flags* flags) {
            "make trivially different prompts equal (NFC, line ends, trailing blanks)");
   set->Add("--max-queued-requests", &flags->max_queued_requests,
            "requests that may wait; more are refused", "requests");
+  set->Add("--max-queued-tokens", &flags->max_queued_tokens,
+           "prompt tokens of the requests that may wait; more are refused", "tokens");
+  set->Add("--max-streams", &flags->max_streams, "streams open at once; more are refused",
+           "streams");
+  set->Add(
+      "--max-priority", &flags->max_priority,
+      "classes of priority that clients may ask for, up and down; each is worth 5 s of waiting",
+      "classes");
   set->Add("--queue-timeout", &flags->queue_timeout, "longest wait for room at a worker", "s");
   set->Add("--no-worker-timeout", &flags->no_worker_timeout, "longest wait for a worker to join",
            "s");
   set->Add("--request-timeout", &flags->request_timeout,
-           "deadline of requests whose client gives none", "s");
+           "longest time of a request, and deadline of those whose client gives none", "s");
   set->Add("--drain-timeout", &flags->drain_timeout,
            "how long running streams may go on after SIGTERM", "s");
   set->Add("--worker-stalled-after", &flags->worker_stalled_after,
@@ -79,6 +90,16 @@ absl::Status CheckFlags(const Flags& flags) {
   if (flags.max_queued_requests < 1 || flags.max_queued_requests > 1'000'000) {
     return InvalidArgument("--max-queued-requests must be 1 to 1000000, got {}",
                            flags.max_queued_requests);
+  }
+  if (flags.max_queued_tokens < 1 || flags.max_queued_tokens > uint64_t{1} << 40) {
+    return InvalidArgument("--max-queued-tokens must be 1 to 2^40, got {}",
+                           flags.max_queued_tokens);
+  }
+  if (flags.max_streams < 1) {
+    return InvalidArgument("--max-streams must be at least 1, got {}", flags.max_streams);
+  }
+  if (flags.max_priority < 0 || flags.max_priority > 1'000'000) {
+    return InvalidArgument("--max-priority must be 0 to 1000000, got {}", flags.max_priority);
   }
   const auto seconds = [](const char* name, double value, double low) {
     if (value >= low && value <= 1e6) return absl::OkStatus();
@@ -104,6 +125,9 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
+  options.core.dispatcher.max_queued_tokens = static_cast<int64_t>(flags.max_queued_tokens);
+  options.inference.max_streams = flags.max_streams;
+  options.inference.max_priority = flags.max_priority;
   options.core.migrate = flags.migrate;
   options.core.dispatcher.stalled_after = absl::Seconds(flags.worker_stalled_after);
   options.core.lost_after = absl::Seconds(flags.worker_lost_after);

@@ -1,7 +1,9 @@
 #include "router/api/inference_service.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "grpc/support/time.h"
 
@@ -19,12 +21,19 @@ grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, const absl
   return reactor;
 }
 
+absl::Status Behind() {
+  return WithRetryAfter(
+      ResourceExhausted("the router is behind with reading and tokenising requests"),
+      absl::Seconds(1));
+}
+
 }  // namespace
 
 RequestLimits InferenceService::Limits() const {
   RequestLimits limits;
   limits.max_model_len = core_->max_model_len();
   limits.max_prompt_bytes = options_.max_prompt_bytes;
+  limits.max_priority = options_.max_priority;
   limits.normalize_prompts = options_.normalize_prompts;
   return limits;
 }
@@ -38,8 +47,9 @@ absl::Time InferenceService::DeadlineOf(const grpc::CallbackServerContext& conte
       gpr_time_sub(gpr_convert_clock_type(context.raw_deadline(), GPR_CLOCK_REALTIME),
                    gpr_now(GPR_CLOCK_REALTIME));
   constexpr int64_t kNever = int64_t{1} << 40;  // seconds
-  if (left.tv_sec > kNever) return now + options_.request_timeout;
-  return now + absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec);
+  const absl::Time latest = now + options_.request_timeout;
+  if (left.tv_sec > kNever) return latest;
+  return std::min(latest, now + absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec));
 }
 
 template <typename Message, typename Read>
@@ -51,18 +61,37 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
     reactor->Refuse(WithRetryAfter(Unavailable("the router is shutting down"), absl::Seconds(1)));
     return reactor;
   }
-  Message message;
-  if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) {
-    reactor->Refuse(status);
+  if (core_->open_streams().open() > options_.max_streams) {
+    reactor->Refuse(WithRetryAfter(
+        ResourceExhausted("{} streams are open (--max-streams)", options_.max_streams),
+        absl::Seconds(1)));
     return reactor;
   }
-  absl::StatusOr<Request> request = read(core_->model(), Limits(), message, received,
-                                         DeadlineOf(*context, received), core_->clock());
-  if (request.ok()) {
-    reactor->Begin(*std::move(request));
-  } else {
-    reactor->Refuse(request.status());
-  }
+  const absl::Time deadline = DeadlineOf(*context, received);
+  // The call lives until the reactor has answered it.
+  const bool taken = pool_.TryRun([this, reactor, bytes, read, received, deadline] {
+    Message message;
+    if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) {
+      return reactor->Refuse(status);
+    }
+    absl::StatusOr<Request> request =
+        read(core_->model(), Limits(), message, received, deadline, core_->clock());
+    if (request.ok()) {
+      reactor->Begin(*std::move(request));
+    } else {
+      reactor->Refuse(request.status());
+    }
+  });
+  if (!taken) reactor->Refuse(Behind());
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::OnPool(grpc::CallbackServerContext* context,
+                                                   std::function<absl::Status()> work) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const bool taken =
+      pool_.TryRun([reactor, work = std::move(work)] { reactor->Finish(ToGrpcStatus(work())); });
+  if (!taken) reactor->Finish(ToGrpcStatus(Behind()));
   return reactor;
 }
 
@@ -97,36 +126,45 @@ absl::Status InferenceService::DoTokenize(const v1::TokenizeRequest& request,
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request,
                                                      grpc::ByteBuffer* response) {
-  v1::TokenizeRequest message;
-  v1::TokenizeResponse reply;
-  absl::Status status = ParseMessage(*request, &message);
-  if (status.ok()) status = DoTokenize(message, &reply);
-  *response = SerializeMessage(reply);
-  return Reply(context, status);
+  return OnPool(context, [this, request, response] {
+    v1::TokenizeRequest message;
+    v1::TokenizeResponse reply;
+    absl::Status status = ParseMessage(*request, &message);
+    if (status.ok()) status = DoTokenize(message, &reply);
+    *response = SerializeMessage(reply);
+    return status;
+  });
+}
+
+absl::Status InferenceService::DoDetokenize(const v1::DetokenizeRequest& request,
+                                            v1::DetokenizeResponse* response) const {
+  const ServedModel& model = core_->model();
+  TANDEM_RETURN_IF_ERROR(CheckModelName(model, request.model()));
+  if (model.tokenizer == nullptr) {
+    return FailedPrecondition("model '{}' has no tokenizer.json", model.name);
+  }
+  const int most = Limits().max_model_len;
+  if (request.ids_size() > most) {
+    return BadField("ids", "must have at most max_model_len = {} entries, got {}", most,
+                    request.ids_size());
+  }
+  std::vector<int32_t> ids;
+  ids.reserve(static_cast<size_t>(request.ids_size()));
+  for (int i = 0; i < request.ids_size(); ++i) {
+    if (request.ids(i) >= static_cast<uint32_t>(model.config.vocab_size)) {
+      return BadField(fmt::format("ids[{}]", i), "must be below the vocabulary size {}, got {}",
+                      model.config.vocab_size, request.ids(i));
+    }
+    ids.push_back(static_cast<int32_t>(request.ids(i)));
+  }
+  response->set_text(model.tokenizer->Decode(ids, /*skip_special_tokens=*/false));
+  return absl::OkStatus();
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
                                                        const v1::DetokenizeRequest* request,
                                                        v1::DetokenizeResponse* response) {
-  const ServedModel& model = core_->model();
-  if (const absl::Status status = CheckModelName(model, request->model()); !status.ok()) {
-    return Reply(context, status);
-  }
-  if (model.tokenizer == nullptr) {
-    return Reply(context, FailedPrecondition("model '{}' has no tokenizer.json", model.name));
-  }
-  std::vector<int32_t> ids;
-  ids.reserve(static_cast<size_t>(request->ids_size()));
-  for (int i = 0; i < request->ids_size(); ++i) {
-    if (request->ids(i) >= static_cast<uint32_t>(model.config.vocab_size)) {
-      return Reply(context, BadField(fmt::format("ids[{}]", i),
-                                     "must be below the vocabulary size {}, got {}",
-                                     model.config.vocab_size, request->ids(i)));
-    }
-    ids.push_back(static_cast<int32_t>(request->ids(i)));
-  }
-  response->set_text(model.tokenizer->Decode(ids, /*skip_special_tokens=*/false));
-  return Reply(context, absl::OkStatus());
+  return OnPool(context, [this, request, response] { return DoDetokenize(*request, response); });
 }
 
 grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,

@@ -1,16 +1,19 @@
 // tandem.v1.Inference: text in, text out.
 //
-// Thread-safe. Nothing blocks; rendering and tokenising run in the call's thread and are bounded by
-// the size limits. Generate, Chat and Tokenize take raw bytes (see message_wire.h). Streams are
-// GenerateReactors.
+// Thread-safe. Nothing blocks. What grows with what a client sends (parsing, rendering, tokenising
+// and back) runs on a small pool and not in gRPC's threads, which all streams share: neighbours'
+// tokens do not wait for it. When the pool is behind, requests are refused. Generate, Chat and
+// Tokenize take raw bytes (see message_wire.h). Streams are GenerateReactors.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "grpcpp/grpcpp.h"
 
+#include "common/base/work_pool.h"
 #include "router/api/request_wire.h"
 #include "router/core/router_core.h"
 #include "tandem/v1/inference.grpc.pb.h"
@@ -20,7 +23,11 @@ namespace tandem::router {
 struct InferenceServiceOptions {
   size_t max_prompt_bytes = 4u << 20;
   bool normalize_prompts = false;
-  absl::Duration request_timeout = absl::Minutes(10);  // for clients without a deadline
+  int max_priority = 2;                                // see RequestLimits
+  absl::Duration request_timeout = absl::Minutes(10);  // no request may take longer
+  int max_streams = 4096;                              // open at once
+  int text_threads = 2;
+  size_t max_waiting_texts = 256;  // for those threads
 };
 
 class InferenceService
@@ -31,7 +38,7 @@ class InferenceService
  public:
   // `core` outlives this.
   InferenceService(const InferenceServiceOptions& options, RouterCore* core)
-      : options_(options), core_(core) {}
+      : options_(options), core_(core), pool_(options.text_threads, options.max_waiting_texts) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -54,10 +61,16 @@ class InferenceService
   template <typename Message, typename Read>
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Begin(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer& bytes, Read read);
+  // `work` answers the call on the pool.
+  grpc::ServerUnaryReactor* OnPool(grpc::CallbackServerContext* context,
+                                   std::function<absl::Status()> work);
+  absl::Status DoDetokenize(const v1::DetokenizeRequest& request,
+                            v1::DetokenizeResponse* response) const;
   absl::Status DoTokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
 
   const InferenceServiceOptions options_;
   RouterCore* const core_;
+  WorkPool pool_;
 };
 
 }  // namespace tandem::router

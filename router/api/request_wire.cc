@@ -179,7 +179,7 @@ absl::StatusOr<Request> Finish(const ServedModel& model, const RequestLimits& li
   request.min_tokens = static_cast<int>(sampling.min_tokens());
   request.stop.assign(sampling.stop().begin(), sampling.stop().end());
   request.cache_salt = options.cache_salt();
-  request.priority = options.priority();
+  request.priority = std::clamp(options.priority(), -limits.max_priority, limits.max_priority);
   // Stop strings are text: they stay here.
   message->mutable_sampling()->clear_stop();
   message->set_request_id(request.id);

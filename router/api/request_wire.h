@@ -22,6 +22,7 @@ namespace tandem::router {
 struct RequestLimits {
   int max_model_len = 0;  // tokens, prompt and output together
   size_t max_prompt_bytes = 4u << 20;
+  int max_priority = 2;            // a client's priority is taken within [-this, this]
   bool normalize_prompts = false;  // see common/text/normalize.h
 };
 

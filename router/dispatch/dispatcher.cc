@@ -1,6 +1,7 @@
-// The queue is walked from its head at every turn. That is cheap, because the first request that
-// finds every worker full ends the routing: the ones behind it are only looked at for their time
-// limits. What a turn costs is therefore one policy call per request that leaves, plus one.
+// The queue is walked from its head at every turn. That is cheap, because a request that finds
+// every worker full ends the routing for all that need as much or more, and of the smaller ones
+// only kMaxPassing are asked for: the others are only looked at for their time limits. What a turn
+// costs is therefore one policy call per request that leaves, plus a few.
 #include "router/dispatch/dispatcher.h"
 
 #include <algorithm>
@@ -16,6 +17,8 @@ namespace tandem::router {
 namespace {
 
 constexpr absl::Duration kRetryAfter = absl::Seconds(1);
+// Requests that are full in one turn before the others are not asked for.
+constexpr int kMaxPassing = 8;
 
 // How long a prefill worker is avoided after so many failures in a row: one request finds out
 // whether it is back, and the next wait is twice as long.
@@ -23,6 +26,8 @@ absl::Duration SuspectFor(int failures) {
   constexpr absl::Duration kFirst = absl::Seconds(1), kLongest = absl::Seconds(30);
   return std::min(kLongest, kFirst * (1 << std::clamp(failures - 1, 0, 10)));
 }
+
+int64_t Size(const Dispatchable& request) { return std::ssize(request.prompt().tokens); }
 
 }  // namespace
 
@@ -46,11 +51,19 @@ Dispatcher::~Dispatcher() {
 }
 
 absl::Status Dispatcher::Submit(std::shared_ptr<Dispatchable> request, Ticket* ticket) {
+  const int64_t tokens = Size(*request);
   const int before = queued_.fetch_add(1);
-  if (before >= options_.max_queued_requests) {
+  const int64_t tokens_before = queued_tokens_.fetch_add(tokens);
+  const bool full = before >= options_.max_queued_requests;
+  // One request is always taken, however long.
+  if (full || (before > 0 && tokens_before + tokens > options_.max_queued_tokens)) {
     --queued_;
+    queued_tokens_ -= tokens;
     return WithRetryAfter(
-        ResourceExhausted("the queue is full: {} requests wait (--max-queued-requests)", before),
+        full ? ResourceExhausted("the queue is full: {} requests wait (--max-queued-requests)",
+                                 before)
+             : ResourceExhausted("the queue is full: {} prompt tokens wait (--max-queued-tokens)",
+                                 tokens_before),
         kRetryAfter);
   }
   metrics_->waiting.Increment();
@@ -65,7 +78,7 @@ absl::Status Dispatcher::Submit(std::shared_ptr<Dispatchable> request, Ticket* t
 
 void Dispatcher::Requeue(std::shared_ptr<Dispatchable> request, Ticket ticket, absl::Time since,
                          Retries retries) {
-  CountQueued(+1);
+  CountQueued(+1, Size(*request));
   Queued queued;
   queued.request = std::move(request);
   queued.ticket = ticket;
@@ -76,9 +89,10 @@ void Dispatcher::Requeue(std::shared_ptr<Dispatchable> request, Ticket ticket, a
 
 void Dispatcher::Ended(Ticket ticket) { inbox_.Push(EndedNote{ticket}); }
 
-void Dispatcher::CountQueued(int delta) {
-  queued_ += delta;
-  metrics_->waiting.Increment(delta);
+void Dispatcher::CountQueued(int requests, int64_t tokens) {
+  queued_ += requests;
+  queued_tokens_ += tokens;
+  metrics_->waiting.Increment(requests);
 }
 
 void Dispatcher::Step(absl::Duration wait) {
@@ -97,17 +111,20 @@ void Dispatcher::TakeNotes(std::vector<Note> notes) {
     }
     const Ticket ticket = std::get<EndedNote>(note).ticket;
     ledger_.End(ticket, clock_->Now());
-    const size_t removed =
-        std::erase_if(queue_, [&](const Queued& queued) { return queued.ticket == ticket; });
-    if (removed > 0) CountQueued(-static_cast<int>(removed));
+    const auto it = std::find_if(queue_.begin(), queue_.end(),
+                                 [&](const Queued& queued) { return queued.ticket == ticket; });
+    if (it == queue_.end()) continue;
+    CountQueued(-1, -it->size);
+    queue_.erase(it);
   }
 }
 
 void Dispatcher::Insert(Queued queued) {
-  const int priority = queued.request->prompt().priority;
+  const RoutablePrompt prompt = queued.request->prompt();
+  queued.size = std::ssize(prompt.tokens);
+  queued.place = prompt.arrived - prompt.priority * kClassIsWorth;
   const auto behind = [&](const Queued& other) {
-    const int others = other.request->prompt().priority;
-    return others != priority ? others < priority : other.ticket > queued.ticket;
+    return other.place != queued.place ? other.place > queued.place : other.ticket > queued.ticket;
   };
   queue_.insert(std::find_if(queue_.begin(), queue_.end(), behind), std::move(queued));
 }
@@ -115,15 +132,20 @@ void Dispatcher::Insert(Queued queued) {
 void Dispatcher::RouteAll(absl::Time now) {
   if (queue_.empty()) return;
   const std::shared_ptr<const ClusterView> view = registry_->view();
-  bool blocked = false;
-  int left = 0;
+  // Nobody who needs as much has found room in this turn.
+  int64_t too_large = std::numeric_limits<int64_t>::max();
+  int asked = 0;
   for (auto it = queue_.begin(); it != queue_.end();) {
     Outcome outcome = Outcome::kWaits;
-    if (!blocked) {
+    const int64_t size = it->size;
+    if (size < too_large && asked < kMaxPassing) {
       outcome = RouteOne(*it, *view, now);
       // A request that avoids a lost worker may be held up where the next one is not, so it does
       // not hold the others back.
-      blocked = outcome == Outcome::kFull && !it->retries.HasLost();
+      if (outcome == Outcome::kFull && !it->retries.HasLost()) {
+        ++asked;
+        too_large = now >= it->since + options_.reserve_after ? 0 : size;
+      }
     } else {
       // Workers are there, and full: it waits for room, not for a worker.
       it->without_worker = absl::InfiniteFuture();
@@ -135,13 +157,12 @@ void Dispatcher::RouteAll(absl::Time now) {
       }
     }
     if (outcome == Outcome::kLeft) {
+      CountQueued(-1, -it->size);
       it = queue_.erase(it);
-      ++left;
     } else {
       ++it;
     }
   }
-  if (left > 0) CountQueued(-left);
 }
 
 Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view, absl::Time now) {

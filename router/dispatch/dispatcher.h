@@ -1,9 +1,13 @@
 // The bounded queue in front of the cluster: decides for each request when and where it goes.
 //
 // One owner thread holds the queue and the ledger and makes every choice: it calls Step() again and
-// again. All other threads leave a note in the inbox and return. Order: higher priority first, then
-// arrival; a request that finds every worker full holds back the ones behind it, so that small
-// requests do not starve large ones.
+// again. All other threads leave a note in the inbox and return.
+//
+// Order: by arrival, where each class of priority counts as having come kClassIsWorth earlier. So a
+// higher class goes first, and whoever has waited long enough goes before a higher class that has
+// just come: nobody starves. A request that finds every worker full lets smaller ones pass, for
+// their room would not be its own; but once it has waited for reserve_after it holds back all who
+// stand behind it, until the room that becomes free is enough.
 #pragma once
 
 #include <atomic>
@@ -37,6 +41,7 @@ struct RoutablePrompt {
   std::span<const int32_t> tokens;
   std::string_view cache_salt;
   int priority = 0;  // higher goes first
+  absl::Time arrived = absl::UnixEpoch();
 };
 
 // What the dispatcher dispatches. Start and Fail are called on the owner thread and must not block;
@@ -52,7 +57,9 @@ class Dispatchable {
 
 struct DispatcherOptions {
   int max_queued_requests = 1024;
+  int64_t max_queued_tokens = 8 << 20;  // of their prompts
   absl::Duration queue_timeout = absl::Seconds(60);
+  absl::Duration reserve_after = absl::Seconds(1);
   absl::Duration no_worker_timeout = absl::Seconds(5);
   absl::Duration stalled_after = absl::Seconds(3);  // a worker without progress gets no request
   std::string cluster_secret;
@@ -60,8 +67,9 @@ struct DispatcherOptions {
 
 class Dispatcher {
  public:
-  // Names a request from Submit to Ended, and its place among requests of its priority.
+  // Names a request from Submit to Ended, and its place among requests that came at once.
   using Ticket = uint64_t;
+  static constexpr absl::Duration kClassIsWorth = absl::Seconds(5);
 
   // All outlive this.
   Dispatcher(DispatcherOptions options, const Registry* registry, const PrefixIndex* index,
@@ -93,6 +101,8 @@ class Dispatcher {
   struct Queued {
     std::shared_ptr<Dispatchable> request;
     Ticket ticket = 0;
+    int64_t size = 0;                                    // of the prompt, tokens
+    absl::Time place;                                    // orders the queue
     absl::Time since;                                    // in the queue
     absl::Time without_worker = absl::InfiniteFuture();  // since when nobody could take it
     Retries retries;
@@ -117,7 +127,7 @@ class Dispatcher {
   // What a request that has waited too long fails with; OK: it may wait on.
   absl::Status Overdue(const Queued& queued, absl::Time now) const;
   absl::Time NextTimeLimit(absl::Time now) const;
-  void CountQueued(int delta);
+  void CountQueued(int requests, int64_t tokens);
 
   const DispatcherOptions options_;
   const Registry* const registry_;
@@ -133,6 +143,7 @@ class Dispatcher {
   // Self-synchronised. The inbox is bounded by what was accepted: at most two notes per request.
   Inbox<Note> inbox_;
   std::atomic<int> queued_ = 0;
+  std::atomic<int64_t> queued_tokens_ = 0;
   std::atomic<Ticket> last_ticket_ = 0;
 };
 

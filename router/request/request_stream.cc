@@ -50,10 +50,8 @@ RequestStream::RequestStream(Request request, TextEmitter text, StreamSink* sink
       meter_(&request_, context.metrics, context.clock) {}
 
 RoutablePrompt RequestStream::prompt() const {
-  // What the span shows changes only while the request is not in the queue.
-  absl::MutexLock lock(&mutex_);
   return {name_, resumed_.empty() ? request_.tokens : resumed_, request_.cache_salt,
-          request_.priority};
+          request_.priority, request_.received};
 }
 
 void RequestStream::Begin() {

@@ -107,7 +107,11 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   const std::string name_;  // for logs
   const StreamContext context_;
 
-  mutable absl::Mutex mutex_;
+  // Prompt and answer to go on behind; empty: the prompt alone. Not guarded: changes only while the
+  // request is not in the queue, and is looked at (prompt()) only while it is.
+  std::vector<int32_t> resumed_;
+
+  absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kQueued;
   StreamSink* sink_ ABSL_GUARDED_BY(mutex_);
   TextEmitter text_ ABSL_GUARDED_BY(mutex_);
@@ -118,7 +122,6 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   int attempt_ ABSL_GUARDED_BY(mutex_) = 0;
   Route route_ ABSL_GUARDED_BY(mutex_);
   std::vector<int32_t> generated_ ABSL_GUARDED_BY(mutex_);  // by all attempts
-  std::vector<int32_t> resumed_ ABSL_GUARDED_BY(mutex_);    // prompt and answer to go on behind
   int tokens_before_ ABSL_GUARDED_BY(mutex_) = 0;           // the current attempt
   std::shared_ptr<DecodeCall> call_ ABSL_GUARDED_BY(mutex_);
   Retries retries_ ABSL_GUARDED_BY(mutex_);

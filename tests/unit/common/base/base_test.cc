@@ -2,6 +2,7 @@
 #include <thread>
 
 #include "absl/strings/cord.h"
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -11,6 +12,7 @@
 #include "common/base/rate_meter.h"
 #include "common/base/refusal.h"
 #include "common/base/transfer_id.h"
+#include "common/base/work_pool.h"
 
 namespace tandem {
 namespace {
@@ -105,6 +107,24 @@ TEST(Refusal, ComesBackAsItWasAndNothingElseDoes) {
     forged.SetPayload("tandem.internal/refusal", absl::Cord(bad));
     EXPECT_FALSE(RefusalOf(forged).has_value()) << bad;
   }
+}
+
+TEST(WorkPool, RefusesWhatIsTooMuchAndDoesAllThatItTook) {
+  int done = 0;
+  {
+    absl::Notification started, go_on;
+    WorkPool pool(1, 2);
+    ASSERT_TRUE(pool.TryRun([&] {
+      started.Notify();
+      go_on.WaitForNotification();
+    }));
+    started.WaitForNotification();
+    EXPECT_TRUE(pool.TryRun([&] { ++done; }));
+    EXPECT_TRUE(pool.TryRun([&] { ++done; }));
+    EXPECT_FALSE(pool.TryRun([&] { ++done; }));
+    go_on.Notify();
+  }
+  EXPECT_EQ(done, 2);
 }
 
 }  // namespace

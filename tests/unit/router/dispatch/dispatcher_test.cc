@@ -2,6 +2,8 @@
 // thread drives the dispatcher, under a clock that stands still.
 #include "router/dispatch/dispatcher.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <utility>
@@ -147,6 +149,29 @@ TEST_F(DispatcherTest, AFullQueueRefusesAndSaysWhenToComeBack) {
   EXPECT_EQ(dispatcher_->queued(), 1);
 }
 
+TEST_F(DispatcherTest, TheQueueIsBoundedInTokensToo) {
+  options_.max_queued_tokens = 7;  // of three each
+  Make();
+  Submit("a");
+  const Dispatcher::Ticket first = ticket_;
+  Submit("b");
+  auto request = std::make_shared<Waiting>("c", 0, &started_);
+  Dispatcher::Ticket ticket = 0;
+  const absl::Status full = dispatcher_->Submit(request, &ticket);
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(MessageOf(full), HasSubstr("--max-queued-tokens"));
+  EXPECT_TRUE(RetryAfter(full).has_value());
+  Step();
+  dispatcher_->Ended(first);
+  Step();
+  EXPECT_OK(dispatcher_->Submit(request, &ticket));
+  policy_.places = 2;
+  Step();
+  EXPECT_EQ(dispatcher_->queued(), 0);
+  Submit("d");
+  Submit("e");
+}
+
 TEST_F(DispatcherTest, ARequestThatEndsInTheQueueIsNeitherStartedNorFailed) {
   Make();
   const auto a = Submit("a");
@@ -173,6 +198,107 @@ TEST_F(DispatcherTest, ARequestThatComesBackKeepsItsPlaceInTheLine) {
   policy_.places = 2;
   Step();
   EXPECT_THAT(started_, ElementsAre("a", "a", "b"));
+}
+
+// One worker with so many tokens of room, and requests that give theirs back after a second.
+class RoomPolicy : public RoutingPolicy {
+ public:
+  absl::StatusOr<Route> Choose(const ClusterView&, const RouteQuery& query) const override {
+    if (query.prompt_tokens > room) return ResourceExhausted("full");
+    room -= query.prompt_tokens;
+    Route route;
+    route.decode.id = "d";
+    return route;
+  }
+  mutable int room = 0;
+};
+
+class Sized : public Dispatchable {
+ public:
+  Sized(int tokens, int priority, absl::Time now, Clock* clock)
+      : tokens_(static_cast<size_t>(tokens)), priority_(priority), arrived(now), clock_(clock) {}
+  RoutablePrompt prompt() const override { return {"s", tokens_, "", priority_, arrived}; }
+  void Start(const Route&) override { started = clock_->Now(); }
+  void Fail(const absl::Status&) override {}
+  int size() const { return static_cast<int>(tokens_.size()); }
+
+ private:
+  const std::vector<int32_t> tokens_;
+  const int priority_;
+
+ public:
+  const absl::Time arrived;
+  absl::Time started = absl::InfiniteFuture();
+  bool ended = false;
+
+ private:
+  Clock* const clock_;
+};
+
+class QueueSimulation : public DispatcherTest {
+ protected:
+  void Start(int room) {
+    options_.queue_timeout = absl::Minutes(10);
+    room_.room = room;
+    dispatcher_ = std::make_unique<Dispatcher>(options_, &registry_, &index_, &room_,
+                                               &router_metrics_, &clock_);
+  }
+  std::shared_ptr<Sized> Add(int tokens, int priority = 0) {
+    auto request = std::make_shared<Sized>(tokens, priority, clock_.Now(), &clock_);
+    EXPECT_OK(dispatcher_->Submit(request, &ticket_));
+    requests_.push_back(request);
+    return request;
+  }
+  // 10 ms; who was started a second ago ends.
+  void Tick() {
+    clock_.Advance(absl::Milliseconds(10));
+    for (const auto& request : requests_) {
+      if (request->ended || clock_.Now() < request->started + absl::Seconds(1)) continue;
+      request->ended = true;
+      room_.room += request->size();
+    }
+    Step();
+  }
+
+  RoomPolicy room_;
+  std::vector<std::shared_ptr<Sized>> requests_;
+};
+
+TEST_F(QueueSimulation, SmallOnesPassABigOneAndDoNotStarveIt) {
+  Start(1000);
+  const auto running = Add(600);
+  Step();
+  const auto big = Add(900);
+  absl::Duration longest_small;
+  for (int tick = 0; tick < 1000; ++tick) {
+    const auto small = Add(10);  // one every 10 ms: as much as there is, for ever
+    Tick();
+    // Those that there was room for.
+    if (tick < 35) longest_small = std::max(longest_small, small->started - small->arrived);
+  }
+  std::printf("small ones wait %.0f ms beside a big one that waits; it waits %.0f ms\n",
+              absl::ToDoubleMilliseconds(longest_small),
+              absl::ToDoubleMilliseconds(big->started - big->arrived));
+  EXPECT_LE(longest_small, absl::Milliseconds(20));
+  EXPECT_LE(big->started - big->arrived, absl::Seconds(4));
+}
+
+TEST_F(QueueSimulation, AHigherClassGoesFirstAndNobodyStarves) {
+  Start(100);  // ten at a time
+  std::vector<std::shared_ptr<Sized>> victims, urgent;
+  for (int tick = 0; tick < 3000; ++tick) {
+    if (tick == 100) {
+      for (int i = 0; i < 4; ++i) victims.push_back(Add(10));
+    }
+    if (tick % 5 == 0) urgent.push_back(Add(10, 2));  // twice what there is room for
+    Tick();
+  }
+  absl::Duration longest;
+  for (const auto& victim : victims) longest = std::max(longest, victim->started - victim->arrived);
+  std::printf("of the lower class the longest waits %.1f s\n", absl::ToDoubleSeconds(longest));
+  EXPECT_LE(longest, absl::Seconds(25));
+  // But while it is fresh it stands behind.
+  EXPECT_GT(victims[0]->started - victims[0]->arrived, absl::Seconds(1));
 }
 
 TEST_F(DispatcherTest, AFullClusterIsAskedOncePerTurnNotOncePerRequest) {
