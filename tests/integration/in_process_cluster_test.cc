@@ -261,7 +261,7 @@ TEST(InProcessClusterTest, EveryMillisecondHasAStage) {
   // So seldom that no request meets it twice: INTERNAL is final then.
   int prefills = 0;
   options.before_prefill = [&prefills](const engine::Batch&) {
-    return ++prefills % 41 == 0 ? absl::InternalError("out of luck") : absl::OkStatus();
+    return ++prefills % 23 == 0 ? absl::InternalError("out of luck") : absl::OkStatus();
   };
   InProcessCluster cluster(options);
   Clients clients(&cluster, options);

@@ -86,7 +86,7 @@ class DispatcherTest : public ::testing::Test {
 
   FakeClock clock_;
   PrefixIndex index_;
-  Registry registry_{{"m", "", 0, ""}, &index_, &clock_};
+  Registry registry_{{.model = "m"}, &index_, &clock_};
   Metrics metrics_;
   RouterMetrics router_metrics_{&metrics_};
   ScriptedPolicy policy_;

@@ -88,7 +88,7 @@ class RequestStreamTest : public ::testing::Test {
 
   FakeClock clock_;
   PrefixIndex index_;
-  Registry registry_{{"m", "", 0, ""}, &index_, &clock_};
+  Registry registry_{{.model = "m"}, &index_, &clock_};
   Metrics metrics_;
   RouterMetrics router_metrics_{&metrics_};
   const OneWorkerPolicy policy_{};
