@@ -154,7 +154,7 @@ internal::v1::Capability MakeCapability() {
 
 struct Cluster {
   PrefixIndex index;
-  Registry registry{{"bench", "", 0, ""}, &index, Clock::Real()};
+  Registry registry{{.model = "bench"}, &index, Clock::Real()};
   std::vector<Registry::Member> members;
   std::vector<uint64_t> chains;  // names of those that some prefill worker holds
 };
