@@ -795,6 +795,9 @@ void CudaOps::Logits(const engine::LogitsArgs& args, Stream* stream) {
   const Path path =
       args.projection.bias == nullptr ? PathOf(args.count, vocab, inputs, 0) : Path::kGeneric;
   if (path != Path::kGeneric) {
+    // The sums of squares that products left are in another order than those of selected rows, and
+    // a sequence's company decides which it is.
+    if (shape_.batch_invariant) scaled_for_ = nullptr;
     LogitsArgs logits;
     logits.squares = Scaled(args.hidden, args.row_ids, args.norm, args.count, stream);
     logits.weight = WeightOf(args.projection);
