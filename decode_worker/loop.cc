@@ -115,7 +115,7 @@ void Loop::Handle(PrefillReply event) {
   Sequence* s = prefills_.OnReply(event);
   if (s == nullptr) return;
   if (!event.outcome.ok()) {
-    const absl::Status status = prefills_.Retry(s, event.outcome.status());
+    const absl::Status status = prefills_.Retry(s, event.outcome.status(), event.reached);
     if (!status.ok()) Close(s, status);
     return;
   }

@@ -79,6 +79,7 @@ void PrefillClient::OnDone(const std::shared_ptr<Active>& active, const grpc::St
     reply.sent = reply.outcome.ok() && active->first_token->Send(*reply.outcome, reply.at);
   } else {
     reply.outcome = FromGrpcStatus(status);
+    reply.reached = Reached(active->context);
   }
   inbox_->Push(std::move(reply));
   absl::MutexLock lock(&mutex_);

@@ -173,7 +173,7 @@ void RemotePrefills::Complete(Sequence* s) {
   s->runnable_at = clock_->Now();
 }
 
-absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
+absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why, bool reached) {
   const PrefillPeer peer = s->attempt->peer;
   spdlog::warn("{}: prefill at {} failed: {}", s->work.request_id, peer.worker_id, why.ToString());
   NoteFailure(peer.worker_id, why);
@@ -184,8 +184,8 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why) {
   Abandon(s);
   if (absl::IsInvalidArgument(why)) return why;  // no other worker would take it either
   // A step that fails takes its neighbours along, so one more worker may be asked; one that dies
-  // likewise, and not a third.
-  if (absl::IsUnavailable(why) || absl::IsInternal(why)) ++s->lost_prefills;
+  // likewise, and not a third. One that was gone before knows nothing of the prompt.
+  if (reached && (absl::IsUnavailable(why) || absl::IsInternal(why))) ++s->lost_prefills;
   const bool enough = s->lost_prefills >= s->work.may_lose;
   if (enough || s->next_candidate >= s->work.prefill.size()) {
     const std::string message =

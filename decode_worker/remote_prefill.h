@@ -67,7 +67,8 @@ class RemotePrefills {
   // No token is out yet: asks the next candidate. An error ends the sequence: INVALID_ARGUMENT if
   // or INTERNAL if that is `why`; else with a Refusal, RESOURCE_EXHAUSTED if the last worker
   // was full, UNAVAILABLE if they were lost: all, or as many as may be (Work::may_lose).
-  absl::Status Retry(Sequence* sequence, const absl::Status& why);
+  // `reached`: the worker may have had the prompt.
+  absl::Status Retry(Sequence* sequence, const absl::Status& why, bool reached = true);
   // The first token is out but its KV will not come: the prompt is computed here, as after a
   // preemption.
   void Lose(Sequence* sequence, const absl::Status& why);

@@ -1,6 +1,7 @@
 #include "common/rpc/server.h"
 
 #include <csignal>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -214,6 +215,12 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
                                            const Party& callee, Patience patience) {
   PrepareGrpcOnce();
   return MakeChannelWith(address, credentials.ForChannel(callee), patience);
+}
+
+bool Reached(const grpc::ClientContext& context) {
+  // The address of the connection that took the call; without one, the channel's own target.
+  const std::string peer = context.peer();
+  return peer.starts_with("ipv4:") || peer.starts_with("ipv6:");
 }
 
 }  // namespace tandem

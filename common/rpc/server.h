@@ -57,6 +57,10 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
                                            const Party& callee,
                                            Patience patience = Patience::kEager);
 
+// Whether a connection to the server stood when the call ended without OK: false means that it
+// never had the call.
+bool Reached(const grpc::ClientContext& context);
+
 // Blocks SIGINT and SIGTERM for the calling thread and all threads started later, and ignores
 // SIGPIPE; Wait() returns the signal that came. Create in main() first, one per process.
 class SignalWaiter {
