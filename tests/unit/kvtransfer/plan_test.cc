@@ -151,7 +151,8 @@ TEST(Hello, SaysWhatDiffers) {
   peer.shape.layout = kLayout;
   peer.capability_digest = "abd";
   EXPECT_EQ(std::string(CheckCompatible(here, peer).message()),
-            "capability digest: decode-0 has abc, prefill-0 has abd");
+            "capability digest of decode-0 and prefill-0 differ: model, dtype, block size or "
+            "protocol version");
 }
 
 }  // namespace

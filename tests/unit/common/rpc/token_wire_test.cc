@@ -44,6 +44,7 @@ TEST(StageTable, EveryStageAndEveryOtherFieldSurvivesTheWire) {
   timing.transport = "tcp";
   timing.prefill_attempts = 2;
   timing.preemptions = 3;
+  timing.migrations = 4;
   v1::Timing proto;
   TimingToProto(timing, &proto);
   // No field is at its default, so none was forgotten.
@@ -132,6 +133,7 @@ TEST(LoadWire, NoFieldIsForgotten) {
   report.prefill_fit_tokens = 12;
   report.admits_blocks = 11;
   report.link_bytes_per_second = {{"d", 10.0}};
+  report.prefill_failures = {{"p", {.in_a_row = 2, .seconds_ago = 0.5}}};
   const internal::v1::LoadReport proto = LoadReportToProto(report);
   std::vector<const FieldDescriptor*> set;
   proto.GetReflection()->ListFields(proto, &set);
