@@ -53,8 +53,7 @@ struct PrefillReply {
   absl::StatusOr<PrefillOutcome> outcome = absl::UnknownError("no reply");
   absl::Time at = absl::InfiniteFuture();  // when it arrived; future: as the loop hears of it
   bool sent = false;                       // the first token is with its reader
-  bool reached =
-      true;  // false: the worker never had the call, so its end is not the prompt's doing
+  bool reached = true;                     // false: the worker never had the call
 };
 
 // Thread-safe. Replies reach the loop through its inbox: exactly one per Call, also after Cancel.
