@@ -70,7 +70,7 @@ TEST(WorkerLoss, PrefillKilledDuringPrefillIsReplaced) {
 
 // Every kind of request that continues differently if anything of it is forgotten.
 v1::GenerateRequest StreamRequest(int i) {
-  v1::GenerateRequest request = TokenRequest(RandomTokens(40, 512, i), 600);
+  v1::GenerateRequest request = TokenRequest(RandomTokens(40, 512, i), 200);
   v1::SamplingParams& sampling = *request.mutable_sampling();
   if (i % 4 != 0) {
     sampling.set_temperature(0.8f);
@@ -94,7 +94,7 @@ TEST(WorkerLoss, DecodeKilledUnderStreamsLosesNoToken) {
     std::vector<Answer> answers(kStreams);
     std::vector<std::thread> threads;
     for (int i = 0; i < kStreams; ++i) {
-      threads.emplace_back([&, i] { answers[i] = client.Generate(StreamRequest(i)); });
+      threads.emplace_back([&, i] { answers[i] = client.Generate(StreamRequest(i), 240); });
     }
     meanwhile();
     for (auto& thread : threads) thread.join();
