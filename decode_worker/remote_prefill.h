@@ -64,7 +64,7 @@ class RemotePrefills {
   void TakeOutcome(Sequence* sequence, PrefillOutcome outcome);
   // Replied and sealed: the blocks become the sequence's, which can run.
   void Complete(Sequence* sequence);
-  // No token is out yet: asks the next candidate. An error ends the sequence: INVALID_ARGUMENT if
+  // No token is out yet: asks the next candidate. An error ends the sequence: INVALID_ARGUMENT
   // or INTERNAL if that is `why`; else with a Refusal, RESOURCE_EXHAUSTED if the last worker
   // was full, UNAVAILABLE if they were lost: all, or as many as may be (Work::may_lose).
   // `reached`: the worker may have had the prompt.

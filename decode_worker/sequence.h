@@ -70,7 +70,7 @@ struct Sequence {
   engine::BlockLease lease;
   std::unique_ptr<PrefillAttempt> attempt;  // kAwaitingPrefill only
   size_t next_candidate = 0;                // of work.prefill
-  int lost_prefills = 0;                    // of those asked, or failed at it
+  int lost_prefills = 0;                    // workers that died or failed with the prompt
 
   int cached_tokens = 0;
   std::vector<TokenLogprob> prompt_logprobs;  // until the first token is out
