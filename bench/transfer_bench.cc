@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/check.h"
@@ -122,6 +123,7 @@ class Pair {
   Pair(const char* transport, const KvRegion& source, const KvRegion& target)
       : transport_(transport) {
     KvReceiverOptions receiver;
+    receiver.worker_id = "receiver";
     receiver.region = target;
     receiver.transports = transport;
     receiver.on_sealed = [this](const TransferId&, uint64_t, const TransferStats&) {
@@ -131,6 +133,7 @@ class Pair {
       TANDEM_CHECK(false, "{}", status.ToString());
     };
     KvSenderOptions sender;
+    sender.worker_id = "sender";
     sender.region = source;
     sender.transports = transport;
     sender.slow_link_bytes_per_second = 0;
@@ -150,7 +153,8 @@ class Pair {
     TANDEM_CHECK(sender_->Open({id, 1, transport_, receiver_->address(), *token, "", blocks}).ok());
     for (int layer = 0; layer < layers; ++layer) sender_->Push(id, 1, layer, blocks, ordinals);
     sender_->Finish(id, 1);
-    done.WaitForNotification();
+    TANDEM_CHECK(done.WaitForNotificationWithTimeout(absl::Seconds(30)),
+                 "a transfer over {} was not sealed within 30 s", transport_);
   }
 
  private:

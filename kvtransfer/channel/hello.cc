@@ -119,6 +119,10 @@ absl::StatusOr<Hello> DecodeHello(std::span<const std::byte> payload) {
 
 absl::Status ValidateHello(const Hello& hello) {
   TANDEM_RETURN_IF_ERROR(ValidateShape(hello.shape));
+  if (hello.worker_id.empty()) {
+    return InvalidArgument(
+        "worker_id must not be empty: each end of a connection proves which worker it is");
+  }
   if (hello.worker_id.size() > kMaxHelloText || hello.capability_digest.size() > kMaxHelloText) {
     return InvalidArgument("worker_id and capability_digest must have at most {} bytes",
                            kMaxHelloText);

@@ -128,6 +128,12 @@ TEST(Hello, RoundTrip) {
   EXPECT_FALSE(DecodeHello(std::as_bytes(std::span(longer))).ok());
 }
 
+TEST(Hello, NamesItsWorker) {
+  const absl::Status nameless = ValidateHello({"", "abc", {kLayout, 77}, {}});
+  EXPECT_EQ(nameless.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(nameless.message(), HasSubstr("worker_id must not be empty"));
+}
+
 TEST(Hello, SaysWhatDiffers) {
   const Hello here = {"decode-0", "abc", {kLayout, 77}, {}};
   Hello peer = here;
