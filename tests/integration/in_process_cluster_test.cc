@@ -13,8 +13,8 @@
 
 #include "common/base/status.h"
 #include "router/api/request_wire.h"
-#include "tests/fakes/fake_model_runner.h"
-#include "tests/support/in_process/cluster.h"
+#include "simulation/cluster.h"
+#include "simulation/fake_model_runner.h"
 #include "tests/support/paths.h"
 
 namespace tandem {

@@ -7,7 +7,7 @@
 #include "gtest/gtest.h"
 
 #include "common/rpc/status.h"
-#include "tests/fakes/fake_clock.h"
+#include "simulation/fake_clock.h"
 #include "tests/support/paths.h"
 
 namespace tandem::decode {

@@ -14,8 +14,8 @@
 #include "gtest/gtest.h"
 
 #include "decode_worker/loop.h"
-#include "tests/fakes/fake_clock.h"
-#include "tests/fakes/fake_engine.h"
+#include "simulation/fake_clock.h"
+#include "simulation/fake_engine.h"
 
 namespace tandem::decode {
 

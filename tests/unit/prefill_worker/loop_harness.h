@@ -13,8 +13,8 @@
 
 #include "common/base/status.h"
 #include "prefill_worker/loop.h"
-#include "tests/fakes/fake_clock.h"
-#include "tests/fakes/fake_engine.h"
+#include "simulation/fake_clock.h"
+#include "simulation/fake_engine.h"
 #include "tests/support/paths.h"
 
 namespace tandem::prefill {

@@ -9,8 +9,8 @@
 #include "gtest/gtest.h"
 
 #include "engine/wire/wire.h"
-#include "tests/fakes/fake_clock.h"
-#include "tests/support/in_process/workers.h"
+#include "simulation/fake_clock.h"
+#include "simulation/workers.h"
 
 namespace tandem {
 namespace {

@@ -4,8 +4,8 @@
 
 #include "gtest/gtest.h"
 
-#include "tests/fakes/fake_clock.h"
-#include "tests/fakes/fake_engine.h"
+#include "simulation/fake_clock.h"
+#include "simulation/fake_engine.h"
 
 namespace tandem::worker {
 namespace {

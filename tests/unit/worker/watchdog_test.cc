@@ -4,7 +4,7 @@
 
 #include "gtest/gtest.h"
 
-#include "tests/fakes/fake_clock.h"
+#include "simulation/fake_clock.h"
 
 namespace tandem::worker {
 namespace {

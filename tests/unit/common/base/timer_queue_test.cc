@@ -5,7 +5,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "tests/fakes/fake_clock.h"
+#include "simulation/fake_clock.h"
 
 namespace tandem {
 namespace {

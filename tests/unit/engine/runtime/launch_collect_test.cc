@@ -7,8 +7,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "tests/fakes/delayed_model_runner.h"
-#include "tests/fakes/fake_model_runner.h"
+#include "simulation/delayed_model_runner.h"
+#include "simulation/fake_model_runner.h"
 #include "tests/support/paths.h"
 
 namespace tandem::engine {

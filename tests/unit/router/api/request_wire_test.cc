@@ -10,8 +10,8 @@
 
 #include "common/rpc/status.h"
 #include "router/api/message_wire.h"
+#include "simulation/fake_clock.h"
 #include "tandem/internal/v1/decode.pb.h"
-#include "tests/fakes/fake_clock.h"
 #include "tests/support/paths.h"
 
 namespace tandem::router {

@@ -12,7 +12,7 @@
 
 #include "common/base/status.h"
 #include "common/rpc/cluster_client.h"
-#include "tests/fakes/fake_clock.h"
+#include "simulation/fake_clock.h"
 #include "tests/fakes/fake_decode_client.h"
 #include "tests/support/paths.h"
 

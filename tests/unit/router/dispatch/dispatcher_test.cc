@@ -14,8 +14,8 @@
 
 #include "common/base/status.h"
 #include "common/rpc/status.h"
+#include "simulation/fake_clock.h"
 #include "tandem/internal/v1/cluster.pb.h"
-#include "tests/fakes/fake_clock.h"
 #include "tests/support/paths.h"
 
 namespace tandem::router {

@@ -8,7 +8,7 @@
 #include "gtest/gtest.h"
 
 #include "common/base/status.h"
-#include "tests/fakes/fake_clock.h"
+#include "simulation/fake_clock.h"
 #include "tests/support/paths.h"
 
 namespace tandem::router {

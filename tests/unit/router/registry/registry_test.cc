@@ -3,8 +3,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "simulation/fake_clock.h"
 #include "tandem/internal/v1/cluster.pb.h"
-#include "tests/fakes/fake_clock.h"
 #include "tests/support/paths.h"
 #include "tests/unit/router/fake_capability.h"
 

@@ -13,7 +13,7 @@
 
 #include "common/base/refusal.h"
 #include "common/base/status.h"
-#include "tests/fakes/fake_clock.h"
+#include "simulation/fake_clock.h"
 #include "tests/fakes/fake_decode_client.h"
 #include "tests/support/paths.h"
 

@@ -1,4 +1,4 @@
-#include "tests/support/in_process/workers.h"
+#include "simulation/workers.h"
 
 #include <limits>
 #include <utility>

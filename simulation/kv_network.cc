@@ -1,4 +1,4 @@
-#include "tests/support/in_process/kv_network.h"
+#include "simulation/kv_network.h"
 
 #include <cstring>
 #include <set>
@@ -7,7 +7,7 @@
 
 #include "common/base/check.h"
 #include "common/base/status.h"
-#include "tests/fakes/fake_model_runner.h"
+#include "simulation/fake_model_runner.h"
 
 namespace tandem {
 namespace {

@@ -1,4 +1,4 @@
-#include "tests/fakes/fake_model_runner.h"
+#include "simulation/fake_model_runner.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "tests/fakes/batch_copy.h"
+#include "simulation/batch_copy.h"
 
 namespace tandem::engine {
 

@@ -1,4 +1,4 @@
-#include "tests/support/in_process/cluster.h"
+#include "simulation/cluster.h"
 
 #include <deque>
 #include <optional>

@@ -1,4 +1,4 @@
-#include "tests/fakes/delayed_model_runner.h"
+#include "simulation/delayed_model_runner.h"
 
 #include <utility>
 
