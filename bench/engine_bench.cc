@@ -2,12 +2,13 @@
 // is the floor of a decode step, multiply-add throughput that of prefill.
 //
 // engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512,2048]
-//              [--decode 1,4,16,64] [--repeats N]
+//              [--decode 1,4,16,64] [--context 256] [--repeats N] [--json FILE]
 // engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N] [--batch-invariant true]
 //
 // On the CPU: dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to
-// the whole model only roughly. --prefill: lengths, --decode: batch sizes, --repeats: the best of
-// so many counts. On a GPU: see gpu_suite.h.
+// the whole model only roughly. --prefill: lengths, --decode: batch sizes, --context: cached tokens
+// of each decode row, --repeats: the best of so many counts; --json: the medians, for `tandem plan
+// --bench`. On a GPU: see gpu_suite.h.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "fmt/format.h"
+#include "nlohmann/json.hpp"
 
 #ifdef TANDEM_CUDA
 #include "bench/gpu_suite.h"
@@ -90,21 +92,30 @@ double PeakFlops(Element element, Threads* threads) {
   return 2.0 * static_cast<double>(n * k * rows) * repeats * threads->count() / seconds;
 }
 
-std::string WriteConfig(int layers) {
-  const std::filesystem::path dir = std::filesystem::temp_directory_path() / "tandem_engine_bench";
-  std::filesystem::create_directories(dir);
-  std::ofstream(dir / "config.json") << fmt::format(
+std::string ConfigJson(int layers) {
+  return fmt::format(
       R"({{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896,
  "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
  "num_hidden_layers": {}, "vocab_size": 151936, "max_position_embeddings": 32768,
  "rope_theta": 1000000.0, "rms_norm_eps": 1e-06, "tie_word_embeddings": true,
  "torch_dtype": "bfloat16"}})",
       layers);
+}
+
+std::string WriteConfig(int layers) {
+  const std::filesystem::path dir = std::filesystem::temp_directory_path() / "tandem_engine_bench";
+  std::filesystem::create_directories(dir);
+  std::ofstream(dir / "config.json") << ConfigJson(layers);
   return dir.string();
 }
 
+struct Times {
+  double best = 0;
+  double median = 0;
+};
+
 // One sequence over blocks [first_block, ...): computes `count` tokens from `start`.
-double RunSeconds(Engine* engine, int sequences, int start, int count, int times) {
+Times RunSeconds(Engine* engine, int sequences, int start, int count, int times) {
   const int block_size = engine->options().block_size;
   const int blocks = (start + count + block_size - 1) / block_size;
   std::vector<int32_t> tokens(static_cast<size_t>(start + count));
@@ -124,12 +135,17 @@ double RunSeconds(Engine* engine, int sequences, int start, int count, int times
         std::span(tables).subspan(static_cast<size_t>(s * blocks), static_cast<size_t>(blocks));
     item.sampling = &greedy;
   }
-  return BestOf(times, [&] {
+  std::vector<double> seconds;
+  for (int i = 0; i < times; ++i) {
+    const double begin = Seconds();
     if (absl::StatusOr<StepOutput> out = engine->runner().Run(batch); !out.ok()) {
       fmt::print(stderr, "{}\n", out.status().ToString());
       std::exit(1);
     }
-  });
+    seconds.push_back(Seconds() - begin);
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return {seconds.front(), seconds[seconds.size() / 2]};
 }
 
 // "1,16" -> {1, 16}; "" -> {}.
@@ -170,13 +186,17 @@ int Main(int argc, char** argv) {
   options.dtype = CpuHasBF16() ? "bfloat16" : "float32";
   int layers = 24;
   std::vector<int> prefills = {128, 512, 2048}, decodes = {1, 4, 16, 64};
+  std::vector<int> contexts = {256};
   int repeats = 3;
+  std::string json;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--dtype") options.dtype = argv[i + 1];
     if (flag == "--threads") options.num_threads = std::atoi(argv[i + 1]);
     if (flag == "--prefill") prefills = ParseInts(argv[i + 1]);
     if (flag == "--decode") decodes = ParseInts(argv[i + 1]);
+    if (flag == "--context") contexts = ParseInts(argv[i + 1]);
+    if (flag == "--json") json = argv[i + 1];
     if (flag == "--repeats") repeats = std::atoi(argv[i + 1]);
     if (flag == "--layers") layers = std::atoi(argv[i + 1]);
   }
@@ -199,8 +219,20 @@ int Main(int argc, char** argv) {
   const ModelConfig& config = (*engine)->config();
   const double head = static_cast<double>(config.vocab_size) * config.hidden_size;
   const double matrices = static_cast<double>(config.NumParameters()) - head;
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  const auto add_row = [&rows](const std::string& name, int sequences, int start, int tokens,
+                               double seconds) {
+    rows.push_back({{"name", name},
+                    {"sequences", sequences},
+                    {"start", start},
+                    {"tokens", tokens},
+                    {"chunk", tokens},
+                    {"ms", seconds * 1e3}});
+  };
   for (const int tokens : prefills) {
-    const double seconds = RunSeconds(engine->get(), 1, 0, tokens, std::max(1, repeats - 1));
+    const Times times = RunSeconds(engine->get(), 1, 0, tokens, std::max(1, repeats - 1));
+    const double seconds = times.best;
+    add_row(fmt::format("prefill {}", tokens), 1, 0, tokens, times.median);
     const double attention = 2.0 * config.num_layers * config.num_heads * config.head_dim *
                              static_cast<double>(tokens) * tokens;
     const double work = 2.0 * matrices * tokens + attention + 2.0 * head;
@@ -208,16 +240,30 @@ int Main(int argc, char** argv) {
                tokens / seconds, seconds * 1e3, 100 * work / seconds / flops);
   }
   for (const int sequences : decodes) {
-    const int context = 256;
-    const double seconds = RunSeconds(engine->get(), sequences, context, 1, repeats);
-    const double kv = static_cast<double>((*engine)->region().layout.BytesPerToken()) * context;
-    const double bytes =
-        (matrices + head) * static_cast<double>(ElementSize(element)) + kv * sequences;
-    fmt::print("decode batch {:3} at {}: {:8.1f} tok/s, {:6.1f} ms, {:4.0f} % of the bandwidth\n",
-               sequences, context, sequences / seconds, seconds * 1e3,
-               100 * bytes / seconds / bandwidth);
+    for (const int context : contexts) {
+      const Times times = RunSeconds(engine->get(), sequences, context, 1, repeats);
+      const double seconds = times.best;
+      add_row(fmt::format("decode batch {}, {}", sequences, context), sequences, context, 1,
+              times.median);
+      const double kv = static_cast<double>((*engine)->region().layout.BytesPerToken()) * context;
+      const double bytes =
+          (matrices + head) * static_cast<double>(ElementSize(element)) + kv * sequences;
+      fmt::print("decode batch {:3} at {}: {:8.1f} tok/s, {:6.1f} ms, {:4.0f} % of the bandwidth\n",
+                 sequences, context, sequences / seconds, seconds * 1e3,
+                 100 * bytes / seconds / bandwidth);
+    }
   }
-  return 0;
+  if (json.empty()) return 0;
+  std::ofstream out(json);
+  out << nlohmann::ordered_json{{"model", nlohmann::json::parse(ConfigJson(layers))},
+                                {"quantisation", bf16 ? "bf16" : "fp32"},
+                                {"read_bytes_per_second", bandwidth},
+                                {"matmul_flops", flops},
+                                {"rows", rows}}
+             .dump(1)
+      << "\n";
+  if (!out.flush()) fmt::print(stderr, "engine_bench: {} cannot be written\n", json);
+  return out ? 0 : 1;
 }
 
 }  // namespace

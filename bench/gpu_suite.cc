@@ -37,18 +37,29 @@ double Quantile(std::vector<double> values, double part) {
 }
 double Median(const std::vector<double>& values) { return Quantile(values, 0.5); }
 
-std::string WriteConfig() {
-  const std::filesystem::path dir = std::filesystem::temp_directory_path() / "tandem_gpu_bench";
-  std::filesystem::create_directories(dir);
-  std::ofstream(dir / "config.json") <<
-      R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584,
+constexpr char kConfigJson[] =
+    R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584,
  "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
  "num_hidden_layers": 28, "vocab_size": 152064, "max_position_embeddings": 32768,
  "rope_theta": 1000000.0, "rms_norm_eps": 1e-06, "tie_word_embeddings": false,
  "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
  "torch_dtype": "bfloat16"})";
+
+std::string WriteConfig() {
+  const std::filesystem::path dir = std::filesystem::temp_directory_path() / "tandem_gpu_bench";
+  std::filesystem::create_directories(dir);
+  std::ofstream(dir / "config.json") << kConfigJson;
   return dir.string();
 }
+
+// What the steps of a row compute: so many equal sequences of `tokens` after `start` cached ones,
+// in chunks.
+struct Work {
+  int sequences = 0;  // 0: the row times something else
+  int start = 0;
+  int tokens = 0;
+  int chunk = 0;
+};
 
 struct Row {
   std::string name;
@@ -58,6 +69,7 @@ struct Row {
   double value = 0;  // what the bound is for
   double bound = 0;
   double hot_ratio = 0;  // to the floor at the product rate that the card keeps up; 0: none
+  Work work = {};
 };
 
 class Suite {
@@ -207,7 +219,14 @@ class Suite {
     const double kv = static_cast<double>(engine_->region().layout.BytesPerToken()) *
                       (context + kWarm + kSteps / 2.0) * batch;
     const double floor = (WeightBytes() + kv) / bandwidth_ * 1e3;
-    AddRow({name, "ratio", Median(times), floor, Median(times) / floor, bound});
+    AddRow({name,
+            "ratio",
+            Median(times),
+            floor,
+            Median(times) / floor,
+            bound,
+            0,
+            {batch, context + kWarm + kSteps / 2, 1, 1}});
   }
   // All but the embedding, of which a step reads a row per token.
   double WeightBytes() const {
@@ -259,8 +278,14 @@ class Suite {
         sequences * (2 * matrices * t + 4.0 * c.num_layers * c.num_heads * c.head_dim * pairs);
     const double floor = flops / rate_ * 1e3;
     if (Wanted(name)) {
-      AddRow({name, "ratio", Median(times), floor, Median(times) / floor, bound,
-              Median(times) / (flops / hot_rate_ * 1e3)});
+      AddRow({name,
+              "ratio",
+              Median(times),
+              floor,
+              Median(times) / floor,
+              bound,
+              Median(times) / (flops / hot_rate_ * 1e3),
+              {sequences, start, count, kChunk / sequences}});
     }
     return sequences * t / Median(times) * 1e3;
   }
@@ -418,9 +443,16 @@ class Suite {
                       {"bound", row.bound},
                       {"ratio_at_rate_kept_up", row.hot_ratio},
                       {"reached", Reached(row)}});
+      if (row.work.sequences == 0) continue;
+      rows.back().update({{"sequences", row.work.sequences},
+                          {"start", row.work.start},
+                          {"tokens", row.work.tokens},
+                          {"chunk", row.work.chunk}});
     }
     std::ofstream out(options_.json);
     out << nlohmann::json{{"gpu", gpu_},
+                          {"model", nlohmann::json::parse(kConfigJson)},
+                          {"quantisation", "bf16"},
                           {"read_bytes_per_second", bandwidth_},
                           {"matmul_flops", rate_},
                           {"matmul_flops_kept_up", hot_rate_},
