@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <pthread.h>
 #include <thread>
 #include <utility>
 
@@ -20,6 +21,9 @@
 
 namespace tandem::worker {
 namespace {
+
+// What `top -H` and debuggers show of the thread that computes.
+constexpr char kLoopThread[] = "tandem-loop";
 
 class Worker final : public WorkerProcess {
  public:
@@ -88,6 +92,7 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   TANDEM_RETURN_IF_ERROR(Join());
   watchdog_->Start();
   thread_ = std::thread([this] {
+    pthread_setname_np(pthread_self(), kLoopThread);
     role_->Run();
     // What follows is not a turn.
     watchdog_->Stop();

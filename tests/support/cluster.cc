@@ -32,7 +32,7 @@ std::chrono::system_clock::time_point DeadlineIn(double seconds) {
 }
 
 template <typename Reader>
-Answer Collect(grpc::ClientContext* context, Reader reader) {
+Answer Collect(Reader reader, const std::function<void(const Answer&)>& on_message = {}) {
   Answer answer;
   tandem::v1::GenerateResponse message;
   while (reader->Read(&message)) {
@@ -45,9 +45,9 @@ Answer Collect(grpc::ClientContext* context, Reader reader) {
     }
     if (message.has_usage()) answer.usage = message.usage();
     if (message.has_timing()) answer.timing = message.timing();
+    if (on_message) on_message(answer);
   }
   answer.status = reader->Finish();
-  (void)context;
   return answer;
 }
 
@@ -166,13 +166,19 @@ TestClient::TestClient(std::shared_ptr<grpc::Channel> channel)
 Answer TestClient::Generate(const tandem::v1::GenerateRequest& request, double seconds) {
   grpc::ClientContext context;
   context.set_deadline(DeadlineIn(seconds));
-  return Collect(&context, stub_->Generate(&context, request));
+  return Collect(stub_->Generate(&context, request));
+}
+
+Answer TestClient::Generate(const tandem::v1::GenerateRequest& request,
+                            grpc::ClientContext* context,
+                            const std::function<void(const Answer& so_far)>& on_message) {
+  return Collect(stub_->Generate(context, request), on_message);
 }
 
 Answer TestClient::Chat(const tandem::v1::ChatRequest& request, double seconds) {
   grpc::ClientContext context;
   context.set_deadline(DeadlineIn(seconds));
-  return Collect(&context, stub_->Chat(&context, request));
+  return Collect(stub_->Chat(&context, request));
 }
 
 tandem::v1::GenerateRequest TokenRequest(const std::vector<uint32_t>& ids, int max_tokens) {

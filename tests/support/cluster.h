@@ -1,6 +1,7 @@
 // A real cluster of processes on loopback, and a client for it.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -112,6 +113,9 @@ class TestClient {
  public:
   explicit TestClient(std::shared_ptr<grpc::Channel> channel);
   Answer Generate(const tandem::v1::GenerateRequest& request, double seconds = 120);
+  // Calls `on_message` after each message, which may cancel the context.
+  Answer Generate(const tandem::v1::GenerateRequest& request, grpc::ClientContext* context,
+                  const std::function<void(const Answer& so_far)>& on_message);
   Answer Chat(const tandem::v1::ChatRequest& request, double seconds = 120);
   tandem::v1::Inference::Stub& stub() { return *stub_; }
 
