@@ -51,8 +51,8 @@ class Call final : public router::DecodeCall {
     if (id_ != 0) worker_->Cancel(id_);
   }
 
-  // Hands out at most one event or the end. False once the end was handed out.
-  bool Deliver() {
+  // Hands out at most one event or the end, and counts it. False once the end was handed out.
+  bool Deliver(int* delivered) {
     std::optional<TokenEvent> event;
     std::optional<absl::Status> end;
     {
@@ -66,6 +66,7 @@ class Call final : public router::DecodeCall {
         end = *end_;
       }
     }
+    *delivered += event.has_value() || end.has_value() ? 1 : 0;
     if (event.has_value()) handler_->OnEvent(*std::move(event));
     if (end.has_value()) handler_->OnEnd(*end);
     return !end.has_value();
@@ -119,17 +120,20 @@ class InProcessCluster::Decoding {
     }
   }
 
-  void Deliver() {
+  // How many events and ends it was.
+  int Deliver() {
     std::vector<std::shared_ptr<Call>> calls;
     {
       absl::MutexLock lock(&mutex_);
       calls = calls_;
     }
+    int delivered = 0;
     for (const auto& call : calls) {
-      if (call->Deliver()) continue;
+      if (call->Deliver(&delivered)) continue;
       absl::MutexLock lock(&mutex_);
       std::erase(calls_, call);
     }
+    return delivered;
   }
 
  private:
@@ -224,27 +228,31 @@ router::ServedModel InProcessCluster::MakeModel(const InProcessWorkerOptions& wo
   return model;
 }
 
-InProcessCluster::InProcessCluster(const InProcessClusterOptions& options) : options_(options) {
-  decoding_ = std::make_shared<Decoding>(&decodes_, &clock_);
+InProcessCluster::InProcessCluster(const InProcessClusterOptions& options)
+    : options_(options),
+      clock_(options.clock != nullptr ? options.clock : &own_clock_),
+      kv_(options.kv != nullptr ? options.kv : &own_kv_) {
+  decoding_ = std::make_shared<Decoding>(&decodes_, clock_);
   core_ = std::make_unique<router::RouterCore>(
       router::RouterCoreOptions(), MakeModel(options_.worker),
-      std::make_unique<DecodeClient<Decoding>>(decoding_), &metrics_, &clock_);
+      std::make_unique<DecodeClient<Decoding>>(decoding_), &metrics_, clock_);
   memberships_.resize(static_cast<size_t>(options_.prefill_workers + options_.decode_workers));
   size_t slot = 0;
   InProcessWorkerOptions worker = options_.worker;
+  worker.engine.clock = clock_;
   worker.engine.model.before_run = options_.before_prefill;
   for (int i = 0; i < options_.prefill_workers; ++i) {
     worker.worker_id = absl::StrCat("prefill-", i);
     prefills_.push_back(std::make_unique<InProcessPrefillWorker>(
-        worker, &kv_, &clock_, MessagesTo(&memberships_[slot++])));
+        worker, kv_, clock_, MessagesTo(&memberships_[slot++])));
     prefill_list_.push_back(prefills_.back().get());
   }
   worker.engine.model.before_run = options_.worker.engine.model.before_run;
   worker.unified = options_.unified;
   for (int i = 0; i < options_.decode_workers; ++i) {
     worker.worker_id = absl::StrCat("decode-", i);
-    decodes_.push_back(std::make_unique<InProcessDecodeWorker>(
-        worker, &kv_, &prefill_list_, &clock_, MessagesTo(&memberships_[slot++])));
+    decodes_.push_back(std::make_unique<InProcessDecodeWorker>(worker, kv_, &prefill_list_, clock_,
+                                                               MessagesTo(&memberships_[slot++])));
   }
   slot = 0;
   for (const auto& prefill : prefills_) memberships_[slot++] = Join(prefill.get());
@@ -317,21 +325,36 @@ void InProcessCluster::KillDecode(size_t i) {
 }
 
 void InProcessCluster::Turn() {
-  if (!core_has_thread_) core_->Step(absl::ZeroDuration());
-  if (threads_.empty()) {
-    for (const auto& prefill : prefills_) {
-      if (!dead_.contains(prefill.get())) prefill->Step();
-    }
-    for (const auto& decode : decodes_) {
-      if (!dead_.contains(decode.get())) decode->Step();
-    }
-  } else {
-    absl::SleepFor(absl::Microseconds(20));
-  }
-  decoding_->Deliver();
-  clock_.Advance(options_.turn);
+  StepAll();
+  if (!threads_.empty()) absl::SleepFor(absl::Microseconds(20));
+  clock_->Advance(options_.turn);
   // The router may sleep until a time of this clock.
   core_->Wake();
+}
+
+bool InProcessCluster::StepAll() {
+  if (!core_has_thread_) core_->Step(absl::ZeroDuration());
+  bool busy = false;
+  const auto step = [&](auto& worker) {
+    if (dead_.contains(worker.get()) || worker->engine().BusyUntil() > clock_->Now()) return;
+    busy |= worker->Step();
+  };
+  if (threads_.empty()) {
+    for (const auto& prefill : prefills_) step(prefill);
+    for (const auto& decode : decodes_) step(decode);
+  }
+  return decoding_->Deliver() > 0 || busy;
+}
+
+absl::Time InProcessCluster::NextStepEnd() {
+  absl::Time next = absl::InfiniteFuture();
+  const auto look = [&](auto& worker) {
+    const absl::Time end = worker->engine().BusyUntil();
+    if (end > absl::InfinitePast()) next = std::min(next, end);
+  };
+  for (const auto& prefill : prefills_) look(prefill);
+  for (const auto& decode : decodes_) look(decode);
+  return next;
 }
 
 std::string InProcessCluster::Held() {

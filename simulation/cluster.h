@@ -70,6 +70,10 @@ struct InProcessClusterOptions {
   // On the thread of a prefill worker, before each of its steps: may fail it.
   std::function<absl::Status(const engine::Batch&)> before_prefill;
   absl::Duration turn = absl::Milliseconds(1);  // what a turn adds to the clock
+  // Between the workers; outlives the cluster. Null: one of the cluster's own, where nothing takes
+  // time.
+  InProcessKvNetwork* kv = nullptr;
+  FakeClock* clock = nullptr;  // outlives the cluster; null: one of its own
 };
 
 class InProcessCluster {
@@ -80,12 +84,17 @@ class InProcessCluster {
 
   void Start();
   void Turn();
+  // A turn in which no time passes: a worker whose step is not over is left alone. True if anything
+  // was computed or delivered.
+  bool StepAll();
+  // When the first of the steps in flight is over; InfiniteFuture where there is none.
+  absl::Time NextStepEnd();
 
   // The model that the router serves: its vocabulary and lengths are the fake engine's.
   static router::ServedModel MakeModel(const InProcessWorkerOptions& worker);
 
   router::RouterCore& core() { return *core_; }
-  FakeClock& clock() { return clock_; }
+  FakeClock& clock() { return *clock_; }
   std::vector<std::unique_ptr<InProcessPrefillWorker>>& prefills() { return prefills_; }
   std::vector<std::unique_ptr<InProcessDecodeWorker>>& decodes() { return decodes_; }
 
@@ -110,9 +119,11 @@ class InProcessCluster {
   void Drive(Step step);
 
   const InProcessClusterOptions options_;
-  FakeClock clock_;
+  FakeClock own_clock_;
+  FakeClock* const clock_;
   Metrics metrics_;
-  InProcessKvNetwork kv_;
+  InProcessKvNetwork own_kv_;
+  InProcessKvNetwork* const kv_;
   std::shared_ptr<Decoding> decoding_;
   std::vector<InProcessPrefillWorker*> prefill_list_;  // what decode workers see
   std::vector<std::unique_ptr<InProcessPrefillWorker>> prefills_;

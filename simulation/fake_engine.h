@@ -11,6 +11,7 @@
 #include "simulation/delayed_model_runner.h"
 #include "simulation/fake_clock.h"
 #include "simulation/fake_model_runner.h"
+#include "simulation/timed_model_runner.h"
 
 namespace tandem::engine {
 
@@ -21,6 +22,9 @@ struct FakeEngineOptions {
   FakeModelOptions model;
   // Where set, steps are computed on a thread of their own, each after such a delay.
   std::function<absl::Duration()> step_delay;
+  // Where set, steps compute nothing, and take so long by `clock` (TimedModelRunner).
+  TimedModelRunner::StepTime step_time;
+  Clock* clock = nullptr;
 };
 
 // Not thread-safe; used by the thread of one loop, but for `metrics`.
@@ -34,9 +38,22 @@ class FakeEngine {
     if (options.step_delay) {
       delayed_ = std::make_unique<DelayedModelRunner>(&fake, options.step_delay);
     }
+    if (options.step_time) {
+      timed_ = std::make_unique<TimedModelRunner>(memory.region().layout.num_layers,
+                                                  options.model.vocab_size, options.clock,
+                                                  options.step_time);
+    }
   }
 
+  // Until when the loop need not be stepped, for its step takes so long.
+  absl::Time BusyUntil() const {
+    return timed_ != nullptr ? timed_->BusyUntil() : absl::InfinitePast();
+  }
+  absl::Duration TimeBusy() const {
+    return timed_ != nullptr ? timed_->TimeBusy() : absl::ZeroDuration();
+  }
   ModelRunner& runner() {
+    if (timed_ != nullptr) return *timed_;
     if (delayed_ != nullptr) return *delayed_;
     return fake;
   }
@@ -49,6 +66,7 @@ class FakeEngine {
 
  private:
   std::unique_ptr<DelayedModelRunner> delayed_;
+  std::unique_ptr<TimedModelRunner> timed_;
 };
 
 }  // namespace tandem::engine

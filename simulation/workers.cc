@@ -189,6 +189,8 @@ InProcessDecodeWorker::InProcessDecodeWorker(
   loop.admission.worker_id = options.worker_id;
   loop.admission.cluster_secret = options.cluster_secret;
   loop.admission.model_digest = options.model_digest;
+  loop.target_step = options.target_step;
+  loop.row_tile = options.row_tile;
   loop.prefill.worker_id = options.worker_id;
   loop.prefill.kv_transport = kv->transport();
   loop.prefill.block_size = options.engine.block_size;

@@ -36,6 +36,9 @@ struct InProcessWorkerOptions {
   int max_num_batched_tokens = 128;
   int local_prefill_max_tokens = 16;  // of a decode worker
   bool unified = false;               // a decode worker that prefills everything itself
+  // Of a decode worker, as decode::LoopOptions has them.
+  absl::Duration target_step;
+  int row_tile = 1;
   std::string cluster_secret;
   std::string model_digest = "fake";
 };
