@@ -71,8 +71,10 @@ void AddFlags(FlagSet* set, Flags* flags) {
            "longest time of a request, and deadline of those whose client gives none", "s");
   set->Add("--drain-timeout", &flags->drain_timeout,
            "how long running streams may go on after SIGTERM", "s");
-  set->Add("--worker-stalled-after", &flags->worker_stalled_after,
-           "a worker that makes no progress for so long gets no request", "s");
+  set->Add(
+      "--worker-stalled-after", &flags->worker_stalled_after,
+      "a worker that makes no progress for so long gets no request, and keeps none without a token",
+      "s");
   set->Add("--worker-lost-after", &flags->worker_lost_after,
            "what runs at a worker that makes no progress for so long goes on elsewhere", "s");
   set->Add("--migrate", &flags->migrate,

@@ -12,7 +12,7 @@
 namespace tandem::router {
 namespace {
 
-constexpr absl::Duration kLookForStuck = absl::Milliseconds(500);
+constexpr absl::Duration kLookForStuck = absl::Milliseconds(100);
 
 RegistryOptions MakeRegistryOptions(const ServedModel& model) {
   RegistryOptions options;
@@ -73,15 +73,18 @@ void RouterCore::LookForStuck() {
   next_look_ = now + kLookForStuck;
   std::set<PrefixIndex::Slot> stuck;
   for (const WorkerView& worker : registry_.view()->workers) {
-    if (worker.Stalled(now) < lost_after_) continue;
+    const absl::Duration stalled = worker.Stalled(now);
+    if (stalled < std::min(stalled_after_, lost_after_)) continue;
+    const bool lost = stalled >= lost_after_;
     const WorkerIdentity& identity = *worker.identity;
-    stuck.insert(identity.slot);
     const auto streams = running_.At(identity.id);
-    if (!stuck_.contains(identity.slot)) {
+    if (lost && stuck.insert(identity.slot).second && !stuck_.contains(identity.slot)) {
       spdlog::warn("worker {} makes no progress since {}: its {} streams go on elsewhere",
-                   identity.id, absl::FormatDuration(worker.Stalled(now)), streams.size());
+                   identity.id, absl::FormatDuration(stalled), streams.size());
     }
-    for (const std::shared_ptr<RequestStream>& stream : streams) stream->OnWorkerStuck(identity.id);
+    for (const std::shared_ptr<RequestStream>& stream : streams) {
+      stream->OnWorkerStuck(identity.id, lost);
+    }
   }
   stuck_ = std::move(stuck);
 }

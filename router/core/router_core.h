@@ -38,7 +38,8 @@ struct RouterCoreOptions {
   int max_model_len = 0;  // tokens; 0: the model's
   // Whether a stream that loses its decode worker after the first token goes on elsewhere.
   bool migrate = true;
-  // A worker without progress for so long counts as lost: what runs there goes on elsewhere.
+  // A worker without progress for so long counts as lost: what runs there goes on elsewhere. What
+  // has no token yet does so after DispatcherOptions::stalled_after.
   absl::Duration lost_after = absl::Seconds(10);
 };
 
@@ -88,7 +89,8 @@ class RouterCore {
 
  private:
   void OnClusterChanged();
-  // Moves the streams of workers that hang; at most every kLookForStuck. The driver's thread.
+  // Moves the streams of workers that hang: first those that lose nothing by it, then all. At most
+  // every kLookForStuck. The driver's thread.
   void LookForStuck();
 
   const ServedModel model_;

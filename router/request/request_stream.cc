@@ -152,9 +152,9 @@ void RequestStream::OnEnd(int attempt, const absl::Status& status) {
   OnAttemptOver(status);
 }
 
-void RequestStream::OnWorkerStuck(const std::string& worker) {
+void RequestStream::OnWorkerStuck(const std::string& worker, bool lost) {
   absl::MutexLock lock(&mutex_);
-  if (state_ != State::kDecoding) return;
+  if (state_ != State::kDecoding || (NewTokens() > 0 && !lost)) return;
   absl::Status status = Unavailable("worker '{}' makes no progress", worker);
   if (worker != route_.decode.id) {
     if (route_.prefill.empty() || worker != route_.prefill.front().id || NewTokens() > 0) return;

@@ -66,8 +66,9 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   // The client cancelled or went away.
   void OnClientGone();
 
-  // A worker of the current route makes no progress: the stream goes on without it.
-  void OnWorkerStuck(const std::string& worker);
+  // A worker of the current route makes no progress: the stream goes on without it, unless it has
+  // tokens from it that another one would have to take over, and the worker may still wake up.
+  void OnWorkerStuck(const std::string& worker, bool lost);
 
   // Dispatchable.
   RoutablePrompt prompt() const override;

@@ -85,48 +85,92 @@ v1::GenerateRequest StreamRequest(int i) {
   return request;
 }
 
-TEST(WorkerLoss, DecodeKilledUnderStreamsLosesNoToken) {
-  auto cluster = TestCluster::Start(Spec());
-  ASSERT_NE(cluster, nullptr);
-  TestClient client(cluster->channel());
-  constexpr int kStreams = 32;
-  const auto run = [&](const std::function<void()>& meanwhile) {
-    std::vector<Answer> answers(kStreams);
-    std::vector<std::thread> threads;
-    for (int i = 0; i < kStreams; ++i) {
-      threads.emplace_back([&, i] { answers[i] = client.Generate(StreamRequest(i), 240); });
-    }
-    meanwhile();
-    for (auto& thread : threads) thread.join();
-    return answers;
-  };
-  const std::vector<Answer> undisturbed = run([] {});
-  const std::vector<Answer> answers = run([&] {
-    EXPECT_TRUE(cluster->WaitFor(
-        [](const auto& state) {
-          uint32_t running = 0;
+// All at once; `meanwhile` runs beside them.
+std::vector<Answer> AskAll(
+    TestCluster& cluster, const std::vector<v1::GenerateRequest>& requests,
+    const std::function<void()>& meanwhile = [] {}) {
+  TestClient client(cluster.channel());
+  std::vector<Answer> answers(requests.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    threads.emplace_back([&, i] { answers[i] = client.Generate(requests[i], 240); });
+  }
+  meanwhile();
+  for (auto& thread : threads) thread.join();
+  return answers;
+}
+
+// Asks twice, and kills decode-0 the second time, when all streams run.
+void KillUnder(TestCluster& cluster, const std::vector<v1::GenerateRequest>& requests) {
+  const std::vector<Answer> undisturbed = AskAll(cluster, requests);
+  const std::vector<Answer> answers = AskAll(cluster, requests, [&] {
+    EXPECT_TRUE(cluster.WaitFor(
+        [&](const auto& state) {
+          size_t running = 0;
           for (const auto& worker : state.workers()) {
             if (worker.role() == "decode") running += worker.running();
           }
-          return running == kStreams;
+          return running == requests.size();
         },
         60))
-        << cluster->GetCluster().DebugString();
-    cluster->worker("decode-0").process->Signal(SIGKILL);
+        << cluster.GetCluster().DebugString();
+    cluster.worker("decode-0").process->Signal(SIGKILL);
   });
-  int moved = 0;
+  size_t moved = 0;
   double longest_ms = 0;
-  for (int i = 0; i < kStreams; ++i) {
+  for (size_t i = 0; i < requests.size(); ++i) {
     ASSERT_TRUE(undisturbed[i].status.ok()) << undisturbed[i].status.error_message();
     EXPECT_TRUE(answers[i].status.ok()) << answers[i].status.error_message();
     EXPECT_EQ(answers[i].token_ids, undisturbed[i].token_ids) << "stream " << i;
     EXPECT_EQ(answers[i].logprobs, undisturbed[i].logprobs) << "stream " << i;
-    moved += static_cast<int>(answers[i].timing.migrations());
-    longest_ms = std::max(longest_ms, answers[i].timing.migration());
+    EXPECT_EQ(answers[i].text, undisturbed[i].text) << "stream " << i;
+    EXPECT_EQ(answers[i].finish_reason, undisturbed[i].finish_reason) << "stream " << i;
+    moved += answers[i].timing.migrations();
+    longest_ms = std::max(longest_ms, answers[i].longest_gap_ms);
   }
-  std::printf("%d of %d streams went on elsewhere; the longest gap was %.0f ms\n", moved, kStreams,
-              longest_ms);
-  EXPECT_GE(moved, kStreams / 4);
+  std::printf("%zu of %zu streams went on elsewhere; the longest gap was %.0f ms\n", moved,
+              requests.size(), longest_ms);
+  EXPECT_GE(moved, requests.size() / 4);
+}
+
+// A stop string that ends an answer of this text late, behind where the worker is lost; empty if it
+// would end it earlier.
+std::string LateStop(const std::string& text) {
+  const size_t late = text.size() * 9 / 10;
+  const std::string stop = text.substr(late, 8);
+  return text.find(stop) == late ? stop : "";
+}
+
+TEST(WorkerLoss, StopStringsAndTextGoOnElsewhere) {
+  ClusterSpec spec = Spec();
+  spec.model_dir = SourcePath("models/demo");
+  spec.worker_flags = {"--dtype=float32", "--num-threads=1", "--kv-cache-memory-bytes=128MiB"};
+  auto cluster = TestCluster::Start(spec);
+  ASSERT_NE(cluster, nullptr);
+  std::vector<v1::GenerateRequest> requests;
+  for (int i = 0; i < 16; ++i) {
+    requests.push_back(StreamRequest(i));
+    requests.back().mutable_sampling()->set_max_tokens(600);
+  }
+  const std::vector<Answer> whole = AskAll(*cluster, requests);
+  int stops = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const std::string stop = LateStop(whole[i].text);
+    if (i % 4 == 0 || stop.empty()) continue;
+    requests[i].mutable_sampling()->add_stop(stop);
+    ++stops;
+  }
+  EXPECT_GE(stops, 4);
+  KillUnder(*cluster, requests);
+}
+
+TEST(WorkerLoss, DecodeKilledUnderStreamsLosesNoToken) {
+  auto cluster = TestCluster::Start(Spec());
+  ASSERT_NE(cluster, nullptr);
+  TestClient client(cluster->channel());
+  std::vector<v1::GenerateRequest> requests;
+  for (int i = 0; i < 32; ++i) requests.push_back(StreamRequest(i));
+  KillUnder(*cluster, requests);
   EXPECT_TRUE(cluster->WaitFor(
       [](const auto& state) { return state.workers_size() == 3 && NothingHeld(state); }, 15))
       << cluster->GetCluster().DebugString() << cluster->Logs();

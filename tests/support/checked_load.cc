@@ -77,7 +77,7 @@ std::string LoadTotals::ToString() const {
   for (const auto& [status, count] : by_status) out << " " << count << " " << status << ",";
   out << " left before/after the first token " << left_before_first_token << "/"
       << left_after_first_token << ", " << tokens_checked << " tokens checked, " << migrations
-      << " migrations (longest " << std::lround(longest_migration_ms) << " ms), failed tries up to "
+      << " migrations, gaps up to " << std::lround(longest_gap_ms) << " ms, failed tries up to "
       << std::lround(longest_failed_attempts_ms) << " ms, " << wrong.size() << " wrong";
   return std::move(out).str();
 }
@@ -218,7 +218,7 @@ void CheckedLoad::Judge(const v1::GenerateRequest& request, const Farewell& fare
   }
   totals_.tokens_checked += static_cast<int64_t>(answer.token_ids.size());
   totals_.migrations += static_cast<int>(answer.timing.migrations());
-  totals_.longest_migration_ms = std::max(totals_.longest_migration_ms, answer.timing.migration());
+  totals_.longest_gap_ms = std::max(totals_.longest_gap_ms, answer.longest_gap_ms);
   totals_.longest_failed_attempts_ms =
       std::max(totals_.longest_failed_attempts_ms, answer.timing.failed_attempts());
   if (!wrong.empty() && totals_.wrong.size() < kMaxWrong) {

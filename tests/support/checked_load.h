@@ -42,7 +42,7 @@ struct LoadTotals {
   int left_after_first_token = 0;
   int64_t tokens_checked = 0;
   int migrations = 0;
-  double longest_migration_ms = 0;
+  double longest_gap_ms = 0;
   double longest_failed_attempts_ms = 0;
   std::vector<std::string> wrong;  // what must not be, in words
 

@@ -35,8 +35,12 @@ template <typename Reader>
 Answer Collect(Reader reader, const std::function<void(const Answer&)>& on_message = {}) {
   Answer answer;
   tandem::v1::GenerateResponse message;
+  std::chrono::steady_clock::time_point last;
   while (reader->Read(&message)) {
-    ++answer.messages;
+    const auto now = std::chrono::steady_clock::now();
+    const double gap_ms = std::chrono::duration<double, std::milli>(now - last).count();
+    if (answer.messages++ > 0) answer.longest_gap_ms = std::max(answer.longest_gap_ms, gap_ms);
+    last = now;
     answer.text += message.text();
     for (uint32_t id : message.token_ids()) answer.token_ids.push_back(id);
     for (const auto& logprob : message.logprobs()) answer.logprobs.push_back(logprob.logprob());

@@ -106,6 +106,7 @@ struct Answer {
   tandem::v1::Usage usage;
   tandem::v1::Timing timing;
   int messages = 0;
+  double longest_gap_ms = 0;  // between two messages, as the client saw them
 };
 
 // Thread-safe; blocking calls with a deadline.

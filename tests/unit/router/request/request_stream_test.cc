@@ -311,7 +311,9 @@ TEST_F(RequestStreamTest, AStuckWorkerIsLeftWithoutWaitingForItsCall) {
   client_.Deliver();
   stream_->OnWritten(true);
   ASSERT_EQ(running_.At("d").size(), 1u);
-  running_.At("d")[0]->OnWorkerStuck("d");
+  running_.At("d")[0]->OnWorkerStuck("d", /*lost=*/false);
+  EXPECT_FALSE(call().cancelled());  // it has tokens, and the worker may wake up
+  running_.At("d")[0]->OnWorkerStuck("d", /*lost=*/true);
   EXPECT_TRUE(call().cancelled());
   EXPECT_TRUE(running_.At("d").empty());
   dispatcher_.Step(absl::ZeroDuration());
@@ -322,6 +324,13 @@ TEST_F(RequestStreamTest, AStuckWorkerIsLeftWithoutWaitingForItsCall) {
   client_.Deliver();
   stream_->OnWritten(true);
   EXPECT_OK(sink_.outcome);
+  EXPECT_TRUE(running_.At("d").empty());
+}
+
+TEST_F(RequestStreamTest, AStalledWorkerIsLeftBeforeTheFirstToken) {
+  Begin();
+  running_.At("d")[0]->OnWorkerStuck("d", /*lost=*/false);
+  EXPECT_TRUE(call().cancelled());
   EXPECT_TRUE(running_.At("d").empty());
 }
 

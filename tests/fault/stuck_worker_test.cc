@@ -1,0 +1,182 @@
+// A worker that lives and gets nowhere: its process is stopped, or the thread that computes hangs
+// while all others answer. It costs a request at most one failed try and the time after which the
+// router calls it stalled; and a hung process is ended by its own watchdog.
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <optional>
+#include <signal.h>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "tests/support/cluster.h"
+#include "tests/support/frozen_thread.h"
+#include "tests/support/paths.h"
+#include "tests/support/process_usage.h"
+
+namespace tandem {
+namespace {
+
+constexpr int kVocab = 2040;  // models/demo: above lie the special tokens
+constexpr double kStalledAfterMs = 3000;
+// For what a request takes by itself on a busy machine; far below what a stream with tokens waits.
+constexpr double kSlackMs = 2000;
+
+ClusterSpec Spec() {
+  ClusterSpec spec;
+  spec.model_dir = SourcePath("models/demo");
+  spec.prefill = spec.decode = 2;
+  spec.worker_flags = {"--dtype=float32", "--num-threads=1", "--kv-cache-memory-bytes=64MiB"};
+  spec.decode_flags = {"--local-prefill-max-tokens=0"};
+  return spec;
+}
+
+enum class How { kStopped, kHangs };
+
+struct Case {
+  How how;
+  std::string worker;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.worker << (c.how == How::kStopped ? " stopped" : " hangs");
+}
+
+class Stuck {
+ public:
+  Stuck(const Member& worker, How how) : worker_(worker) {
+    if (how == How::kStopped) {
+      worker_.process->Signal(SIGSTOP);
+    } else {
+      const auto loop = ThreadNamed(worker_.process->pid(), "tandem-loop");
+      if (loop.has_value()) frozen_.emplace(*loop);
+      EXPECT_TRUE(frozen_.has_value() && frozen_->frozen());
+    }
+  }
+
+ private:
+  const Member& worker_;
+  std::optional<FrozenThread> frozen_;
+};
+
+class StuckWorker : public testing::TestWithParam<Case> {};
+
+TEST_P(StuckWorker, CostsARequestOneFailedTryAndThreeSeconds) {
+  auto cluster = TestCluster::Start(Spec());
+  ASSERT_NE(cluster, nullptr);
+  TestClient client(cluster->channel());
+  constexpr int kRequests = 70;
+  std::vector<Answer> answers(kRequests);
+  std::vector<std::thread> threads;
+  std::optional<Stuck> stuck;
+  for (int i = 0; i < kRequests; ++i) {
+    if (i == 10) stuck.emplace(cluster->worker(GetParam().worker), GetParam().how);
+    threads.emplace_back([&, i] {
+      answers[i] = client.Generate(TokenRequest(RandomTokens(150, kVocab, 100 + i), 8), 60);
+    });
+    SleepMilliseconds(100);
+  }
+  for (std::thread& thread : threads) thread.join();
+  int cost = 0;
+  double longest_failed_ms = 0, longest_ttft_ms = 0, longest_gap_ms = 0;
+  for (int i = 0; i < kRequests; ++i) {
+    const v1::Timing& timing = answers[i].timing;
+    EXPECT_TRUE(answers[i].status.ok()) << i << ": " << answers[i].status.error_message();
+    EXPECT_LE(timing.prefill_attempts(), 2u) << i;
+    cost += timing.failed_attempts() > 0 || timing.migrations() > 0;
+    longest_failed_ms = std::max(longest_failed_ms, timing.failed_attempts());
+    longest_gap_ms = std::max(longest_gap_ms, answers[i].longest_gap_ms);
+    longest_ttft_ms = std::max(longest_ttft_ms, timing.ttft());
+  }
+  std::printf(
+      "%s: %d of %d requests lost time, up to %.0f ms in failed tries; longest ttft %.0f ms, "
+      "longest gap %.0f ms\n",
+      testing::PrintToString(GetParam()).c_str(), cost, kRequests, longest_failed_ms,
+      longest_ttft_ms, longest_gap_ms);
+  EXPECT_LE(longest_failed_ms, kStalledAfterMs + kSlackMs);
+  EXPECT_LE(longest_ttft_ms, kStalledAfterMs + kSlackMs);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, StuckWorker,
+                         testing::Values(Case{How::kStopped, "prefill-0"},
+                                         Case{How::kStopped, "decode-0"},
+                                         Case{How::kHangs, "prefill-0"},
+                                         Case{How::kHangs, "decode-0"}));
+
+// Streams that have tokens of a worker which hangs are taken up by another one, whoever notices.
+class HangUnderStreams : public testing::Test {
+ protected:
+  static constexpr int kStreams = 8;
+
+  std::vector<Answer> Ask(const std::function<void()>& meanwhile) {
+    TestClient client(cluster_->channel());
+    std::vector<Answer> answers(kStreams);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kStreams; ++i) {
+      threads.emplace_back([&, i] {
+        answers[i] = client.Generate(TokenRequest(RandomTokens(50, kVocab, 300 + i), 400), 120);
+      });
+    }
+    meanwhile();
+    for (std::thread& thread : threads) thread.join();
+    return answers;
+  }
+
+  // Hangs decode-0 while all streams run, and calls `meanwhile`.
+  void HangAndCompare(const ClusterSpec& spec, const std::function<void()>& meanwhile) {
+    cluster_ = TestCluster::Start(spec);
+    ASSERT_NE(cluster_, nullptr);
+    const std::vector<Answer> undisturbed = Ask([] {});
+    std::optional<Stuck> stuck;
+    const std::vector<Answer> answers = Ask([&] {
+      EXPECT_TRUE(cluster_->WaitFor(
+          [](const v1::GetClusterResponse& state) {
+            uint32_t running = 0;
+            for (const v1::Worker& worker : state.workers()) {
+              if (worker.role() == "decode") running += worker.running();
+            }
+            return running == kStreams;
+          },
+          60))
+          << cluster_->GetCluster().DebugString();
+      stuck.emplace(cluster_->worker("decode-0"), How::kHangs);
+      meanwhile();
+    });
+    uint32_t moved = 0;
+    double longest_gap_ms = 0;
+    for (int i = 0; i < kStreams; ++i) {
+      EXPECT_TRUE(answers[i].status.ok()) << answers[i].status.error_message();
+      EXPECT_EQ(answers[i].token_ids, undisturbed[i].token_ids) << i;
+      EXPECT_EQ(answers[i].logprobs, undisturbed[i].logprobs) << i;
+      moved += answers[i].timing.migrations();
+      longest_gap_ms = std::max(longest_gap_ms, answers[i].longest_gap_ms);
+    }
+    std::printf("%u of %d streams went on elsewhere; the longest gap was %.0f ms\n", moved,
+                kStreams, longest_gap_ms);
+    EXPECT_GE(moved, 1u);
+  }
+
+  std::unique_ptr<TestCluster> cluster_;
+};
+
+TEST_F(HangUnderStreams, TheStepTimeoutEndsTheProcess) {
+  ClusterSpec spec = Spec();
+  spec.worker_flags.push_back("--step-timeout=4");
+  HangAndCompare(spec, [this] {
+    Member& worker = cluster_->worker("decode-0");
+    EXPECT_EQ(worker.process->Wait(30), 128 + SIGABRT);
+    EXPECT_THAT(ReadWholeFile(worker.stderr_path),
+                testing::HasSubstr("a step hangs (--step-timeout); ending the process"));
+  });
+}
+
+TEST_F(HangUnderStreams, TheRouterTakesTheStreamsAway) {
+  ClusterSpec spec = Spec();
+  spec.router_flags.push_back("--worker-lost-after=4");
+  HangAndCompare(spec, [] {});
+}
+
+}  // namespace
+}  // namespace tandem
