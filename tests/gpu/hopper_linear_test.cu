@@ -380,7 +380,7 @@ void WideRowsStandAlone(const Shape& shape) {
   DeviceArray<float> shares(static_cast<size_t>(HopperSquareParts(hidden)) * f.stride);
   std::vector<BFloat16> all_gated;
   std::vector<float> all_residual;
-  for (const int rows : {kMost, 300, kWideRows - 1, kWideRows, 2100}) {
+  for (const int rows : {kMost, 300, kWideRows - 1, kWideRows, 1061, 2100}) {
     gated.Poison();
     TANDEM_CUDA_CHECK(cudaMemcpy(residual.get(), before.get(), before.size() * sizeof(float),
                                  cudaMemcpyDeviceToDevice));
@@ -417,7 +417,7 @@ void WideRowsStandAlone(const Shape& shape) {
 void RunAll(const char* only) {
   for (const Shape& shape : kShapes) {
     if (only != nullptr && std::strcmp(only, shape.name) != 0) continue;
-    for (const int rows : {9, 16, 17, 64, 100, 129, 256, 300, 1000, 2100, 4096}) {
+    for (const int rows : {9, 16, 17, 64, 100, 129, 256, 300, 600, 1061, 2100, 4096}) {
       for (const bool cut : {false, true}) {
         const Fixture f(shape, rows, cut);
         GateUpMatches(f);

@@ -14,19 +14,36 @@ constexpr int kBandRows = 2048;
 
 int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 
-WidePlan PlanFor(int rows, int units, int inputs, int clusters) {
-  constexpr int kPairRows = WideTile::kRows * WideTile::kCluster;
+// With a cluster's tiles one above the other, or side by side.
+WidePlan PlanOf(bool beside, int rows, int units, int inputs, int clusters) {
+  const int rows_each = WideTile::kRows * (beside ? 1 : WideTile::kCluster);
+  const int units_each = WideTile::kUnits * (beside ? WideTile::kCluster : 1);
   WidePlan plan;
-  plan.row_tiles = CeilDivide(rows, kPairRows);
-  plan.column_tiles = CeilDivide(units, WideTile::kUnits);
+  plan.beside = beside;
+  plan.row_tiles = CeilDivide(rows, rows_each);
+  plan.column_tiles = CeilDivide(units, units_each);
   plan.chunks = CeilDivide(inputs, kChunk);
-  plan.band = kBandRows / kPairRows;
+  plan.band = kBandRows / rows_each;
   const int tiles = plan.row_tiles * plan.column_tiles;
   const int left = tiles % clusters;
   const bool halved = left * 2 <= clusters;
   plan.whole_tiles = halved ? tiles - left : tiles;
   plan.clusters = std::min(clusters, halved ? tiles + left : tiles);
   return plan;
+}
+
+// How long a plan takes, in halves of a round.
+int HalfRounds(const WidePlan& plan, int clusters) {
+  const int halves = plan.row_tiles * plan.column_tiles - plan.whole_tiles;
+  return CeilDivide(plan.whole_tiles, clusters) * 2 + (halves > 0 ? 1 : 0);
+}
+
+// Tiles come out more evenly in the one shape or in the other: 1,061 rows are five clusters high,
+// of which half of one is empty, or nine.
+WidePlan PlanFor(int rows, int units, int inputs, int clusters) {
+  const WidePlan above = PlanOf(false, rows, units, inputs, clusters);
+  const WidePlan beside = PlanOf(true, rows, units, inputs, clusters);
+  return HalfRounds(beside, clusters) < HalfRounds(above, clusters) ? beside : above;
 }
 
 template <class Op>
@@ -42,13 +59,14 @@ class WideLauncher {
     if (op.rows < 1 || op.inputs % 8 != 0) return cudaErrorInvalidValue;
     if (error_ != cudaSuccess) return error_;
     if (clusters_ < 1) return cudaErrorInvalidConfiguration;
+    const WidePlan plan = PlanFor(op.rows, units, op.inputs, clusters_);
+    const int x_box = plan.beside ? WideTile::kRows / WideTile::kCluster : WideTile::kRows;
     CUtensorMap x, weight;
-    cudaError_t error = EncodeMatrix(op.x, op.rows, op.inputs, WideTile::kRows, &x);
+    cudaError_t error = EncodeMatrix(op.x, op.rows, op.inputs, x_box, &x);
     if (error == cudaSuccess) {
       error = EncodeMatrix(op.weight, weight_rows, op.inputs, kBoxRows, &weight);
     }
     if (error != cudaSuccess) return error;
-    const WidePlan plan = PlanFor(op.rows, units, op.inputs, clusters_);
     Config config(options, plan.clusters);
     return cudaLaunchKernelEx(&config.launch, HopperWideKernel<Op>, x, weight, op, plan);
   }

@@ -17,8 +17,8 @@ namespace tandem::engine::cuda {
 inline constexpr int kWideThreads = 384;  // a warpgroup that loads and two that multiply
 
 // A thread block's tile: 128 rows of activations x two units of the weight, or one. A warpgroup has
-// 64 of the rows. Two thread blocks, a cluster, take tiles that lie one above the other, and each
-// loads half of the weights for both.
+// 64 of the rows. Two thread blocks, a cluster, take tiles that lie one above the other or side by
+// side, and each loads half of what the two share, the weights or the rows.
 struct WideTile {
   static constexpr int kCluster = 2;
   static constexpr int kRows = 128, kUnits = 2, kBoxes = 2 * kUnits;
@@ -30,10 +30,11 @@ struct WideTile {
 };
 
 // Tiles of a cluster are dealt out in rounds. Those of a last round that would keep half of the
-// clusters busy at most are halved: each half is one unit wide.
+// clusters busy at most are halved: each half has half as many units.
 struct WidePlan {
-  int row_tiles = 0, column_tiles = 0;
-  int whole_tiles = 0;  // the others are halved
+  bool beside = false;                  // its thread blocks' tiles lie side by side
+  int row_tiles = 0, column_tiles = 0;  // of a cluster
+  int whole_tiles = 0;                  // the others are halved
   int clusters = 0;
   int chunks = 0;  // of K
   int band = 0;    // row tiles that are walked through before the next column
@@ -61,8 +62,13 @@ class WideTiles {
     const int height = min(plan_.band, plan_.row_tiles - band * plan_.band);
     const int column_tile = within / height;
     const int row_tile = band * plan_.band + within - column_tile * height;
-    first_row = (row_tile * WideTile::kCluster + rank_) * WideTile::kRows;
-    first_unit = column_tile * WideTile::kUnits + half;
+    if (plan_.beside) {
+      first_row = row_tile * WideTile::kRows;
+      first_unit = (column_tile * WideTile::kUnits + half) * WideTile::kCluster + rank_ * units;
+    } else {
+      first_row = (row_tile * WideTile::kCluster + rank_) * WideTile::kRows;
+      first_unit = column_tile * WideTile::kUnits + half;
+    }
     return true;
   }
 
@@ -103,21 +109,32 @@ __device__ void FillWideRing(const CUtensorMap* x, const CUtensorMap* weight, co
   LetSuccessorStart();
   WideRingPlace place;
   for (WideTiles tiles(plan, cluster, rank); tiles.Next();) {
-    const int boxes = tiles.units;  // of the tile's 2 * units, half
-    const int first_box = rank * boxes;
-    const int rows[2] = {op.BoxRow(tiles.first_unit + first_box / 2, first_box % 2),
-                         op.BoxRow(tiles.first_unit + rank, 1)};
+    const int boxes = 2 * tiles.units;
+    // What this thread block loads for both: half of the weights' boxes, or of the rows.
+    const int first_box = plan.beside ? 0 : rank * tiles.units;
+    const int end_box = plan.beside ? boxes : first_box + tiles.units;
     for (int c = 0; c < plan.chunks; ++c) {
       const uint32_t full = shared.full + place.stage * 8;
       const uint32_t to = shared.data + place.stage * WideTile::kStageBytes;
-      const uint32_t weight_to = to + WideTile::kXBytes + first_box * WideTile::kBoxBytes;
       WaitBarrier(shared.empty + place.stage * 8, place.phase ^ 1);
-      ExpectBytes(full, WideTile::kXBytes + 2 * boxes * WideTile::kBoxBytes);
-      LoadBoxToAll(weight_to, weight, c * kChunk, rows[0], full, kAll);
-      if (boxes > 1) {
-        LoadBoxToAll(weight_to + WideTile::kBoxBytes, weight, c * kChunk, rows[1], full, kAll);
+      ExpectBytes(full, WideTile::kXBytes + boxes * WideTile::kBoxBytes);
+#pragma unroll
+      for (int b = 0; b < WideTile::kBoxes; ++b) {
+        if (b < first_box || b >= end_box) continue;
+        const uint32_t box_to = to + WideTile::kXBytes + b * WideTile::kBoxBytes;
+        const int row = op.BoxRow(tiles.first_unit + b / 2, b % 2);
+        if (plan.beside) {
+          LoadBox(box_to, weight, c * kChunk, row, full);
+        } else {
+          LoadBoxToAll(box_to, weight, c * kChunk, row, full, kAll);
+        }
       }
-      LoadBox(to, x, c * kChunk, tiles.first_row, full);
+      if (plan.beside) {
+        LoadBoxToAll(to + rank * WideTile::kXBytes / 2, x, c * kChunk,
+                     tiles.first_row + rank * WideTile::kRows / 2, full, kAll);
+      } else {
+        LoadBox(to, x, c * kChunk, tiles.first_row, full);
+      }
       place.Advance();
     }
   }
