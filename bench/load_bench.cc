@@ -6,8 +6,8 @@
 #include "fmt/format.h"
 
 #include "common/base/clock.h"
+#include "common/base/model_digest.h"
 #include "common/base/status.h"
-#include "engine/model/model_digest.h"
 #include "engine/model/model_weights.h"
 #include "engine/runtime/backend.h"
 #include "engine/runtime/decoder_runner.h"
@@ -37,7 +37,7 @@ absl::Status Measure(const std::string& dir, const std::string& device, bool dum
     fmt::print("headers of {:.2f} GB {:.3f} s\n",
                static_cast<double>(checkpoint.TotalBytes()) / 1e9, mapping.Seconds());
     const Watch digesting;
-    TANDEM_RETURN_IF_ERROR(CheckpointDigest(dir, checkpoint).status());
+    TANDEM_RETURN_IF_ERROR(CheckpointDigest(dir).status());
     fmt::print("digest {:.3f} s\n", digesting.Seconds());
   }
   const Watch loading;

@@ -1,13 +1,16 @@
 // tandem_router: the front door of a cluster.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "fmt/format.h"
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
+#include "common/base/model_digest.h"
 #include "common/base/status.h"
 #include "common/config/flags.h"
 #include "common/metrics/metrics.h"
@@ -17,9 +20,16 @@
 namespace tandem::router {
 namespace {
 
+constexpr size_t kDigestDigits = 32;
+
 struct Flags {
   std::string model;
   std::string served_model_name;
+  std::string model_digest;
+  std::string load_format = "auto";
+  uint64_t seed = 0;
+  std::string dtype = "auto";
+  int block_size = 16;
   std::string listen = "127.0.0.1:0";
   std::string internal_listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
@@ -45,6 +55,18 @@ void AddFlags(FlagSet* set, Flags* flags) {
   set->Add("--model", &flags->model, "model directory (config.json, tokenizer.json, ...)");
   set->Add("--served-model-name", &flags->served_model_name,
            "name that clients ask for; default: last part of --model");
+  set->AddChoice(
+      "--load-format", &flags->load_format, {"auto", "dummy"},
+      "what workers must hold. auto: the weights in --model; dummy: random ones of --seed");
+  set->Add("--seed", &flags->seed, "seed of the workers' dummy weights");
+  set->Add(
+      "--model-digest", &flags->model_digest,
+      "digest of the weights that workers must hold (their logs say it), for a --model without "
+      "weights");
+  set->AddChoice("--dtype", &flags->dtype, {"auto", "float32", "bfloat16"},
+                 "what workers must compute in; auto: what the first one does");
+  set->Add("--block-size", &flags->block_size,
+           "the workers' KV block size; 0: what the first one has", "tokens");
   set->Add("--listen", &flags->listen, "HOST:PORT of the public API; port 0: any");
   set->Add("--internal-listen", &flags->internal_listen,
            "HOST:PORT for workers and operators, who prove the cluster secret; port 0: any");
@@ -89,6 +111,15 @@ void AddFlags(FlagSet* set, Flags* flags) {
 
 absl::Status CheckFlags(const Flags& flags) {
   if (flags.model.empty()) return InvalidArgument("--model is required: the model's directory");
+  if (!flags.model_digest.empty() &&
+      (flags.model_digest.size() != kDigestDigits ||
+       !std::all_of(flags.model_digest.begin(), flags.model_digest.end(), absl::ascii_isxdigit))) {
+    return InvalidArgument("--model-digest must have {} hex digits, got '{}'", kDigestDigits,
+                           flags.model_digest);
+  }
+  if (flags.block_size < 0) {
+    return InvalidArgument("--block-size must be at least 0, got {}", flags.block_size);
+  }
   if (flags.max_queued_requests < 1 || flags.max_queued_requests > 1'000'000) {
     return InvalidArgument("--max-queued-requests must be 1 to 1000000, got {}",
                            flags.max_queued_requests);
@@ -130,6 +161,8 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   options.core.dispatcher.max_queued_tokens = static_cast<int64_t>(flags.max_queued_tokens);
   options.inference.max_streams = flags.max_streams;
   options.inference.max_priority = flags.max_priority;
+  if (flags.dtype != "auto") options.core.dtype = flags.dtype;
+  options.core.block_size = flags.block_size;
   options.core.migrate = flags.migrate;
   options.core.dispatcher.stalled_after = absl::Seconds(flags.worker_stalled_after);
   options.core.lost_after = absl::Seconds(flags.worker_lost_after);
@@ -141,6 +174,19 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   return options;
 }
 
+// What the weights of workers must be; "" where the router cannot tell.
+absl::StatusOr<std::string> WantedDigest(const Flags& flags) {
+  if (!flags.model_digest.empty()) return absl::AsciiStrToLower(flags.model_digest);
+  if (flags.load_format == "dummy") return DummyDigest(flags.model, flags.seed);
+  const absl::StatusOr<std::string> digest = CheckpointDigest(flags.model);
+  if (digest.ok() || !absl::IsNotFound(digest.status())) return digest;
+  spdlog::warn(
+      "the weights that workers must hold are not known, so the first worker says them; "
+      "--model-digest pins them ({})",
+      MessageOf(digest.status()));
+  return "";
+}
+
 absl::Status Run(const Flags& flags, SignalWaiter* signals) {
   TANDEM_ASSIGN_OR_RETURN(ServedModel model,
                           ServedModel::Load(flags.model, flags.served_model_name));
@@ -148,11 +194,12 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
     return InvalidArgument("--max-model-len must be 0 to {}, the model's, got {}",
                            model.config.MaxModelLen(), flags.max_model_len);
   }
+  RouterServerOptions options = MakeOptions(flags);
+  TANDEM_ASSIGN_OR_RETURN(options.core.model_digest, WantedDigest(flags));
   Metrics metrics;
   TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen));
-  TANDEM_ASSIGN_OR_RETURN(
-      std::unique_ptr<RouterServer> router,
-      RouterServer::Start(MakeOptions(flags), std::move(model), &metrics, Clock::Real()));
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<RouterServer> router,
+                          RouterServer::Start(options, std::move(model), &metrics, Clock::Real()));
   const ServedModel& served = router->model();
   spdlog::info(
       "tandem_router: model {} ({}), max_model_len {}, vocabulary {}, tokenizer {}, chat "

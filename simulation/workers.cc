@@ -20,6 +20,7 @@ internal::v1::Capability MakeCapability(const InProcessWorkerOptions& options) {
   capability.set_model("fake");
   capability.set_model_digest(options.model_digest);
   capability.set_block_size(static_cast<uint32_t>(options.engine.block_size));
+  capability.set_protocol_version(kProtocolVersion);
   capability.set_vocab_size(static_cast<uint32_t>(options.engine.model.vocab_size));
   return capability;
 }

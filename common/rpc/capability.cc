@@ -1,4 +1,8 @@
+#include <algorithm>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
@@ -35,24 +39,60 @@ std::string Shown(const std::string& text) {
 // other field must be equal, or one would compute what the other cannot use.
 bool IsConvertible(const FieldDescriptor* field) { return field->name() == "tensor_parallel_size"; }
 
-}  // namespace
-
 // Over the descriptor, so that a field added to the message is compared too.
-std::string DescribeDifference(const Capability& expected, const Capability& got) {
-  std::vector<std::string> differences;
+std::vector<const FieldDescriptor*> DifferingFields(const Capability& a, const Capability& b) {
+  std::vector<const FieldDescriptor*> fields;
   const google::protobuf::Descriptor* descriptor = Capability::descriptor();
   for (int i = 0; i < descriptor->field_count(); ++i) {
     const FieldDescriptor* field = descriptor->field(i);
-    if (IsConvertible(field)) continue;
-    const std::string here = FieldText(expected, field);
-    const std::string there = FieldText(got, field);
-    if (here == there) continue;
-    differences.push_back(
-        absl::EndsWith(field->name(), "_digest")
-            ? fmt::format("{} differs", field->name())
-            : fmt::format("{} {} here, {} there", field->name(), Shown(here), Shown(there)));
+    if (!IsConvertible(field) && FieldText(a, field) != FieldText(b, field)) {
+      fields.push_back(field);
+    }
+  }
+  return fields;
+}
+
+// Where an operator says what the field is.
+std::string SourceOf(const FieldDescriptor* field) {
+  static constexpr std::pair<std::string_view, std::string_view> kSources[] = {
+      {"model", "--served-model-name"},
+      {"model_digest", "the checkpoint in --model, --load-format, --seed"},
+      {"dtype", "--dtype (a CPU without bfloat16 computes in float32)"},
+      {"kv_dtype", "--dtype (a CPU without bfloat16 computes in float32)"},
+      {"block_size", "--block-size"},
+      {"tokenizer_digest", "tokenizer.json in --model"},
+      {"protocol_version", "the release of Tandem"},
+      {"layout", "the release of Tandem"},
+  };
+  for (const auto& [name, source] : kSources) {
+    if (field->name() == name) return std::string(source);
+  }
+  return "config.json in --model";
+}
+
+}  // namespace
+
+std::string DescribeDifference(const Capability& expected, const Capability& got) {
+  std::vector<std::string> differences;
+  for (const FieldDescriptor* field : DifferingFields(expected, got)) {
+    differences.push_back(absl::EndsWith(field->name(), "_digest")
+                              ? fmt::format("{} differs", field->name())
+                              : fmt::format("{} {} here, {} there", field->name(),
+                                            Shown(FieldText(expected, field)),
+                                            Shown(FieldText(got, field))));
   }
   return absl::StrJoin(differences, "; ");
+}
+
+std::string DifferenceRemedy(const Capability& expected, const Capability& got) {
+  std::vector<std::string> sources;
+  for (const FieldDescriptor* field : DifferingFields(expected, got)) {
+    std::string source = SourceOf(field);
+    if (std::find(sources.begin(), sources.end(), source) == sources.end()) {
+      sources.push_back(std::move(source));
+    }
+  }
+  return absl::StrJoin(sources, ", ");
 }
 
 std::string CapabilityDigest(const Capability& capability) {

@@ -48,11 +48,19 @@ class ClusterClient {
   virtual void PostDraining() = 0;
 };
 
+// Grows with every change after which old and new processes must not be one cluster.
+inline constexpr uint32_t kProtocolVersion = 1;
+// How a block lies in a pool: heads, tokens, head dimension.
+inline constexpr char kBlockLayout[] = "HND";
+
 // One line that says what differs between two capabilities, "" if they agree. Names fields:
 // "block_size 16 here, 32 there"; of digests only that they differ. Fields that may differ because
 // KV can be converted (tensor_parallel_size) are not compared.
 std::string DescribeDifference(const internal::v1::Capability& expected,
                                const internal::v1::Capability& got);
+// What must be made the same where they differ, flags and files: "--block-size, --dtype".
+std::string DifferenceRemedy(const internal::v1::Capability& expected,
+                             const internal::v1::Capability& got);
 // A digest of the fields that are compared, equal exactly when DescribeDifference is "".
 std::string CapabilityDigest(const internal::v1::Capability& capability);
 // For Capability::tokenizer_digest: of MODEL_DIR/tokenizer.json's bytes, "" where it cannot be

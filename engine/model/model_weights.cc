@@ -6,11 +6,11 @@
 #include <thread>
 #include <utility>
 
+#include "common/base/model_digest.h"
 #include "common/base/status.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/model/dummy_weights.h"
 #include "engine/model/load_progress.h"
-#include "engine/model/model_digest.h"
 #include "engine/model/weight_stager.h"
 
 namespace tandem::engine {
@@ -341,8 +341,7 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
   } else {
     TANDEM_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(options.model_dir));
     weights.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
-    TANDEM_ASSIGN_OR_RETURN(weights.digest,
-                            CheckpointDigest(options.model_dir, *weights.checkpoint));
+    TANDEM_ASSIGN_OR_RETURN(weights.digest, CheckpointDigest(options.model_dir));
   }
   Threads threads(!options.dummy            ? 1
                   : options.num_threads > 0 ? options.num_threads

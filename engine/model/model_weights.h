@@ -61,7 +61,7 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   VectorWeights final_norm;  // [hidden]
   LinearWeights head;        // [vocab] columns; may lie in `embedding_copy`
-  std::string digest;        // see model_digest.h
+  std::string digest;        // see common/base/model_digest.h
   std::unique_ptr<Checkpoint> checkpoint;
   MemoryBlock dummy_embedding;
 

@@ -9,8 +9,8 @@
 
 #include "nlohmann/json.hpp"
 
-#include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/base/weight_files.h"
 
 namespace tandem::engine {
 namespace {
@@ -176,47 +176,10 @@ absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> fil
   return index;
 }
 
-namespace {
-
-// Tensor name -> file name, from model.safetensors.index.json.
-absl::StatusOr<std::map<std::string, std::string>> ReadShardIndex(const std::string& path) {
-  TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, size_t{256} << 20));
-  const json root = json::parse(text, nullptr, false);
-  if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object()) {
-    return InvalidArgument("{}: must be a JSON object with an object \"weight_map\"", path);
-  }
-  std::map<std::string, std::string> files;
-  for (const auto& [name, file] : root["weight_map"].items()) {
-    const std::string value = file.is_string() ? file.get<std::string>() : "";
-    if (value.empty() || value.find('/') != std::string::npos || value.front() == '.') {
-      return InvalidArgument("{}: weight_map of \"{}\" must be a file name in the same folder",
-                             path, Printable(name));
-    }
-    files[name] = value;
-  }
-  if (files.empty()) return InvalidArgument("{}: weight_map is empty", path);
-  return files;
-}
-
-}  // namespace
-
 absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
-  const std::string single = "model.safetensors", shards = single + ".index.json";
-  std::map<std::string, std::string> listed;
-  std::set<std::string> names;
-  if (FileExists(model_dir + "/" + shards)) {
-    TANDEM_ASSIGN_OR_RETURN(listed, ReadShardIndex(model_dir + "/" + shards));
-    for (const auto& [tensor, file] : listed) names.insert(file);
-  } else if (FileExists(model_dir + "/" + single)) {
-    names.insert(single);
-  } else {
-    return NotFound(
-        "{}: holds neither {} nor {}; convert the checkpoint to safetensors, or use "
-        "--load-format=dummy for random weights",
-        model_dir, single, shards);
-  }
+  TANDEM_ASSIGN_OR_RETURN(const WeightFiles listed, ListWeightFiles(model_dir));
   Checkpoint checkpoint;
-  for (const std::string& name : names) {
+  for (const std::string& name : listed.names) {
     const std::string path = model_dir + "/" + name;
     TANDEM_ASSIGN_OR_RETURN(MappedFile mapping, MappedFile::Open(path));
     TANDEM_ASSIGN_OR_RETURN(SafetensorsIndex index, ParseSafetensors(mapping.bytes(), path));
@@ -228,11 +191,11 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
     }
     checkpoint.files_.push_back({path, std::move(mapping), std::move(index)});
   }
-  for (const auto& [tensor, file] : listed) {
+  for (const auto& [tensor, file] : listed.file_of) {
     const auto it = checkpoint.file_of_.find(tensor);
     if (it == checkpoint.file_of_.end() ||
         checkpoint.files_[it->second].path != model_dir + "/" + file) {
-      return InvalidArgument("{}/{}: tensor \"{}\" is not in {}", model_dir, shards,
+      return InvalidArgument("{}: tensor \"{}\" is not in {}, where the index says", model_dir,
                              Printable(tensor), file);
     }
   }

@@ -255,8 +255,8 @@ class LoadedEngine final : public Engine {
         "{}: {} blocks of {} tokens, {} bytes per token; max_model_len {}, {:.1f} sequences of "
         "that length at once",
         options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
-        static_cast<double>(config_.NumParameters()) / 1e6, model_digest().substr(0, 8),
-        options_.dtype, backend_->device().Describe(), SizeText(decoder_->weights().PackedBytes()),
+        static_cast<double>(config_.NumParameters()) / 1e6, model_digest(), options_.dtype,
+        backend_->device().Describe(), SizeText(decoder_->weights().PackedBytes()),
         SizeText(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
         region_.layout.BytesPerToken(), options_.max_model_len,
         static_cast<double>(tokens) / options_.max_model_len);

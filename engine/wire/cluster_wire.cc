@@ -19,7 +19,7 @@ internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& s
   out.set_num_kv_heads(static_cast<uint32_t>(layout.num_kv_heads));
   out.set_head_dim(static_cast<uint32_t>(layout.head_dim));
   out.set_block_size(static_cast<uint32_t>(layout.block_size));
-  out.set_layout("HND");
+  out.set_layout(kBlockLayout);
   out.set_tensor_parallel_size(1);
   out.set_tokenizer_digest(TokenizerDigest(engine.options().model_dir));
   out.set_protocol_version(kProtocolVersion);

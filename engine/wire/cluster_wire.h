@@ -12,9 +12,6 @@
 
 namespace tandem::engine {
 
-// Grows with every change after which old and new workers must not exchange KV.
-inline constexpr uint32_t kProtocolVersion = 1;
-
 // Two workers may exchange KV and give the same tokens exactly when all fields agree.
 internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& served_model_name);
 

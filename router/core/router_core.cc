@@ -7,6 +7,7 @@
 
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
+#include "common/rpc/cluster_client.h"
 #include "common/rpc/status.h"
 
 namespace tandem::router {
@@ -14,8 +15,12 @@ namespace {
 
 constexpr absl::Duration kLookForStuck = absl::Milliseconds(100);
 
-RegistryOptions MakeRegistryOptions(const ServedModel& model) {
+RegistryOptions MakeRegistryOptions(const RouterCoreOptions& core, const ServedModel& model) {
   RegistryOptions options;
+  options.model_digest = core.model_digest;
+  options.dtype = core.dtype;
+  options.block_size = static_cast<uint32_t>(core.block_size);
+  options.protocol_version = kProtocolVersion;
   options.model = model.name;
   options.tokenizer_digest = model.tokenizer_digest;
   options.vocab_size = static_cast<uint32_t>(model.config.vocab_size);
@@ -38,7 +43,7 @@ RouterCore::RouterCore(const RouterCoreOptions& options, ServedModel model,
       metrics_(metrics),
       max_model_len_(options.max_model_len > 0 ? options.max_model_len
                                                : model_.config.MaxModelLen()),
-      registry_(MakeRegistryOptions(model_), &index_, clock),
+      registry_(MakeRegistryOptions(options, model_), &index_, clock),
       policy_(options.policy),
       decode_client_(std::move(decode_client)),
       suspects_(clock),

@@ -33,6 +33,10 @@
 namespace tandem::router {
 
 struct RouterCoreOptions {
+  // What workers must be, beyond what the model directory says: RegistryOptions.
+  std::string model_digest;
+  std::string dtype;
+  int block_size = 0;  // tokens
   DispatcherOptions dispatcher;
   CostPolicyOptions policy;
   int max_model_len = 0;  // tokens; 0: the model's

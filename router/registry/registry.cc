@@ -39,10 +39,17 @@ Registry::Registry(RegistryOptions options, PrefixIndex* index, Clock* clock)
 Registry::~Registry() = default;
 
 absl::Status Registry::CheckCapability(const Capability& got) {
-  // The router compares only what it knows from its own model directory: it starts from what came
-  // and overwrites that, so that everything else counts as equal.
+  // The router compares only what it knows: it starts from what came and overwrites that, so that
+  // everything else counts as equal.
   Capability own = got;
   own.set_model(options_.model);
+  if (!options_.model_digest.empty()) own.set_model_digest(options_.model_digest);
+  if (!options_.dtype.empty()) {
+    own.set_dtype(options_.dtype);
+    own.set_kv_dtype(options_.dtype);
+  }
+  if (options_.block_size != 0) own.set_block_size(options_.block_size);
+  if (options_.protocol_version != 0) own.set_protocol_version(options_.protocol_version);
   if (options_.vocab_size != 0) own.set_vocab_size(options_.vocab_size);
   if (options_.num_layers != 0) own.set_num_layers(options_.num_layers);
   if (options_.num_kv_heads != 0) own.set_num_kv_heads(options_.num_kv_heads);
@@ -51,17 +58,37 @@ absl::Status Registry::CheckCapability(const Capability& got) {
     own.set_tokenizer_digest(options_.tokenizer_digest);
   }
   if (const std::string line = DescribeDifference(own, got); !line.empty()) {
-    return FailedPrecondition("the worker differs from the router: {}", line);
+    return FailedPrecondition("the worker differs from the router: {}; must be the same: {}", line,
+                              DifferenceRemedy(own, got));
   }
   if (capability_ != nullptr) {
     if (const std::string line = DescribeDifference(*capability_, got); !line.empty()) {
-      return FailedPrecondition("the worker differs from the cluster: {}", line);
+      return FailedPrecondition(
+          "the worker differs from the cluster, which is as its first worker: {}; must be the "
+          "same: "
+          "{}",
+          line, DifferenceRemedy(*capability_, got));
     }
   }
   if (got.block_size() == 0) {
     return FailedPrecondition("capability.block_size must be at least 1, got 0");
   }
   return absl::OkStatus();
+}
+
+void Registry::TakeCapability(const std::string& worker_id, const Capability& capability) {
+  capability_ = std::make_unique<Capability>(capability);
+  std::vector<std::string> taken;
+  if (options_.model_digest.empty()) {
+    taken.push_back(fmt::format("weights {} (--model-digest)", capability.model_digest()));
+  }
+  if (options_.dtype.empty()) taken.push_back(fmt::format("{} (--dtype)", capability.dtype()));
+  if (options_.block_size == 0) {
+    taken.push_back(fmt::format("blocks of {} tokens (--block-size)", capability.block_size()));
+  }
+  if (taken.empty()) return;
+  spdlog::info("the first worker, {}, says for the cluster what the router was not told: {}",
+               worker_id, fmt::join(taken, ", "));
 }
 
 absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
@@ -85,7 +112,7 @@ absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
       replaced = present.slot;
       members_.erase(present.slot);
     }
-    if (capability_ == nullptr) capability_ = std::make_unique<Capability>(capability);
+    if (capability_ == nullptr) TakeCapability(identity.id, capability);
     member = index_->AddWorker(static_cast<size_t>(std::max(0, identity.num_blocks)));
     identity.slot = member;
     identity.joined = clock_->Now();

@@ -28,11 +28,16 @@ class Capability;
 
 namespace tandem::router {
 
+// What the router itself knows, from its model directory and its flags; workers must agree. What is
+// empty or 0 is not compared: then the first worker says it for the others.
 struct RegistryOptions {
-  // What the router itself knows, from its model directory; workers must agree.
   std::string model;             // served name
-  std::string tokenizer_digest;  // empty: not compared
-  uint32_t vocab_size = 0;       // 0: not compared; these too
+  std::string model_digest;      // common/base/model_digest.h
+  std::string tokenizer_digest;  // also not compared with a worker that has no tokenizer
+  std::string dtype;
+  uint32_t block_size = 0;  // tokens
+  uint32_t protocol_version = 0;
+  uint32_t vocab_size = 0;
   uint32_t num_layers = 0;
   uint32_t num_kv_heads = 0;
   uint32_t head_dim = 0;
@@ -50,11 +55,11 @@ class Registry {
   // At most once, before the first Join.
   void SetListener(std::function<void()> listener) { listener_ = std::move(listener); }
 
-  // What the router cannot know (dtype, block size, weights) the first worker sets for the others,
-  // until all have left. FAILED_PRECONDITION:
-  // one line that says what differs; ALREADY_EXISTS: another live process has this id. A reconnect
-  // of the same process takes its old membership's place. `on_drain` is called when an operator
-  // asks the worker to leave, from any thread.
+  // What the router does not know (RegistryOptions) the first worker says for the others, until all
+  // have left. FAILED_PRECONDITION: one line that says what differs and what to make the same;
+  // ALREADY_EXISTS: another live process has this id. A reconnect of the same process takes its old
+  // membership's place. `on_drain` is called when an operator asks the worker to leave, from any
+  // thread.
   absl::StatusOr<Member> Join(WorkerIdentity identity, const internal::v1::Capability& capability,
                               std::function<void()> on_drain);
   // Also after being replaced: then it does nothing.
@@ -81,6 +86,8 @@ class Registry {
   };
 
   absl::Status CheckCapability(const internal::v1::Capability& capability)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TakeCapability(const std::string& worker_id, const internal::v1::Capability& capability)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<const ClusterView> MakeView() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Entry* FindMember(Member member) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

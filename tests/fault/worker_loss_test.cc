@@ -214,6 +214,7 @@ TEST(WorkerLoss, RouterKilledAndRestartedIsJoinedAgain) {
   const std::vector<std::string> restart = {BinaryPath("tandem_router"),
                                             "--model",
                                             spec.model_dir,
+                                            "--load-format=dummy",
                                             "--listen",
                                             cluster->address(),
                                             "--internal-listen",

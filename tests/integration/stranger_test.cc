@@ -152,5 +152,33 @@ TEST_F(Strangers, AWorkerThatDoesNotFitIsRefusedInAShortLine) {
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
 }
 
+// The first worker of a cluster, and not what the router serves: it ends with a line that says what
+// to mend, and is in nobody's way.
+TEST(FirstToJoin, DoesNotDefineTheCluster) {
+  ClusterSpec spec;
+  spec.model_dir = SourcePath("models/demo");
+  spec.prefill = spec.decode = 0;
+  spec.worker_flags = {"--num-threads=1", "--kv-cache-memory-bytes=64MiB"};
+  const auto cluster = TestCluster::Start(spec);
+  ASSERT_NE(cluster, nullptr);
+  TempDir dir;
+  const auto refusal_of = [&](const std::string& flag) {
+    const std::string log = dir.path() + "/stderr";
+    const auto odd = Process::Spawn(
+        {BinaryPath("tandem_decode_worker"), "--role=unified", "--device=cpu", "--worker-id=odd",
+         "--model=" + spec.model_dir, "--router=" + cluster->router().internal_address, flag,
+         "--num-threads=1", "--kv-cache-memory-bytes=64MiB"},
+        {std::string("TANDEM_CLUSTER_SECRET=") + kClusterSecret}, log);
+    EXPECT_EQ(odd->Wait(30), 1) << flag;
+    return ReadWholeFile(log);
+  };
+  EXPECT_THAT(refusal_of("--load-format=dummy"),
+              HasSubstr("model_digest differs; must be the same: the checkpoint in --model"));
+  EXPECT_THAT(refusal_of("--block-size=32"),
+              HasSubstr("block_size 16 here, 32 there; must be the same: --block-size"));
+  cluster->StartWorker("unified-0");
+  EXPECT_TRUE(cluster->WaitForWorkers(1, 30)) << cluster->Logs();
+}
+
 }  // namespace
 }  // namespace tandem

@@ -25,6 +25,13 @@ std::vector<std::string> FlagsOfTheRun() {
   return {std::istream_iterator<std::string>(in), {}};
 }
 
+// What the router must know of its workers, as `tandem up` tells it.
+bool IsForTheRouterToo(const std::string& flag) {
+  const std::vector<std::string> names = {"--load-format", "--seed", "--dtype", "--block-size"};
+  const std::string name = flag.substr(0, flag.find('='));
+  return flag.size() > name.size() && std::find(names.begin(), names.end(), name) != names.end();
+}
+
 std::chrono::system_clock::time_point DeadlineIn(double seconds) {
   return std::chrono::system_clock::now() +
          std::chrono::duration_cast<std::chrono::system_clock::duration>(
@@ -108,6 +115,9 @@ std::unique_ptr<TestCluster> TestCluster::Start(const ClusterSpec& spec) {
   cluster->spec_ = spec;
   cluster->router_.id = "router";
   std::vector<std::string> args = {BinaryPath("tandem_router"), "--model", spec.model_dir};
+  std::vector<std::string> for_all = FlagsOfTheRun();
+  for_all.insert(for_all.begin(), spec.worker_flags.begin(), spec.worker_flags.end());
+  std::copy_if(for_all.begin(), for_all.end(), std::back_inserter(args), IsForTheRouterToo);
   args.insert(args.end(), spec.router_flags.begin(), spec.router_flags.end());
   cluster->Launch(&cluster->router_, args);
   if (testing::Test::HasFailure()) return nullptr;

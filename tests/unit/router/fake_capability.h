@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "common/rpc/cluster_client.h"
 #include "tandem/internal/v1/cluster.pb.h"
 
 namespace tandem::router {
@@ -19,6 +20,7 @@ inline internal::v1::Capability FakeCapability(const std::string& model, uint32_
   c.set_block_size(16);
   c.set_layout("HND");
   c.set_tensor_parallel_size(1);
+  c.set_protocol_version(kProtocolVersion);
   c.set_vocab_size(vocab_size);
   return c;
 }

@@ -9,7 +9,6 @@
 #include "engine/device/cpu/cpu_device.h"
 #include "engine/kernels/cpu/cpu_ops.h"
 #include "engine/model/dummy_weights.h"
-#include "engine/model/model_digest.h"
 #include "engine/model/model_weights.h"
 #include "engine/model/tokenizer_size.h"
 #include "tests/support/paths.h"

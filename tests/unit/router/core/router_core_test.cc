@@ -89,6 +89,7 @@ class RouterCoreTest : public ::testing::Test {
     hello.mutable_capability()->set_model("m");
     hello.mutable_capability()->set_vocab_size(kVocab);
     hello.mutable_capability()->set_block_size(16);
+    hello.mutable_capability()->set_protocol_version(kProtocolVersion);
     EXPECT_OK(membership->Handle(message));
     return membership;
   }

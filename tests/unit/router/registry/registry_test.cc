@@ -3,6 +3,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/rpc/cluster_client.h"
 #include "simulation/fake_clock.h"
 #include "tandem/internal/v1/cluster.pb.h"
 #include "tests/support/paths.h"
@@ -104,6 +105,40 @@ TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheModel) {
   EXPECT_THAT(std::string(refused.status().message()),
               testing::AllOf(HasSubstr("num_layers 2 here, 3 there"), HasSubstr("num_kv_heads"),
                              HasSubstr("head_dim"), HasSubstr("tokenizer_digest differs")));
+  EXPECT_OK(
+      registry.Join(MakeIdentity("b", 1, WorkerRole::kDecode), FakeCapability("m", 512), nullptr));
+}
+
+// Weights, dtype, block size and release too, where the router was told; the line says which
+// differs and what to make the same, and no digest.
+TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheCluster) {
+  Registry registry({.model = "m",
+                     .model_digest = "digest",
+                     .dtype = "float32",
+                     .block_size = 16,
+                     .protocol_version = kProtocolVersion},
+                    &index_, &clock_);
+  const auto refusal = [&](auto change) {
+    internal::v1::Capability odd = FakeCapability("m", 512);
+    change(&odd);
+    return std::string(
+        registry.Join(MakeIdentity("a", 1, WorkerRole::kDecode), odd, nullptr).status().message());
+  };
+  using Capability = internal::v1::Capability;
+  EXPECT_EQ(refusal([](Capability* c) { c->set_model_digest("other"); }),
+            "the worker differs from the router: model_digest differs; must be the same: the "
+            "checkpoint in --model, --load-format, --seed");
+  EXPECT_EQ(refusal([](Capability* c) {
+              c->set_dtype("bfloat16");
+              c->set_kv_dtype("bfloat16");
+              c->set_block_size(32);
+            }),
+            "the worker differs from the router: dtype float32 here, bfloat16 there; kv_dtype "
+            "float32 here, bfloat16 there; block_size 16 here, 32 there; must be the same: "
+            "--dtype (a CPU without bfloat16 computes in float32), --block-size");
+  EXPECT_THAT(refusal([](Capability* c) { c->set_protocol_version(0); }),
+              HasSubstr("the release of Tandem"));
+  // None of them is in the way of one that fits.
   EXPECT_OK(
       registry.Join(MakeIdentity("b", 1, WorkerRole::kDecode), FakeCapability("m", 512), nullptr));
 }
