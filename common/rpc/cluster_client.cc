@@ -212,6 +212,7 @@ class GrpcClusterClient : public ClusterClient {
   void Run() {
     absl::Duration backoff = kFirstBackoff;
     absl::Time last_warning = absl::InfinitePast();
+    bool member = false;  // at any time
     while (true) {
       bool was_joined = false;
       const absl::Status status = RunStream(&was_joined);
@@ -219,7 +220,8 @@ class GrpcClusterClient : public ClusterClient {
         absl::MutexLock lock(&mailbox_.mutex);
         if (mailbox_.stopping) return;
       }
-      if (status.code() == absl::StatusCode::kFailedPrecondition && !was_joined) {
+      member = member || was_joined;
+      if (status.code() == absl::StatusCode::kFailedPrecondition && !member) {
         if (options_.on_refused) options_.on_refused(status);
         return;
       }

@@ -27,7 +27,8 @@ struct ClusterClientOptions {
   // The router asks the worker to drain. On an rpc thread.
   std::function<void()> on_drain;
   // Registration refused for good (FAILED_PRECONDITION): the one line that says what differs. The
-  // process should exit.
+  // process should exit. Not for who has been a member: then it is the router that was started
+  // wrongly, and the worker, who holds what takes long to load, keeps trying and says so.
   std::function<void(const absl::Status&)> on_refused;
 };
 

@@ -270,6 +270,20 @@ TEST_F(ClusterClientTest, RefusalIsFinal) {
   EXPECT_FALSE(client->joined());
 }
 
+// A router that was started again with wrong flags does not end all workers.
+TEST_F(ClusterClientTest, AMemberThatIsRefusedKeepsTrying) {
+  StartRouter();
+  auto client = ClusterClient::Start(Options(server_->address()));
+  AwaitJoined(1);
+  router_.Refuse("block_size 16 here, 32 there");
+  router_.EndAll();
+  router_.Next();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(router_.Next().has_hello());
+  EXPECT_FALSE(refused_.HasBeenNotified());
+  router_.Refuse("");
+  AwaitJoined(2);
+}
+
 TEST_F(ClusterClientTest, DestructionAtAnyMoment) {
   StartRouter();
   const std::string address = server_->address();
