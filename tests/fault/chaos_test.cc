@@ -283,6 +283,7 @@ class Chaos : public testing::Test {
   }
 
   static void ExpectRight(const LoadTotals& totals) {
+    for (const std::string& message : totals.unavailable) std::printf("  %s\n", message.c_str());
     for (const std::string& wrong : totals.wrong) ADD_FAILURE() << wrong;
   }
 

@@ -15,7 +15,7 @@ namespace tandem {
 namespace {
 
 constexpr int kBeginnings = 8;
-constexpr size_t kMaxWrong = 20;
+constexpr size_t kMaxMessages = 20;
 // Longer than any request may take, whatever befalls the cluster.
 constexpr double kPatienceSeconds = 120;
 
@@ -221,7 +221,11 @@ void CheckedLoad::Judge(const v1::GenerateRequest& request, const Farewell& fare
   totals_.longest_gap_ms = std::max(totals_.longest_gap_ms, answer.longest_gap_ms);
   totals_.longest_failed_attempts_ms =
       std::max(totals_.longest_failed_attempts_ms, answer.timing.failed_attempts());
-  if (!wrong.empty() && totals_.wrong.size() < kMaxWrong) {
+  if (answer.status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+      totals_.unavailable.size() < kMaxMessages) {
+    totals_.unavailable.push_back(answer.status.error_message());
+  }
+  if (!wrong.empty() && totals_.wrong.size() < kMaxMessages) {
     totals_.wrong.push_back(wrong + ": " + Describe(request, answer));
   }
 }

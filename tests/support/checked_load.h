@@ -44,7 +44,8 @@ struct LoadTotals {
   int migrations = 0;
   double longest_gap_ms = 0;
   double longest_failed_attempts_ms = 0;
-  std::vector<std::string> wrong;  // what must not be, in words
+  std::vector<std::string> unavailable;  // what was said with that status, the first 20 times
+  std::vector<std::string> wrong;        // what must not be, in words
 
   // Requests that failed although their client stayed.
   int failed() const;
