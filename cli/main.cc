@@ -22,11 +22,12 @@ struct Command {
   int (*run)(const Arguments&);
 };
 
-constexpr std::array<Command, 8> kCommands = {{
+constexpr std::array<Command, 9> kCommands = {{
     {"up", "start a cluster on this machine and keep it running", RunUp},
     {"chat", "talk with the model", RunChat},
     {"generate", "continue one prompt", RunGenerate},
     {"bench", "measure a running cluster under load", RunBench},
+    {"plan", "say how to split some cards between prompts and answers", RunPlan},
     {"status", "show the workers of a running cluster", RunStatus},
     {"drain", "let a worker finish its requests and leave", RunDrain},
     {"inspect", "say what a model directory holds and what memory it needs", RunInspect},

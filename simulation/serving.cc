@@ -78,6 +78,29 @@ class Client final : public router::StreamSink {
   bool written_ = false;
 };
 
+// What comes within a span of time.
+class Throughput {
+ public:
+  Throughput(absl::Duration begin, absl::Duration end) : begin_(begin), end_(end) {}
+
+  void Add(const Answer& answer) {
+    const auto within = [this](absl::Duration at) { return at >= begin_ && at < end_; };
+    tokens_ += std::count_if(answer.arrivals.begin(), answer.arrivals.end(), within);
+    requests_ += answer.status.ok() && within(answer.ended) ? 1 : 0;
+  }
+  double tokens_per_second() const { return PerSecond(tokens_); }
+  double requests_per_second() const { return PerSecond(requests_); }
+
+ private:
+  double PerSecond(int64_t amount) const {
+    const double seconds = absl::ToDoubleSeconds(end_ - begin_);
+    return seconds > 0 ? static_cast<double>(amount) / seconds : 0;
+  }
+  const absl::Duration begin_, end_;
+  int64_t tokens_ = 0;
+  int64_t requests_ = 0;
+};
+
 class Server {
  public:
   Server(const Split& split, const WorkerPlan& worker, const CostModel& cost,
@@ -107,10 +130,11 @@ class Server {
     model_ = InProcessCluster::MakeModel(options.worker);
     cluster_ = std::make_unique<InProcessCluster>(options);
   }
-  // No stream may outlive the router.
+  // No stream may outlive the router, and no prompt its worker's sender.
   ~Server() {
+    next_ = traffic_.requests.size();
     for (const auto& client : clients_) client->Cancel();
-    while (!clients_.empty()) Turn();
+    while (!clients_.empty() || !cluster_->Held().empty()) Turn();
   }
 
   // Sends what is due and steps everybody; then time goes on to where something happens next.
@@ -130,18 +154,16 @@ class Server {
   }
 
   absl::Duration now() { return clock_.Now() - start_; }
-  double PrefillBusy() { return Busy(cluster_->prefills()); }
-  double DecodeBusy() { return Busy(cluster_->decodes()); }
+  double PrefillBusy() {
+    const auto& prefills = cluster_->prefills();
+    if (prefills.empty()) return 0;
+    absl::Duration busy;
+    for (const auto& worker : prefills) busy += worker->engine().TimeBusy();
+    return std::min(1.0, absl::FDivDuration(busy, now() * static_cast<int>(prefills.size())));
+  }
   std::vector<std::pair<size_t, Answer>> TakeAnswers() { return std::exchange(answers_, {}); }
 
  private:
-  template <typename Workers>
-  double Busy(const Workers& workers) {
-    if (workers.empty()) return 0;
-    absl::Duration busy;
-    for (const auto& worker : workers) busy += worker->engine().TimeBusy();
-    return std::min(1.0, absl::FDivDuration(busy, now() * static_cast<int>(workers.size())));
-  }
   absl::Time NextDue() const {
     return next_ < traffic_.requests.size() ? start_ + traffic_.requests[next_].due
                                             : absl::InfiniteFuture();
@@ -163,8 +185,8 @@ class Server {
     router::RequestLimits limits;
     limits.max_model_len = max_model_len_;
     const absl::Time now = clock_.Now();
-    auto parsed = router::GenerateRequestFromProto(model_, limits, message, now, now + kPatience,
-                                                   &clock_);
+    auto parsed =
+        router::GenerateRequestFromProto(model_, limits, message, now, now + kPatience, &clock_);
     if (!parsed.ok()) return clients_.back()->Finish(parsed.status());
     clients_.back()->Begin(&cluster_->core(), *std::move(parsed));
   }
@@ -205,26 +227,31 @@ std::vector<Split> SplitsOf(int cards) {
 
 Outcome Serve(const Split& split, const WorkerPlan& worker, const CostModel& cost,
               const ModelWork& model, const Traffic& traffic, const Window& window,
-              const std::function<void(const Progress&)>& progress) {
-  TANDEM_CHECK(window.first <= window.last && window.last <= traffic.requests.size(),
+              const std::function<bool(const Answer&)>& on_answer) {
+  TANDEM_CHECK(window.first < window.last && window.last <= traffic.requests.size(),
                "a window of requests that there are not");
   Outcome outcome;
   outcome.answers.resize(window.last - window.first);
+  for (Answer& answer : outcome.answers) answer.status = absl::CancelledError("not simulated");
   size_t left = outcome.answers.size();
+  bool wanted = true;
+  Throughput throughput(traffic.requests[window.first].due, traffic.requests[window.last - 1].due);
   Server server(split, worker, cost, model, traffic);
-  while (left > 0) {
+  while (wanted && left > 0) {
     server.SendDue();
     server.Turn();
     for (auto& [i, answer] : server.TakeAnswers()) {
+      throughput.Add(answer);
       if (i < window.first || i >= window.last) continue;
-      outcome.answers[i - window.first] = std::move(answer);
       --left;
-      if (progress) progress({outcome.answers.size() - left, outcome.answers.size(), server.now()});
+      if (on_answer && !on_answer(answer)) wanted = false;
+      outcome.answers[i - window.first] = std::move(answer);
     }
   }
+  outcome.tokens_per_second = throughput.tokens_per_second();
+  outcome.requests_per_second = throughput.requests_per_second();
   outcome.simulated = server.now();
   outcome.prefill_busy = server.PrefillBusy();
-  outcome.decode_busy = server.DecodeBusy();
   return outcome;
 }
 

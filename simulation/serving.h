@@ -1,5 +1,5 @@
-// What a traffic meets at a cluster of given cards: the real router, schedulers, pools and caches of
-// one process under a virtual clock, whose steps and links take as long as the cost model says.
+// What a traffic meets at a cluster of given cards: the real router, schedulers, pools and caches
+// of one process under a virtual clock, whose steps and links take as long as the cost model says.
 #pragma once
 
 #include <cstdint>
@@ -60,28 +60,26 @@ struct Answer {
   int cached_tokens = 0;
 };
 
-struct Progress {
-  size_t ended = 0;
-  size_t total = 0;
-  absl::Duration simulated;
-};
-
 struct Outcome {
   std::vector<Answer> answers;  // one per request that was measured, in their order
+  // While the measured requests were due: tokens that came, of all requests, and requests that
+  // ended well.
+  double tokens_per_second = 0;
+  double requests_per_second = 0;
   absl::Duration simulated;
-  // Of that, the share in which cards computed: those that only prefill, and the others.
-  double prefill_busy = 0;
-  double decode_busy = 0;
+  double prefill_busy = 0;  // share of it in which cards that only prefill computed
 };
 
 // Requests before `first` fill the cluster and those from `last` on keep it full; those between are
-// measured, and the simulation ends when they have ended. The same arguments give the same outcome.
+// measured, and the simulation ends when they have ended, or when `on_answer`, which hears of each
+// of them, says false: then those left count as CANCELLED. The same arguments give the same
+// outcome.
 struct Window {
   size_t first = 0;
   size_t last = 0;
 };
 Outcome Serve(const Split& split, const WorkerPlan& worker, const CostModel& cost,
               const ModelWork& model, const Traffic& traffic, const Window& window,
-              const std::function<void(const Progress&)>& progress = nullptr);
+              const std::function<bool(const Answer&)>& on_answer = nullptr);
 
 }  // namespace tandem::simulation

@@ -99,8 +99,7 @@ void TimedKvNetwork::Send(const Key& key, const std::string& from, const std::st
   // It may leave once its first layer is computed, and is not there before its last one is.
   const absl::Duration step = ends - begins;
   const absl::Time leaves = std::max({sends, receives, begins + step / options_.num_layers});
-  const absl::Time arrives =
-      std::max(leaves + crossing, ends + crossing / options_.num_layers);
+  const absl::Time arrives = std::max(leaves + crossing, ends + crossing / options_.num_layers);
   // While it waits for layers the links are free for others.
   sends = receives = std::max({sends, receives, arrives - crossing}) + crossing;
   absl::Time& whole = arrives_.try_emplace(key, arrives).first->second;

@@ -2,8 +2,8 @@
 // cluster moves.
 //
 // A card sends one piece after the other, and receives so too. What a step computes leaves while it
-// is computed, layer by layer: so a transfer is over when its last layer has crossed, or later where
-// its links were busy.
+// is computed, layer by layer: so a transfer is over when its last layer has crossed, or later
+// where its links were busy.
 #pragma once
 
 #include <functional>
