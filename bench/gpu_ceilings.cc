@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/gpu_ceilings_kernels.h"
+#include "common/base/check.h"
 #include "common/base/status.h"
 #include "engine/device/cuda/cuda_check.h"
 #include "engine/device/cuda/cuda_library.h"
@@ -87,6 +88,82 @@ struct CublasLt {
   }
 };
 
+class LtMatmul final : public Matmul {
+ public:
+  static absl::StatusOr<std::unique_ptr<Matmul>> Create(int n) {
+    TANDEM_ASSIGN_OR_RETURN(const CublasLt lt, CublasLt::Open());
+    auto matmul = std::make_unique<LtMatmul>(lt, n);
+    if (!matmul->Prepare()) return absl::InternalError("cuBLASLt refuses a plain product");
+    return matmul;
+  }
+
+  LtMatmul(const CublasLt& lt, int n)
+      : lt_(lt), n_(n), bytes_(2 * static_cast<size_t>(n) * static_cast<size_t>(n)) {}
+  ~LtMatmul() override {
+    if (square_ != nullptr) lt_.LayoutDestroy(square_);
+    if (product_ != nullptr) lt_.DescDestroy(product_);
+    if (handle_ != nullptr) lt_.Destroy(handle_);
+  }
+
+  Rates Measure() override {
+    constexpr double kSustained = 0.5;
+    const std::vector<float> seconds = Times(kSustained, [&] { Multiply(); });
+    return {Flops() / Median({seconds.begin(), seconds.begin() + kRuns}),
+            Flops() / Median(seconds)};
+  }
+
+  double RateFor(double seconds) override {
+    // Asked for one behind the other, so that the card does not wait for the host.
+    const int products = std::max(1, static_cast<int>(seconds * rate_ / Flops() + 0.5));
+    cudaEvent_t begin, end;
+    TANDEM_CUDA_CHECK(cudaEventCreate(&begin));
+    TANDEM_CUDA_CHECK(cudaEventCreate(&end));
+    TANDEM_CUDA_CHECK(cudaEventRecord(begin));
+    for (int i = 0; i < products; ++i) Multiply();
+    TANDEM_CUDA_CHECK(cudaEventRecord(end));
+    TANDEM_CUDA_CHECK(cudaEventSynchronize(end));
+    float ms = 0;
+    TANDEM_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    rate_ = products * Flops() / (static_cast<double>(ms) * 1e-3);
+    return rate_;
+  }
+
+ private:
+  bool Prepare() {
+    FillRandom(a_.get(), bytes_, 1);
+    FillRandom(b_.get(), bytes_, 2);
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const uint64_t side = static_cast<uint64_t>(n_);
+    return lt_.Create(&handle_) == CUBLAS_STATUS_SUCCESS &&
+           lt_.DescCreate(&product_, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
+           lt_.DescSetAttribute(product_, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                sizeof(transposed)) == CUBLAS_STATUS_SUCCESS &&
+           lt_.LayoutCreate(&square_, CUDA_R_16BF, side, side, n_) == CUBLAS_STATUS_SUCCESS &&
+           Run();
+  }
+  bool Run() {
+    const float one = 1, zero = 0;
+    return lt_.Matmul(handle_, product_, &one, a_.get(), square_, b_.get(), square_, &zero,
+                      c_.get(), square_, c_.get(), square_, nullptr, workspace_.get(), kWorkspace,
+                      nullptr) == CUBLAS_STATUS_SUCCESS;
+  }
+  void Multiply() { TANDEM_CHECK(Run(), "cuBLASLt multiplied once and refuses now"); }
+  double Flops() const { return 2.0 * static_cast<double>(n_) * n_ * n_; }
+
+  static constexpr size_t kWorkspace = size_t{64} << 20;
+
+  const CublasLt lt_;
+  const int n_;
+  const size_t bytes_;  // of a matrix
+  const DeviceArray a_{bytes_}, b_{bytes_}, c_{bytes_}, workspace_{kWorkspace};
+  cublasLtHandle_t handle_ = nullptr;
+  cublasLtMatmulDesc_t product_ = nullptr;
+  cublasLtMatrixLayout_t square_ = nullptr;
+  double rate_ = 7e14;  // of the last burst; at first a guess
+};
+
 }  // namespace
 
 void FillRandom(void* data, size_t bytes, uint64_t seed) {
@@ -107,41 +184,7 @@ absl::StatusOr<double> ReadBandwidth() {
   return static_cast<double>(kBytes) / Median(seconds);
 }
 
-absl::StatusOr<MatmulRates> MatmulRate(int n) {
-  TANDEM_ASSIGN_OR_RETURN(const CublasLt lt, CublasLt::Open());
-  constexpr size_t kWorkspace = size_t{64} << 20;
-  const size_t bytes = 2 * static_cast<size_t>(n) * static_cast<size_t>(n);
-  const DeviceArray a(bytes), b(bytes), c(bytes), workspace(kWorkspace);
-  FillRandom(a.get(), bytes, 1);
-  FillRandom(b.get(), bytes, 2);
-  cublasLtHandle_t handle;
-  cublasLtMatmulDesc_t product;
-  cublasLtMatrixLayout_t square;
-  const cublasOperation_t transposed = CUBLAS_OP_T;
-  const uint64_t side = static_cast<uint64_t>(n);
-  if (lt.Create(&handle) != CUBLAS_STATUS_SUCCESS ||
-      lt.DescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS ||
-      lt.DescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)) !=
-          CUBLAS_STATUS_SUCCESS ||
-      lt.LayoutCreate(&square, CUDA_R_16BF, side, side, n) != CUBLAS_STATUS_SUCCESS) {
-    return absl::InternalError("cuBLASLt refuses a plain product");
-  }
-  const float one = 1, zero = 0;
-  bool ok = true;
-  constexpr double kSustained = 0.5;
-  const std::vector<float> seconds = Times(kSustained, [&] {
-    ok &= lt.Matmul(handle, product, &one, a.get(), square, b.get(), square, &zero, c.get(), square,
-                    c.get(), square, nullptr, workspace.get(), kWorkspace,
-                    nullptr) == CUBLAS_STATUS_SUCCESS;
-  });
-  lt.LayoutDestroy(square);
-  lt.DescDestroy(product);
-  lt.Destroy(handle);
-  if (!ok) return absl::InternalError("cuBLASLt cannot multiply large matrices");
-  const double flops = 2.0 * static_cast<double>(n) * n * n;
-  return MatmulRates{flops / Median({seconds.begin(), seconds.begin() + kRuns}),
-                     flops / Median(seconds)};
-}
+absl::StatusOr<std::unique_ptr<Matmul>> Matmul::Create(int n) { return LtMatmul::Create(n); }
 
 std::string DescribeGpu() {
   cudaDeviceProp properties;

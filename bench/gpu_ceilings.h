@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -12,15 +13,25 @@ namespace tandem::engine::cuda {
 
 // Bytes per second of reading 8 GB of random data once with wide loads: the median of nine runs.
 absl::StatusOr<double> ReadBandwidth();
-// Multiply-adds per second, twice, of n x n x n bfloat16 products with float32 sums by cuBLASLt's
-// first choice, on random data. NOT_FOUND without cuBLASLt.
-struct MatmulRates {
-  double burst = 0;  // the median of the first nine, while the card is cool
-  // The median over half a second without a pause: a card at work draws more power than it may for
-  // long and lowers its clock, as it does in a long prefill.
-  double sustained = 0;
+// n x n x n bfloat16 products with float32 sums by cuBLASLt's first choice, on random data.
+class Matmul {
+ public:
+  // NOT_FOUND without cuBLASLt.
+  static absl::StatusOr<std::unique_ptr<Matmul>> Create(int n);
+  virtual ~Matmul() = default;
+
+  // FLOP per second.
+  struct Rates {
+    double burst = 0;  // the median of the first nine products, while the card is cool
+    // The median over half a second without a pause: a card at work draws more power than it may
+    // for long and lowers its clock, as it does in a long prefill.
+    double sustained = 0;
+  };
+  virtual Rates Measure() = 0;
+  // Of products without a pause for about so long, first to last, in the state that the card is in:
+  // the ceiling of work that took as long right before.
+  virtual double RateFor(double seconds) = 0;
 };
-absl::StatusOr<MatmulRates> MatmulRate(int n);
 // Random bfloat16 numbers in [-1, 1).
 void FillRandom(void* data, size_t bytes, uint64_t seed);
 // "NVIDIA H200, driver CUDA 13.0".

@@ -68,8 +68,11 @@ struct Row {
   double floor = 0;  // ms; 0: the row has none
   double value = 0;  // what the bound is for
   double bound = 0;
-  double hot_ratio = 0;  // to the floor at the product rate that the card keeps up; 0: none
   Work work = {};
+  // The same ratio to floors at other product rates of the card; 0: none.
+  double hot_ratio = 0;    // what it keeps up
+  double turns_ratio = 0;  // what it reaches in turns with this row, for as long
+  double turns_rate = 0;   // that, FLOP per second
 };
 
 class Suite {
@@ -78,15 +81,17 @@ class Suite {
 
   int Run() {
     const auto bandwidth = cuda::ReadBandwidth();
-    const auto product = cuda::MatmulRate(8192);
-    for (const absl::Status& status : {bandwidth.status(), product.status()}) {
+    absl::StatusOr<std::unique_ptr<cuda::Matmul>> matmul = cuda::Matmul::Create(8192);
+    for (const absl::Status& status : {bandwidth.status(), matmul.status()}) {
       if (status.ok()) continue;
       fmt::print(stderr, "engine_bench: {}\n", status.ToString());
       return 1;
     }
     bandwidth_ = *bandwidth;
-    rate_ = product->burst;
-    hot_rate_ = product->sustained;
+    matmul_ = *std::move(matmul);
+    const cuda::Matmul::Rates rates = matmul_->Measure();
+    rate_ = rates.burst;
+    hot_rate_ = rates.sustained;
     gpu_ = cuda::DescribeGpu();
     fmt::print(
         "{}: read {:.0f} GB/s; 8192 x 8192 x 8192 bf16 product {:.0f} TFLOP/s at first, {:.0f} for "
@@ -225,7 +230,6 @@ class Suite {
             floor,
             Median(times) / floor,
             bound,
-            0,
             {batch, context + kWarm + kSteps / 2, 1, 1}});
   }
   // All but the embedding, of which a step reads a row per token.
@@ -236,7 +240,8 @@ class Suite {
   }
 
   // Time from launch to the first token of `sequences` prompts of `count` tokens after `start`
-  // cached ones. Returns tokens per second.
+  // cached ones. Returns tokens per second. In turns with it, for as long, large products alone:
+  // how fast the card computes depends on how warm it is, and after which work.
   double Prefill(const std::string& name, int sequences, int count, int start, int repeats,
                  double bound) {
     if (!Wanted(name) && !Wanted("mixed")) return 0;
@@ -246,7 +251,8 @@ class Suite {
       fmt::print("  {:36} does not fit this card\n", name);
       return 0;
     }
-    std::vector<double> times;
+    constexpr double kMostSeconds = 2;  // of products in a turn: the card's state is settled then
+    std::vector<double> times, rates;
     for (int repeat = -1; repeat < repeats; ++repeat) {
       if (repeat < 0 && count > 32768) continue;  // shorter rows have warmed the card up
       const double begin = Seconds();
@@ -269,7 +275,11 @@ class Suite {
         in_flight.push_back(Launch(step));
       }
       for (const StepId id : in_flight) Collect(id);
-      if (repeat >= 0) times.push_back((Seconds() - begin) * 1e3);
+      const double seconds = Seconds() - begin;
+      const double rate = matmul_->RateFor(std::min(seconds, kMostSeconds));
+      if (repeat < 0) continue;
+      times.push_back(seconds * 1e3);
+      rates.push_back(rate);
     }
     const double t = count, pairs = t * start + t * t / 2;
     const ModelConfig& c = engine_->config();
@@ -278,14 +288,17 @@ class Suite {
         sequences * (2 * matrices * t + 4.0 * c.num_layers * c.num_heads * c.head_dim * pairs);
     const double floor = flops / rate_ * 1e3;
     if (Wanted(name)) {
+      const auto ratio_at = [&](double rate) { return Median(times) / (flops / rate * 1e3); };
       AddRow({name,
               "ratio",
               Median(times),
               floor,
-              Median(times) / floor,
+              ratio_at(rate_),
               bound,
-              Median(times) / (flops / hot_rate_ * 1e3),
-              {sequences, start, count, kChunk / sequences}});
+              {sequences, start, count, kChunk / sequences},
+              ratio_at(hot_rate_),
+              ratio_at(Median(rates)),
+              Median(rates)});
     }
     return sequences * t / Median(times) * 1e3;
   }
@@ -418,15 +431,19 @@ class Suite {
   }
 
   void PrintTable() const {
-    fmt::print("\n| | floor ms | ms | ratio | must reach | ratio at the rate kept up |\n");
-    fmt::print("|---|---|---|---|---|---|\n");
+    fmt::print(
+        "\n| | floor ms | ms | ratio | must reach | at the rate kept up | products in turns, "
+        "TFLOP/s "
+        "| ratio to those |\n");
+    fmt::print("|---|---|---|---|---|---|---|---|\n");
     int reached = 0;
     for (const Row& row : rows_) {
       reached += Reached(row);
       const auto shown = [](double value) { return value > 0 ? fmt::format("{:.2f}", value) : ""; };
-      fmt::print("| {} | {} | {:.2f} | {:.3g} {} | {} | {} |{}\n", row.name, shown(row.floor),
-                 row.ms, row.value, row.unit, row.bound, shown(row.hot_ratio),
-                 Reached(row) ? "" : " short");
+      fmt::print("| {} | {} | {:.2f} | {:.3g} {} | {} | {} | {} | {} |{}\n", row.name,
+                 shown(row.floor), row.ms, row.value, row.unit, row.bound, shown(row.hot_ratio),
+                 row.turns_rate > 0 ? fmt::format("{:.0f}", row.turns_rate / 1e12) : "",
+                 shown(row.turns_ratio), Reached(row) ? "" : " short");
     }
     fmt::print("{} of {} rows reach their bound\n", reached, rows_.size());
   }
@@ -442,6 +459,8 @@ class Suite {
                       {"value", row.value},
                       {"bound", row.bound},
                       {"ratio_at_rate_kept_up", row.hot_ratio},
+                      {"ratio_to_products_in_turns", row.turns_ratio},
+                      {"products_in_turns_flops", row.turns_rate},
                       {"reached", Reached(row)}});
       if (row.work.sequences == 0) continue;
       rows.back().update({{"sequences", row.work.sequences},
@@ -468,6 +487,7 @@ class Suite {
   double bandwidth_ = 0;  // bytes per second
   double rate_ = 0;       // FLOP per second, while the card is cool
   double hot_rate_ = 0;   // that it keeps up
+  std::unique_ptr<cuda::Matmul> matmul_;
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;
   SamplingParams greedy_;
