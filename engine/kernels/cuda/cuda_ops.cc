@@ -190,11 +190,12 @@ class CudaOps final : public Ops {
                               int rows, Stream* stream);
 
   cudaStream_t Handle(Stream* stream) const { return static_cast<CudaStream*>(stream)->handle(); }
-  // Of kernels that start beside their predecessor.
+  // Of kernels that start beside their predecessor. That may be one of the library's: it starts
+  // when all before it is over.
   LaunchOptions Beside(Stream* stream) const {
     return {Handle(stream), device_->multiprocessors(), shared_bytes_, overlap_};
   }
-  // Of kernels that stand next to the library's, which keep no rule of ours.
+  // Of others, which wait for the end of what is before them.
   LaunchOptions After(Stream* stream) const {
     return {Handle(stream), device_->multiprocessors(), shared_bytes_, false};
   }
@@ -467,7 +468,7 @@ SquareSums CudaOps::Scaled(const float* hidden, const int32_t* row_ids, const No
                            Stream* stream) {
   if (row_ids == nullptr && scaled_for_ == norm.weight) return squares_;
   TANDEM_CUDA_CHECK(ScaleRows(hidden, row_ids, norm.weight, rows, AsInt(shape_.hidden),
-                              scratch_.scaled, scratch_.shares, After(stream)));
+                              scratch_.scaled, scratch_.shares, Beside(stream)));
   scaled_for_ = row_ids == nullptr ? norm.weight : nullptr;
   squares_ = {scratch_.shares, 1, AsInt(square_stride_)};
   return squares_;
@@ -624,7 +625,7 @@ void CudaOps::QkvGeneric(const engine::QkvArgs& args, Stream* stream) {
   finish.kv_heads = args.pages.kv_heads;
   finish.head_dim = args.pages.head_dim;
   finish.block_size = args.pages.block_size;
-  TANDEM_CUDA_CHECK(FinishQkv(finish, After(stream)));
+  TANDEM_CUDA_CHECK(FinishQkv(finish, Beside(stream)));
 }
 
 // --- attention ---
