@@ -38,7 +38,7 @@ Loop::~Loop() { EndAll(); }
 
 void Loop::Run() {
   bool busy = true;
-  while (!done()) busy = Step(busy ? absl::ZeroDuration() : reporter_.IdleWait());
+  while (!done()) busy = Step(busy ? absl::ZeroDuration() : IdleWait());
   EndAll();
 }
 

@@ -30,7 +30,7 @@ Loop::~Loop() {
 
 void Loop::Run() {
   bool busy = true;
-  while (!done()) busy = Step(busy ? absl::ZeroDuration() : reporter_.IdleWait());
+  while (!done()) busy = Step(busy ? absl::ZeroDuration() : IdleWait());
   EndAll();
 }
 

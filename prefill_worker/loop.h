@@ -80,6 +80,8 @@ class Loop {
   void Run();
   // One turn; waits up to `wait` for something to come in. False if there was nothing to compute.
   bool Step(absl::Duration wait);
+  // How long the next Step may wait where this one had nothing to compute.
+  absl::Duration IdleWait() const { return reporter_.IdleWait(); }
   bool done() const { return stop_ || (draining_ && sequences_.empty() && steps_.empty()); }
 
   // Of now, without the blocks by state.

@@ -25,6 +25,9 @@ struct FakeEngineOptions {
   // Where set, steps compute nothing, and take so long by `clock` (TimedModelRunner).
   TimedModelRunner::StepTime step_time;
   Clock* clock = nullptr;
+  // Where set, what the loop drives instead of the fake, which outlives it.
+  std::function<std::unique_ptr<ModelRunner>(ModelRunner* fake)> wrap_runner;
+  PrefixCache::ChainHash chain_hash = ChainBlockHash;
 };
 
 // Not thread-safe; used by the thread of one loop, but for `metrics`.
@@ -33,10 +36,12 @@ class FakeEngine {
   explicit FakeEngine(const FakeEngineOptions& options)
       : memory(options.num_blocks, options.block_size),
         pool(options.num_blocks),
-        cache(&pool, options.block_size, options.caching),
+        cache(&pool, options.block_size, options.caching, options.chain_hash),
         fake(memory.region(), options.model) {
     if (options.step_delay) {
-      delayed_ = std::make_unique<DelayedModelRunner>(&fake, options.step_delay);
+      wrapped_ = std::make_unique<DelayedModelRunner>(&fake, options.step_delay);
+    } else if (options.wrap_runner) {
+      wrapped_ = options.wrap_runner(&fake);
     }
     if (options.step_time) {
       timed_ = std::make_unique<TimedModelRunner>(memory.region().layout.num_layers,
@@ -54,7 +59,7 @@ class FakeEngine {
   }
   ModelRunner& runner() {
     if (timed_ != nullptr) return *timed_;
-    if (delayed_ != nullptr) return *delayed_;
+    if (wrapped_ != nullptr) return *wrapped_;
     return fake;
   }
 
@@ -65,7 +70,7 @@ class FakeEngine {
   Metrics metrics;
 
  private:
-  std::unique_ptr<DelayedModelRunner> delayed_;
+  std::unique_ptr<ModelRunner> wrapped_;
   std::unique_ptr<TimedModelRunner> timed_;
 };
 

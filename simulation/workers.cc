@@ -51,7 +51,7 @@ internal::v1::Hello MakeHello(const InProcessWorkerOptions& options, const std::
                               const std::string& address) {
   internal::v1::Hello hello;
   hello.set_worker_id(options.worker_id);
-  hello.set_incarnation(1);
+  hello.set_incarnation(options.incarnation);
   hello.set_role(role);
   hello.set_address(address);
   *hello.mutable_capability() = MakeCapability(options);
@@ -60,6 +60,11 @@ internal::v1::Hello MakeHello(const InProcessWorkerOptions& options, const std::
   hello.set_max_num_batched_tokens(static_cast<uint32_t>(options.max_num_batched_tokens));
   hello.set_num_blocks(static_cast<uint32_t>(options.engine.num_blocks));
   return hello;
+}
+
+std::string AddressOf(const std::string& role, const InProcessWorkerOptions& options) {
+  const std::string address = role + ":" + options.worker_id;
+  return options.incarnation == 1 ? address : address + "#" + std::to_string(options.incarnation);
 }
 
 InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& options,
@@ -152,6 +157,19 @@ InProcessDecodeWorker::InProcessDecodeWorker(
     const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
     const std::vector<InProcessPrefillWorker*>* prefill_workers, Clock* clock,
     JoinMessages messages)
+    : InProcessDecodeWorker(
+          options, kv,
+          [&options, prefill_workers, clock](decode::CallerIdentity identity,
+                                             decode::EventInbox* inbox) {
+            return std::make_unique<InProcessPrefillCaller>(std::move(identity),
+                                                            options.engine.model.vocab_size,
+                                                            prefill_workers, inbox, clock);
+          },
+          clock, std::move(messages)) {}
+
+InProcessDecodeWorker::InProcessDecodeWorker(const InProcessWorkerOptions& options,
+                                             InProcessKvNetwork* kv, const MakeCaller& make_caller,
+                                             Clock* clock, JoinMessages messages)
     : options_(options),
       engine_(options.engine),
       metrics_(&engine_.metrics),
@@ -178,8 +196,7 @@ InProcessDecodeWorker::InProcessDecodeWorker(
   identity.worker_id = options.worker_id;
   identity.num_blocks = options.engine.num_blocks;
   identity.capability_digest = CapabilityDigest(MakeCapability(options));
-  caller_ = std::make_unique<InProcessPrefillCaller>(
-      std::move(identity), options.engine.model.vocab_size, prefill_workers, &inbox_, clock);
+  caller_ = make_caller(std::move(identity), &inbox_);
 
   decode::LoopOptions loop;
   loop.admission.limits = {options.engine.block_size, options.max_num_seqs,

@@ -30,6 +30,7 @@ struct JoinMessages {
 
 struct InProcessWorkerOptions {
   std::string worker_id;
+  uint64_t incarnation = 1;
   engine::FakeEngineOptions engine;
   int max_model_len = 512;  // tokens
   int max_num_seqs = 16;
@@ -45,6 +46,8 @@ struct InProcessWorkerOptions {
 
 internal::v1::Hello MakeHello(const InProcessWorkerOptions& options, const std::string& role,
                               const std::string& address);
+// Another one for each process that has had this name.
+std::string AddressOf(const std::string& role, const InProcessWorkerOptions& options);
 
 // Step() belongs to one thread; intake() is thread-safe.
 class InProcessPrefillWorker {
@@ -57,9 +60,10 @@ class InProcessPrefillWorker {
   // As Cluster/Join's "joined" would.
   void PostSnapshotWanted() { inbox_.Push(worker::SnapshotWanted{}); }
   // As a prefill candidate is named in a route.
-  std::string address() const { return "prefill:" + options_.worker_id; }
+  std::string address() const { return AddressOf("prefill", options_); }
   // False if there was nothing to compute.
   bool Step() { return loop_->Step(absl::ZeroDuration()); }
+  absl::Duration IdleWait() const { return loop_->IdleWait(); }
   engine::FakeEngine& engine() { return engine_; }
 
  private:
@@ -105,6 +109,11 @@ class InProcessDecodeWorker {
   InProcessDecodeWorker(const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
                         const std::vector<InProcessPrefillWorker*>* prefill_workers, Clock* clock,
                         JoinMessages messages);
+  // How it reaches prefill workers is the caller's affair.
+  using MakeCaller = std::function<std::unique_ptr<decode::PrefillCaller>(
+      decode::CallerIdentity identity, decode::EventInbox* inbox)>;
+  InProcessDecodeWorker(const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
+                        const MakeCaller& make_caller, Clock* clock, JoinMessages messages);
 
   // Calls back on the thread of Step(), or before the return where it is refused at once. Returns
   // the id for Cancel(); 0: it was refused.
@@ -114,8 +123,10 @@ class InProcessDecodeWorker {
   void Cancel(uint64_t id) { intake_.Cancel(id); }
   internal::v1::Hello hello() const;
   void PostSnapshotWanted() { inbox_.Push(worker::SnapshotWanted{}); }
-  std::string address() const { return "decode:" + options_.worker_id; }
+  std::string address() const { return AddressOf("decode", options_); }
   bool Step() { return loop_->Step(absl::ZeroDuration()); }
+  absl::Duration IdleWait() const { return loop_->IdleWait(); }
+  decode::Intake& intake() { return intake_; }
   size_t num_sequences() const { return loop_->num_sequences(); }
   size_t num_transfers() const { return loop_->num_transfers(); }
   engine::FakeEngine& engine() { return engine_; }
@@ -126,7 +137,7 @@ class InProcessDecodeWorker {
   decode::DecodeMetrics metrics_;
   decode::EventInbox inbox_;
   std::unique_ptr<kvtransfer::KvReceiver> receiver_;
-  std::unique_ptr<InProcessPrefillCaller> caller_;
+  std::unique_ptr<decode::PrefillCaller> caller_;
   decode::Intake intake_;
   std::unique_ptr<decode::Loop> loop_;
 };

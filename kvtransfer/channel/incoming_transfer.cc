@@ -5,7 +5,6 @@
 
 #include "spdlog/spdlog.h"
 
-#include "common/base/clock.h"
 #include "common/base/hmac.h"
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
@@ -131,7 +130,7 @@ absl::StatusOr<IncomingTransfer::Receipt> IncomingTransfer::ReceiveData(const Bo
     over = opened_by_ == connection && (state_ == State::kSealed || state_ == State::kFailed);
     if (WritableBy(connection)) {
       std::vector<TargetPiece> pieces = PlanPieces(header, &any_wanted);
-      if (any_wanted && stats_.bytes == 0) stats_.first_byte = Clock::Real()->Now();
+      if (any_wanted && stats_.bytes == 0) stats_.first_byte = Now();
       reception = std::make_shared<TransferReception>(shared_from_this(), connection, header,
                                                       std::move(pieces));
     }
@@ -182,7 +181,7 @@ void IncomingTransfer::Arrived(const KvConnection* connection, const FrameHeader
       }
       stats_.bytes += bytes;
       context_->counters->bytes += bytes;
-      stats_.last_byte = Clock::Real()->Now();
+      stats_.last_byte = Now();
     }
   }
   SealOrFail(connection);
@@ -207,9 +206,8 @@ absl::StatusOr<IncomingTransfer::Receipt> IncomingTransfer::Finish(const KvConne
       ++context_->counters->duplicate_frames;
       return Receipt::kTaken;
     }
-    if (arrival_.AllFinished())
-      deadline_ = Clock::Real()->Now() + context_->options->incomplete_timeout;
-    if (blocks_.empty()) stats_.first_byte = stats_.last_byte = Clock::Real()->Now();
+    if (arrival_.AllFinished()) deadline_ = Now() + context_->options->incomplete_timeout;
+    if (blocks_.empty()) stats_.first_byte = stats_.last_byte = Now();
   }
   SealOrFail(connection);
   return Receipt::kTaken;
@@ -313,7 +311,7 @@ void IncomingTransfer::BecomeQuietOnceWriterIsGone() {
             "{} blocks wait for that",
             key_.ToString(), blocks_.size());
       }
-      deadline_ = Clock::Real()->Now() + kFencePeriod;
+      deadline_ = Now() + kFencePeriod;
       return;
     }
   }
@@ -351,8 +349,7 @@ void IncomingTransfer::Cancel() {
   abort_due_ = opened;
   // A transfer that nobody has opened is quiet already, for Open() now refuses it: the next Tick
   // says so.
-  deadline_ =
-      opened ? Clock::Real()->Now() + context_->options->quiet_timeout : absl::InfinitePast();
+  deadline_ = opened ? Now() + context_->options->quiet_timeout : absl::InfinitePast();
 }
 
 void IncomingTransfer::SendAbortIfDue() {

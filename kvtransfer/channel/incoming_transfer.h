@@ -99,6 +99,7 @@ class IncomingTransfer : public std::enable_shared_from_this<IncomingTransfer> {
   // What a deadline that has passed asks for.
   enum class Due { kNothing, kWriterCheck, kIncomplete, kNeverOpened, kNoAnswer };
 
+  absl::Time Now() const { return context_->options->clock->Now(); }
   bool WritableBy(const KvConnection* connection) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return state_ == State::kOpen && !lost_ && bound_.connection.get() == connection;
   }

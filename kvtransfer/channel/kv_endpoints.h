@@ -44,6 +44,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
+#include "common/base/clock.h"
 #include "common/base/kv_layout.h"
 #include "common/base/ready_event.h"
 #include "common/base/transfer_id.h"
@@ -62,7 +63,7 @@ class KvTransport;
 // What a finished or failed transfer measured.
 struct TransferStats {
   uint64_t bytes = 0;     // KV payload
-  absl::Time first_byte;  // Clock::Real()
+  absl::Time first_byte;  // Clock::Real(), but in simulations
   absl::Time last_byte;
   std::string transport;  // that carried it: "tcp", "shm"
 };
@@ -98,6 +99,8 @@ struct KvReceiverOptions {
   absl::Duration quiet_timeout = absl::Seconds(10);
   int max_connections = 256;   // of workers
   Metrics* metrics = nullptr;  // not owned; exports the counters if given
+  // For simulations, not owned: the time of what has no thread of its own (transfers, not links).
+  Clock* clock = Clock::Real();
   // For tests, not owned. nullptr: TCP, and the store over `region`.
   KvNetwork* network = nullptr;
   const KvStore* store = nullptr;

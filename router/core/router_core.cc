@@ -68,8 +68,11 @@ void RouterCore::Start() {
 void RouterCore::Step(absl::Duration wait) {
   timers_.FireDue();
   LookForStuck();
-  const absl::Time now = clock_->Now();
-  dispatcher_.Step(std::min({wait, timers_.Next() - now, next_look_ - now}));
+  dispatcher_.Step(std::min(wait, std::min(timers_.Next(), next_look_) - clock_->Now()));
+}
+
+absl::Time RouterCore::NextDue() const {
+  return std::min({timers_.Next(), next_look_, dispatcher_.NextTimeLimit(clock_->Now())});
 }
 
 void RouterCore::LookForStuck() {

@@ -63,6 +63,8 @@ class RouterCore {
   void Step(absl::Duration wait);
   // Any thread: ends a waiting Step. Whoever moves a manual clock calls this.
   void Wake() { dispatcher_.Wake(); }
+  // The driver, between two Steps: when the next one is due though nobody calls in meanwhile.
+  absl::Time NextDue() const;
 
   // ---- fronts ----
   // The stream of a request; the front keeps it and then calls its Begin(), from where on `sink` is
@@ -87,6 +89,7 @@ class RouterCore {
   // much. A prompt goes only to workers that hold it.
   int max_model_len() const;
   int queued_requests() const { return dispatcher_.queued(); }
+  const PrefixIndex& prefix_index() const { return index_; }
   // A worker that has made no progress for so long gets no request.
   absl::Duration stalled_after() const { return stalled_after_; }
   Clock* clock() const { return clock_; }

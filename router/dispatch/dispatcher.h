@@ -96,6 +96,8 @@ class Dispatcher {
   // One turn: waits up to `wait`, and not beyond the next time limit of a queued request, for a
   // note or Wake(); then routes what can be routed and fails what has waited too long.
   void Step(absl::Duration wait);
+  // When a queued request changes by time alone.
+  absl::Time NextTimeLimit(absl::Time now) const;
 
  private:
   struct Queued {
@@ -126,7 +128,6 @@ class Dispatcher {
   std::vector<int> CachedTokens(Queued& queued, const ClusterView& view) const;
   // What a request that has waited too long fails with; OK: it may wait on.
   absl::Status Overdue(const Queued& queued, absl::Time now) const;
-  absl::Time NextTimeLimit(absl::Time now) const;
   void CountQueued(int requests, int64_t tokens);
 
   const DispatcherOptions options_;

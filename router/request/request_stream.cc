@@ -281,10 +281,7 @@ void RequestStream::WritePending() {
 void RequestStream::OnWritten(bool ok) {
   absl::MutexLock lock(&mutex_);
   writing_ = false;
-  if (!ok) {
-    pending_.Clear();
-    End(absl::CancelledError("the client went away"), FinishReason::kNone);
-  }
+  if (!ok) Abandon(absl::CancelledError("the client went away"));
   Advance();
   if (paused_ && state_ == State::kDecoding) ReadOn();
 }
@@ -292,8 +289,14 @@ void RequestStream::OnWritten(bool ok) {
 void RequestStream::OnClientGone() {
   absl::MutexLock lock(&mutex_);
   if (state_ == State::kEnded) return;
+  Abandon(absl::CancelledError("the client cancelled the request"));
+}
+
+void RequestStream::Abandon(const absl::Status& why) {
+  // An answer whose end nobody gets was not served, though its last token was drawn.
+  if (state_ == State::kEnding && !pending_.empty() && outcome_.ok()) outcome_ = why;
   pending_.Clear();
-  End(absl::CancelledError("the client cancelled the request"), FinishReason::kNone);
+  End(why, FinishReason::kNone);
 }
 
 void RequestStream::OnDeadline() {
@@ -301,6 +304,9 @@ void RequestStream::OnDeadline() {
   if (state_ == State::kEnded) return;
   if (state_ == State::kEnding) {
     // The stream waits for nothing but the client, which has had its grace.
+    if (outcome_.ok() && !pending_.empty()) {
+      outcome_ = DeadlineExceeded("the deadline passed before the client had taken the answer");
+    }
     if (sink_ != nullptr) sink_->Abort();
     return;
   }

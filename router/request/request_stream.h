@@ -101,6 +101,8 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   void SetTimer(absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The outcome is known: stops the worker, lets the last message out, then finishes.
   void End(const absl::Status& status, FinishReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The client takes no more.
+  void Abandon(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WritePending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
