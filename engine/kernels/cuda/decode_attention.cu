@@ -21,10 +21,10 @@ __global__ __launch_bounds__(Layout::kThreads, 1) void DecodeAttentionKernel(
   const bool has_work = attention.Begin();
   WaitForPredecessor();
   LetSuccessorStart();
-  attention.CountLaunch();
   if (has_work) {
     attention.Finish();
   } else {
+    attention.CountLaunch();
     Linger();
   }
 }

@@ -10,8 +10,9 @@
 // in the order of positions, as they come: thread blocks of a launch wait for each other, so all of
 // them must be able to run at the same time.
 //
-// Each warp streams its own tiles through its own ring and keeps a running maximum (Milakov and
-// Gimelshein, 2018, arXiv:1805.02867); there is no barrier between tiles.
+// Each warp streams its own tiles through its own ring with a running softmax (Milakov and
+// Gimelshein, 2018, arXiv:1805.02867), whose base follows the maximum only where that has left it
+// behind by 2^8; there is no barrier between tiles.
 //
 // Order of summation: fixed by the lengths of all sequences of the batch and the number of
 // multiprocessors, so the last bits of a sequence's result depend on the batch it is in.

@@ -13,9 +13,17 @@ inline constexpr int kAttentionGroup = 8;  // query heads of a KV head, padded
 inline constexpr float kLog2E = 1.4426950408889634f;
 // Maximum of no scores; finite, so that differences stay numbers.
 inline constexpr float kNone = -1e30f;
+// How far a score may lie above its head's base, in powers of two, before the base follows.
+inline constexpr float kBaseLag = 8;
+
+__device__ inline float Exp2(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
 
 // A part of an item's result: [kAttentionGroup][head_dim] unnormalised values, then
-// [kAttentionGroup] pairs of maximum and sum of exp2(score - maximum).
+// [kAttentionGroup] pairs of base and sum of exp2(score - base).
 __host__ __device__ constexpr int AttentionPartSize(int head_dim) {
   return kAttentionGroup * (head_dim + 2);
 }
@@ -93,24 +101,29 @@ class Attention {
 
     locate_ = next_load_ + lane_ * kWarps;
     FindBlock();
+    const uint32_t turn = LookAtTurn(scratch_.turns);  // on its way beside the block's number
     LocateTiles();
-    TakeTurn(scratch_.turns);
+    TakeTurn(scratch_.turns, turn);
     for (int i = 0; i < kStages - 1; ++i) LoadTile(i);
+    FindBlock();
     return true;
   }
 
-  // Numbers the launches since the scratch memory was zeros. Every thread block counts for itself,
-  // so that none waits for another; all come to the same number.
+  // Launches are numbered since the scratch memory was zeros. Every thread block counts for itself,
+  // so that none waits for another; all come to the same number. This one counts and is done.
   __device__ void CountLaunch() {
-    launch_ = __ldcg(scratch_.launches + blockIdx.x) + 1;
-    __syncthreads();
-    if (threadIdx.x == 0) scratch_.launches[blockIdx.x] = launch_;
+    if (threadIdx.x == 0) {
+      scratch_.launches[blockIdx.x] = __ldcg(scratch_.launches + blockIdx.x) + 1;
+    }
   }
 
   __device__ void Finish() {
+    launch_ = __ldcg(scratch_.launches + blockIdx.x) + 1;  // on its way beside the queries
     int unit = begin_;
     while (unit < end_) unit = RunItem(unit);
     WaitForCopies<0>();
+    // All threads have read it: there were barriers since.
+    if (threadIdx.x == 0) scratch_.launches[blockIdx.x] = launch_;
     if (continued_.tiles > 0) MergeShared(continued_);
     if (unfinished_.tiles > 0) MergeShared(unfinished_);
   }
@@ -121,18 +134,20 @@ class Attention {
     int index, kv_head, first_unit, tiles;
   };
 
+  static constexpr int kFewItems = 32;  // a lane for each
+
+  // Tiles of the lane's item, where items are few.
+  __device__ int TilesOfLane() const {
+    return lane_ < a_.num_items ? items_[lane_ + 1].first_tile - items_[lane_].first_tile : 0;
+  }
+
   // A thread block with parts of two items has the latency of both. Where items are few, each can
   // have thread blocks of its own: returns how many tiles these have at most, or 0 where that is
   // clearly more than `dealt`, as many as they have when tiles are dealt evenly.
   __device__ int WholeShare(int dealt) const {
-    constexpr int kFewItems = 32;
     if (a_.num_items > kFewItems) return 0;
-    int longest = 0, count = 0;
-    for (int i = 0; i < a_.num_items; ++i) {
-      const int tiles = items_[i + 1].first_tile - items_[i].first_tile;
-      longest = max(longest, tiles);
-      count += tiles > 0 ? a_.kv_heads : 0;
-    }
+    const int tiles = TilesOfLane(), longest = __reduce_max_sync(~0u, tiles);
+    const int count = __popc(__ballot_sync(~0u, tiles > 0)) * a_.kv_heads;
     const int blocks = static_cast<int>(gridDim.x);
     if (count == 0 || count > blocks) return 0;
     // Each of these needs no more thread blocks than there are.
@@ -145,29 +160,36 @@ class Attention {
 
   // This thread block's part of one item, whose parts have at most `most` tiles; false: none.
   __device__ bool FindWholeShare(int most) {
-    int first = 0;
-    for (int i = 0; i < a_.num_items; ++i) {
-      const int tiles = items_[i + 1].first_tile - items_[i].first_tile;
-      const int owners = (tiles + most - 1) / most;
-      const int own = static_cast<int>(blockIdx.x) - first;
-      first += owners * a_.kv_heads;
-      if (own >= owners * a_.kv_heads) continue;
-      const int head = own / owners, part = own % owners;
-      const int unit = items_[i].first_tile * a_.kv_heads + head * tiles;
-      begin_ = unit + part * tiles / owners;
-      end_ = unit + (part + 1) * tiles / owners;
-      whole_first_owner_ = static_cast<int>(blockIdx.x) - part;
-      whole_owners_ = owners;
-      return true;
+    const int lane_tiles = TilesOfLane(), lane_owners = (lane_tiles + most - 1) / most;
+    int last = lane_owners * a_.kv_heads;  // thread blocks up to the lane's item
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int before = __shfl_up_sync(~0u, last, lanes);
+      if (lane_ >= lanes) last += before;
     }
-    return false;
+    const int block = static_cast<int>(blockIdx.x);
+    const unsigned reach = __ballot_sync(~0u, block < last);
+    if (reach == 0) return false;
+    const int index = __ffs(static_cast<int>(reach)) - 1;
+    const int tiles = __shfl_sync(~0u, lane_tiles, index);
+    const int owners = __shfl_sync(~0u, lane_owners, index);
+    const int own = block - (__shfl_sync(~0u, last, index) - owners * a_.kv_heads);
+    const int head = own / owners, part = own % owners;
+    const int unit = items_[index].first_tile * a_.kv_heads + head * tiles;
+    begin_ = unit + part * tiles / owners;
+    end_ = unit + (part + 1) * tiles / owners;
+    whole_first_owner_ = block - part;
+    whole_owners_ = owners;
+    return true;
   }
 
+  // Tiles dealt evenly: the first thread blocks have one more.
   __device__ int UnitOf(int thread_block) const {
-    return static_cast<int>(static_cast<int64_t>(thread_block) * units_ / grid_);
+    return thread_block * (units_ / grid_) + min(thread_block, units_ % grid_);
   }
   __device__ int OwnerOf(int unit) const {
-    return static_cast<int>(((static_cast<int64_t>(unit) + 1) * grid_ - 1) / units_);
+    const int each = units_ / grid_, more = units_ % grid_, first = more * (each + 1);
+    return unit < first ? unit / (each + 1) : more + (unit - first) / each;
   }
 
   // Items without tiles are never found: the last of those that begin at a tile has it.
@@ -207,18 +229,22 @@ class Attention {
                                                a_.block_size * kDim +
                                            found_offset_;
     locate_ += 32 * kWarps;
-    FindBlock();
   }
+
+  static constexpr int kChunks = L::kRowBytes / 16;  // of a position's keys, or values
 
   __device__ static uint32_t Offset(int row, int chunk) {
     return static_cast<uint32_t>(row * L::kRowBytes + ((chunk ^ (row & 7)) << 4));
   }
 
   // Fetches the warp's next tile; an empty group of copies if there is none. Of an item's last
-  // tile, the newest position follows in CopyNewest, and what is beyond it becomes zeros, for what
+  // tile, the newest position follows in StoreNewest, and what is beyond it becomes zeros, for what
   // lies there may be no number.
   __device__ void LoadTile(int stage) {
-    if (located_ == 32) LocateTiles();
+    if (located_ == 32) {
+      LocateTiles();
+      FindBlock();
+    }
     const int64_t offset = __shfl_sync(~0u, tile_offset_, located_);
     const int valid = __shfl_sync(~0u, tile_valid_, located_);
     ++located_;
@@ -227,16 +253,22 @@ class Attention {
     const bool last = next_load_ >= end_ && next_load_ < end_ + kWarps;
     if (last && threadIdx.x == 0) EndTurn(scratch_.turns);
     if (offset >= 0) {
-      constexpr int kChunks = L::kRowBytes / 16;
       const __nv_bfloat16* keys = a_.kv + offset;
       const __nv_bfloat16* values = keys + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kDim;
       const uint32_t to = ring_ + stage * 2 * L::kHalfBytes;
       if (valid <= kAttentionTile && lane_ == 0) newest_[stage] = offset + (valid - 1) * kDim;
+      const bool whole = valid > kAttentionTile;
 #pragma unroll
       for (int i = 0; i < kAttentionTile * kChunks / 32; ++i) {
         const int index = i * 32 + lane_, row = index / kChunks, chunk = index % kChunks;
-        CopyAsync(to + Offset(row, chunk), keys + index * 8, row + 1 < valid);
-        CopyAsync(to + L::kHalfBytes + Offset(row, chunk), values + index * 8, row + 1 < valid);
+        const uint32_t at = to + Offset(row, chunk);
+        if (whole) {
+          CopyAsync(at, keys + index * 8);
+          CopyAsync(at + L::kHalfBytes, values + index * 8);
+        } else {
+          CopyAsync(at, keys + index * 8, row + 1 < valid);
+          CopyAsync(at + L::kHalfBytes, values + index * 8, row + 1 < valid);
+        }
       }
     }
     CommitCopies();
@@ -263,21 +295,31 @@ class Attention {
     const int stop = min(end_, item.first_unit + item.tiles);
     const int length = items_[item.index].length;
     LoadQueries(item);
-    maximum_[0] = maximum_[1] = kNone;
+    // Where the item's last tile is on its way already, so is its newest position from here on.
+    int tile = begin_ + warp_ + next_tile_ * kWarps;
+    const int last = item.first_unit + item.tiles - 1, ahead = last - tile;
+    const bool near = last < stop && ahead >= 0 && ahead % kWarps == 0 &&
+                      ahead / kWarps < kStages - 1;
+    uint4 newest = {};
+    __syncwarp();
+    if (near) newest = LoadNewest((next_tile_ + ahead / kWarps) % kStages);
+    base_[0] = base_[1] = kNone;
     sum_[0] = sum_[1] = 0;
 #pragma unroll
     for (int m = 0; m < kDim / 16; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) o_[m][i] = 0;
     }
-    for (int tile = begin_ + warp_ + next_tile_ * kWarps; tile < stop; tile += kWarps) {
+    for (; tile < stop; tile += kWarps) {
       WaitForCopies<kStages - 2>();
       __syncwarp();
       LoadTile((next_tile_ + kStages - 1) % kStages);
       const int valid = length - (tile - item.first_unit) * kAttentionTile;
       const int stage = next_tile_ % kStages;
       const uint32_t keys = ring_ + stage * 2 * L::kHalfBytes;
-      if (valid <= kAttentionTile) CopyNewest(a_.kv + newest_[stage], valid - 1, keys);
+      if (valid <= kAttentionTile) {
+        StoreNewest(near ? newest : LoadNewest(stage), valid - 1, keys);
+      }
       AddTile(keys, valid);
       ++next_tile_;
     }
@@ -285,23 +327,28 @@ class Attention {
     return stop;
   }
 
-  // Brings key and value of an item's last position into row `row` of the tile that holds it.
-  __device__ void CopyNewest(const __nv_bfloat16* from, int row, uint32_t keys) const {
-    constexpr int kChunks = L::kRowBytes / 16;
+  // The lane's share of key and value of an item's last position, whose tile lies in `stage`.
+  __device__ uint4 LoadNewest(int stage) const {
+    if (lane_ >= 2 * kChunks) return {};
+    const __nv_bfloat16* from = a_.kv + newest_[stage] +
+                                static_cast<int64_t>(lane_ / kChunks) * a_.kv_heads *
+                                    a_.block_size * kDim +
+                                lane_ % kChunks * 8;
+    return __ldcg(reinterpret_cast<const uint4*>(from));
+  }
+  // Brings it into row `row` of the tile.
+  __device__ void StoreNewest(const uint4& value, int row, uint32_t keys) const {
     if (lane_ < 2 * kChunks) {
-      const int half = lane_ / kChunks, chunk = lane_ % kChunks;
-      from += static_cast<int64_t>(half) * a_.kv_heads * a_.block_size * kDim + chunk * 8;
-      const uint4 value = __ldcg(reinterpret_cast<const uint4*>(from));
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(keys + half * L::kHalfBytes +
-                                                                    Offset(row, chunk)),
-                   "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+      const uint32_t to = keys + lane_ / kChunks * L::kHalfBytes + Offset(row, lane_ % kChunks);
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+                   "r"(value.z), "r"(value.w)
                    : "memory");
     }
     __syncwarp();
   }
 
-  // Scores of 16 positions x 8 heads, softmax over the running maximum, and values. `valid`: how
-  // many of the tile's positions exist.
+  // Scores of 16 positions x 8 heads, softmax over the running base, and values. `valid`: how many
+  // of the tile's positions exist.
   __device__ void AddTile(uint32_t keys, int valid) {
     float s[4] = {0, 0, 0, 0}, s_odd[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -314,26 +361,19 @@ class Attention {
     }
     // s[0], s[1]: position lane / 4, heads lane % 4 * 2 and + 1; s[2], s[3]: position + 8.
     const float scale = a_.scale * kLog2E;
-    float p[4], rescale[2];
+    float p[4];
+    bool above = false;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool exists = lane_ / 4 + i / 2 * 8 < valid;
       p[i] = exists ? (s[i] + s_odd[i]) * scale : kNone;
+      above = above || p[i] > base_[i % 2] + kBaseLag;
     }
+    if (__any_sync(~0u, above)) RaiseBases(p);
 #pragma unroll
-    for (int head = 0; head < 2; ++head) {
-      float maximum = fmaxf(p[head], p[head + 2]);
+    for (int i = 0; i < 4; ++i) p[i] = Exp2(p[i] - base_[i % 2]);
 #pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) {
-        maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, lanes));
-      }
-      maximum = fmaxf(maximum, maximum_[head]);
-      rescale[head] = exp2f(maximum_[head] - maximum);
-      maximum_[head] = maximum;
-      p[head] = exp2f(p[head] - maximum);
-      p[head + 2] = exp2f(p[head + 2] - maximum);
-      sum_[head] = sum_[head] * rescale[head] + p[head] + p[head + 2];  // this lane's share
-    }
+    for (int head = 0; head < 2; ++head) sum_[head] += p[head] + p[head + 2];  // this lane's share
     const uint32_t b0 = TransposeMatrix(PackBFloat16(p[0], p[1]));
     const uint32_t b1 = TransposeMatrix(PackBFloat16(p[2], p[3]));
 #pragma unroll
@@ -343,9 +383,29 @@ class Attention {
       // (8-15, 0-7), (8-15, 8-15).
       const int row = lane_ / 16 * 8 + lane_ % 8, chunk = m * 2 + lane_ / 8 % 2;
       LoadMatricesTransposed(v, keys + L::kHalfBytes + Offset(row, chunk));
+      MultiplyAdd(o_[m], v, b0, b1);
+    }
+  }
+
+  // Raises the bases to the highest of the scores so far.
+  __device__ void RaiseBases(const float (&p)[4]) {
+    float rescale[2];
+#pragma unroll
+    for (int head = 0; head < 2; ++head) {
+      float maximum = fmaxf(p[head], p[head + 2]);
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, lanes));
+      }
+      maximum = fmaxf(maximum, base_[head]);
+      rescale[head] = Exp2(base_[head] - maximum);
+      base_[head] = maximum;
+      sum_[head] *= rescale[head];
+    }
+#pragma unroll
+    for (int m = 0; m < kDim / 16; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) o_[m][i] *= rescale[i % 2];
-      MultiplyAdd(o_[m], v, b0, b1);
     }
   }
 
@@ -360,7 +420,7 @@ class Attention {
     if (lane_ < 4) {
 #pragma unroll
       for (int head = 0; head < 2; ++head) {
-        to[L::kMaxima + lane_ * 2 + head] = maximum_[head];
+        to[L::kMaxima + lane_ * 2 + head] = base_[head];
         to[L::kSums + lane_ * 2 + head] = sum_[head];
       }
     }
@@ -401,7 +461,7 @@ class Attention {
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
         const float* result = merge_ + w * L::kResultFloats;
-        const float weight = exp2f(weights[w] - maximum);
+        const float weight = Exp2(weights[w] - maximum);
         sum += result[L::kSums + head] * weight;
         const float4 value =
             reinterpret_cast<const float4*>(result + head * L::kHeadStride)[i % (kDim / 4)];
@@ -459,7 +519,7 @@ class Attention {
     float maximum = kNone, sum = 0, values[4] = {0, 0, 0, 0};
     __device__ void Add(const Columns& other) {
       const float highest = fmaxf(maximum, other.maximum);
-      const float mine = exp2f(maximum - highest), others = exp2f(other.maximum - highest);
+      const float mine = Exp2(maximum - highest), others = Exp2(other.maximum - highest);
       maximum = highest;
       sum = sum * mine + other.sum * others;
 #pragma unroll
@@ -561,7 +621,7 @@ class Attention {
   int locate_ = 0, found_block_ = 0, found_valid_ = 0, found_offset_ = 0;
   Item continued_ = {}, unfinished_ = {};  // shared with other thread blocks; no tiles: none
   uint32_t q_[kDim / 8];
-  float maximum_[2], sum_[2];  // of heads lane % 4 * 2 and + 1
+  float base_[2], sum_[2];     // of heads lane % 4 * 2 and + 1
   float o_[kDim / 16][4];      // [dimension][head], as the tensor core leaves them
 };
 
