@@ -298,8 +298,8 @@ class Attention {
     // Where the item's last tile is on its way already, so is its newest position from here on.
     int tile = begin_ + warp_ + next_tile_ * kWarps;
     const int last = item.first_unit + item.tiles - 1, ahead = last - tile;
-    const bool near = last < stop && ahead >= 0 && ahead % kWarps == 0 &&
-                      ahead / kWarps < kStages - 1;
+    const bool near =
+        last < stop && ahead >= 0 && ahead % kWarps == 0 && ahead / kWarps < kStages - 1;
     uint4 newest = {};
     __syncwarp();
     if (near) newest = LoadNewest((next_tile_ + ahead / kWarps) % kStages);
@@ -330,10 +330,10 @@ class Attention {
   // The lane's share of key and value of an item's last position, whose tile lies in `stage`.
   __device__ uint4 LoadNewest(int stage) const {
     if (lane_ >= 2 * kChunks) return {};
-    const __nv_bfloat16* from = a_.kv + newest_[stage] +
-                                static_cast<int64_t>(lane_ / kChunks) * a_.kv_heads *
-                                    a_.block_size * kDim +
-                                lane_ % kChunks * 8;
+    const __nv_bfloat16* from =
+        a_.kv + newest_[stage] +
+        static_cast<int64_t>(lane_ / kChunks) * a_.kv_heads * a_.block_size * kDim +
+        lane_ % kChunks * 8;
     return __ldcg(reinterpret_cast<const uint4*>(from));
   }
   // Brings it into row `row` of the tile.
@@ -621,8 +621,8 @@ class Attention {
   int locate_ = 0, found_block_ = 0, found_valid_ = 0, found_offset_ = 0;
   Item continued_ = {}, unfinished_ = {};  // shared with other thread blocks; no tiles: none
   uint32_t q_[kDim / 8];
-  float base_[2], sum_[2];     // of heads lane % 4 * 2 and + 1
-  float o_[kDim / 16][4];      // [dimension][head], as the tensor core leaves them
+  float base_[2], sum_[2];  // of heads lane % 4 * 2 and + 1
+  float o_[kDim / 16][4];   // [dimension][head], as the tensor core leaves them
 };
 
 }  // namespace tandem::engine::cuda
