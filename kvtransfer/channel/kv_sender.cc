@@ -60,21 +60,17 @@ class KvSenderImpl : public KvSender {
     }
     // The worker id is part of the key: an address taken over by another worker is another peer.
     const auto peer_key = std::make_pair(target.address, target.peer_worker_id);
-    std::shared_ptr<SenderPeer>& peer = peers_[peer_key];
-    if (peer == nullptr) {
-      if (peers_.size() > kKeepIdlePeers) DropIdlePeers(&idle);
-      if (peers_.size() > static_cast<size_t>(options_.max_peers)) {
-        peers_.erase(peer_key);
+    if (!peers_.contains(peer_key)) {
+      DropIdlePeers(target.peer_worker_id, &idle);
+      if (peers_.size() >= static_cast<size_t>(options_.max_peers)) {
         return ResourceExhausted("{} KV peers are open, the limit", options_.max_peers);
       }
-    }
-    std::shared_ptr<SenderPeer>& fresh = peers_[peer_key];  // DropIdlePeers may have moved it
-    if (fresh == nullptr) {
-      fresh = std::make_shared<SenderPeer>(
+      peers_[peer_key] = std::make_shared<SenderPeer>(
           PeerAddress{target.address, target.peer_worker_id, target.transport}, &context_);
     }
-    peer_of_.emplace(key, fresh);
-    fresh->Open(std::move(target));
+    const std::shared_ptr<SenderPeer>& peer = peers_[peer_key];
+    peer_of_.emplace(key, peer);
+    peer->Open(std::move(target));
     return absl::OkStatus();
   }
 
@@ -144,11 +140,14 @@ class KvSenderImpl : public KvSender {
     return it == peer_of_.end() ? nullptr : it->second.lock();
   }
 
-  void DropIdlePeers(std::vector<std::shared_ptr<SenderPeer>>* dropped)
+  // Those of `worker_id` at other addresses, which were other processes; all, where there are many.
+  void DropIdlePeers(const std::string& worker_id,
+                     std::vector<std::shared_ptr<SenderPeer>>* dropped)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    absl::erase_if(peers_, [dropped](auto& entry) {
-      if (entry.second == nullptr || !entry.second->idle()) return false;
-      dropped->push_back(entry.second);
+    const bool many = peers_.size() >= kKeepIdlePeers;
+    absl::erase_if(peers_, [&](auto& entry) {
+      if (!entry.second->idle() || !(many || entry.first.second == worker_id)) return false;
+      dropped->push_back(std::move(entry.second));
       return true;
     });
   }

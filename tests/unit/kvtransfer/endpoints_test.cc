@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -295,6 +296,22 @@ TEST_P(KvEndpoints, LinkRatesNameThePeer) {
   ASSERT_EQ(ends.sender->LinkRates().size(), 1u);
   EXPECT_EQ(ends.sender->LinkRates()[0].first, "decode-0");
   EXPECT_GT(ends.sender->LinkRates()[0].second, 0);
+}
+
+// Each peer has a thread and a link rate of its own.
+TEST_P(KvEndpoints, AWorkerThatIsStartedAgainLeavesNoPeerBehind) {
+  constexpr size_t kStarts = 8;
+  Ends ends(GetParam());
+  ends.StartSender();
+  for (size_t i = 0; i < kStarts; ++i) {
+    ends.StartReceiver();  // at another port, after the one before has ended
+    const TransferId id = ends.ShipOne();
+    EXPECT_OK(ends.record.AwaitDone(id, 1).status);
+    ends.receiver.reset();
+    absl::SleepFor(absl::Milliseconds(20));  // until the sender has noticed
+  }
+  // Should it notice late, the next start drops two.
+  EXPECT_LT(ends.sender->LinkRates().size(), kStarts / 2);
 }
 
 TEST_P(KvEndpoints, AnotherCapabilityIsRefused) {
