@@ -59,7 +59,7 @@ inline constexpr std::array<StageInfo, 15> kStages = {{
     {Stage::kPreempted, "preempted", "after the first token: blocks given up to the next token"},
     {Stage::kPaused, "paused", "not computed or not read because the client was slow"},
     {Stage::kMigration, "migration",
-     "decode worker lost or left to next token from another one; 0 for nearly all"},
+     "last token of a decode worker lost or left to next from another; 0 for nearly all"},
     {Stage::kTtft, "ttft", "request received to first message written"},
     {Stage::kTotal, "total", "request received to last message written", true},
 }};

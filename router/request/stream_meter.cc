@@ -32,14 +32,18 @@ void StreamMeter::OnPause() {
 }
 
 void StreamMeter::OnResume() {
-  if (paused_at_ != kNotYet) paused_ += clock_->Now() - std::exchange(paused_at_, kNotYet);
+  if (paused_at_ == kNotYet) return;
+  waits_since_ = clock_->Now();
+  paused_ += waits_since_ - std::exchange(paused_at_, kNotYet);
 }
 
 void StreamMeter::OnMigration() {
   if (left_ != kNotYet) return;  // the worker that it moved to gave no token
   metrics_->migrations.Increment();
   ++migrations_;
-  left_ = clock_->Now();
+  OnResume();
+  // A worker that hangs is given up long after its last token.
+  left_ = waits_since_;
   before_ = worker_;
 }
 
@@ -69,7 +73,7 @@ void StreamMeter::OnTokens(size_t count, int cached_tokens) {
     for (size_t i = 0; i < count; ++i) metrics_->inter_token.Observe(gap);
   }
   if (left_ != kNotYet) migration_ += now - std::exchange(left_, kNotYet);
-  last_token_ = now;
+  last_token_ = waits_since_ = now;
   completion_tokens_ += static_cast<int>(count);
   metrics_->generation_tokens.Increment(static_cast<double>(count));
 }

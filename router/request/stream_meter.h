@@ -61,7 +61,8 @@ class StreamMeter {
   Timing before_;  // `worker_` when the last migration began
   int migrations_ = 0;
   absl::Duration migration_;
-  absl::Time left_ = absl::InfinitePast();  // a migration runs since; past: none
+  absl::Time left_ = kNotYet;         // a migration runs since
+  absl::Time waits_since_ = kNotYet;  // for a token: the last one, or the end of a pause behind it
   int completion_tokens_ = 0;
   absl::Time queued_since_;
   absl::Time started_ = kNotYet;  // sent to the decode worker

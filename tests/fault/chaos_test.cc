@@ -6,6 +6,8 @@
 //   TANDEM_CHAOS_SEED      what is drawn (1)
 //   TANDEM_CHAOS_REQUESTS  of clients that leave (100; the whole: 1,000)
 //   TANDEM_CHAOS_FAULTS    that strike workers (10; the whole: 200)
+//   TANDEM_CHAOS_SLACK_MIB that a process may grow by (16; more under a sanitizer, which keeps
+//                          what was freed)
 //   TANDEM_SOAK_MINUTES    of both together (0: not at all)
 #include <algorithm>
 #include <chrono>
@@ -38,7 +40,7 @@ constexpr int kGivenUpMilliseconds = 11'000;  // the router's --worker-lost-afte
 // its libraries' own; a leak per request or per fault is far above.
 constexpr int kSlackDescriptors = 12;
 constexpr int kSlackThreads = 12;
-constexpr int64_t kSlackKib = 16 * 1024;
+constexpr int kSlackMib = 16;
 
 int FromEnvironment(const char* name, int otherwise) {
   const char* text = std::getenv(name);
@@ -132,7 +134,8 @@ std::string Growth(const std::map<std::string, ProcessUsage>& from,
     const ProcessUsage& after = it->second;
     look(id + ": descriptors", before.descriptors, after.descriptors, kSlackDescriptors);
     look(id + ": threads", before.threads, after.threads, kSlackThreads);
-    look(id + ": KiB of memory", before.resident_kib, after.resident_kib, kSlackKib);
+    look(id + ": KiB of memory", before.resident_kib, after.resident_kib,
+         1024 * FromEnvironment("TANDEM_CHAOS_SLACK_MIB", kSlackMib));
   }
   return std::move(out).str();
 }
@@ -341,7 +344,7 @@ TEST_F(Chaos, WorkersThatDieStopAndHang) {
               ToString(before).c_str(), ToString(after).c_str());
   ExpectRight(totals);
   // Only those that lost two workers.
-  EXPECT_LE(totals.failed(), std::max(1, totals.requests / 20));
+  EXPECT_LE(totals.failed(), std::max(3, totals.requests / 20));
   EXPECT_EQ(Growth(before, after), "");
 }
 
@@ -351,8 +354,9 @@ TEST_F(Chaos, Soak) {
   const int minutes = FromEnvironment("TANDEM_SOAK_MINUTES", 0);
   if (minutes == 0) GTEST_SKIP() << "TANDEM_SOAK_MINUTES says how long; scripts/soak";
   LoadOptions options = Load();
-  options.clients = 3;
+  options.clients = 4;
   options.pause_ms = 1500;
+  options.longest_answer = 600;  // so that many streams are hit after their first token
   options.leaving = 0.3;
   options.workers_die = true;
   Faults faults(cluster_.get(), seed_);
@@ -383,7 +387,7 @@ TEST_F(Chaos, Soak) {
               ToString(before).c_str(), ToString(after).c_str(),
               growth.empty() ? "flat" : growth.c_str());
   ExpectRight(totals);
-  EXPECT_LE(totals.failed(), std::max(1, totals.requests / 20));
+  EXPECT_LE(totals.failed(), std::max(3, totals.requests / 20));
   EXPECT_EQ(growth, "");
 }
 
