@@ -119,6 +119,7 @@ class Server {
     options.worker.max_model_len = max_model_len_ = worker.max_model_len;
     options.worker.max_num_seqs = worker.max_num_seqs;
     options.worker.max_num_batched_tokens = worker.max_num_batched_tokens;
+    options.worker.local_prefill_max_tokens = decode::AdmissionOptions().local_prefill_max_tokens;
     options.worker.target_step = worker.target_step;
     options.worker.row_tile = worker.row_tile;
     options.worker.engine.num_blocks = worker.num_blocks;

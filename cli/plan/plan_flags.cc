@@ -123,7 +123,8 @@ absl::StatusOr<Speed> FindSpeed(const PlanFlags& flags) {
         "how fast a card is must be known: give --card, or --bandwidth and --tflops, or --bench");
   }
   if (card.memory_bytes == 0 && flags.kv_cache_bytes == 0) {
-    return InvalidArgument("--memory: how much a card has must be known (or --kv-cache-memory-bytes)");
+    return InvalidArgument(
+        "--memory: how much a card has must be known (or --kv-cache-memory-bytes)");
   }
   Derates kept = simulation::MeasuredDerates();
   kept.read = flags.keep_read.value_or(kept.read);
@@ -201,13 +202,14 @@ void SetTraffic(const PlanFlags& flags, std::vector<Conversation> conversations,
 
 // ---- memory ----
 
-std::string Gigabytes(int64_t bytes) { return fmt::format("{:.1f} GB", static_cast<double>(bytes) / 1e9); }
+std::string Gigabytes(int64_t bytes) {
+  return fmt::format("{:.1f} GB", static_cast<double>(bytes) / 1e9);
+}
 
 // What steps of that size need: activations of a layer and the logits.
 int64_t WorkspaceBytes(const ModelConfig& config, const simulation::WorkerPlan& worker) {
   const int64_t row = 2 * (2 * int64_t{config.intermediate_size} + 4 * int64_t{config.hidden_size});
-  return worker.max_num_batched_tokens * row +
-         int64_t{worker.max_num_seqs} * config.vocab_size * 4;
+  return worker.max_num_batched_tokens * row + int64_t{worker.max_num_seqs} * config.vocab_size * 4;
 }
 
 // The KV pool of a card, in bytes.
@@ -239,8 +241,9 @@ absl::Status SetWorker(const PlanFlags& flags, const Model& model,
       std::max(worker.max_num_seqs, flags.max_num_batched_tokens > 0 ? flags.max_num_batched_tokens
                                     : cpu                            ? 512
                                                                      : 8192);
-  worker.target_step =
-      absl::Milliseconds(flags.target_step_ms >= 0 ? flags.target_step_ms : cpu ? 0 : 30);
+  worker.target_step = absl::Milliseconds(flags.target_step_ms >= 0 ? flags.target_step_ms
+                                          : cpu                     ? 0
+                                                                    : 30);
   worker.row_tile = cpu ? 1 : 256;
   worker.link_bytes_per_second = task->card.link_bytes_per_second;
   TANDEM_ASSIGN_OR_RETURN(const int64_t kv, KvBytes(flags, model, quantisation, *task));
@@ -248,7 +251,8 @@ absl::Status SetWorker(const PlanFlags& flags, const Model& model,
   // Twice what a pool of so many sequences could ever hold is as good as endless.
   const int64_t blocks = std::min<int64_t>(tokens / worker.block_size, 1 << 22);
   worker.num_blocks = static_cast<int>(blocks);
-  const int64_t longest = flags.max_model_len > 0 ? flags.max_model_len : model.config.MaxModelLen();
+  const int64_t longest =
+      flags.max_model_len > 0 ? flags.max_model_len : model.config.MaxModelLen();
   worker.max_model_len = static_cast<int>(std::min(longest, blocks * worker.block_size));
   if (flags.max_model_len > 0 && worker.max_model_len < flags.max_model_len) {
     return FailedPrecondition(
@@ -305,8 +309,8 @@ void PlanFlags::AddTo(FlagSet* flags) {
              "requests that are simulated, a third of them to warm up; default: 400, or the first "
              "1000 of a trace");
   flags->Add("--seed", &seed, "of lengths, tokens and arrivals");
-  flags->AddList("--goodput", &goodput,
-                 "limits of a good request; default: ttft:1000 tpot:50", "ms");
+  flags->AddList("--goodput", &goodput, "limits of a good request; default: ttft:1000 tpot:50",
+                 "ms");
 
   flags->Add("--block-size", &block_size, "KV block size: 16, 32, 64, 128 or 256", "tokens");
   flags->Add("--max-model-len", &max_model_len,
@@ -328,8 +332,9 @@ void PlanFlags::AddTo(FlagSet* flags) {
 
 absl::Status PlanFlags::Check() const {
   if (model.empty()) {
-    return InvalidArgument("--model is needed: a directory with a config.json, or a name such as "
-                           "Qwen2.5-7B");
+    return InvalidArgument(
+        "--model is needed: a directory with a config.json, or a name such as "
+        "Qwen2.5-7B");
   }
   if (cards < 1 || cards > 64) return InvalidArgument("--cards must be in [1, 64], got {}", cards);
   TANDEM_RETURN_IF_ERROR(Above0("--bandwidth", read_gb));
@@ -370,8 +375,7 @@ absl::Status PlanFlags::Check() const {
 absl::StatusOr<PlanTask> MakeTask(const PlanFlags& flags) {
   TANDEM_ASSIGN_OR_RETURN(const Model model, FindModel(flags.model));
   TANDEM_ASSIGN_OR_RETURN(Speed speed, FindSpeed(flags));
-  const simulation::Quantisation& quantisation =
-      *simulation::FindQuantisation(flags.quantisation);
+  const simulation::Quantisation& quantisation = *simulation::FindQuantisation(flags.quantisation);
   PlanTask task{.model_name = model.name,
                 .model = simulation::ModelWork(model.config, quantisation),
                 .quantisation = quantisation.name,
@@ -381,10 +385,10 @@ absl::StatusOr<PlanTask> MakeTask(const PlanFlags& flags) {
                 .cost_source = std::move(speed.source)};
   task.request_rate = flags.request_rate;
   task.search = flags.search;
-  TANDEM_ASSIGN_OR_RETURN(task.limits,
-                          ParseGoodput(flags.goodput.empty()
-                                           ? std::vector<std::string>{"ttft:1000", "tpot:50"}
-                                           : flags.goodput));
+  TANDEM_ASSIGN_OR_RETURN(
+      task.limits,
+      ParseGoodput(flags.goodput.empty() ? std::vector<std::string>{"ttft:1000", "tpot:50"}
+                                         : flags.goodput));
   TANDEM_RETURN_IF_ERROR(SetWorker(flags, model, quantisation, &task));
 
   TANDEM_ASSIGN_OR_RETURN(std::vector<Conversation> conversations, MakeConversations(flags));

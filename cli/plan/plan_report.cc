@@ -15,7 +15,9 @@ int64_t KvTokens(const PlanTask& task) {
 int64_t KvBytes(const PlanTask& task) { return KvTokens(task) * task.model.KvBytesPerToken(); }
 
 std::string Percent(double share) { return fmt::format("{:.0f} %", share * 100); }
-std::string Ms(double ms) { return ms < 100 ? fmt::format("{:.1f}", ms) : fmt::format("{:.0f}", ms); }
+std::string Ms(double ms) {
+  return ms < 100 ? fmt::format("{:.1f}", ms) : fmt::format("{:.0f}", ms);
+}
 
 // Mean lengths of the traffic.
 std::pair<double, double> MeanLengths(const PlanTask& task) {
@@ -37,21 +39,21 @@ std::string RenderPlan(const PlanTask& task, const PlanResult& result) {
                      task.model_name, task.quantisation,
                      static_cast<double>(task.model.WeightBytes()) / 1e9,
                      static_cast<double>(task.model.KvBytesPerToken()) / 1e3);
-  out += fmt::format("cards    {} x {}: {:.0f} GB/s, {:.3g} TFLOP/s, link {:.3g} GB/s\n", task.cards,
-                     task.card.name, task.card.read_bytes_per_second / 1e9, task.card.flops / 1e12,
-                     task.worker.link_bytes_per_second / 1e9);
+  out += fmt::format("cards    {} x {}: {:.0f} GB/s, {:.3g} TFLOP/s, link {:.3g} GB/s\n",
+                     task.cards, task.card.name, task.card.read_bytes_per_second / 1e9,
+                     task.card.flops / 1e12, task.worker.link_bytes_per_second / 1e9);
   out += fmt::format("memory   {:.1f} GB for KV on each: {} tokens, {:.0f} such requests\n",
                      static_cast<double>(KvBytes(task)) / 1e9, KvTokens(task),
                      static_cast<double>(KvTokens(task)) / (prompt + answer));
   out += fmt::format("steps    {}\n", task.cost_source);
-  out += fmt::format("traffic  {} requests, {:.0f} tokens in and {:.0f} out in the mean, {:.1f} "
-                     "req/min offered{}\n\n",
-                     task.traffic.requests.size(), prompt, answer, result.rate * 60,
-                     task.left_out > 0 ? fmt::format(" ({} too long, left out)", task.left_out)
-                                       : "");
-  std::vector<std::vector<std::string>> rows = {
-      {"split", "TTFT p50", "p99", "ITL p50", "p99 ms", "req/min", "tok/s", "good", "prefill busy",
-       "answers a card"}};
+  out += fmt::format(
+      "traffic  {} requests, {:.0f} tokens in and {:.0f} out in the mean, {:.1f} "
+      "req/min offered{}\n\n",
+      task.traffic.requests.size(), prompt, answer, result.rate * 60,
+      task.left_out > 0 ? fmt::format(" ({} too long, left out)", task.left_out) : "");
+  std::vector<std::vector<std::string>> rows = {{"split", "TTFT p50", "p99", "ITL p50", "p99 ms",
+                                                 "req/min", "tok/s", "good", "prefill busy",
+                                                 "answers a card"}};
   if (task.search) rows[0].push_back("sustains req/min");
   for (const SplitFigures& figures : result.splits) {
     const BenchMetrics& metrics = figures.metrics;
@@ -92,12 +94,9 @@ ordered_json PlanJson(const PlanTask& task, const PlanResult& result) {
   }
   for (const SplitFigures& figures : result.splits) {
     const BenchMetrics& metrics = figures.metrics;
-    ordered_json split = {{"split", figures.split.Name()},
-                          {"prefill", figures.split.prefill},
-                          {"decode", figures.split.decode},
-                          {"unified", figures.split.unified},
-                          {"completed", metrics.completed},
-                          {"failed", metrics.failed}};
+    ordered_json split = {{"split", figures.split.Name()},  {"prefill", figures.split.prefill},
+                          {"decode", figures.split.decode}, {"unified", figures.split.unified},
+                          {"completed", metrics.completed}, {"failed", metrics.failed}};
     const auto add = [&split](const std::string& name, const Distribution& values) {
       split["mean_" + name + "_ms"] = values.mean;
       split["p50_" + name + "_ms"] = values.percentiles[0];

@@ -15,7 +15,7 @@ using simulation::Split;
 constexpr double kShownShare = 0.8;  // of the best sustained rate, where none was asked for
 constexpr int kHalvings = 5;         // of a factor of two: the rate is found within 2 %
 constexpr int kLeastRate = 12;       // halvings of the first guess
-constexpr double kSame = 0.03;  // sustained rates that differ by less count as equal
+constexpr double kSame = 0.03;       // sustained rates that differ by less count as equal
 
 // A third to fill the cluster, and a tenth to keep it full.
 simulation::Window WindowOf(size_t requests) {
@@ -60,8 +60,7 @@ class Planner {
     }
     double best = 0;
     for (const SplitFigures& figures : result.splits) best = std::max(best, figures.sustains);
-    result.rate =
-        task_.request_rate.value_or(best > 0 ? kShownShare * best : task_.traffic_rate);
+    result.rate = task_.request_rate.value_or(best > 0 ? kShownShare * best : task_.traffic_rate);
     for (SplitFigures& figures : result.splits) Fill(&figures, result.rate);
     Choose(&result);
     return result;
@@ -72,8 +71,8 @@ class Planner {
   bool Sustains(const Split& split, double rate) {
     const simulation::Traffic traffic = AtRate(task_, rate);
     const simulation::Window window = WindowOf(traffic.requests.size());
-    const auto most_bad = static_cast<size_t>((1 - kGoodShare) *
-                                              static_cast<double>(window.last - window.first));
+    const auto most_bad =
+        static_cast<size_t>((1 - kGoodShare) * static_cast<double>(window.last - window.first));
     size_t bad = 0;
     simulation::Serve(split, task_.worker, task_.cost, task_.model, traffic, window,
                       [&, ended = size_t{0}](const Answer& answer) mutable {

@@ -39,7 +39,7 @@ struct SplitFigures {
   double good_share = 0;
   double requests_per_second = 0;
   double tokens_per_second = 0;
-  double prefill_busy = 0;   // share of the time
+  double prefill_busy = 0;    // share of the time
   double answers_a_card = 0;  // that a card which decodes draws at once, in the mean
 };
 inline constexpr double kGoodShare = 0.95;

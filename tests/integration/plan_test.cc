@@ -64,8 +64,8 @@ TEST(PlanTest, MoreDecodeCardsMeanShorterGaps) {
 
 TEST(PlanTest, FewerBytesOfWeightsMeanShorterGapsAndMoreRequests) {
   const json bf16 = PlanOf(FourCards({"--cards", "2", "--goodput", "ttft:1000", "tpot:40"}));
-  const json int4 = PlanOf(FourCards(
-      {"--cards", "2", "--goodput", "ttft:1000", "tpot:40", "--quantisation", "int4"}));
+  const json int4 = PlanOf(
+      FourCards({"--cards", "2", "--goodput", "ttft:1000", "tpot:40", "--quantisation", "int4"}));
   EXPECT_LT(int4["weight_bytes"], bf16["weight_bytes"]);
   EXPECT_GT(int4["kv_tokens"], bf16["kv_tokens"]);
   EXPECT_GE(Split(int4, "1P1D")["sustained_request_rate"],
@@ -76,14 +76,14 @@ TEST(PlanTest, FewerBytesOfWeightsMeanShorterGapsAndMoreRequests) {
 }
 
 TEST(PlanTest, TheSameSeedGivesTheSamePlan) {
-  const std::vector<std::string> flags =
-      FourCards({"--request-rate", "8", "--no-search", "--seed", "7", "--random-range-ratio", "0.5"});
+  const std::vector<std::string> flags = FourCards(
+      {"--request-rate", "8", "--no-search", "--seed", "7", "--random-range-ratio", "0.5"});
   EXPECT_EQ(PlanOf(flags).dump(), PlanOf(flags).dump());
 }
 
 TEST(PlanTest, SharedBeginningsAreFoundInCaches) {
-  const json plan = PlanOf(FourCards({"--request-rate", "2", "--no-search", "--prefix-share", "0.75",
-                                      "--num-prefixes", "2"}));
+  const json plan = PlanOf(FourCards(
+      {"--request-rate", "2", "--no-search", "--prefix-share", "0.75", "--num-prefixes", "2"}));
   const json split = Split(plan, "2P2D");
   // 40 measured prompts, 384 of whose 512 tokens are shared.
   EXPECT_GT(split["total_cached_tokens"], 10000);
@@ -93,8 +93,8 @@ TEST(PlanTest, SharedBeginningsAreFoundInCaches) {
 
 TEST(PlanTest, ReplaysATrace) {
   const Completed plan =
-      Plan(FourCards({"--trace", SourcePath("tests/data/conversation_trace.jsonl"), "--length-scale",
-                      "0.1", "--num-prompts", "50", "--no-search", "--json"}));
+      Plan(FourCards({"--trace", SourcePath("tests/data/conversation_trace.jsonl"),
+                      "--length-scale", "0.1", "--num-prompts", "50", "--no-search", "--json"}));
   ASSERT_EQ(plan.exit_code, 0) << plan.err;
   const json out = json::parse(plan.out);
   EXPECT_EQ(out["num_prompts"], 50);
@@ -103,8 +103,8 @@ TEST(PlanTest, ReplaysATrace) {
 
 TEST(PlanTest, ABenchTakesThePlaceOfTheDataSheet) {
   const std::string bench = SourcePath("tests/data/bench/h200.json");
-  const json plan = PlanOf({"--model", "Qwen2.5-7B", "--bench", bench, "--memory", "140GiB", "--cards",
-                            "2", "--request-rate", "0.2", "--no-search"});
+  const json plan = PlanOf({"--model", "Qwen2.5-7B", "--bench", bench, "--memory", "140GiB",
+                            "--cards", "2", "--request-rate", "0.2", "--no-search"});
   EXPECT_THAT(plan["cost_model"].get<std::string>(), HasSubstr("fitted to 11 rows"));
   // A lone stream of that table takes 3.80 ms a token at 2,048 tokens.
   EXPECT_NEAR(Split(plan, "1P1D")["p50_itl_ms"].get<double>(), 3.7, 0.2);
@@ -133,7 +133,8 @@ TEST(PlanTest, NamesTheFlagThatIsWrong) {
            {{"--model", "Qwen2.5-7B", "--card", "h100", "--bandwidth", "-1"},
             "--bandwidth must be above 0"},
            {{"--model", "Qwen2.5-7B", "--card", "h100", "--prefix-share", "1.5"}, "--prefix-share"},
-           {{"--model", "Qwen2.5-7B", "--card", "h100", "--cards", "0"}, "--cards must be in [1, 64]"},
+           {{"--model", "Qwen2.5-7B", "--card", "h100", "--cards", "0"},
+            "--cards must be in [1, 64]"},
            {{"--model", "Qwen2.5-7B", "--bench", "/nonexistent"}, "/nonexistent"}}) {
     const Completed plan = Plan(flags);
     EXPECT_NE(plan.exit_code, 0) << message;
