@@ -10,7 +10,8 @@
 namespace tandem::decode {
 namespace {
 
-// Addresses come and go with restarted workers; over this many, all idle channels are closed.
+// Worker ids that are drawn come and go with their workers; over this many, all idle channels are
+// closed.
 constexpr size_t kMaxChannels = 256;
 
 }  // namespace
@@ -41,15 +42,17 @@ PrefillClient::~PrefillClient() {
 }
 
 std::shared_ptr<PrefillClient::Stub> PrefillClient::StubFor(const PrefillPeer& peer) {
-  const std::pair key(peer.worker_id, peer.address);
   absl::MutexLock lock(&mutex_);
-  if (stubs_.size() >= kMaxChannels && !stubs_.contains(key)) stubs_.clear();
-  std::shared_ptr<Stub>& stub = stubs_[key];
-  if (stub == nullptr) {
-    stub = internal::v1::Prefill::NewStub(
-        MakeChannel(peer.address, *credentials_, {kPrefillRole, peer.worker_id}));
+  if (connections_.size() >= kMaxChannels && !connections_.contains(peer.worker_id)) {
+    connections_.clear();
   }
-  return stub;
+  // At another address it is another process, and nobody will need the one before.
+  Connection& connection = connections_[peer.worker_id];
+  if (connection.address != peer.address) {
+    connection = {peer.address, internal::v1::Prefill::NewStub(MakeChannel(
+                                    peer.address, *credentials_, {kPrefillRole, peer.worker_id}))};
+  }
+  return connection.stub;
 }
 
 void PrefillClient::Call(PrefillCall call) {

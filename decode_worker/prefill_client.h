@@ -18,7 +18,7 @@
 
 namespace tandem::decode {
 
-// Thread-safe. One channel per worker and address, kept.
+// Thread-safe. One channel per worker, kept for as long as that is where it was.
 class PrefillClient final : public PrefillCaller {
  public:
   // `inbox` and `clock` outlive the client.
@@ -33,6 +33,10 @@ class PrefillClient final : public PrefillCaller {
  private:
   using Stub = internal::v1::Prefill::Stub;
   struct Active;
+  struct Connection {
+    std::string address;
+    std::shared_ptr<Stub> stub;
+  };
 
   std::shared_ptr<Stub> StubFor(const PrefillPeer& peer) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status);
@@ -43,9 +47,8 @@ class PrefillClient final : public PrefillCaller {
   EventInbox* const inbox_;
   Clock* const clock_;
   absl::Mutex mutex_;
-  // By worker id and address.
-  absl::flat_hash_map<std::pair<std::string, std::string>, std::shared_ptr<Stub>> stubs_
-      ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, Connection> connections_
+      ABSL_GUARDED_BY(mutex_);  // by worker id
   absl::flat_hash_map<uint64_t, std::shared_ptr<Active>> active_ ABSL_GUARDED_BY(mutex_);
 };
 
