@@ -80,7 +80,8 @@ void RouterCore::LookForStuck() {
   if (now < next_look_) return;
   next_look_ = now + kLookForStuck;
   std::set<PrefixIndex::Slot> stuck;
-  for (const WorkerView& worker : registry_.view()->workers) {
+  const std::shared_ptr<const ClusterView> view = registry_.view();  // others replace it meanwhile
+  for (const WorkerView& worker : view->workers) {
     const absl::Duration stalled = worker.Stalled(now);
     if (stalled < std::min(stalled_after_, lost_after_)) continue;
     const bool lost = stalled >= lost_after_;
