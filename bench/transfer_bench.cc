@@ -148,7 +148,7 @@ class Pair {
     absl::Notification done;
     sealed_ = &done;
     const TransferId id = TransferId::Random();
-    auto token = receiver_->Expect(id, 1, blocks);
+    auto token = receiver_->Expect(id, 1, blocks, "");
     TANDEM_CHECK(token.ok());
     TANDEM_CHECK(sender_->Open({id, 1, transport_, receiver_->address(), *token, "", blocks}).ok());
     for (int layer = 0; layer < layers; ++layer) sender_->Push(id, 1, layer, blocks, ordinals);

@@ -74,7 +74,7 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
   work.priority = request.priority();
   for (const auto& candidate : request.route().prefill()) {
     if (static_cast<int>(work.prefill.size()) == kMaxCandidates) break;
-    work.prefill.push_back({candidate.worker_id(), candidate.address()});
+    work.prefill.push_back({candidate.worker_id(), candidate.address(), candidate.voucher()});
   }
   return work;
 }
@@ -98,6 +98,7 @@ internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerId
   target.set_first_block(static_cast<uint32_t>(call.first_block));
   engine::TokensToProto(call.block_ids, target.mutable_block_ids());
   target.set_worker_id(identity.worker_id);
+  target.set_voucher(call.peer.voucher);
   target.set_num_blocks(static_cast<uint32_t>(identity.num_blocks));
   return request;
 }

@@ -41,8 +41,8 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
       std::make_shared<FirstToken>(s->stream, s->work.sampling, s->prompt_length, s->arrived_length,
                                    s->max_length, s->timing, now);
   PrefillCall call = MakeCall(*s, *attempt);
-  TANDEM_ASSIGN_OR_RETURN(call.token,
-                          receiver_->Expect(attempt->transfer, attempt->epoch, call.block_ids));
+  TANDEM_ASSIGN_OR_RETURN(call.token, receiver_->Expect(attempt->transfer, attempt->epoch,
+                                                        call.block_ids, attempt->peer.worker_id));
   transfers_[attempt->transfer] = Transfer{attempt->epoch, s, false, 0};
   calls_[attempt->call_id] = s;
   s->attempt = std::move(attempt);
@@ -194,9 +194,13 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why, bool re
                : fmt::format("no prefill worker left after {}: {}", peer.worker_id, MessageOf(why));
     if (absl::IsInternal(why)) return why;
     const bool full = absl::IsResourceExhausted(why);
+    // One that was not reached comes back or leaves the cluster: the router asks again, and holds
+    // it against nobody. Whatever else it was may come again with the prompt.
+    const bool blameless = full || (!reached && absl::IsUnavailable(why));
     return WithRefusal(
         full ? absl::ResourceExhaustedError(message) : absl::UnavailableError(message),
-        {Refusal::Reason::kPrefill, full ? s->lost_prefills : std::max(1, s->lost_prefills), 0});
+        {Refusal::Reason::kPrefill, blameless ? s->lost_prefills : std::max(1, s->lost_prefills),
+         0});
   }
   metrics_->prefill_retries.Increment();
   // Other blocks: the old ones may be written until their sender is quiet.

@@ -14,6 +14,7 @@ namespace tandem::decode {
 struct PrefillPeer {
   std::string worker_id;
   std::string address;  // HOST:PORT
+  std::string voucher;  // the router's word to it for this worker's KV address
 };
 
 // A validated request.

@@ -145,6 +145,7 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
 
 void DecodeRole::FillHello(internal::v1::Hello* hello) const {
   hello->set_role(options_.role);
+  if (receiver_ != nullptr) hello->set_kv_address(receiver_->address());
   hello->set_local_prefill_max_tokens(
       unified() ? std::numeric_limits<uint32_t>::max()
                 : static_cast<uint32_t>(options_.local_prefill_max_tokens));

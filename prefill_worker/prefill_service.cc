@@ -49,14 +49,29 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
 
 }  // namespace
 
+absl::Status PrefillService::CheckTarget(const grpc::AuthContext& context,
+                                         const internal::v1::KvTarget& target) const {
+  // Blocks go to the caller's own pool: nobody can have this worker dial, or speak of, another.
+  const std::optional<Party> caller = CallerOf(context);
+  if (caller.has_value() && caller->id != target.worker_id()) {
+    return PermissionDenied("target.worker_id is not the caller's");
+  }
+  if (vouchers_ == nullptr) return absl::OkStatus();
+  const absl::Status vouched =
+      vouchers_->Check(target.worker_id(), target.address(), target.voucher());
+  if (!absl::IsUnavailable(vouched)) return vouched;
+  // The router may send the first prompt before its answer to Hello is here: that is no failure of
+  // this worker.
+  return WithRetryAfter(absl::ResourceExhaustedError(vouched.message()), kRetryWhenFull);
+}
+
 grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* context,
                                                   const internal::v1::PrefillRequest* request,
                                                   internal::v1::PrefillResponse* response) {
-  // Blocks go to the caller's own pool: nobody can have this worker dial, or speak of, another.
-  const std::optional<Party> caller = CallerOf(*context->auth_context());
-  if (caller.has_value() && caller->id != request->target().worker_id()) {
+  if (const absl::Status status = CheckTarget(*context->auth_context(), request->target());
+      !status.ok()) {
     grpc::ServerUnaryReactor* refusal = context->DefaultReactor();
-    refusal->Finish(ToGrpcStatus(PermissionDenied("target.worker_id is not the caller's")));
+    refusal->Finish(ToGrpcStatus(status));
     return refusal;
   }
   auto* reactor = new PrefillReactor(intake_, response);

@@ -1,6 +1,10 @@
 // The RPC edge of the prefill worker: one unary call per prompt.
 #pragma once
 
+#include "absl/status/status.h"
+#include "grpcpp/grpcpp.h"
+
+#include "common/auth/voucher.h"
 #include "prefill_worker/intake.h"
 #include "tandem/internal/v1/prefill.grpc.pb.h"
 
@@ -9,15 +13,21 @@ namespace tandem::prefill {
 // Thread-safe. Reactions never block: they push to the loop's inbox.
 class PrefillService final : public internal::v1::Prefill::CallbackService {
  public:
-  // `intake` outlives the service and every call.
-  explicit PrefillService(Intake* intake) : intake_(intake) {}
+  // `intake` outlives the service and every call, as does `vouchers`, which looks at where blocks
+  // are to go; null: a worker without a router, which ships wherever its callers are.
+  PrefillService(Intake* intake, const VoucherCheck* vouchers)
+      : intake_(intake), vouchers_(vouchers) {}
 
   grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext* context,
                                     const internal::v1::PrefillRequest* request,
                                     internal::v1::PrefillResponse* response) override;
 
  private:
+  absl::Status CheckTarget(const grpc::AuthContext& caller,
+                           const internal::v1::KvTarget& target) const;
+
   Intake* const intake_;
+  const VoucherCheck* const vouchers_;
 };
 
 }  // namespace tandem::prefill

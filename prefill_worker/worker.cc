@@ -27,6 +27,9 @@ class PrefillRole final : public worker::Role {
   absl::Status Start(const worker::Frame& frame) override;
   grpc::Service* service() override { return service_.get(); }
   void FillHello(internal::v1::Hello* hello) const override { hello->set_role("prefill"); }
+  void OnWelcome(const internal::v1::Welcome& welcome) override {
+    vouchers_.SetKey(welcome.vouch_key());
+  }
   void Run() override { loop_->Run(); }
   void Post(worker::SnapshotWanted event) override { inbox_.Push(event); }
   void Post(worker::DrainWanted event) override { inbox_.Push(event); }
@@ -44,6 +47,7 @@ class PrefillRole final : public worker::Role {
   std::unique_ptr<kvtransfer::KvSender> sender_;
   std::unique_ptr<Loop> loop_;
   std::unique_ptr<Intake> intake_;
+  VoucherCheck vouchers_;
   std::unique_ptr<PrefillService> service_;
 };
 
@@ -58,7 +62,8 @@ absl::Status PrefillRole::Start(const worker::Frame& frame) {
   limits.max_model_len = frame.engine->options().max_model_len;
   limits.block_size = frame.engine->region().layout.block_size;
   intake_ = std::make_unique<Intake>(std::move(limits), &inbox_, frame.clock);
-  service_ = std::make_unique<PrefillService>(intake_.get());
+  service_ = std::make_unique<PrefillService>(intake_.get(),
+                                              frame.process->router.empty() ? nullptr : &vouchers_);
   return absl::OkStatus();
 }
 

@@ -38,6 +38,8 @@ struct Flags {
   uint64_t max_queued_requests = 1024;
   uint64_t max_queued_tokens = 8 << 20;
   int max_streams = 4096;
+  int max_streams_per_connection = 1024;
+  int64_t rpc_memory_bytes = int64_t{1} << 30;
   int max_priority = 2;
   double queue_timeout = 60;
   double no_worker_timeout = 5;
@@ -82,6 +84,11 @@ void AddFlags(FlagSet* set, Flags* flags) {
            "prompt tokens of the requests that may wait; more are refused", "tokens");
   set->Add("--max-streams", &flags->max_streams, "streams open at once; more are refused",
            "streams");
+  set->Add("--max-streams-per-connection", &flags->max_streams_per_connection,
+           "streams at once on one client connection; its further ones wait in the client",
+           "streams");
+  set->AddBytes("--rpc-memory-bytes", &flags->rpc_memory_bytes,
+                "what all client connections together may hold of messages and buffers");
   set->Add(
       "--max-priority", &flags->max_priority,
       "classes of priority that clients may ask for, up and down; each is worth 5 s of waiting",
@@ -131,6 +138,14 @@ absl::Status CheckFlags(const Flags& flags) {
   if (flags.max_streams < 1) {
     return InvalidArgument("--max-streams must be at least 1, got {}", flags.max_streams);
   }
+  if (flags.max_streams_per_connection < 1) {
+    return InvalidArgument("--max-streams-per-connection must be at least 1, got {}",
+                           flags.max_streams_per_connection);
+  }
+  if (flags.rpc_memory_bytes < int64_t{64} << 20) {
+    return InvalidArgument("--rpc-memory-bytes must be at least 64MiB, got {}",
+                           flags.rpc_memory_bytes);
+  }
   if (flags.max_priority < 0 || flags.max_priority > 1'000'000) {
     return InvalidArgument("--max-priority must be 0 to 1000000, got {}", flags.max_priority);
   }
@@ -160,6 +175,8 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
   options.core.dispatcher.max_queued_tokens = static_cast<int64_t>(flags.max_queued_tokens);
   options.inference.max_streams = flags.max_streams;
+  options.max_streams_per_connection = flags.max_streams_per_connection;
+  options.rpc_memory_bytes = flags.rpc_memory_bytes;
   options.inference.max_priority = flags.max_priority;
   if (flags.dtype != "auto") options.core.dtype = flags.dtype;
   options.core.block_size = flags.block_size;

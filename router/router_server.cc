@@ -1,5 +1,6 @@
 #include "router/router_server.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "spdlog/spdlog.h"
@@ -8,6 +9,20 @@
 #include "router/api/grpc_decode_client.h"
 
 namespace tandem::router {
+namespace {
+
+// Beyond any request that is not refused for its length: as text, with its escapes and its other
+// fields, or as token ids.
+int MaxRequestBytes(const InferenceServiceOptions& options, const ServedModel& model) {
+  constexpr size_t kOtherBytes = 8 << 20;
+  constexpr size_t kMaxIdBytes = 5;
+  const size_t prompt = std::max(2 * options.max_prompt_bytes,
+                                 kMaxIdBytes * static_cast<size_t>(model.config.MaxModelLen()));
+  return static_cast<int>(std::min(prompt + kOtherBytes, size_t{1} << 30));
+}
+
+}  // namespace
+
 RouterServer::RouterServer(const RouterServerOptions& options, ServedModel model,
                            std::shared_ptr<const ClusterCredentials> credentials, Metrics* metrics,
                            Clock* clock)
@@ -32,6 +47,9 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
       new RouterServer(options, std::move(model), credentials, metrics, clock));
   RpcServerOptions open;
   open.listen_address = options.listen_address;
+  open.max_streams_per_connection = options.max_streams_per_connection;
+  open.memory_bytes = options.rpc_memory_bytes;
+  open.max_receive_bytes = MaxRequestBytes(options.inference, router->model());
   RpcServerOptions internal;
   internal.listen_address = options.internal_listen_address;
   internal.credentials = credentials;

@@ -24,6 +24,9 @@ namespace tandem::router {
 struct RouterServerOptions {
   std::string listen_address = "127.0.0.1:0";           // the public API
   std::string internal_listen_address = "127.0.0.1:0";  // workers and operators
+  // Of the public server: RpcServerOptions.
+  int max_streams_per_connection = 1024;
+  int64_t rpc_memory_bytes = int64_t{1} << 30;
   RouterCoreOptions core;
   InferenceServiceOptions inference;
 };

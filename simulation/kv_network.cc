@@ -28,7 +28,8 @@ class InProcessKvNetwork::Receiver final : public kvtransfer::KvReceiver {
   const std::string& address() const override { return address_; }
 
   absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
-                                     std::vector<int32_t> blocks) override {
+                                     std::vector<int32_t> blocks,
+                                     const std::string& /*sender*/) override {
     absl::MutexLock lock(&mutex_);
     const std::string token = id.ToHex() + ":" + std::to_string(epoch);
     if (!transfers_.emplace(Key{id, epoch}, Transfer{.blocks = std::move(blocks)}).second) {

@@ -169,11 +169,12 @@ class VirtualKvNetwork::Receiver final : public kvtransfer::KvReceiver {
   const kvtransfer::KvStore& store() const { return *store_; }
 
   absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
-                                     std::vector<int32_t> blocks) override {
+                                     std::vector<int32_t> blocks,
+                                     const std::string& sender) override {
     std::string token = std::to_string(++last_token_);
     token.resize(kvtransfer::kKvTokenBytes, '.');
     auto transfer = std::make_shared<kvtransfer::IncomingTransfer>(
-        TransferKey{id, epoch}, std::move(blocks), token, &context_);
+        TransferKey{id, epoch}, std::move(blocks), token, sender, &context_);
     TANDEM_RETURN_IF_ERROR(table_.Insert(transfer));
     live_.push_back(std::move(transfer));
     return token;

@@ -25,6 +25,9 @@ namespace {
 // What `top -H` and debuggers show of the thread that computes.
 constexpr char kLoopThread[] = "tandem-loop";
 
+// The one connection of a router carries all of its streams (--max-streams of the router).
+constexpr int kMaxStreamsPerPeer = 1 << 16;
+
 class Worker final : public WorkerProcess {
  public:
   Worker(WorkerProcessOptions process, std::unique_ptr<Role> role, SignalWaiter* signals)
@@ -88,6 +91,7 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   server.listen_address = process_.listen;
   server.credentials = credentials_;
   server.callers = role_->callers();
+  server.max_streams_per_connection = kMaxStreamsPerPeer;
   TANDEM_ASSIGN_OR_RETURN(server_, RpcServer::Start(server, {role_->service()}));
   TANDEM_RETURN_IF_ERROR(Join());
   watchdog_->Start();
@@ -166,6 +170,7 @@ absl::Status Worker::Join() {
   cluster.router_address = process_.router;
   cluster.credentials = credentials_;
   cluster.hello = MakeHello(address, metrics);
+  cluster.on_welcome = [this](const internal::v1::Welcome& w) { role_->OnWelcome(w); };
   cluster.on_joined = [this] { role_->Post(SnapshotWanted{}); };
   cluster.on_drain = [this] { signals_->Wake(); };
   cluster.on_refused = [this](const absl::Status& status) { Refuse(status); };

@@ -46,6 +46,8 @@ class Role {
   virtual grpc::Service* service() = 0;
   // The role's own fields: its name, and what only it has.
   virtual void FillHello(internal::v1::Hello* hello) const = 0;
+  // The router has taken it in. On an rpc thread, before the SnapshotWanted that follows.
+  virtual void OnWelcome(const internal::v1::Welcome& /*welcome*/) {}
   // The loop, on a thread of its own: until StopWanted, or until nothing is left after DrainWanted.
   // Nobody waits for an answer when it returns.
   virtual void Run() = 0;

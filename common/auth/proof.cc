@@ -19,6 +19,10 @@ std::string_view PurposeLabel(ProofPurpose purpose) {
       return "tandem 1 kv receiver";
     case ProofPurpose::kKvSender:
       return "tandem 1 kv sender";
+    case ProofPurpose::kVouchKey:
+      return "tandem 1 vouch key";
+    case ProofPurpose::kKvAddress:
+      return "tandem 1 kv address";
   }
   return "";
 }

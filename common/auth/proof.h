@@ -33,6 +33,8 @@ enum class ProofPurpose {
   kRpcKey,      // of an RPC peer: "this key is mine"
   kKvReceiver,  // of a KV connection's receiver
   kKvSender,    // of its sender
+  kVouchKey,    // of a prefill worker; and what it vouches for, both common/auth/voucher.h
+  kKvAddress,
 };
 
 inline constexpr size_t kNonceBytes = 32;

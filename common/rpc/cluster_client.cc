@@ -37,6 +37,7 @@ struct Mailbox {
   bool stopping ABSL_GUARDED_BY(mutex) = false;
   bool joined ABSL_GUARDED_BY(mutex) = false;
   // For the client's thread: callbacks that are due.
+  std::optional<internal::v1::Welcome> welcome ABSL_GUARDED_BY(mutex);
   bool call_joined ABSL_GUARDED_BY(mutex) = false;
   bool call_drain ABSL_GUARDED_BY(mutex) = false;
   // For the stream.
@@ -105,6 +106,7 @@ class JoinCall : public grpc::ClientBidiReactor<WorkerMessage, RouterMessage> {
     if (incoming_.has_welcome() && !welcomed_) {
       welcomed_ = true;
       mailbox_->joined = mailbox_->call_joined = true;
+      mailbox_->welcome = incoming_.welcome();
       spdlog::info("joined the cluster of router {}", incoming_.welcome().router_id());
     } else if (incoming_.has_drain()) {
       mailbox_->call_drain = true;
@@ -254,6 +256,7 @@ class GrpcClusterClient : public ClusterClient {
       if (mailbox_.stopping) stream.Cancel();
     }
     while (true) {
+      std::optional<internal::v1::Welcome> welcome;
       bool call_joined = false;
       bool call_drain = false;
       {
@@ -269,9 +272,11 @@ class GrpcClusterClient : public ClusterClient {
           *was_joined = stream.welcomed();
           return Ended(stream.status());
         }
+        welcome = std::exchange(mailbox_.welcome, std::nullopt);
         call_joined = std::exchange(mailbox_.call_joined, false);
         call_drain = std::exchange(mailbox_.call_drain, false);
       }
+      if (welcome && options_.on_welcome) options_.on_welcome(*welcome);
       if (call_joined && options_.on_joined) options_.on_joined();
       if (call_drain && options_.on_drain) options_.on_drain();
     }

@@ -24,6 +24,8 @@ struct ClusterClientOptions {
   // Joined (again): the worker answers with PostBlocks of a snapshot with cleared = true. On an rpc
   // thread.
   std::function<void()> on_joined;
+  // What the router answered to Hello, before on_joined. On an rpc thread. May be null.
+  std::function<void(const internal::v1::Welcome&)> on_welcome;
   // The router asks the worker to drain. On an rpc thread.
   std::function<void()> on_drain;
   // Registration refused for good (FAILED_PRECONDITION): the one line that says what differs. The

@@ -3,6 +3,7 @@
 #include <csignal>
 #include <string>
 #include <string_view>
+#include <sys/resource.h>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -12,6 +13,7 @@
 #include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/impl/server_builder_plugin.h"
 #include "grpcpp/impl/server_initializer.h"
+#include "grpcpp/resource_quota.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/host_port.h"
@@ -33,6 +35,8 @@ constexpr Keepalive kPatient = {10'000, 20'000};
 constexpr int kMaxMessageBytes = 64 << 20;
 // For TLS; gRPC's own bound is 2 minutes.
 constexpr int kHandshakeTimeoutMs = 5000;
+// A connection without calls; its client dials again with the next one.
+constexpr int kMaxIdleMs = 10 * 60 * 1000;
 
 // The only way to learn the names of the services of a built server (also of those that gRPC's
 // plugins add) is a plugin.
@@ -75,6 +79,15 @@ void KeepCallbackThreads() {
   }();
 }
 
+// A server that can accept no more for want of descriptors is deaf to everybody, so strangers'
+// connections must not use them up: the default of 1,024 is for programs that use select().
+void RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("cannot have more descriptors");
+}
+
 void PrepareGrpcOnce() {
   [[maybe_unused]] static const bool done = [] {
     gpr_set_log_function(LogGrpcLine);
@@ -83,6 +96,7 @@ void PrepareGrpcOnce() {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
+    RaiseDescriptorLimit();
     grpc::EnableDefaultHealthCheckService(false);
     KeepCallbackThreads();  // before reflection is a part of every server
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -148,6 +162,11 @@ void AddServerArguments(const RpcServerOptions& options, grpc::ServerBuilder* bu
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 100);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
   builder->AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kMaxIdleMs);
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
+  grpc::ResourceQuota quota("tandem_server");
+  quota.Resize(static_cast<size_t>(options.memory_bytes));
+  builder->SetResourceQuota(quota);
   builder->SetMaxReceiveMessageSize(options.max_receive_bytes);
   builder->SetMaxSendMessageSize(-1);
 }

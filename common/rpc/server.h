@@ -21,6 +21,11 @@ struct RpcServerOptions {
   std::shared_ptr<const ClusterCredentials> credentials;
   std::vector<std::string> callers;
   int max_receive_bytes = 64 << 20;
+  // Calls at once on one connection; a client's further ones wait in it.
+  int max_streams_per_connection = 1024;
+  // What all connections together may hold of messages and buffers; beyond it gRPC reads less, then
+  // ends calls with RESOURCE_EXHAUSTED.
+  int64_t memory_bytes = int64_t{1} << 30;
 };
 
 // Thread-safe.

@@ -22,10 +22,12 @@ constexpr absl::Duration kFencePeriod = absl::Milliseconds(10);
 }  // namespace
 
 IncomingTransfer::IncomingTransfer(const TransferKey& key, std::vector<int32_t> blocks,
-                                   std::string token, const ReceiverContext* context)
+                                   std::string token, std::string sender,
+                                   const ReceiverContext* context)
     : key_(key),
       blocks_(std::move(blocks)),
       token_(std::move(token)),
+      sender_(std::move(sender)),
       context_(context),
       arrival_(blocks_.size(), context->store->shape().layout.num_layers,
                context->store->shape().heads()) {}

@@ -55,13 +55,17 @@ class IncomingTransfer : public std::enable_shared_from_this<IncomingTransfer> {
  public:
   // `blocks` are valid blocks of the pool.
   IncomingTransfer(const TransferKey& key, std::vector<int32_t> blocks, std::string token,
-                   const ReceiverContext* context);
+                   std::string sender, const ReceiverContext* context);
 
   const TransferKey& key() const { return key_; }
   const std::vector<int32_t>& blocks() const { return blocks_; }
   bool quiet() const;
   uint64_t bytes_arrived() const;
 
+  // Whether the worker that has proved this id may write it.
+  bool MayBeSentBy(std::string_view worker_id) const {
+    return sender_.empty() || sender_ == worker_id;
+  }
   // Compares in time that does not depend on where tokens differ.
   bool TokenMatches(std::string_view token) const;
   // Binds the transfer to the connection on which its token came; returns the grant to write (empty
@@ -125,6 +129,7 @@ class IncomingTransfer : public std::enable_shared_from_this<IncomingTransfer> {
   const TransferKey key_;
   const std::vector<int32_t> blocks_;
   const std::string token_;
+  const std::string sender_;  // worker id; empty: any
   const ReceiverContext* const context_;
 
   mutable absl::Mutex mutex_;

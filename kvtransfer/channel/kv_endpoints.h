@@ -121,8 +121,10 @@ class KvReceiver {
   // ordinal i on the wire. Returns the token to hand to the sender. ALREADY_EXISTS for a known (id,
   // epoch); INVALID_ARGUMENT for a block out of range or named twice; FAILED_PRECONDITION for a
   // block that another transfer may still write (it is not quiet yet).
+  // `sender`: the worker id that must be proved by whoever opens it; empty: any of the cluster.
   virtual absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
-                                             std::vector<int32_t> blocks) = 0;
+                                             std::vector<int32_t> blocks,
+                                             const std::string& sender) = 0;
   // Over tcp no byte is written for (id, epoch) once this has returned, and over a one-sided
   // transport none once on_quiet has come: the blocks may be reused only then. Waits at most for
   // the copy of what one read took from the socket (under 1 MiB), never for the peer. Idempotent;

@@ -59,13 +59,14 @@ class KvReceiverImpl : public KvReceiver {
   const std::string& address() const override { return address_; }
 
   absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
-                                     std::vector<int32_t> blocks) override {
+                                     std::vector<int32_t> blocks,
+                                     const std::string& sender) override {
     if (blocks.size() > kMaxOrdinals) {
       return InvalidArgument("blocks must be at most {}, got {}", kMaxOrdinals, blocks.size());
     }
     std::string token = RandomBytes(kKvTokenBytes);
     TANDEM_RETURN_IF_ERROR(table_.Insert(std::make_shared<IncomingTransfer>(
-        TransferKey{id, epoch}, std::move(blocks), token, &context_)));
+        TransferKey{id, epoch}, std::move(blocks), token, sender, &context_)));
     return token;
   }
 

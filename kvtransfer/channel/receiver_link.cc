@@ -284,6 +284,10 @@ absl::Status ReceiverLink::HandleOpen(const FrameHeader& header) {
     ++context_->counters->auth_failures;
     return absl::UnauthenticatedError(fmt::format("wrong token for transfer {}", key.ToString()));
   }
+  if (!transfer->MayBeSentBy(peer_worker_)) {
+    ++context_->counters->auth_failures;
+    return PermissionDenied("transfer {} is to come from another worker", key.ToString());
+  }
   authenticated_ = true;
   const absl::StatusOr<std::string> grant = transfer->Open(bound_, header.ordinal_count);
   ForgetQuietTransfers();

@@ -1,5 +1,6 @@
 #include "router/api/response_wire.h"
 
+#include "common/auth/voucher.h"
 #include "common/rpc/token_wire.h"
 
 namespace tandem::router {
@@ -17,6 +18,7 @@ void DecodeRequestToProto(const Route& route, const Request& request,
     internal::v1::PrefillCandidate* candidate = proto->add_prefill();
     candidate->set_worker_id(prefill.id);
     candidate->set_address(prefill.address);
+    candidate->set_voucher(Vouch(prefill.vouch_key, route.decode.id, route.decode.kv_address));
   }
   proto->set_reason(route.reason);
   proto->set_may_lose(static_cast<uint32_t>(route.may_lose));

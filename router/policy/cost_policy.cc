@@ -124,7 +124,8 @@ std::vector<Candidate> PrefillsFor(const RouteQuery& query, const Costs& costs, 
 }
 
 Route::Worker ToRouteWorker(const WorkerView& worker) {
-  return {worker.identity->id, worker.identity->address};
+  const WorkerIdentity& identity = *worker.identity;
+  return {identity.id, identity.address, identity.kv_address, identity.vouch_key};
 }
 
 Route ToRoute(const CostPolicyOptions& options, const ClusterView& view, const RouteQuery& query,

@@ -45,7 +45,9 @@ struct RouteQuery {
 struct Route {
   struct Worker {
     std::string id;
-    std::string address;  // HOST:PORT
+    std::string address;     // HOST:PORT
+    std::string kv_address;  // of a decode worker, for which its prefill workers need
+    std::string vouch_key;   // a word of the router's under this key (common/auth/voucher.h)
   };
   Worker decode;
   uint64_t incarnation = 0;     // of the decode worker's process

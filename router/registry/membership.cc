@@ -77,6 +77,7 @@ absl::StatusOr<WorkerIdentity> IdentityFromProto(const internal::v1::Hello& hell
   out.incarnation = hello.incarnation();
   out.address = hello.address();
   out.metrics_address = hello.metrics_address();
+  out.kv_address = hello.kv_address();
   out.max_model_len = static_cast<int>(hello.max_model_len());
   out.max_num_seqs = static_cast<int>(hello.max_num_seqs());
   out.num_blocks = static_cast<int>(hello.num_blocks());
@@ -130,6 +131,11 @@ absl::Status Membership::Handle(const WorkerMessage& message) {
 absl::Status Membership::HandleHello(const internal::v1::Hello& hello) {
   if (member().has_value()) return InvalidArgument("hello must come only once");
   TANDEM_ASSIGN_OR_RETURN(WorkerIdentity identity, IdentityFromProto(hello));
+  RouterMessage welcome;
+  welcome.mutable_welcome()->set_router_id(router_id_);
+  if (identity.role == WorkerRole::kPrefill) {
+    welcome.mutable_welcome()->set_vouch_key(registry_->VouchKey(identity.id));
+  }
   // The registry may call this while the stay ends, so it holds a copy of `send_` and not `this`.
   const auto drain = [send = send_] {
     RouterMessage message;
@@ -149,8 +155,6 @@ absl::Status Membership::HandleHello(const internal::v1::Hello& hello) {
     registry_->Leave(joined);
     return absl::OkStatus();
   }
-  RouterMessage welcome;
-  welcome.mutable_welcome()->set_router_id(router_id_);
   send_(std::move(welcome));
   return absl::OkStatus();
 }

@@ -12,6 +12,8 @@
 
 #include "spdlog/spdlog.h"
 
+#include "common/auth/proof.h"
+#include "common/auth/voucher.h"
 #include "common/base/status.h"
 #include "common/rpc/cluster_client.h"
 
@@ -34,7 +36,7 @@ std::string CapabilityLine(const Capability& c) {
 }  // namespace
 
 Registry::Registry(RegistryOptions options, PrefixIndex* index, Clock* clock)
-    : options_(std::move(options)), index_(index), clock_(clock) {}
+    : options_(std::move(options)), index_(index), clock_(clock), vouch_root_(MakeNonce()) {}
 
 Registry::~Registry() = default;
 
@@ -116,6 +118,7 @@ absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
     member = index_->AddWorker(static_cast<size_t>(std::max(0, identity.num_blocks)));
     identity.slot = member;
     identity.joined = clock_->Now();
+    if (identity.role == WorkerRole::kPrefill) identity.vouch_key = VouchKey(identity.id);
     spdlog::info("worker {} joined: {} at {}, {} blocks, {} sequences", identity.id,
                  WorkerRoleName(identity.role), identity.address, identity.num_blocks,
                  identity.max_num_seqs);
@@ -130,6 +133,10 @@ absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
   if (replaced) index_->RemoveWorker(*replaced);
   Notify();
   return member;
+}
+
+std::string Registry::VouchKey(const std::string& worker_id) const {
+  return VouchKeyFor(vouch_root_, worker_id);
 }
 
 Registry::Entry* Registry::FindMember(Member member) {

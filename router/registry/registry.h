@@ -62,6 +62,8 @@ class Registry {
   // thread.
   absl::StatusOr<Member> Join(WorkerIdentity identity, const internal::v1::Capability& capability,
                               std::function<void()> on_drain);
+  // Of a prefill worker: what this router vouches to it with (common/auth/voucher.h).
+  std::string VouchKey(const std::string& worker_id) const;
   // Also after being replaced: then it does nothing.
   void Leave(Member member);
   void Report(Member member, LoadReport load);
@@ -98,6 +100,7 @@ class Registry {
   const RegistryOptions options_;
   PrefixIndex* const index_;
   Clock* const clock_;
+  const std::string vouch_root_;
   std::function<void()> listener_;
   mutable absl::Mutex mutex_;
   std::map<std::string, Entry> workers_ ABSL_GUARDED_BY(mutex_);  // by id

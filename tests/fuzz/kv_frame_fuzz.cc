@@ -183,7 +183,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const TransferId id = {Hash128{1, 2}};
   const std::string token(kKvTokenBytes, 'k');
   const std::vector<int32_t> blocks = {4, 1};
-  auto transfer = std::make_shared<IncomingTransfer>(TransferKey{id, 0}, blocks, token, &context);
+  auto transfer =
+      std::make_shared<IncomingTransfer>(TransferKey{id, 0}, blocks, token, "", &context);
   TANDEM_CHECK(table.Insert(transfer).ok());
 
   ReceiverLink link(std::make_shared<MemoryConnection>(Conversation(&input, id, token)), &context,

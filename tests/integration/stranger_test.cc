@@ -1,8 +1,20 @@
 // A real cluster and those who do not belong: without the secret they reach nothing that is
 // internal; with it, a worker that misbehaves is refused in one short line.
+#include <arpa/inet.h>
+#include <filesystem>
+#include <iterator>
+#include <netinet/in.h>
+#include <sstream>
+#include <sys/socket.h>
+#include <thread>
+#include <unistd.h>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/base/model_config.h"
+#include "common/base/model_digest.h"
+#include "common/rpc/cluster_client.h"
 #include "common/rpc/server.h"
 #include "tandem/internal/v1/cluster.grpc.pb.h"
 #include "tandem/internal/v1/decode.grpc.pb.h"
@@ -43,12 +55,32 @@ internal::v1::Hello RogueHello() {
   return hello;
 }
 
+// What the workers of this file's clusters have, which whoever is one of the cluster can know.
+internal::v1::Capability DemoCapability() {
+  const std::string dir = SourcePath("models/demo");
+  const ModelConfig config = ModelConfig::Load(dir).value();
+  internal::v1::Capability out;
+  out.set_model("demo");
+  out.set_model_digest(CheckpointDigest(dir).value());
+  out.set_dtype("float32");
+  out.set_kv_dtype("float32");
+  out.set_num_layers(static_cast<uint32_t>(config.num_layers));
+  out.set_num_kv_heads(static_cast<uint32_t>(config.num_kv_heads));
+  out.set_head_dim(static_cast<uint32_t>(config.head_dim));
+  out.set_block_size(16);
+  out.set_layout(kBlockLayout);
+  out.set_tokenizer_digest(TokenizerDigest(dir));
+  out.set_protocol_version(kProtocolVersion);
+  out.set_vocab_size(static_cast<uint32_t>(config.vocab_size));
+  return out;
+}
+
 class Strangers : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     ClusterSpec spec;
     spec.model_dir = SourcePath("models/demo");
-    spec.worker_flags = {"--num-threads=1", "--kv-cache-memory-bytes=64MiB"};
+    spec.worker_flags = {"--dtype=float32", "--num-threads=1", "--kv-cache-memory-bytes=64MiB"};
     cluster_ = TestCluster::Start(spec).release();
   }
   static void TearDownTestSuite() { delete cluster_; }
@@ -149,6 +181,143 @@ TEST_F(Strangers, AWorkerThatDoesNotFitIsRefusedInAShortLine) {
 
   TestClient client(cluster_->channel());
   const Answer answer = client.Generate(TokenRequest(RandomTokens(100, 2000, 1), 4));
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+}
+
+// One that has the secret and says that it is the decode worker; so it proves. Its KV address is
+// not the one that the router knows, so nothing is dialled.
+TEST_F(Strangers, APrefillWorkerDialsOnlyWhatTheRouterVouchesFor) {
+  ASSERT_NE(cluster_, nullptr);
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  sockaddr_in here = {};
+  here.sin_family = AF_INET;
+  here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(here);
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&here), length), 0);
+  ASSERT_EQ(listen(listener, 1), 0);
+  ASSERT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&here), &length), 0);
+  const auto channel = MakeChannel(cluster_->worker("prefill-0").address,
+                                   *TestCredentials(kDecodeRole, "decode-0", kClusterSecret),
+                                   {kPrefillRole, "prefill-0"});
+  const auto ship_to_us = [&](const std::string& voucher) {
+    grpc::ClientContext context;
+    context.set_deadline(Soon());
+    internal::v1::PrefillRequest request;
+    request.add_token_ids(1);
+    request.mutable_sampling()->set_max_tokens(1);
+    request.set_capability_digest(CapabilityDigest(DemoCapability()));
+    internal::v1::KvTarget& target = *request.mutable_target();
+    target.set_transfer_id(std::string(16, 't'));
+    target.set_token(std::string(32, 't'));
+    target.set_epoch(1);
+    target.set_transport("tcp");
+    target.set_address("127.0.0.1:" + std::to_string(ntohs(here.sin_port)));
+    target.set_worker_id("decode-0");
+    target.set_num_blocks(16);
+    target.add_block_ids(0);
+    target.set_voucher(voucher);
+    internal::v1::PrefillResponse response;
+    return internal::v1::Prefill::NewStub(channel)->Prefill(&context, request, &response);
+  };
+  for (const std::string& voucher : {std::string(), std::string(32, 'v')}) {
+    const grpc::Status status = ship_to_us(voucher);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::PERMISSION_DENIED) << status.error_message();
+  }
+  SleepMilliseconds(200);
+  EXPECT_EQ(accept(listener, nullptr, nullptr), -1) << "the prefill worker has dialled";
+  close(listener);
+}
+
+int Connect(const std::string& address) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+  (void)connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to));
+  return fd;
+}
+
+int64_t ResidentMiB(pid_t pid) {
+  std::istringstream status(ReadWholeFile("/proc/" + std::to_string(pid) + "/status"));
+  std::string line;
+  while (std::getline(status, line)) {
+    if (line.starts_with("VmRSS:")) return std::stoll(line.substr(6)) / 1024;
+  }
+  return 0;
+}
+
+size_t NumDescriptors(pid_t pid) {
+  const std::filesystem::directory_iterator all("/proc/" + std::to_string(pid) + "/fd");
+  return static_cast<size_t>(std::distance(begin(all), end(all)));
+}
+
+// Each port of the cluster gets 1,000 connections that say nothing, or what nobody understands, as
+// much of it as goes in. That costs a bounded amount of memory and of lines, for some seconds, and
+// others are served meanwhile.
+TEST_F(Strangers, AThousandConnectionsCostLittleAndLockNobodyOut) {
+  ASSERT_NE(cluster_, nullptr);
+  struct Victim {
+    Member* member;
+    std::string address;
+  };
+  const std::vector<Victim> victims = {
+      {&cluster_->router(), cluster_->router().address},
+      {&cluster_->router(), cluster_->router().internal_address},
+      {&cluster_->worker("prefill-0"), cluster_->worker("prefill-0").address},
+      {&cluster_->worker("decode-0"), cluster_->worker("decode-0").address}};
+  const std::string garbage(64 << 10, '\x16');
+  for (const Victim& victim : victims) {
+    const pid_t pid = victim.member->process->pid();
+    const int64_t memory = ResidentMiB(pid);
+    const size_t descriptors = NumDescriptors(pid);
+    const size_t log = ReadWholeFile(victim.member->stderr_path).size();
+    std::vector<int> connections;
+    for (int i = 0; i < 1000; ++i) connections.push_back(Connect(victim.address));
+    for (size_t i = 0; i < connections.size(); i += 2) {
+      (void)send(connections[i], garbage.data(), garbage.size(), MSG_NOSIGNAL);
+    }
+    // A new client, a worker's and an operator's connections.
+    TestClient client(grpc::CreateChannel(cluster_->address(), grpc::InsecureChannelCredentials()));
+    const Answer answer = client.Generate(TokenRequest(RandomTokens(100, 2000, 2), 4), 20);
+    EXPECT_TRUE(answer.status.ok()) << victim.address << ": " << answer.status.error_message();
+    EXPECT_TRUE(cluster_->WaitForWorkers(2, 10)) << victim.address;
+    EXPECT_LT(ResidentMiB(pid), memory + 128) << victim.address;
+    EXPECT_LT(ReadWholeFile(victim.member->stderr_path).size(), log + 10'000) << victim.address;
+    // Who has not spoken in 5 s is gone.
+    for (int i = 0; i < 200 && NumDescriptors(pid) > descriptors + 50; ++i) SleepMilliseconds(50);
+    EXPECT_LT(NumDescriptors(pid), descriptors + 50) << victim.address;
+    for (const int fd : connections) close(fd);
+  }
+}
+
+// Clients that send what is far too long, all at once: gRPC refuses a message when it has it whole,
+// and what it holds meanwhile is bounded for all of them together.
+TEST(LargeMessages, CostWhatTheRouterIsAllowedForAllOfThem) {
+  ClusterSpec spec;
+  spec.model_dir = SourcePath("models/demo");
+  spec.prefill = spec.decode = 0;
+  spec.unified = 1;
+  spec.router_flags = {"--rpc-memory-bytes=64MiB"};
+  spec.worker_flags = {"--num-threads=1", "--kv-cache-memory-bytes=64MiB"};
+  const auto cluster = TestCluster::Start(spec);
+  ASSERT_NE(cluster, nullptr);
+  const pid_t pid = cluster->router().process->pid();
+  const int64_t before = ResidentMiB(pid);
+  v1::GenerateRequest huge = TokenRequest({1}, 1);
+  huge.set_text(std::string(60 << 20, 'a'));
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 8; ++i) {
+    clients.emplace_back([&] {
+      TestClient client(
+          grpc::CreateChannel(cluster->address(), grpc::InsecureChannelCredentials()));
+      EXPECT_FALSE(client.Generate(huge, 30).status.ok());
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_LT(ResidentMiB(pid), before + 200);
+  const Answer answer =
+      TestClient(cluster->channel()).Generate(TokenRequest(RandomTokens(100, 2000, 3), 4), 20);
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
 }
 

@@ -27,7 +27,9 @@ class FakeReceiver : public kvtransfer::KvReceiver {
  public:
   const std::string& address() const override { return address_; }
   absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
-                                     std::vector<int32_t> blocks) override {
+                                     std::vector<int32_t> blocks,
+                                     const std::string& sender) override {
+    senders[id.ToHex()] = sender;
     EXPECT_TRUE(expected.emplace(id.ToHex(), blocks).second) << "a transfer id was used twice";
     EXPECT_GE(epoch, 1u);
     return "token";
@@ -41,6 +43,7 @@ class FakeReceiver : public kvtransfer::KvReceiver {
 
   std::map<std::string, uint64_t> arrived;               // by transfer
   std::map<std::string, std::vector<int32_t>> expected;  // by transfer
+  std::map<std::string, std::string> senders;            // by transfer
   std::set<std::string> cancelled;
 
  private:
@@ -257,9 +260,10 @@ class LoopHarness {
     result.worker_id = "far";
     return result;
   }
-  void ReplyError(FakeCall& c, absl::Status status) {
+  void ReplyError(FakeCall& c, absl::Status status, bool reached = true) {
     c.replied = true;
-    inbox.Push(PrefillReply{c.call.call_id, std::move(status)});
+    inbox.Push(
+        PrefillReply{.call_id = c.call.call_id, .outcome = std::move(status), .reached = reached});
   }
   void Seal(FakeCall& c) {
     c.sealed = true;

@@ -481,6 +481,31 @@ TEST(LoopTest, EachFailedPrefillGetsANewTransferUntilNobodyIsLeft) {
   h.ExpectNoLeak();
 }
 
+// Whoever was not reached did not die of the prompt, so the router's rule for poison hears of none.
+TEST(LoopTest, APrefillWorkerThatWasNotReachedWasNotLostToThePrompt) {
+  const auto lost_with = [](std::vector<bool> reached) {
+    LoopHarness h(Options());
+    const int workers = static_cast<int>(reached.size());
+    Client& client = h.Submit(MakePrompt(20), Greedy(8), workers);
+    for (size_t i = 0; i < reached.size(); ++i) {
+      h.Step();
+      h.ReplyError(*h.caller.calls.at(i), absl::UnavailableError("gone"), reached[i]);
+    }
+    h.Step();
+    EXPECT_TRUE(client.end.has_value());
+    const std::optional<Refusal> refusal = RefusalOf(*client.end);
+    for (auto& call : h.caller.calls) h.Quiet(*call);
+    h.StepAll();
+    h.ExpectNoLeak();
+    return refusal.has_value() ? refusal->needed : -1;
+  };
+  EXPECT_EQ(lost_with({false}), 0);
+  EXPECT_EQ(lost_with({false, false, false}), 0);
+  EXPECT_EQ(lost_with({true, false}), 1);
+  EXPECT_EQ(lost_with({true}), 1);
+  EXPECT_EQ(lost_with({true, true}), 2);
+}
+
 TEST(LoopTest, NoBlocksForARetryIsUnavailable) {
   HarnessOptions options = Options(10);
   LoopHarness h(options);

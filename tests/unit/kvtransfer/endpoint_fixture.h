@@ -207,9 +207,11 @@ struct Ends {
     sender = *std::move(started);
   }
 
-  // Expects `blocks` and makes the target that a worker would be handed.
-  KvSendTarget Expect(const TransferId& id, uint64_t epoch, const std::vector<int32_t>& blocks) {
-    auto token = receiver->Expect(id, epoch, blocks);
+  // Expects `blocks`, of any sender unless one is named, and makes the target that a worker would
+  // be handed.
+  KvSendTarget Expect(const TransferId& id, uint64_t epoch, const std::vector<int32_t>& blocks,
+                      const std::string& from = "") {
+    auto token = receiver->Expect(id, epoch, blocks, from);
     EXPECT_TRUE(token.ok()) << token.status();
     return KvSendTarget{
         id,         epoch, receiver_options.transports, receiver->address(), token.value_or(""),

@@ -79,6 +79,26 @@ TEST_F(KvReceiverTest, WrongTokenWritesNothingAndClosesTheConnection) {
   ends_.ExpectEqualBlocks({1}, {4});
 }
 
+// One of the cluster, with the right token, and not the worker that the router named.
+TEST_F(KvReceiverTest, OnlyTheNamedSenderOpensATransfer) {
+  Start();
+  const KvSendTarget target = ends_.Expect(id_, 1, {4}, "prefill-1");
+  Speaker other(ends_);  // prefill-9
+  other.Greet();
+  other.Open(target);
+  other.Data(id_, 1, 0, 0, 1);
+  other.ExpectClosed();
+  EXPECT_EQ(ends_.receiver->Counters().auth_failures, 1);
+  ExpectUntouched({4});
+  EXPECT_EQ(ends_.record.Received(id_, 1).failed, 0);
+  Speaker named(ends_);
+  named.Greet();
+  named.Open(ends_.Expect(id_, 2, {5}, "prefill-9"));
+  for (uint32_t layer = 0; layer < kLayers; ++layer) named.Data(id_, 2, 0, layer, 1);
+  named.Finish(id_, 2, {1});
+  EXPECT_EQ(ends_.record.AwaitQuiet(id_, 2).sealed, 1);
+}
+
 TEST_P(KvReceiverOver, DataBeforeAnyTokenClosesTheConnection) {
   Start();
   ends_.Expect(id_, 1, {4});
@@ -429,7 +449,7 @@ TEST_F(KvReceiverTest, CancelledBeforeASenderCameIsQuietAtOnce) {
   ends_.receiver->Cancel(id_, 1);
   EXPECT_EQ(ends_.record.AwaitQuiet(id_, 1).quiet, 1);
   // Too late now, but harmless.
-  ASSERT_OK(ends_.receiver->Expect(id_, 2, {9}));
+  ASSERT_OK(ends_.receiver->Expect(id_, 2, {9}, ""));
   Speaker speaker(ends_);
   speaker.Greet();
   speaker.Open(target);
@@ -453,6 +473,34 @@ TEST_F(KvReceiverTest, CancelledSenderThatDoesNotAnswerLosesItsConnection) {
   speaker.ExpectClosed();
 }
 
+// A cancel at the moment at which the last frame seals: one of the two it is, and the sender hears
+// which, or it would hold its blocks until it gives up.
+TEST_F(KvReceiverTest, ACancelBesideTheSealLeavesTheSenderAnAnswer) {
+  Start();
+  Speaker speaker(ends_);
+  speaker.Greet();
+  for (uint64_t epoch = 1; epoch <= 400; ++epoch) {
+    speaker.Open(ends_.Expect(id_, epoch, {9}));
+    for (uint32_t layer = 0; layer < kLayers; ++layer) speaker.Data(id_, epoch, 0, layer, 1);
+    std::thread canceller([&] {
+      const absl::Time when = absl::Now() + absl::Microseconds(2 * (epoch % 100));
+      while (absl::Now() < when) {
+      }
+      ends_.receiver->Cancel(id_, epoch);
+    });
+    speaker.Finish(id_, epoch, {1});
+    FrameHeader answer = speaker.Read();
+    while (answer.epoch != epoch) answer = speaker.Read();  // of earlier ones, a second one
+    canceller.join();
+    const bool result = answer.type == FrameType::kResult;
+    ASSERT_TRUE(result || answer.type == FrameType::kAbort) << FrameTypeName(answer.type);
+    speaker.Quiet(id_, epoch);
+    const Record::Receiver got = ends_.record.AwaitQuiet(id_, epoch);
+    EXPECT_EQ(got.quiet, 1);
+    EXPECT_LE(got.sealed + got.failed, 1);
+  }
+}
+
 // Cancel in the middle of a frame, at many places of it; then the blocks belong to another epoch,
 // and late frames of the old one write nothing.
 TEST_F(KvReceiverTest, CancelInsideAFrameThenReuse) {
@@ -471,7 +519,7 @@ TEST_F(KvReceiverTest, CancelInsideAFrameThenReuse) {
     const std::string first = ends_.target.BlockBytes(9);
     const std::string second = ends_.target.BlockBytes(3);
     // The rest of the frame, and another one.
-    const auto status = ends_.receiver->Expect(id_, old + 100, {9});
+    const auto status = ends_.receiver->Expect(id_, old + 100, {9}, "");
     EXPECT_EQ(status.status().code(), absl::StatusCode::kFailedPrecondition);
     speaker.Write(speaker.Piece(0, 7).subspan(cut));
     speaker.Data(id_, old, 0, 1, 6);
@@ -535,26 +583,28 @@ TEST(KvReceiverFence, ALostConnectionIsNotQuietUntilItsWriterHasDetached) {
   while (ends.receiver->Counters().fenced_transfers == 0) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_EQ(ends.record.Received(id, 1).failed, 1);
   EXPECT_EQ(ends.record.Received(id, 1).quiet, 0);
-  EXPECT_EQ(ends.receiver->Expect(id, 2, {9}).status().code(),
+  EXPECT_EQ(ends.receiver->Expect(id, 2, {9}, "").status().code(),
             absl::StatusCode::kFailedPrecondition);
   speaker.Detach();
   ends.record.AwaitQuiet(id, 1);
-  EXPECT_OK(ends.receiver->Expect(id, 2, {9}));
+  EXPECT_OK(ends.receiver->Expect(id, 2, {9}, ""));
 }
 
 TEST_P(KvReceiverOver, ExpectRefusesWhatItCannotKeepApart) {
   Start();
-  ASSERT_OK(ends_.receiver->Expect(id_, 1, {1, 2}));
-  EXPECT_EQ(ends_.receiver->Expect(id_, 1, {3}).status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(ends_.receiver->Expect(id_, 2, {3, 2}).status().code(),
+  ASSERT_OK(ends_.receiver->Expect(id_, 1, {1, 2}, ""));
+  EXPECT_EQ(ends_.receiver->Expect(id_, 1, {3}, "").status().code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(ends_.receiver->Expect(id_, 2, {3, 2}, "").status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(ends_.receiver->Expect(id_, 2, {40}).status().code(),
+  EXPECT_EQ(ends_.receiver->Expect(id_, 2, {40}, "").status().code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(ends_.receiver->Expect(id_, 2, {-1}).status().code(),
+  EXPECT_EQ(ends_.receiver->Expect(id_, 2, {-1}, "").status().code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(ends_.receiver->Expect(id_, 2, {5, 5}).status().ToString(), HasSubstr("named twice"));
+  EXPECT_THAT(ends_.receiver->Expect(id_, 2, {5, 5}, "").status().ToString(),
+              HasSubstr("named twice"));
   // None of the refused ones keeps a block.
-  EXPECT_OK(ends_.receiver->Expect(id_, 2, {3, 5}));
+  EXPECT_OK(ends_.receiver->Expect(id_, 2, {3, 5}, ""));
 }
 
 TEST_F(KvReceiverTest, ConnectionsAreBounded) {

@@ -136,13 +136,13 @@ TEST_F(ShmProcesses, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
   const bool too_early = Quiet(1);
   EXPECT_FALSE(too_early) << "quiet while the writer may still write";
   if (!too_early) {
-    EXPECT_EQ(ends_.receiver->Expect(id_, 2, blocks_).status().code(),
+    EXPECT_EQ(ends_.receiver->Expect(id_, 2, blocks_, "").status().code(),
               absl::StatusCode::kFailedPrecondition);
     writer.Signal(SIGCONT);
     ends_.record.AwaitQuiet(id_, 1);
   }
   // The blocks are somebody else's from here on.
-  ASSERT_OK(ends_.receiver->Expect(id_, 2, blocks_));
+  ASSERT_OK(ends_.receiver->Expect(id_, 2, blocks_, ""));
   ends_.target.Fill(kReused);
   if (too_early) writer.Signal(SIGCONT);
   writer.AwaitEnd();
@@ -156,7 +156,7 @@ TEST_F(ShmProcesses, AWriterKilledInsideACopyIsQuietOnceItsProcessIsGone) {
   writer.Signal(SIGKILL);
   const Record::Receiver got = ends_.record.AwaitQuiet(id_, 1);
   EXPECT_EQ(got.status.code(), absl::StatusCode::kUnavailable);
-  ASSERT_OK(ends_.receiver->Expect(id_, 2, blocks_));
+  ASSERT_OK(ends_.receiver->Expect(id_, 2, blocks_, ""));
   ends_.target.Fill(kReused);
   EXPECT_EQ(writer.AwaitEnd(), "");
   ExpectOnlyReused();

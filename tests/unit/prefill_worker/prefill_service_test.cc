@@ -16,6 +16,8 @@ namespace {
 using testing::HasSubstr;
 using Request = internal::v1::PrefillRequest;
 
+constexpr char kVouchKey[] = "key";
+
 RequestLimits Options() {
   return {.worker_id = "p0",
           .capability_digest = "digest",
@@ -36,6 +38,7 @@ Request ValidRequest(uint64_t transfer = 1) {
   target.set_transport("tcp");
   target.set_address("127.0.0.1:1");
   target.set_worker_id("d0");
+  target.set_voucher(Vouch(kVouchKey, "d0", "127.0.0.1:1"));
   target.set_num_blocks(1024);
   target.set_first_block(1);
   target.add_block_ids(7);
@@ -105,6 +108,7 @@ TEST(PrefillService, AnotherCapabilityIsRefusedWithOneLine) {
 class PrefillServiceRpc : public testing::Test {
  protected:
   void SetUp() override {
+    vouchers_.SetKey(kVouchKey);
     auto server = RpcServer::Start({}, {&service_});
     ASSERT_OK(server);
     server_ = *std::move(server);
@@ -136,7 +140,8 @@ class PrefillServiceRpc : public testing::Test {
 
   LoopHarness h_;
   Intake intake_{Options(), &h_.inbox, &h_.clock};
-  PrefillService service_{&intake_};
+  VoucherCheck vouchers_;
+  PrefillService service_{&intake_, &vouchers_};
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<internal::v1::Prefill::Stub> stub_;
 };
@@ -166,6 +171,31 @@ TEST_F(PrefillServiceRpc, BadRequestIsAnsweredWithoutTheLoop) {
   StartCall(&call);
   call.done.WaitForNotification();
   EXPECT_EQ(call.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+// Whoever the caller has proved to be: blocks go where the router says that its pool is.
+TEST_F(PrefillServiceRpc, ShipsOnlyWhereTheRouterVouchesFor) {
+  const auto code_of = [this](const std::function<void(internal::v1::KvTarget*)>& change) {
+    Call call;
+    call.request = ValidRequest();
+    change(call.request.mutable_target());
+    StartCall(&call);
+    call.done.WaitForNotification();
+    return call.status.error_code();
+  };
+  using Target = internal::v1::KvTarget;
+  EXPECT_EQ(code_of([](Target* t) { t->set_address("127.0.0.1:22"); }),
+            grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(code_of([](Target* t) { t->set_worker_id("d1"); }),
+            grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(code_of([](Target* t) { t->clear_voucher(); }), grpc::StatusCode::PERMISSION_DENIED);
+  // By another router, or for another prefill worker.
+  EXPECT_EQ(code_of([](Target* t) { t->set_voucher(Vouch("other", "d0", "127.0.0.1:1")); }),
+            grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_FALSE(h_.loop->Step(absl::ZeroDuration()));  // none reached the loop
+  // Before the router has said anything: ask again.
+  vouchers_.SetKey("");
+  EXPECT_EQ(code_of([](Target*) {}), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
 TEST_F(PrefillServiceRpc, CancelledCallIsForgotten) {

@@ -45,6 +45,24 @@ class MembershipTest : public ::testing::Test {
   std::vector<RouterMessage> sent_;
 };
 
+// Each prefill worker has a key of its own, the same on every stay; nobody else has one.
+TEST_F(MembershipTest, PrefillWorkersAreToldWhatTheRouterVouchesWith) {
+  const auto key_of = [this](const std::string& id, const std::string& role) {
+    sent_.clear();
+    auto membership = Make();
+    EXPECT_OK(membership->Handle(Hello(id, role)));
+    const auto* worker = registry_.view()->Find(id);
+    EXPECT_EQ(worker->identity->vouch_key, sent_.at(0).welcome().vouch_key());
+    return sent_.at(0).welcome().vouch_key();
+  };
+  const std::string key = key_of("p0", "prefill");
+  EXPECT_EQ(key.size(), 32u);
+  EXPECT_EQ(key_of("p0", "prefill"), key);
+  EXPECT_NE(key_of("p1", "prefill"), key);
+  EXPECT_EQ(key_of("d0", "decode"), "");
+  EXPECT_EQ(key_of("u0", "unified"), "");
+}
+
 TEST_F(MembershipTest, HelloIsWelcomedAndReportsAndEventsArrive) {
   auto membership = Make();
   ASSERT_OK(membership->Handle(Hello("u")));
