@@ -73,7 +73,8 @@ RoutedWork RoutedLedger::Since(const std::string& worker, absl::Time reported) {
   Worker& entry = found->second;
   if (const absl::Time known = reported - slack_; known != entry.known) {
     entry.known = known;
-    entry.Recount(known);
+    // A worker lets go of a sequence before anyone hears of its end, so the report knows of it.
+    entry.Recount(reported);
   }
   RoutedWork sum = entry.sum;
   sum.total = entry.total;

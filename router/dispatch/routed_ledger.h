@@ -21,7 +21,8 @@ namespace tandem::router {
 
 class RoutedLedger {
  public:
-  // A report cannot be trusted to contain what was routed less than `slack` before it came.
+  // A report cannot be trusted to contain what was routed less than `slack` before it came. What
+  // has ended before it came it does contain.
   explicit RoutedLedger(absl::Duration slack = absl::Milliseconds(50)) : slack_(slack) {}
 
   // `request` is any number that is unique among requests not yet removed.

@@ -32,6 +32,8 @@ TEST(RoutedLedger, IsTheDifferenceToTheLastReport) {
   // The first ends: the report still counts it, the next one will not.
   ledger.End(1, at(130));
   EXPECT_EQ(ledger.Since("a", at(120)).sequences, -1);
+  // Once, however soon after the end it comes.
+  EXPECT_EQ(ledger.Since("a", at(131)).sequences, 0);
   EXPECT_EQ(ledger.Since("a", at(200)).sequences, 0);
   // Begun and ended between two reports: no difference.
   ledger.Add("a", 3, at(210), work);
@@ -91,7 +93,7 @@ TEST(RoutedLedger, KeepsTheSumsOfPlainEntries) {
       for (const Plain& plain : all) {
         if (plain.worker != worker) continue;
         const bool in_report = plain.began < known, ended = plain.ended < absl::InfiniteFuture();
-        if (in_report && ended && plain.ended >= known) sum -= plain.sequences;
+        if (in_report && ended && plain.ended >= at) sum -= plain.sequences;
         if (!in_report && !ended) sum += plain.sequences;
       }
       ASSERT_EQ(ledger.Since(worker, at).sequences, sum) << step << worker;
