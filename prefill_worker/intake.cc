@@ -9,11 +9,14 @@ namespace tandem::prefill {
 Intake::Intake(RequestLimits limits, EventInbox* inbox, Clock* clock)
     : limits_(std::move(limits)), inbox_(inbox), clock_(clock) {}
 
-void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply) {
+void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply,
+                    absl::Duration left) {
   absl::StatusOr<Work> work = WorkFromProto(request, limits_);
   if (!work.ok()) return reply(work.status());
   work->id = id;
   work->arrived = clock_->Now();
+  // By what is left of it: the loop's clock does not follow a wall clock that is set.
+  work->deadline = work->arrived + left;
   work->reply = [this, reply](absl::StatusOr<Outcome> outcome) {
     if (!outcome.ok()) return reply(outcome.status());
     reply(OutcomeToProto(*outcome, limits_.worker_id));

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 #include "common/base/clock.h"
 #include "prefill_worker/event.h"
@@ -24,8 +25,9 @@ class Intake {
   // A name for a call, for Submit() and Cancel().
   uint64_t NewId() { return ++last_id_; }
   // `reply` is called exactly once: before the return where the request is refused at once, else on
-  // the loop's thread.
-  void Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply);
+  // the loop's thread. `left`: until the caller's deadline.
+  void Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply,
+              absl::Duration left = absl::InfiniteDuration());
   // Idempotent; unknown ids are ignored.
   void Cancel(uint64_t id);
 

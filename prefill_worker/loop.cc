@@ -48,7 +48,27 @@ void Loop::AdmitArrivals(absl::Duration wait) {
     std::visit([this](auto& e) { Handle(std::move(e)); }, event);
     reporter_.NoteChange();
   }
+  DropLate();
   if (!stop_) AdmitWaiting();
+}
+
+void Loop::DropLate() {
+  const absl::Time now = parts_.clock->Now();
+  std::vector<Sequence*> late;
+  for (const auto& [key, s] : sequences_) {
+    if (now >= s->work.deadline) late.push_back(s.get());
+  }
+  for (Sequence* s : late) {
+    s->work.deadline = absl::InfiniteFuture();  // once
+    reporter_.NoteChange();
+    if (s->phase == Phase::kShipping) {
+      shipper_.Abort(*s);  // its blocks go when the sender has let go of them
+      continue;
+    }
+    parts_.metrics->requests_cancelled.Increment();
+    Fail(s, DeadlineExceeded("the deadline passed after {} of {} prompt tokens", s->computed,
+                             s->length()));
+  }
 }
 
 absl::Status Loop::Accept(const Work& work) const {

@@ -16,6 +16,9 @@
 // oldest step in flight. Where the runner takes two steps, the next chunk of a prompt is launched
 // before the one before it is collected.
 //
+// A prompt past its deadline is dropped wherever it stands; its caller's cancellation, which says
+// the same, may be late or lost.
+//
 // Threads: Run() (or, in tests, Step()) belongs to one thread, which owns pool, cache, runner and
 // all sequences. Every other thread speaks to the loop through its inbox and hears from it through
 // Work::reply and worker::Reports. No clock but the one given, no gRPC.
@@ -96,6 +99,8 @@ class Loop {
   void Handle(worker::SnapshotWanted event);
   void Handle(worker::DrainWanted event);
   void Handle(worker::StopWanted event);
+  // Ends what is past its deadline: before it is computed, between its chunks, while it is shipped.
+  void DropLate();
   absl::Status Accept(const Work& work) const;
   void AdmitWaiting();
   absl::Status Admit(Sequence* sequence);

@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 #include "common/base/status.h"
@@ -22,10 +23,11 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
   PrefillReactor(Intake* intake, internal::v1::PrefillResponse* response)
       : intake_(intake), id_(intake->NewId()), response_(response) {}
 
-  void Start(const internal::v1::PrefillRequest& request) {
-    intake_->Submit(id_, request, [this](absl::StatusOr<internal::v1::PrefillResponse> answer) {
-      End(std::move(answer));
-    });
+  void Start(const internal::v1::PrefillRequest& request, absl::Duration left) {
+    intake_->Submit(
+        id_, request,
+        [this](absl::StatusOr<internal::v1::PrefillResponse> answer) { End(std::move(answer)); },
+        left);
   }
 
   void OnCancel() override {
@@ -75,7 +77,7 @@ grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* c
     return refusal;
   }
   auto* reactor = new PrefillReactor(intake_, response);
-  reactor->Start(*request);
+  reactor->Start(*request, absl::FromChrono(context->deadline()) - absl::Now());
   return reactor;
 }
 

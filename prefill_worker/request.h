@@ -38,6 +38,7 @@ struct Work {
   kvtransfer::KvSendTarget target;
   int first_block = 0;
   absl::Time arrived;  // Clock
+  absl::Time deadline = absl::InfiniteFuture();
   // Called exactly once, on the loop's thread; must not block.
   std::function<void(absl::StatusOr<Outcome>)> reply;
 };

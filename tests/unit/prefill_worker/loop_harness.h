@@ -87,6 +87,9 @@ class FakeKvSender : public kvtransfer::KvSender {
     transfers_.erase(it);
   }
 
+  bool aborted(const TransferId& id, uint64_t epoch) const {
+    return transfers_.at({id.value.low, epoch}).aborted;
+  }
   size_t num_open() const { return transfers_.size(); }
   std::vector<std::pair<TransferId, uint64_t>> open() const {
     std::vector<std::pair<TransferId, uint64_t>> keys;

@@ -317,6 +317,50 @@ TEST(PrefillLoop, CancelledPromptKeepsItsBlocksUntilTheSenderIsQuiet) {
   h.RunToEnd();
 }
 
+// Whether or not its caller has cancelled it.
+TEST(PrefillLoop, WhatIsPastItsDeadlineIsDroppedWhereverItStands) {
+  LoopHarness h({.num_blocks = 16, .max_num_batched_tokens = 32});
+  h.sender.complete_at_once = false;
+  const auto with_deadline = [&](std::vector<int32_t> tokens, absl::Duration left) {
+    Work work = h.MakeWork(std::move(tokens));
+    work.deadline = h.clock.Now() + left;
+    return work;
+  };
+  // Before a chunk of it: it came too late.
+  const Work late = with_deadline(Tokens(40, 1), absl::ZeroDuration());
+  h.Submit(late);
+  h.Step();
+  EXPECT_EQ(h.Code(late.id), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(h.runner.num_tokens(), 0);
+  EXPECT_EQ(h.sender.num_open(), 0u);
+  // Between two chunks; and while it waits for the blocks of that one.
+  const Work begun = with_deadline(Tokens(200, 2), absl::Seconds(1));
+  const Work waits = with_deadline(Tokens(100, 3), absl::Seconds(1));
+  h.Submit(begun);
+  h.Submit(waits);
+  h.Step();
+  EXPECT_EQ(h.runner.num_tokens(), 32);
+  h.clock.Advance(absl::Seconds(1));
+  h.Step();
+  EXPECT_EQ(h.Code(begun.id), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(h.Code(waits.id), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(h.runner.num_tokens(), 32);
+  EXPECT_TRUE(h.sender.aborted(begun.target.id, 0));
+  h.sender.Complete(begun.target.id, 0, absl::AbortedError("aborted"));
+  // Computed, and on its way.
+  const Work shipped = with_deadline(Tokens(20, 4), absl::Seconds(1));
+  h.Submit(shipped);
+  h.RunToEnd();
+  EXPECT_EQ(h.Code(shipped.id), absl::StatusCode::kOk);
+  EXPECT_FALSE(h.sender.aborted(shipped.target.id, 0));
+  h.clock.Advance(absl::Seconds(1));
+  h.Step();
+  EXPECT_TRUE(h.sender.aborted(shipped.target.id, 0));
+  h.sender.Complete(shipped.target.id, 0, absl::AbortedError("aborted"));
+  h.RunToEnd();
+  h.ExpectNothingHeld();
+}
+
 TEST(PrefillLoop, LostPeerEndsThePromptAndFreesItsBlocks) {
   LoopHarness h({.max_num_batched_tokens = 32});
   h.sender.complete_at_once = false;
