@@ -5,6 +5,10 @@
 #include <utility>
 #include <variant>
 
+#include "absl/time/clock.h"
+
+#include "common/base/refusal.h"
+#include "common/base/status.h"
 #include "common/rpc/status.h"
 #include "common/rpc/token_wire.h"
 
@@ -13,22 +17,35 @@ namespace {
 
 // How long a router should wait before it asks a full worker again.
 constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(100);
+// A message that is read in less than a few tens of microseconds is read where it arrives.
+constexpr size_t kShortMessage = 16 << 10;
+constexpr size_t kMaxUnread = 1024;
 
 // One call. Lives until gRPC is done with it; the loop reaches it only through its TokenStream,
 // which it ends exactly once.
-class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::TokenEvent> {
+class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   explicit GenerateReactor(Intake* intake) : intake_(intake) {}
 
-  void Start(const internal::v1::DecodeRequest& request, absl::Duration left) {
-    absl::StatusOr<Work> work = intake_->Read(request, left);
+  void Start(grpc::ByteBuffer bytes, absl::Time deadline) {
+    internal::v1::DecodeRequest request;
+    if (!grpc::SerializationTraits<internal::v1::DecodeRequest>::Deserialize(&bytes, &request)
+             .ok()) {
+      return End(InvalidArgument("the request is not a valid DecodeRequest"));
+    }
+    absl::StatusOr<Work> work = intake_->Read(request, deadline - absl::Now());
     if (!work.ok()) return End(work.status());
-    id_ = work->id;
+    const uint64_t id = id_ = work->id;
     stream_ = intake_->MakeStream([this] { Pump(); });
+    Intake* const intake = intake_;
+    const std::shared_ptr<const std::atomic<bool>> cancelled = cancelled_;
     // Where this succeeds the stream may have ended, and this object with it, when it returns.
     const absl::Status status = intake_->Push(*std::move(work), stream_);
-    if (!status.ok()) End(status);
+    if (!status.ok()) return End(status);
+    // OnCancel may have come before the loop could know the request.
+    if (*cancelled) intake->Cancel(id);
   }
+  void Refuse(const absl::Status& status) { End(status); }
 
   // On gRPC's thread after a write, else on the waker's; never on two at once (TokenStream::Wake).
   void Pump() {
@@ -36,8 +53,14 @@ class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::Toke
       TokenStream::Item item = stream_->Take();
       if (auto* event = std::get_if<TokenEvent>(&item)) {
         if (broken_) continue;
-        TokenEventToProto(*event, &event_);
-        StartWrite(&event_);
+        internal::v1::TokenEvent message;
+        TokenEventToProto(*event, &message);
+        bool own_buffer;
+        buffer_.Clear();
+        // Serialising a valid message does not fail.
+        (void)grpc::SerializationTraits<internal::v1::TokenEvent>::Serialize(message, &buffer_,
+                                                                             &own_buffer);
+        StartWrite(&buffer_);
         return;
       }
       if (auto* status = std::get_if<absl::Status>(&item)) End(*status);
@@ -52,7 +75,10 @@ class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::Toke
     }
     Pump();
   }
-  void OnCancel() override { CancelWork(); }
+  void OnCancel() override {
+    *cancelled_ = true;
+    CancelWork();
+  }
   void OnDone() override { delete this; }
 
  private:
@@ -67,17 +93,31 @@ class GenerateReactor final : public grpc::ServerWriteReactor<internal::v1::Toke
 
   Intake* const intake_;
   std::atomic<uint64_t> id_ = 0;  // 0, which the loop does not know: nothing to cancel
+  const std::shared_ptr<std::atomic<bool>> cancelled_ = std::make_shared<std::atomic<bool>>(false);
   bool broken_ = false;  // the peer is gone: tokens are dropped until the loop ends the stream
   std::shared_ptr<TokenStream> stream_;
-  internal::v1::TokenEvent event_;  // being written
+  grpc::ByteBuffer buffer_;  // being written
 };
 
 }  // namespace
 
-grpc::ServerWriteReactor<internal::v1::TokenEvent>* DecodeService::Generate(
-    grpc::CallbackServerContext* context, const internal::v1::DecodeRequest* request) {
+DecodeService::DecodeService(Intake* intake) : intake_(intake), readers_(1, kMaxUnread) {}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* DecodeService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   auto* reactor = new GenerateReactor(intake_);
-  reactor->Start(*request, absl::FromChrono(context->deadline()) - absl::Now());
+  const absl::Time deadline = absl::FromChrono(context->deadline());
+  if (request->Length() <= kShortMessage) {
+    reactor->Start(*request, deadline);
+    return reactor;
+  }
+  // The call lives until the reactor has answered it.
+  const bool taken =
+      readers_.TryRun([reactor, bytes = *request, deadline] { reactor->Start(bytes, deadline); });
+  if (!taken) {
+    reactor->Refuse(WithRefusal(ResourceExhausted("the worker is behind with reading requests"),
+                                {.reason = Refusal::Reason::kInbox}));
+  }
   return reactor;
 }
 

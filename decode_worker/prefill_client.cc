@@ -1,9 +1,11 @@
 #include "decode_worker/prefill_client.h"
 
+#include <limits>
 #include <utility>
 
 #include "absl/time/clock.h"
 
+#include "common/base/check.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 
@@ -13,6 +15,8 @@ namespace {
 // Worker ids that are drawn come and go with their workers; over this many, all idle channels are
 // closed.
 constexpr size_t kMaxChannels = 256;
+// A shorter prompt is a message in less than a few tens of microseconds.
+constexpr size_t kShortPrompt = 2048;
 
 }  // namespace
 
@@ -32,7 +36,9 @@ PrefillClient::PrefillClient(CallerIdentity identity,
       credentials_(std::move(credentials)),
       vocab_size_(vocab_size),
       inbox_(inbox),
-      clock_(clock) {}
+      clock_(clock),
+      // Bounded by the sequences that the loop has.
+      senders_(1, std::numeric_limits<size_t>::max()) {}
 
 PrefillClient::~PrefillClient() {
   absl::MutexLock lock(&mutex_);
@@ -58,17 +64,24 @@ std::shared_ptr<PrefillClient::Stub> PrefillClient::StubFor(const PrefillPeer& p
 void PrefillClient::Call(PrefillCall call) {
   auto active = std::make_shared<Active>();
   active->call_id = call.call_id;
+  active->first_token = call.first_token;
+  {
+    absl::MutexLock lock(&mutex_);
+    active_[active->call_id] = active;
+  }
+  if (call.tokens.size() <= kShortPrompt) return Send(active, call);
+  const bool taken =
+      senders_.TryRun([this, active, call = std::move(call)] { Send(active, call); });
+  TANDEM_CHECK(taken, "a pool without a bound refuses nothing");
+}
+
+void PrefillClient::Send(const std::shared_ptr<Active>& active, const PrefillCall& call) {
   active->stub = StubFor(call.peer);
   active->request = CallToProto(call, identity_);
-  active->first_token = call.first_token;
   // By what is left of it: gRPC's deadlines are of the wall clock, the loop's clock is not.
   const absl::Duration left = call.deadline - clock_->Now();
   if (left < absl::InfiniteDuration()) {
     active->context.set_deadline(absl::ToChronoTime(absl::Now() + left));
-  }
-  {
-    absl::MutexLock lock(&mutex_);
-    active_[active->call_id] = active;
   }
   // The reaction keeps `active`, and with it the stub, alive.
   active->stub->async()->Prefill(&active->context, &active->request, &active->response,

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 
 #include "common/base/clock.h"
+#include "common/base/work_pool.h"
 #include "common/rpc/cluster_credentials.h"
 #include "decode_worker/decode_wire.h"
 #include "decode_worker/event.h"
@@ -18,7 +19,9 @@
 
 namespace tandem::decode {
 
-// Thread-safe. One channel per worker, kept for as long as that is where it was.
+// Thread-safe. One channel per worker, kept for as long as that is where it was. Long prompts become
+// messages on a thread of their own: the loop, whose every step waits for Call, does nothing that
+// grows with them.
 class PrefillClient final : public PrefillCaller {
  public:
   // `inbox` and `clock` outlive the client.
@@ -38,6 +41,7 @@ class PrefillClient final : public PrefillCaller {
     std::shared_ptr<Stub> stub;
   };
 
+  void Send(const std::shared_ptr<Active>& active, const PrefillCall& call);
   std::shared_ptr<Stub> StubFor(const PrefillPeer& peer) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status);
 
@@ -50,6 +54,7 @@ class PrefillClient final : public PrefillCaller {
   absl::flat_hash_map<std::string, Connection> connections_
       ABSL_GUARDED_BY(mutex_);  // by worker id
   absl::flat_hash_map<uint64_t, std::shared_ptr<Active>> active_ ABSL_GUARDED_BY(mutex_);
+  WorkPool senders_;
 };
 
 }  // namespace tandem::decode
