@@ -126,13 +126,16 @@ BenchMetrics Measure(std::span<const RequestRecord> records, absl::Duration dura
   BenchMetrics out;
   out.duration_s = absl::ToDoubleSeconds(duration);
   if (goodput) out.good = 0;
-  std::vector<double> ttft, e2el, itl, tpot, send_delay;
+  std::vector<double> ttft, e2el, itl, tpot, send_delay, refusal;
   std::vector<std::vector<double>> of_turn;
   for (const RequestRecord& record : records) {
     if (!record.status.ok()) {
       Failure& failure = out.failures[absl::StatusCodeToString(record.status.code())];
       if (failure.count++ == 0) failure.example = MessageOf(record.status);
       ++out.failed;
+      if (absl::IsResourceExhausted(record.status)) {
+        refusal.push_back(Ms(record.ended - record.intended));
+      }
       continue;
     }
     ++out.completed;
@@ -159,6 +162,8 @@ BenchMetrics Measure(std::span<const RequestRecord> records, absl::Duration dura
   out.e2el = Summarize(std::move(e2el), percentiles);
   out.itl = Summarize(std::move(itl), percentiles);
   out.tpot = Summarize(std::move(tpot), percentiles);
+  out.refused = refusal.size();
+  out.refusal = Summarize(std::move(refusal), percentiles);
   out.send_delay = Summarize(std::move(send_delay), percentiles);
   if (of_turn.size() > 1) {
     for (std::vector<double>& values : of_turn) {

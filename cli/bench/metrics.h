@@ -55,6 +55,8 @@ struct BenchMetrics {
   Distribution ttft, e2el, itl, tpot;
   std::vector<Distribution> ttft_of_turn;   // where conversations have more than one
   Distribution send_delay;                  // intended to sent: what the client itself added
+  Distribution refusal;                     // intended to RESOURCE_EXHAUSTED
+  size_t refused = 0;                       // requests that ended so
   StageTimes stages;                        // means of what the server said
   std::map<std::string, Failure> failures;  // by status code
 

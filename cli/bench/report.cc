@@ -163,6 +163,10 @@ std::string RenderReport(const BenchSetup& setup, const BenchMetrics& metrics) {
   }
   out += StagesSection(metrics);
   out += Section("Client: Intended to Sent", "delay", metrics.send_delay, setup.percentiles);
+  if (metrics.refused > 0) {
+    out += Section("Time to a Refusal (RESOURCE_EXHAUSTED)", "refusal", metrics.refusal,
+                   setup.percentiles);
+  }
   out += FailuresSection(metrics);
   return out + std::string(kWidth, '=') + "\n";
 }
@@ -219,6 +223,9 @@ ordered_json ReportJson(const BenchSetup& setup, const BenchMetrics& metrics) {
                     setup.percentiles, &out);
   }
   AddDistribution("send_delay", metrics.send_delay, setup.percentiles, &out);
+  if (metrics.refused > 0) {
+    AddDistribution("refusal", metrics.refusal, setup.percentiles, &out);
+  }
   for (const StageInfo& info : kStages) {
     out[fmt::format("mean_stage_{}_ms", info.name)] = metrics.stages[info.stage];
   }

@@ -16,6 +16,7 @@
 #include "engine/runtime/backend.h"
 #include "engine/runtime/decoder_runner.h"
 #include "engine/runtime/memory_plan.h"
+#include "engine/runtime/paced_runner.h"
 
 namespace tandem::engine {
 namespace {
@@ -51,6 +52,9 @@ absl::Status CheckOptions(const EngineOptions& o) {
       CheckRange("--max-model-len", o.max_model_len, 0, std::numeric_limits<int>::max()));
   TANDEM_RETURN_IF_ERROR(
       CheckRange("--max-num-batched-tokens", o.max_num_batched_tokens, 0, kMaxBatchedTokens));
+  if (!(o.min_step_ms >= 0 && o.min_step_ms <= 60'000)) {
+    return InvalidArgument("--min-step-ms must be in [0, 60000], got {}", o.min_step_ms);
+  }
   TANDEM_RETURN_IF_ERROR(CheckRange("--max-num-seqs", o.max_num_seqs, 0, kMaxSequences));
   TANDEM_RETURN_IF_ERROR(
       CheckRange("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, 0, int64_t{1} << 50));
@@ -237,6 +241,10 @@ class LoadedEngine final : public Engine {
     if (!runner.ok()) return WithRemedy(runner.status(), "workspace of steps", options_);
     runner_ = *std::move(runner);
     runner_->RecordDecodeSteps();
+    if (options_.min_step_ms > 0) {
+      paced_ =
+          std::make_unique<PacedRunner>(runner_.get(), absl::Milliseconds(options_.min_step_ms));
+    }
     return absl::OkStatus();
   }
 
@@ -246,7 +254,10 @@ class LoadedEngine final : public Engine {
   KvRegion region() const override { return region_; }
   BlockPool& pool() override { return *pool_; }
   PrefixCache& cache() override { return *cache_; }
-  ModelRunner& runner() override { return *runner_; }
+  ModelRunner& runner() override {
+    if (paced_ != nullptr) return *paced_;
+    return *runner_;
+  }
 
   std::string Banner() const override {
     const int64_t tokens = int64_t{region_.num_blocks} * region_.layout.block_size;
@@ -346,6 +357,7 @@ class LoadedEngine final : public Engine {
   std::unique_ptr<BlockPool> pool_;
   std::unique_ptr<PrefixCache> cache_;
   std::unique_ptr<DecoderRunner> runner_;
+  std::unique_ptr<PacedRunner> paced_;  // null: steps take as long as they take
 };
 
 }  // namespace

@@ -36,6 +36,9 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--batch-invariant", &options->batch_invariant,
              "Same tokens whatever else is in the batch and however a prompt is cut; slower on a "
              "GPU, always so on a CPU in float32");
+  flags->Add("--min-step-ms", &options->min_step_ms,
+             "A forward pass takes no less, as that of a larger model would; for experiments",
+             "ms");
   flags->Add("--seed", &options->seed, "Seed of dummy weights");
   flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
 }
