@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "common/base/block_hash.h"
 #include "common/base/clock.h"
 #include "decode_worker/request.h"
 #include "decode_worker/scheduler.h"
@@ -27,6 +28,23 @@ struct AdmissionOptions {
   std::string model_digest;
 };
 
+// Where a prompt is computed, and what that takes.
+struct Placement {
+  Hash128 seed;
+  int cached_blocks = 0;  // that the prefix cache has, and which are used
+  int idle_blocks = 0;    // of those: held by nobody, so taking them takes from what is available
+  int needed_blocks = 0;  // for the rest of the prompt and the next token
+  int tokens = 0;         // to compute
+  int max_length = 0;     // of the sequence, in tokens
+  bool ask = false;       // a prefill worker computes it; else this one does
+};
+
+// What requests will need that hold nothing yet (PrefillBacklog).
+struct Promised {
+  int sequences = 0;
+  int blocks = 0;
+};
+
 // A sequence that holds what the prefix cache had of its prompt.
 struct Admitted {
   std::unique_ptr<Sequence> sequence;
@@ -40,27 +58,22 @@ class Admission {
   Admission(AdmissionOptions options, engine::BlockPool* pool, engine::PrefixCache* cache,
             Clock* clock);
 
-  // `work` is valid (decode_wire.h); `view` is what runs now. DEADLINE_EXCEEDED, or
-  // RESOURCE_EXHAUSTED where slots or blocks are short: a refused request leaves no trace in pool
-  // and cache, and its status says what it lacked (RefusalOf).
-  absl::StatusOr<Admitted> Admit(Work work, const View& view);
-  // The most blocks that a request may need for Admit to take it now; 0: none is taken.
-  int AdmissibleBlocks(const View& view) const;
+  // `work` is valid (decode_wire.h). Costs nothing: pool and cache stay as they are.
+  Placement Place(const Work& work) const;
+  // RESOURCE_EXHAUSTED where slots or blocks are short beside what is `promised` to others; the
+  // status says what is lacking (RefusalOf). `view` is what runs now.
+  absl::Status CheckRoom(const View& view, const Placement& place, const Promised& promised) const;
+  // Takes what `place`, of now, says; the room is there.
+  absl::StatusOr<Admitted> Admit(Work work, const Placement& place);
+  // The most blocks that a request may need to find room now; 0: none finds any.
+  int AdmissibleBlocks(const View& view, const Promised& promised) const;
 
  private:
-  // What the cache has of a prompt, and where the rest is to be computed.
-  struct Placement {
-    int cached_blocks = 0;
-    int idle_blocks = 0;  // of those: held by nobody, so taking them takes from what is available
-    bool ask = false;
-  };
-
-  Placement Place(const Work& work, const Hash128& seed) const;
+  int RoomFor(const View& view, const Promised& promised) const;
   // Whether another prompt may be asked for: not while too much of the pool waits for senders.
   bool MayAsk(const View& view) const;
   // That a prompt computed here without being asked for may need.
   int MostLocalBlocks() const;
-  absl::Status CheckRoom(const View& view, const Placement& place, int needed_blocks) const;
 
   const AdmissionOptions options_;
   engine::BlockPool* const pool_;

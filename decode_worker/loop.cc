@@ -10,6 +10,16 @@
 #include "common/base/status.h"
 
 namespace tandem::decode {
+namespace {
+
+// Half of slots and blocks is left to what is computed here.
+RemotePrefillOptions WithBounds(RemotePrefillOptions options, const Limits& limits, int blocks) {
+  options.window.prompts = std::max(1, limits.max_num_seqs / 2);
+  options.window.blocks = blocks / 2;
+  return options;
+}
+
+}  // namespace
 
 Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
     : options_(std::move(options)),
@@ -17,8 +27,8 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
       steps_(parts.runner, parts.pool, parts.clock),
       running_(parts.pool, parts.cache, &steps_),
       admission_(options_.admission, parts.pool, parts.cache, parts.clock),
-      prefills_(options_.prefill, parts.receiver, parts.caller, parts.pool, parts.clock,
-                parts.metrics),
+      prefills_(WithBounds(options_.prefill, options_.admission.limits, parts.pool->counts().total),
+                parts.receiver, parts.caller, parts.pool, parts.clock, parts.metrics),
       publisher_(options_.publish, parts.waker, parts.metrics),
       reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
                 &parts.metrics->worker, parts.clock),
@@ -59,11 +69,18 @@ void Loop::AdmitArrivals(absl::Duration wait) {
   }
   CheckTimers();
   running_.Sweep();
+  StartBacklog();
   publisher_.Flush();  // a first token does not wait for the step that comes now
 }
 
 void Loop::CheckTimers() {
   const absl::Time now = parts_.clock->Now();
+  const auto expired = [now](const Work& work) { return now >= work.deadline; };
+  for (WorkArrived& late : backlog_.TakeIf(expired)) {
+    publisher_.Refuse(std::move(late.stream),
+                      DeadlineExceeded("deadline passed before the prompt was asked for"));
+    reporter_.NoteChange();
+  }
   for (const auto& owned : running_.sequences()) {
     Sequence* s = owned.get();
     if (s->closed) continue;
@@ -80,10 +97,9 @@ void Loop::CheckTimers() {
 }
 
 void Loop::Handle(WorkArrived event) {
+  const std::shared_ptr<TokenStream> stream = event.stream;
   const absl::Status status = Admit(&event);
-  if (status.ok()) return;
-  parts_.metrics->worker.requests_failed.Increment();
-  if (event.stream->End(status)) publisher_.WakeLater(std::move(event.stream));
+  if (!status.ok()) publisher_.Refuse(stream, status);
 }
 
 absl::Status Loop::Admit(WorkArrived* event) {
@@ -91,10 +107,42 @@ absl::Status Loop::Admit(WorkArrived* event) {
     return WithRefusal(Unavailable("worker {} is draining", options_.admission.worker_id),
                        {.reason = Refusal::Reason::kLeaving});
   }
-  TANDEM_ASSIGN_OR_RETURN(Admitted admitted,
-                          admission_.Admit(std::move(event->work), running_.MakeView()));
+  const absl::Time now = parts_.clock->Now();
+  if (now >= event->work.deadline) {
+    return DeadlineExceeded("deadline passed before the request was admitted");
+  }
+  const Placement place = admission_.Place(event->work);
+  TANDEM_RETURN_IF_ERROR(admission_.CheckRoom(
+      running_.MakeView(), place, place.ask ? backlog_.promised() : backlog_.HeldBack(now)));
+  const bool waits = place.ask && (!backlog_.empty() || !prefills_.MayAsk(event->work, place.tokens,
+                                                                          place.needed_blocks));
+  if (!waits) return Start(std::move(*event), place);
+  backlog_.Insert(std::move(*event), place);
+  return absl::OkStatus();
+}
+
+void Loop::StartBacklog() {
+  for (auto it = backlog_.waiting().begin(); it != backlog_.waiting().end();) {
+    const auto waiting = it++;
+    const Work& work = waiting->request.work;
+    if (!prefills_.MayAsk(work, waiting->place.tokens, waiting->place.needed_blocks)) continue;
+    const Placement place = admission_.Place(work);  // the cache has changed
+    if (!admission_.CheckRoom(running_.MakeView(), place, {}).ok()) {
+      waiting->lacks_room = std::min(waiting->lacks_room, parts_.clock->Now());
+      return;  // nobody takes the room that becomes free from the first who waits for it
+    }
+    WorkArrived request = backlog_.Take(waiting);
+    const std::shared_ptr<TokenStream> stream = request.stream;
+    const absl::Status status = Start(std::move(request), place);
+    if (!status.ok()) publisher_.Refuse(stream, status);
+    reporter_.NoteChange();
+  }
+}
+
+absl::Status Loop::Start(WorkArrived event, const Placement& place) {
+  TANDEM_ASSIGN_OR_RETURN(Admitted admitted, admission_.Admit(std::move(event.work), place));
   Sequence* s = admitted.sequence.get();
-  s->stream = event->stream;
+  s->stream = std::move(event.stream);
   if (admitted.ask) {
     TANDEM_RETURN_IF_ERROR(prefills_.Begin(s, std::move(admitted.fresh), s->reserved_at));
   } else {
@@ -108,7 +156,14 @@ absl::Status Loop::Admit(WorkArrived* event) {
 
 void Loop::Handle(WorkCancelled event) {
   Sequence* s = running_.Find(event.id);
-  if (s != nullptr) Close(s, Cancelled("cancelled after {} generated tokens", s->generated()));
+  if (s != nullptr) {
+    return Close(s, Cancelled("cancelled after {} generated tokens", s->generated()));
+  }
+  const auto cancelled = [&](const Work& work) { return work.id == event.id; };
+  for (WorkArrived& request : backlog_.TakeIf(cancelled)) {
+    publisher_.Refuse(std::move(request.stream),
+                      Cancelled("cancelled before the prompt was asked for"));
+  }
 }
 
 void Loop::Handle(PrefillReply event) {
@@ -305,8 +360,13 @@ LoadReport Loop::MakeLoad() const {
       load.waiting_tokens += s->length() - s->launched;
     }
   }
+  load.waiting += backlog_.size();
   load.prefill_failures = prefills_.Failures();
-  load.admits_blocks = draining_ ? 0 : admission_.AdmissibleBlocks(running_.MakeView());
+  load.prefill_backlog = backlog_.Tokens();
+  const Promised held = backlog_.HeldBack(parts_.clock->Now());
+  load.admits_blocks = draining_ ? 0 : admission_.AdmissibleBlocks(running_.MakeView(), held);
+  load.promised_blocks = backlog_.promised().blocks - held.blocks;
+  load.promised_sequences = backlog_.size();
   load.prefill_tokens_per_second = meter_.prefill_rate().TokensPerSecond();
   load.prefill_fit_tokens = meter_.prefill_rate().Tokens();
   load.decode_step_milliseconds = meter_.DecodeStepMilliseconds();
@@ -321,6 +381,11 @@ void Loop::EndAll() {
   for (const auto& s : running_.sequences()) {
     Close(s.get(),
           WithRefusal(Unavailable("the worker stops"), {.reason = Refusal::Reason::kLeaving}));
+  }
+  for (WorkArrived& request : backlog_.TakeIf([](const Work&) { return true; })) {
+    publisher_.Refuse(
+        std::move(request.stream),
+        WithRefusal(Unavailable("the worker stops"), {.reason = Refusal::Reason::kLeaving}));
   }
   running_.Sweep();
   publisher_.Flush();

@@ -22,6 +22,7 @@
 #include "decode_worker/decode_metrics.h"
 #include "decode_worker/event.h"
 #include "decode_worker/load_meter.h"
+#include "decode_worker/prefill_backlog.h"
 #include "decode_worker/publisher.h"
 #include "decode_worker/remote_prefill.h"
 #include "decode_worker/running_set.h"
@@ -72,9 +73,12 @@ class Loop {
   bool Step(absl::Duration wait);
   // How long the next Step may wait where this one had nothing to compute.
   absl::Duration IdleWait() const { return reporter_.IdleWait(); }
-  bool done() const { return stop_ || (draining_ && running_.empty() && steps_.empty()); }
+  bool done() const {
+    return stop_ || (draining_ && running_.empty() && backlog_.empty() && steps_.empty());
+  }
 
   size_t num_sequences() const { return running_.size(); }
+  int num_backlog() const { return backlog_.size(); }
   size_t num_transfers() const { return prefills_.num_transfers(); }
 
  private:
@@ -90,7 +94,11 @@ class Loop {
   void Handle(worker::SnapshotWanted event);
   void Handle(worker::DrainWanted event);
   void Handle(worker::StopWanted event);
+  // Starts the request, or lets it wait for its turn.
   absl::Status Admit(WorkArrived* event);
+  absl::Status Start(WorkArrived event, const Placement& place);
+  // Of those that wait for their turn.
+  void StartBacklog();
   void RunIfComplete(Sequence* sequence);
 
   // Launch.
@@ -119,6 +127,7 @@ class Loop {
   RunningSet running_;
   Admission admission_;
   RemotePrefills prefills_;
+  PrefillBacklog backlog_;
   Publisher publisher_;
   worker::Reporter reporter_;
   LoadMeter meter_;

@@ -18,6 +18,10 @@ void AddFlags(FlagSet* flags, WorkerOptions* o) {
                    "unified: prefill everything here, the baseline without disaggregation");
   flags->Add("--local-prefill-max-tokens", &o->local_prefill_max_tokens,
              "prompts with at most so many uncached tokens are prefilled here", "tokens");
+  flags->Add("--prefill-window", &o->prefill_window,
+             "prompt tokens asked of one prefill worker at once; what is beyond them waits without "
+             "slot or blocks",
+             "tokens");
   flags->Add(
       "--target-step-ms", &o->target_step_ms,
       "prompts computed here are cut so that a step takes no longer while others draw tokens; "
@@ -35,6 +39,9 @@ absl::Status Validate(const WorkerOptions& o) {
   if (o.local_prefill_max_tokens < 0) {
     return InvalidArgument("--local-prefill-max-tokens must be >= 0, got {}",
                            o.local_prefill_max_tokens);
+  }
+  if (o.prefill_window < 1) {
+    return InvalidArgument("--prefill-window must be at least 1, got {}", o.prefill_window);
   }
   if (o.target_step_ms < 0 && o.target_step_ms != -1) {
     return InvalidArgument("--target-step-ms must be >= 0, or -1 for the default, got {}",

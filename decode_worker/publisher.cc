@@ -50,16 +50,23 @@ bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now, bool sent)
 }
 
 void Publisher::End(const Sequence& s, const absl::Status& status, absl::Time now) {
-  WorkerMetrics& metrics = metrics_->worker;
   if (status.ok()) {
     Measure(s, now);
-    metrics.requests_finished.Increment();
-  } else if (absl::IsCancelled(status) || absl::IsDeadlineExceeded(status)) {
-    metrics.requests_cancelled.Increment();
+    metrics_->worker.requests_finished.Increment();
   } else {
-    metrics.requests_failed.Increment();
+    CountFailed(status);
   }
   if (s.stream->End(status)) WakeLater(s.stream);
+}
+
+void Publisher::Refuse(std::shared_ptr<TokenStream> stream, const absl::Status& status) {
+  CountFailed(status);
+  if (stream->End(status)) WakeLater(std::move(stream));
+}
+
+void Publisher::CountFailed(const absl::Status& status) {
+  const bool given_up = absl::IsCancelled(status) || absl::IsDeadlineExceeded(status);
+  (given_up ? metrics_->worker.requests_cancelled : metrics_->worker.requests_failed).Increment();
 }
 
 absl::Status Publisher::CheckReader(Sequence* s, absl::Time now) {

@@ -31,16 +31,19 @@ class Publisher {
   bool Emit(Sequence* sequence, TokenLogprob token, absl::Time now, bool sent = false);
   // The last that the reader hears; counts and measures the request. OK after a last token.
   void End(const Sequence& sequence, const absl::Status& status, absl::Time now);
+  // The same for a request that never became a sequence.
+  void Refuse(std::shared_ptr<TokenStream> stream, const absl::Status& status);
   // Lets a sequence go on whose reader has caught up. ABORTED: it was paused for too long.
   absl::Status CheckReader(Sequence* sequence, absl::Time now);
-  // Flush() wakes the reader of this stream as well.
-  void WakeLater(std::shared_ptr<TokenStream> stream) { idle_.push_back(std::move(stream)); }
   // Has the readers woken that were idle when something came for them. Once per step, so that the
   // waker's lock is taken once.
   void Flush();
 
  private:
   void Measure(const Sequence& sequence, absl::Time now);
+  void CountFailed(const absl::Status& status);
+  // Flush() wakes the reader of this stream as well.
+  void WakeLater(std::shared_ptr<TokenStream> stream) { idle_.push_back(std::move(stream)); }
 
   const PublisherOptions options_;
   StreamWaker* const waker_;

@@ -26,7 +26,8 @@ RemotePrefills::RemotePrefills(RemotePrefillOptions options, kvtransfer::KvRecei
       caller_(caller),
       pool_(pool),
       clock_(clock),
-      metrics_(metrics) {}
+      metrics_(metrics),
+      window_(options_.window) {}
 
 absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl::Time now) {
   TANDEM_CHECK(s->attempt == nullptr, "a second attempt beside a running one");
@@ -45,6 +46,8 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
                                                         call.block_ids, attempt->peer.worker_id));
   transfers_[attempt->transfer] = Transfer{attempt->epoch, s, false, 0};
   calls_[attempt->call_id] = s;
+  attempt->asked_tokens = s->arrived_length - call.first_block * options_.block_size;
+  window_.Add(attempt->peer.worker_id, attempt->asked_tokens, attempt->target.size());
   s->attempt = std::move(attempt);
   s->phase = SequencePhase::kAwaitingPrefill;
   caller_->Call(std::move(call));
@@ -80,11 +83,18 @@ RemotePrefills::Transfer* RemotePrefills::Find(const TransferId& id, uint64_t ep
   return it != transfers_.end() && it->second.epoch == epoch ? &it->second : nullptr;
 }
 
-Sequence* RemotePrefills::OnReply(const PrefillReply& reply) {
-  auto it = calls_.find(reply.call_id);
+Sequence* RemotePrefills::EndCall(uint64_t call_id) {
+  const auto it = calls_.find(call_id);
   if (it == calls_.end()) return nullptr;
   Sequence* s = it->second;
   calls_.erase(it);
+  window_.Remove(s->attempt->peer.worker_id, s->attempt->asked_tokens, s->attempt->target.size());
+  return s;
+}
+
+Sequence* RemotePrefills::OnReply(const PrefillReply& reply) {
+  Sequence* s = EndCall(reply.call_id);
+  if (s == nullptr) return nullptr;
   s->attempt->replied = true;
   s->attempt->replied_at = std::min(reply.at, clock_->Now());
   return s;
@@ -235,7 +245,7 @@ void RemotePrefills::Abandon(Sequence* s) {
   if (s->attempt == nullptr) return;
   PrefillAttempt& attempt = *s->attempt;
   attempt.first_token->Close();
-  if (calls_.erase(attempt.call_id) > 0) caller_->Cancel(attempt.call_id);
+  if (EndCall(attempt.call_id) != nullptr) caller_->Cancel(attempt.call_id);
   receiver_->Cancel(attempt.transfer, attempt.epoch);
   auto it = transfers_.find(attempt.transfer);
   it->second.sequence = nullptr;

@@ -24,6 +24,7 @@
 #include "common/base/load_report.h"
 #include "decode_worker/decode_metrics.h"
 #include "decode_worker/prefill_caller.h"
+#include "decode_worker/prefill_window.h"
 #include "decode_worker/sequence.h"
 #include "engine/kv/block_pool.h"
 #include "kvtransfer/channel/kv_endpoints.h"
@@ -36,6 +37,7 @@ struct RemotePrefillOptions {
   int block_size = 16;                                 // tokens
   absl::Duration call_timeout = absl::Minutes(10);     // of one Prefill call
   absl::Duration kv_seal_timeout = absl::Seconds(10);  // after the first token, without progress
+  PrefillWindowOptions window;
 };
 
 class RemotePrefills {
@@ -45,6 +47,10 @@ class RemotePrefills {
                  PrefillCaller* caller, engine::BlockPool* pool, Clock* clock,
                  DecodeMetrics* metrics);
 
+  // Whether the first of `work.prefill` is to be asked for one more prompt now.
+  bool MayAsk(const Work& work, int tokens, int blocks) const {
+    return window_.HasRoom(work.prefill.front().worker_id, tokens, blocks);
+  }
   // Asks `sequence.work.prefill[sequence.next_candidate++]` under a new transfer id and the next
   // epoch. `target` takes the prompt's blocks that the sequence does not hold, and behind them the
   // room to grow. `now`: when the sequence's time began to be this attempt's. On error the blocks
@@ -88,6 +94,8 @@ class RemotePrefills {
     bool quiet = false;
     uint64_t ticket = 0;  // of the quarantine
   };
+  // The sequence of a call that was not answered until now.
+  Sequence* EndCall(uint64_t call_id);
   // Null for unknown ones and for another epoch.
   Transfer* Find(const TransferId& id, uint64_t epoch);
   PrefillCall MakeCall(const Sequence& sequence, const PrefillAttempt& attempt) const;
@@ -106,6 +114,7 @@ class RemotePrefills {
   DecodeMetrics* const metrics_;
   uint64_t last_call_id_ = 0;
   absl::flat_hash_map<uint64_t, Sequence*> calls_;  // without a reply
+  PrefillWindow window_;                            // of these
   absl::flat_hash_map<TransferId, Transfer> transfers_;
   absl::flat_hash_map<std::string, Failed> failed_;  // by worker; bounded by kMaxFailed
 };

@@ -38,6 +38,7 @@ struct PrefillAttempt {
   uint64_t epoch = 0;
   PrefillPeer peer;
   engine::BlockLease target;  // being written by the peer, and the room to grow behind
+  int asked_tokens = 0;       // that the peer computes, or has cached
   absl::Time began_at;        // the stages of one attempt follow those of the one before
   std::shared_ptr<FirstToken> first_token;
   bool replied = false;

@@ -129,6 +129,7 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
   loop.prefill.block_size = engine.block_size;
   loop.prefill.kv_transport = frame.process->kv_transport;
   loop.prefill.call_timeout = absl::Seconds(options_.prefill_timeout);
+  loop.prefill.window.tokens = options_.prefill_window;
   loop.prefill.kv_seal_timeout = absl::Seconds(options_.kv_seal_timeout);
   LoopParts parts;
   parts.runner = &frame.engine->runner();

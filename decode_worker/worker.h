@@ -19,6 +19,7 @@ struct WorkerOptions {
   std::string kv_listen;        // HOST:PORT; empty: the host of --listen, any port
   std::string role = "decode";  // decode, unified
   int local_prefill_max_tokens = 32;
+  int prefill_window = 4096;     // tokens
   double target_step_ms = -1;    // 0: off; -1: 30 on a GPU, off on a CPU
   double kv_seal_timeout = 10;   // s
   double prefill_timeout = 600;  // s

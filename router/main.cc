@@ -42,6 +42,7 @@ struct Flags {
   int64_t rpc_memory_bytes = int64_t{1} << 30;
   int max_priority = 2;
   double queue_timeout = 60;
+  double max_wait = 30;
   double no_worker_timeout = 5;
   double request_timeout = 600;
   double drain_timeout = 30;
@@ -94,6 +95,8 @@ void AddFlags(FlagSet* set, Flags* flags) {
       "classes of priority that clients may ask for, up and down; each is worth 5 s of waiting",
       "classes");
   set->Add("--queue-timeout", &flags->queue_timeout, "longest wait for room at a worker", "s");
+  set->Add("--max-wait", &flags->max_wait,
+           "a request whose turn would come later, as far as can be told, is refused at once", "s");
   set->Add("--no-worker-timeout", &flags->no_worker_timeout, "longest wait for a worker to join",
            "s");
   set->Add("--request-timeout", &flags->request_timeout,
@@ -154,6 +157,7 @@ absl::Status CheckFlags(const Flags& flags) {
     return InvalidArgument("{} must be {} to 1e6 seconds, got {}", name, low, value);
   };
   TANDEM_RETURN_IF_ERROR(seconds("--queue-timeout", flags.queue_timeout, 0));
+  TANDEM_RETURN_IF_ERROR(seconds("--max-wait", flags.max_wait, 0));
   TANDEM_RETURN_IF_ERROR(seconds("--no-worker-timeout", flags.no_worker_timeout, 0));
   TANDEM_RETURN_IF_ERROR(seconds("--request-timeout", flags.request_timeout, 0.001));
   TANDEM_RETURN_IF_ERROR(seconds("--worker-stalled-after", flags.worker_stalled_after, 0.5));
@@ -172,6 +176,7 @@ RouterServerOptions MakeOptions(const Flags& flags) {
   options.internal_listen_address = flags.internal_listen;
   options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
+  options.core.dispatcher.max_wait = absl::Seconds(flags.max_wait);
   options.core.dispatcher.no_worker_timeout = absl::Seconds(flags.no_worker_timeout);
   options.core.dispatcher.max_queued_tokens = static_cast<int64_t>(flags.max_queued_tokens);
   options.inference.max_streams = flags.max_streams;

@@ -19,6 +19,10 @@ struct LoadReport {
   // Of a decode worker: the most blocks that a new request may need to be admitted now; 0: none is.
   // Quarantine, what running sequences take next and who waits to come back are taken into account.
   int admits_blocks = 0;
+  // Of those, promised to requests whose prompts wait to be asked for, and which hold nothing yet:
+  // a request may use them unless its prompt, too, is computed elsewhere.
+  int promised_blocks = 0;
+  int promised_sequences = 0;            // these requests; `waiting` counts them as well
   double prefill_tokens_per_second = 0;  // fitted over recent steps; 0: not known yet
   double prefill_fit_tokens = 0;         // that it was fitted over; 0: not said, the rate is sure
   double decode_step_milliseconds = 0;   // recent median; 0: not known yet
@@ -28,6 +32,8 @@ struct LoadReport {
     double seconds_ago = 0;  // the last one
   };
   std::map<std::string, PrefillFailures> prefill_failures;
+  // Of a decode worker: prompt tokens that it will ask prefill workers for, by their ids.
+  std::map<std::string, int64_t> prefill_backlog;
   // Of a prefill worker: measured rates to the decode workers it shipped to, by their ids.
   std::map<std::string, double> link_bytes_per_second;
 };

@@ -12,6 +12,8 @@ internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
   proto.set_blocks_used(static_cast<uint32_t>(report.blocks_used));
   proto.set_blocks_quarantined(static_cast<uint32_t>(report.blocks_quarantined));
   proto.set_admits_blocks(static_cast<uint32_t>(report.admits_blocks));
+  proto.set_promised_blocks(static_cast<uint32_t>(report.promised_blocks));
+  proto.set_promised_sequences(static_cast<uint32_t>(report.promised_sequences));
   proto.set_prefill_tokens_per_second(report.prefill_tokens_per_second);
   proto.set_prefill_fit_tokens(report.prefill_fit_tokens);
   proto.set_decode_step_milliseconds(report.decode_step_milliseconds);
@@ -26,6 +28,11 @@ internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
     out->set_failures(static_cast<uint32_t>(failures.in_a_row));
     out->set_seconds_ago(failures.seconds_ago);
   }
+  for (const auto& [peer, tokens] : report.prefill_backlog) {
+    internal::v1::PrefillBacklog* out = proto.add_prefill_backlog();
+    out->set_worker_id(peer);
+    out->set_tokens(static_cast<uint64_t>(tokens));
+  }
   return proto;
 }
 
@@ -39,6 +46,8 @@ LoadReport LoadReportFromProto(const internal::v1::LoadReport& proto) {
   report.blocks_used = static_cast<int>(proto.blocks_used());
   report.blocks_quarantined = static_cast<int>(proto.blocks_quarantined());
   report.admits_blocks = static_cast<int>(proto.admits_blocks());
+  report.promised_blocks = static_cast<int>(proto.promised_blocks());
+  report.promised_sequences = static_cast<int>(proto.promised_sequences());
   report.prefill_tokens_per_second = proto.prefill_tokens_per_second();
   report.prefill_fit_tokens = proto.prefill_fit_tokens();
   report.decode_step_milliseconds = proto.decode_step_milliseconds();
@@ -48,6 +57,9 @@ LoadReport LoadReportFromProto(const internal::v1::LoadReport& proto) {
   for (const internal::v1::PrefillFailures& failures : proto.prefill_failures()) {
     report.prefill_failures[failures.worker_id()] = {static_cast<int>(failures.failures()),
                                                      failures.seconds_ago()};
+  }
+  for (const internal::v1::PrefillBacklog& backlog : proto.prefill_backlog()) {
+    report.prefill_backlog[backlog.worker_id()] = static_cast<int64_t>(backlog.tokens());
   }
   return report;
 }

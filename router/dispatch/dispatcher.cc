@@ -10,6 +10,7 @@
 
 #include "spdlog/spdlog.h"
 
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 
@@ -17,6 +18,7 @@ namespace tandem::router {
 namespace {
 
 constexpr absl::Duration kRetryAfter = absl::Seconds(1);
+constexpr absl::Duration kLongestRetryAfter = absl::Seconds(30);
 // Requests that are full in one turn before the others are not asked for.
 constexpr int kMaxPassing = 8;
 
@@ -52,6 +54,8 @@ Dispatcher::~Dispatcher() {
 
 absl::Status Dispatcher::Submit(std::shared_ptr<Dispatchable> request, Ticket* ticket) {
   const int64_t tokens = Size(*request);
+  const absl::Duration wait = wait_.Behind(queued_, queued_tokens_);
+  TANDEM_RETURN_IF_ERROR(CheckWait(request->prompt(), wait, clock_->Now()));
   const int before = queued_.fetch_add(1);
   const int64_t tokens_before = queued_tokens_.fetch_add(tokens);
   const bool full = before >= options_.max_queued_requests;
@@ -132,43 +136,84 @@ void Dispatcher::Insert(Queued queued) {
 void Dispatcher::RouteAll(absl::Time now) {
   if (queue_.empty()) return;
   const std::shared_ptr<const ClusterView> view = registry_->view();
-  // Nobody who needs as much has found room in this turn.
-  int64_t too_large = std::numeric_limits<int64_t>::max();
-  int asked = 0;
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  // Nobody who needs as much has found room in this turn: any room, or room that is not promised.
+  int64_t too_large = kNone, too_large_to_ask = kNone;
+  int full = 0, promised = 0;
+  int sent = 0;
+  int64_t sent_tokens = 0;
   for (auto it = queue_.begin(); it != queue_.end();) {
     Outcome outcome = Outcome::kWaits;
     const int64_t size = it->size;
-    if (size < too_large && asked < kMaxPassing) {
+    const bool again = !it->retries.empty();
+    const bool may_ask = size < too_large_to_ask && promised < kMaxPassing;
+    if (size < too_large && full < kMaxPassing && (may_ask || MayBeLocal(*it, *view))) {
       outcome = RouteOne(*it, *view, now);
       // A request that avoids a lost worker may be held up where the next one is not, so it does
       // not hold the others back.
+      const int64_t limit = now >= it->since + options_.reserve_after ? 0 : size;
       if (outcome == Outcome::kFull && !it->retries.HasLost()) {
-        ++asked;
-        too_large = now >= it->since + options_.reserve_after ? 0 : size;
+        ++full;
+        too_large = limit;
+      } else if (outcome == Outcome::kPromised && !it->retries.HasLost()) {
+        ++promised;
+        too_large_to_ask = std::min(too_large_to_ask, limit);
+      } else if (outcome == Outcome::kSent && !again) {
+        ++sent;  // what a worker gives back has not moved the queue
+        sent_tokens += size;
       }
     } else {
       // Workers are there, and full: it waits for room, not for a worker.
       it->without_worker = absl::InfiniteFuture();
     }
-    if (outcome != Outcome::kLeft) {
+    bool left = outcome == Outcome::kSent || outcome == Outcome::kFailed;
+    if (!left) {
       if (const absl::Status overdue = Overdue(*it, now); !overdue.ok()) {
         it->request->Fail(overdue);
-        outcome = Outcome::kLeft;
+        left = true;
       }
     }
-    if (outcome == Outcome::kLeft) {
+    if (left) {
       CountQueued(-1, -it->size);
       it = queue_.erase(it);
     } else {
       ++it;
     }
   }
+  wait_.Observe(now, sent, sent_tokens, !queue_.empty());
+}
+
+bool Dispatcher::MayBeLocal(Queued& queued, const ClusterView& view) const {
+  if (!queued.local.has_value()) {
+    const std::vector<int> cached = CachedTokens(queued, view);
+    queued.local = false;
+    for (size_t w = 0; w < view.workers.size(); ++w) {
+      if (queued.size - cached[w] <= view.workers[w].identity->local_prefill_max_tokens) {
+        queued.local = true;
+      }
+    }
+  }
+  return *queued.local;
+}
+
+absl::Status Dispatcher::CheckWait(const RoutablePrompt& prompt, absl::Duration wait,
+                                   absl::Time now) const {
+  const absl::Duration most =
+      std::min(options_.max_wait + prompt.priority * kClassIsWorth, prompt.deadline - now);
+  if (wait <= most || wait == absl::ZeroDuration()) return absl::OkStatus();
+  return WithRetryAfter(
+      ResourceExhausted("overloaded: its turn would come in {}, it may wait {} (--max-wait, or its "
+                        "deadline)",
+                        absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
+                        absl::FormatDuration(std::max(absl::Trunc(most, absl::Milliseconds(1)),
+                                                      absl::ZeroDuration()))),
+      std::clamp(wait - most, kRetryAfter, kLongestRetryAfter));
 }
 
 Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view, absl::Time now) {
   if (now < queued.retries.held_until()) {
     queued.without_worker = absl::InfiniteFuture();
-    return Outcome::kFull;
+    return queued.retries.remote() ? Outcome::kPromised : Outcome::kFull;
   }
   const std::vector<int> cached = CachedTokens(queued, view);
   std::vector<RoutedWork> routed;
@@ -183,12 +228,21 @@ Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view
   query.excluded = excluded;
   const absl::StatusOr<Route> route = policy_->Choose(view, query);
   if (route.ok()) {
+    // What was taken once is not refused later.
+    if (queued.retries.empty()) {
+      const absl::Status wait =
+          CheckWait(queued.request->prompt(), absl::Milliseconds(route->wait_ms), now);
+      if (!wait.ok()) {
+        queued.request->Fail(wait);
+        return Outcome::kFailed;
+      }
+    }
     Send(queued, *route, view.block_size, now);
-    return Outcome::kLeft;
+    return Outcome::kSent;
   }
   if (absl::IsResourceExhausted(route.status())) {
     queued.without_worker = absl::InfiniteFuture();
-    return Outcome::kFull;
+    return RefusalOf(route.status()).has_value() ? Outcome::kPromised : Outcome::kFull;
   }
   queued.without_worker = std::min(queued.without_worker, now);
   return Outcome::kWaits;
@@ -256,6 +310,7 @@ void Dispatcher::Send(const Queued& queued, const Route& route, int block_size, 
   ledger_.Add(route.decode.id, queued.ticket, now, on_decode);
   if (!route.prefill.empty()) {
     RoutedWork on_prefill;
+    on_prefill.sequences = 1;
     on_prefill.prefill_tokens = route.uncached_tokens;
     ledger_.Add(route.prefill.front().id, queued.ticket, now, on_prefill);
   }

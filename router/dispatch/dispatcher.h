@@ -7,13 +7,20 @@
 // higher class goes first, and whoever has waited long enough goes before a higher class that has
 // just come: nobody starves. A request that finds every worker full lets smaller ones pass, for
 // their room would not be its own; but once it has waited for reserve_after it holds back all who
-// stand behind it, until the room that becomes free is enough.
+// stand behind it, until the room that becomes free is enough. What lacks no room but the turn of a
+// prefill worker holds back only those that need one too.
+//
+// Overload: a request that would wait for longer than max_wait, or than its own deadline, is
+// refused at once and told when to come back, so that those that are taken are served in time. The
+// wait is estimated by how fast the queue moves, and by what waits at the prefill worker of the
+// best route. A class of priority counts here too as having come earlier.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,6 +35,7 @@
 #include "common/base/inbox.h"
 #include "router/dispatch/retries.h"
 #include "router/dispatch/routed_ledger.h"
+#include "router/dispatch/wait_estimate.h"
 #include "router/metrics/router_metrics.h"
 #include "router/policy/routing_policy.h"
 #include "router/prefix_index/prefix_index.h"
@@ -42,6 +50,7 @@ struct RoutablePrompt {
   std::string_view cache_salt;
   int priority = 0;  // higher goes first
   absl::Time arrived = absl::UnixEpoch();
+  absl::Time deadline = absl::InfiniteFuture();
 };
 
 // What the dispatcher dispatches. Start and Fail are called on the owner thread and must not block;
@@ -59,6 +68,7 @@ struct DispatcherOptions {
   int max_queued_requests = 1024;
   int64_t max_queued_tokens = 8 << 20;  // of their prompts
   absl::Duration queue_timeout = absl::Seconds(60);
+  absl::Duration max_wait = absl::Seconds(30);
   absl::Duration reserve_after = absl::Seconds(1);
   absl::Duration no_worker_timeout = absl::Seconds(5);
   absl::Duration stalled_after = absl::Seconds(3);  // a worker without progress gets no request
@@ -78,8 +88,8 @@ class Dispatcher {
   ~Dispatcher();
 
   // ---- any thread ----
-  // RESOURCE_EXHAUSTED with RetryInfo when the queue is full. `*ticket` is set before the first
-  // Start or Fail.
+  // RESOURCE_EXHAUSTED with RetryInfo when the queue is full or too slow. `*ticket` is set before
+  // the first Start or Fail.
   absl::Status Submit(std::shared_ptr<Dispatchable> request, Ticket* ticket);
   // A route failed before the first token: the request is routed again, avoiding what `retries`
   // says. Never refused: it was accepted once. `since` is when its waiting began.
@@ -108,6 +118,7 @@ class Dispatcher {
     absl::Time since;                                    // in the queue
     absl::Time without_worker = absl::InfiniteFuture();  // since when nobody could take it
     Retries retries;
+    std::optional<bool> local;   // whether decode workers may prefill it; nothing: not asked yet
     std::vector<Hash128> chain;  // of the prompt's blocks...
     std::string chain_model;     // ...for this model digest...
     int chain_block_size = 0;    // ...and block size
@@ -116,12 +127,15 @@ class Dispatcher {
     Ticket ticket;
   };
   using Note = std::variant<Queued, EndedNote>;
-  enum class Outcome { kLeft, kWaits, kFull };
+  enum class Outcome { kSent, kFailed, kWaits, kFull, kPromised };
 
   void TakeNotes(std::vector<Note> notes);
   void Insert(Queued queued);
   void RouteAll(absl::Time now);
   Outcome RouteOne(Queued& queued, const ClusterView& view, absl::Time now);
+  bool MayBeLocal(Queued& queued, const ClusterView& view) const;
+  // OK: a request that would wait so long may.
+  absl::Status CheckWait(const RoutablePrompt& prompt, absl::Duration wait, absl::Time now) const;
   void Send(const Queued& queued, const Route& route, int block_size, absl::Time now);
   std::vector<Exclusion> Excluded(const Queued& queued, const ClusterView& view,
                                   absl::Time now) const;
@@ -141,7 +155,9 @@ class Dispatcher {
   std::list<Queued> queue_;
   RoutedLedger ledger_;
 
-  // Self-synchronised. The inbox is bounded by what was accepted: at most two notes per request.
+  // Self-synchronised. The estimate is the owner thread's to change. The inbox is bounded by what
+  // was accepted: at most two notes per request.
+  WaitEstimate wait_;
   Inbox<Note> inbox_;
   std::atomic<int> queued_ = 0;
   std::atomic<int64_t> queued_tokens_ = 0;

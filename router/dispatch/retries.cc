@@ -34,6 +34,7 @@ void Retries::Avoid(const Route& route, Avoided avoided) {
   avoided.worker = route.decode.id;
   avoided.incarnation = route.incarnation;
   avoided.reported = route.reported;
+  avoided.remote = !route.prefill.empty();
   avoided_.push_back(std::move(avoided));
 }
 
@@ -43,6 +44,7 @@ void Retries::AddLost(const Route& route, absl::Time now) {
 }
 
 void Retries::AddRefused(const Route& route, const Refusal& refusal, absl::Time now) {
+  remote_ = !route.prefill.empty();
   bool elsewhere = true;  // another worker may have room
   switch (refusal.reason) {
     case Refusal::Reason::kBlocks:
@@ -77,8 +79,9 @@ Exclusion Retries::ExclusionOf(const WorkerView& worker, absl::Time now) const {
         avoided.incarnation != worker.identity->incarnation || now >= avoided.until) {
       continue;
     }
-    const bool has_room =
-        worker.reported > avoided.reported && worker.load->admits_blocks >= avoided.needed;
+    const int admits =
+        worker.load->admits_blocks - (avoided.remote ? worker.load->promised_blocks : 0);
+    const bool has_room = worker.reported > avoided.reported && admits >= avoided.needed;
     if (avoided.why == Exclusion::kFull && has_room) continue;
     return avoided.why;
   }

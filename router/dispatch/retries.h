@@ -41,6 +41,8 @@ class Retries {
   int may_lose() const { return kMaxLost + 1 - lost_; }
   // Whether some lost or leaving worker is remembered, avoided or not.
   bool HasLost() const;
+  // Whether the last refusal was of a prompt that a prefill worker was to compute.
+  bool remote() const { return remote_; }
   // No try before this, anywhere.
   absl::Time held_until() const { return held_until_; }
 
@@ -54,6 +56,7 @@ class Retries {
     uint64_t incarnation = 0;
     Exclusion why = Exclusion::kNone;
     int needed = 0;       // kFull: blocks
+    bool remote = false;  // kFull: for a prompt that is computed elsewhere
     absl::Time reported;  // kFull: Route::reported
     absl::Time until;     // no longer than that
   };
@@ -62,6 +65,7 @@ class Retries {
   std::vector<Avoided> avoided_;  // at most one per worker
   int lost_ = 0;
   int refusals_ = 0;
+  bool remote_ = false;
   absl::Time held_until_ = absl::InfinitePast();
 };
 

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 #include "router/policy/costs.h"
 
@@ -48,9 +49,10 @@ class Search {
     std::vector<int> remote;
     for (const int d : decode) {
       if (costs_.MayPrefillLocally(d)) Offer(d, -1, costs_.LocalMs(d));
-      if (view_.workers[d].identity->role != WorkerRole::kUnified) remote.push_back(d);
+      const bool unified = view_.workers[d].identity->role == WorkerRole::kUnified;
+      if (!unified && costs_.HasRoom(d, /*remote=*/true)) remote.push_back(d);
     }
-    if (prefill.empty()) return best_;
+    if (prefill.empty() || remote.empty()) return best_;
     std::stable_sort(remote.begin(), remote.end(),
                      [&](int a, int b) { return costs_.Shipped(a) < costs_.Shipped(b); });
     for (size_t begin = 0, end; begin < remote.size(); begin = end) {
@@ -148,6 +150,7 @@ Route ToRoute(const CostPolicyOptions& options, const ClusterView& view, const R
   route.predicted_cached_tokens =
       std::min(query.cached_tokens[computes_at], std::max(0, query.prompt_tokens - 1));
   route.uncached_tokens = costs.Uncached(computes_at);
+  route.wait_ms = costs.WaitMs(computes_at);
   route.reason =
       fmt::format("{} on {}: {:.1f} ms, {} of {} tokens cached there",
                   best.prefill >= 0 ? "prefill" : "local", view.workers[computes_at].identity->id,
@@ -169,7 +172,7 @@ absl::StatusOr<Route> CostPolicy::Choose(const ClusterView& view, const RouteQue
     if (!costs.Usable(w)) continue;
     if (view.workers[w].prefills()) {
       (query.excluded[w] == Exclusion::kSuspect ? suspect : prefill).push_back(w);
-    } else if (costs.HasRoom(w)) {
+    } else if (costs.HasRoom(w, /*remote=*/false)) {
       decode.push_back(w);
     } else {
       any_full = true;
@@ -178,6 +181,10 @@ absl::StatusOr<Route> CostPolicy::Choose(const ClusterView& view, const RouteQue
   if (prefill.empty()) prefill = std::move(suspect);
   const std::optional<Candidate> best = Search(view, query, costs).Best(decode, prefill);
   if (best) return ToRoute(options_, view, query, costs, *best, prefill);
+  if (!decode.empty() && !prefill.empty()) {
+    return WithRefusal(ResourceExhausted("what room there is waits for prefill workers"),
+                       {.reason = Refusal::Reason::kPrefill});
+  }
   if (any_full) return ResourceExhausted("every decode worker is full");
   if (decode.empty()) return Unavailable("no decode worker is ready");
   return Unavailable("no prefill worker is ready");

@@ -26,6 +26,15 @@ Costs::Costs(const CostPolicyOptions& options, const ClusterView& view, const Ro
       ++step_known;
     }
   }
+  for (const WorkerView& worker : view.workers) {
+    promised_sequences_ += worker.load->promised_sequences;
+    for (const auto& [id, tokens] : worker.load->prefill_backlog) {
+      const int p = view.PlaceOf(id);
+      if (p < 0) continue;
+      backlog_.resize(view.workers.size());
+      backlog_[static_cast<size_t>(p)] += tokens;
+    }
+  }
   default_prefill_rate_ =
       prefill_known > 0 ? prefill_sum / prefill_known : options.prior_prefill_tokens_per_second;
   default_step_ms_ = step_known > 0 ? step_sum / step_known : options.prior_decode_step_ms;
@@ -39,16 +48,18 @@ bool Costs::Usable(int w) const {
   return most == 0 || query_.prompt_tokens + (worker.prefills() ? 0 : 1) <= most;
 }
 
-bool Costs::HasRoom(int d) const {
+bool Costs::HasRoom(int d, bool remote) const {
   const WorkerView& worker = view_.workers[d];
   if (query_.excluded[d] == Exclusion::kFull) return false;
-  if (Sequences(d) >= worker.identity->max_num_seqs) return false;
+  const int promised_sequences = remote ? 0 : worker.load->promised_sequences;
+  if (Sequences(d) - promised_sequences >= worker.identity->max_num_seqs) return false;
   const bool known = worker.reported != absl::InfinitePast();
   const int64_t admits = known ? worker.load->admits_blocks : worker.identity->num_blocks;
   const int block_size = std::max(1, view_.block_size);
   const int64_t needed =
       std::max(1, query_.prompt_tokens / block_size + 1 - query_.cached_tokens[d] / block_size);
-  return needed + query_.routed[d].blocks <= admits;
+  const int64_t promised = remote ? worker.load->promised_blocks : 0;
+  return needed + query_.routed[d].blocks + promised <= admits;
 }
 
 bool Costs::MayPrefillLocally(int d) const {
@@ -68,9 +79,21 @@ double Costs::PrefillRate(int w) const {
   return (tokens + kMeanCountsTokens) / (tokens / rate + kMeanCountsTokens / default_prefill_rate_);
 }
 
+int64_t Costs::QueuedTokens(int w) const {
+  return view_.workers[w].load->waiting_tokens + query_.routed[w].prefill_tokens +
+         (backlog_.empty() ? 0 : backlog_[static_cast<size_t>(w)]);
+}
+
 double Costs::QueueMs(int w) const {
-  const int64_t tokens = view_.workers[w].load->waiting_tokens + query_.routed[w].prefill_tokens;
-  return static_cast<double>(tokens) / PrefillRate(w) * 1e3;
+  return static_cast<double>(QueuedTokens(w)) / PrefillRate(w) * 1e3;
+}
+
+double Costs::WaitMs(int w) const {
+  const LoadReport& load = *view_.workers[w].load;
+  const int prompts =
+      load.running + load.waiting + query_.routed[w].sequences + promised_sequences_;
+  const double overtaken = std::max(0, prompts) * (Uncached(w) * 4.0 / 3);
+  return std::min(static_cast<double>(QueuedTokens(w)), overtaken) / PrefillRate(w) * 1e3;
 }
 
 double Costs::PrefillMs(int w) const { return Uncached(w) / PrefillRate(w) * 1e3; }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <tuple>
+#include <vector>
 
 #include "router/policy/cost_policy.h"
 
@@ -17,14 +18,19 @@ class Costs {
   // ---- filters ----
   bool Usable(int w) const;
   // The worker alone knows what it can evict, what is in quarantine and what its sequences take
-  // next, so its own word counts; one that has not spoken yet has all its blocks.
-  bool HasRoom(int d) const;
+  // next, so its own word counts; one that has not spoken yet has all its blocks. `remote`: for a
+  // prompt that is computed elsewhere, which what it promised to others of that kind is no room
+  // for.
+  bool HasRoom(int d, bool remote) const;
   bool MayPrefillLocally(int d) const;
 
   // ---- terms ----
   // At least one: the last prompt token is always computed, its logits are the first token.
   int Uncached(int w) const;
   double QueueMs(int w) const;
+  // As QueueMs, of what comes before this request: shorter prompts overtake longer ones, but for
+  // the quarter of each batch that is the oldest's.
+  double WaitMs(int w) const;
   double PrefillMs(int w) const;
   double DecodePenaltyMs(int d) const;
   // Tokens of KV that d lacks.
@@ -42,6 +48,7 @@ class Costs {
 
  private:
   double PrefillRate(int w) const;
+  int64_t QueuedTokens(int w) const;
   // How full a decode worker is, 0..1: by sequences or by blocks, whichever is scarcer.
   double Occupancy(int d) const;
   int Sequences(int d) const;
@@ -53,6 +60,9 @@ class Costs {
   const RouteQuery& query_;
   double default_prefill_rate_;
   double default_step_ms_;
+  // By place in the view: prompt tokens that decode workers will ask for. Empty: none.
+  std::vector<int64_t> backlog_;
+  int promised_sequences_ = 0;  // of all decode workers
 };
 
 // One way to serve the request.

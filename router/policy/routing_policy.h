@@ -19,7 +19,7 @@ namespace tandem::router {
 // What a worker's last load report cannot contain yet: requests routed there since, less those that
 // have ended since (so a sum may be negative).
 struct RoutedWork {
-  int sequences = 0;           // decode: sequences routed
+  int sequences = 0;           // sequences routed
   int64_t blocks = 0;          // decode: KV blocks they take
   int64_t prefill_tokens = 0;  // uncached prompt tokens routed for prefill
   uint64_t total = 0;          // requests ever routed here; spreads equal costs
@@ -54,6 +54,7 @@ struct Route {
   absl::Time reported;          // when the decode worker had last reported
   std::vector<Worker> prefill;  // best first; empty: the decode worker prefills itself
   double cost_ms = 0;
+  double wait_ms = 0;               // until the worker that prefills begins with it
   int predicted_cached_tokens = 0;  // on the worker that will prefill
   int uncached_tokens = 0;          // what that worker will compute
   std::string reason;               // one line for logs
@@ -63,7 +64,9 @@ struct Route {
 class RoutingPolicy {
  public:
   virtual ~RoutingPolicy() = default;
-  // UNAVAILABLE: no worker that could take it has joined. RESOURCE_EXHAUSTED: those there are full.
+  // UNAVAILABLE: no worker that could take it has joined. RESOURCE_EXHAUSTED: those there are full;
+  // with a Refusal of kPrefill where what room they have is promised to prompts that wait for
+  // prefill workers, and is there for what decode workers prefill themselves.
   virtual absl::StatusOr<Route> Choose(const ClusterView& view, const RouteQuery& query) const = 0;
 };
 

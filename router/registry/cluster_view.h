@@ -81,12 +81,18 @@ struct ClusterView {
   // What some decode worker holds, so that none lowers it for others; 0: none has joined.
   int max_model_len = 0;
 
+  // In `workers`; -1: none of that id is there.
+  int PlaceOf(std::string_view worker_id) const {
+    const auto it = std::lower_bound(
+        workers.begin(), workers.end(), worker_id,
+        [](const WorkerView& worker, std::string_view id) { return worker.identity->id < id; });
+    if (it == workers.end() || it->identity->id != worker_id) return -1;
+    return static_cast<int>(it - workers.begin());
+  }
   // The worker of that id, or null.
   const WorkerView* Find(std::string_view worker_id) const {
-    for (const WorkerView& worker : workers) {
-      if (worker.identity->id == worker_id) return &worker;
-    }
-    return nullptr;
+    const int place = PlaceOf(worker_id);
+    return place < 0 ? nullptr : &workers[static_cast<size_t>(place)];
   }
   // Whether some request could be served: a unified worker, or a decode and a prefill worker, none
   // of them draining.

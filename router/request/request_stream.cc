@@ -50,8 +50,12 @@ RequestStream::RequestStream(Request request, TextEmitter text, StreamSink* sink
       meter_(&request_, context.metrics, context.clock) {}
 
 RoutablePrompt RequestStream::prompt() const {
-  return {name_, resumed_.empty() ? request_.tokens : resumed_, request_.cache_salt,
-          request_.priority, request_.received};
+  return {name_,
+          resumed_.empty() ? request_.tokens : resumed_,
+          request_.cache_salt,
+          request_.priority,
+          request_.received,
+          request_.deadline};
 }
 
 void RequestStream::Begin() {

@@ -413,6 +413,106 @@ TEST(LoopTest, DeadlinesEndWhatWaits) {
   h.ExpectNoLeak();
 }
 
+// Behind a prefill worker that does not get on, only what it needs to stay busy holds blocks here.
+TEST(LoopTest, WhatWaitsForAQueuedPrefillHoldsNothing) {
+  HarnessOptions options = Options(390);
+  options.loop.admission.limits.max_num_seqs = 66;
+  options.loop.admission.limits.max_num_batched_tokens = 80;
+  options.loop.admission.max_model_len = 100;
+  options.loop.prefill.window.tokens = 64;
+  LoopHarness h(options);
+  std::vector<Client*> waiting;
+  for (int i = 0; i < 64; ++i) waiting.push_back(&h.Submit(MakePrompt(20, i), Greedy(3), 1));
+  h.Step();
+  EXPECT_EQ(h.caller.calls.size(), 3u);  // of 20 tokens, in a window of 64
+  EXPECT_EQ(h.pool.counts().used, 3 * 6);
+  EXPECT_EQ(h.last_load.waiting, 64);
+  EXPECT_EQ(h.last_load.promised_sequences, 61);
+  EXPECT_EQ(h.last_load.promised_blocks, 61 * 6);
+  EXPECT_EQ(h.last_load.prefill_backlog.at("p0"), 61 * 20);
+  EXPECT_GE(h.last_load.admits_blocks, 61 * 6);
+  // What is computed here runs to its end, over all that is promised.
+  std::vector<Client*> local;
+  for (int i = 0; i < 8; ++i) local.push_back(&h.Submit(MakePrompt(6, 100 + i), Greedy(90)));
+  h.StepAll();
+  for (const Client* client : local) h.ExpectFinished(*client);
+  // Of those that would wait as well, only as many are taken as there will be room for.
+  Client& one_more = h.Submit(MakePrompt(20, 200), Greedy(3), 1);
+  h.Step();
+  ASSERT_TRUE(one_more.end.has_value());
+  EXPECT_TRUE(absl::IsResourceExhausted(*one_more.end));
+  EXPECT_EQ(RefusalOf(*one_more.end)->reason, Refusal::Reason::kBlocks);
+  // A short prompt does not stand behind the long ones.
+  Client& brief = h.Submit(MakePrompt(7, 201), Greedy(3), 1);
+  h.Step();
+  ASSERT_EQ(h.caller.calls.size(), 4u);
+  EXPECT_EQ(h.caller.calls[3]->call.tokens.size(), 7u);
+  for (size_t i = 0; i < h.caller.calls.size(); ++i) {
+    h.Serve(*h.caller.calls[i]);
+    h.StepAll();
+  }
+  h.ExpectFinished(brief);
+  for (const Client* client : waiting) h.ExpectFinished(*client);
+  EXPECT_EQ(h.loop->num_backlog(), 0);
+  h.ExpectNoLeak();
+}
+
+// What stands in the backlog ends there: by its deadline, by its client, with the worker.
+TEST(LoopTest, WhatWaitsToBeAskedForEndsWithoutACall) {
+  HarnessOptions options = Options();
+  options.loop.prefill.window.tokens = 40;
+  auto h = std::make_unique<LoopHarness>(options);
+  h->Submit(MakePrompt(20, 1), Greedy(3), 1);
+  h->Submit(MakePrompt(20, 2), Greedy(3), 1);
+  Client& late = h->Submit(MakePrompt(20, 3), Greedy(3), 1, 0, absl::Seconds(1));
+  Client& cancelled = h->Submit(MakePrompt(20, 4), Greedy(3), 1);
+  Client& stopped = h->Submit(MakePrompt(20, 5), Greedy(3), 1);
+  h->Step();
+  EXPECT_EQ(h->loop->num_backlog(), 3);
+  h->Cancel(cancelled);
+  h->clock.Advance(absl::Seconds(1));
+  h->Step();
+  ASSERT_TRUE(late.end.has_value() && cancelled.end.has_value());
+  EXPECT_TRUE(absl::IsDeadlineExceeded(*late.end));
+  EXPECT_TRUE(absl::IsCancelled(*cancelled.end));
+  EXPECT_EQ(h->caller.calls.size(), 2u);
+  h->loop.reset();
+  stopped.Read();
+  ASSERT_TRUE(stopped.end.has_value());
+  EXPECT_TRUE(absl::IsUnavailable(*stopped.end));
+  EXPECT_EQ(h->pool.counts().used, 0);
+}
+
+// What is computed here may take what is promised, but not for ever.
+TEST(LoopTest, WhoseTurnHasComeIsNotStarvedByWhatIsComputedHere) {
+  HarnessOptions options = Options(24);
+  options.loop.prefill.window.tokens = 20;
+  options.loop.admission.max_model_len = 80;
+  LoopHarness h(options);
+  h.Submit(MakePrompt(20, 1), Greedy(1), 1);  // needs no blocks here
+  h.Submit(MakePrompt(20, 2), Greedy(1), 1);
+  Client& big = h.Submit(MakePrompt(60, 3), Greedy(3), 1);  // 16 of 24 blocks
+  h.Step();
+  EXPECT_EQ(h.loop->num_backlog(), 1);
+  std::vector<Client*> local;
+  const auto submit_local = [&] {
+    local.push_back(&h.Submit(MakePrompt(6, 10 + static_cast<int>(local.size())), Greedy(10)));
+  };
+  for (int i = 0; i < 4; ++i) submit_local();
+  h.Step();
+  for (int i = 0; i < 2; ++i) h.Serve(*h.caller.calls[static_cast<size_t>(i)]);
+  for (int turn = 0; turn < 400 && h.caller.calls.size() < 3; ++turn) {
+    submit_local();
+    h.clock.Advance(absl::Milliseconds(20));
+    h.Step();
+  }
+  ASSERT_EQ(h.caller.calls.size(), 3u) << "it never found room";
+  h.Serve(*h.caller.calls[2]);
+  h.StepAll();
+  h.ExpectFinished(big);
+  h.ExpectNoLeak();
+}
+
 TEST(LoopTest, KvThatNeverComesIsComputedHere) {
   LoopHarness h(Options());
   Client& client = h.Submit(MakePrompt(20), Greedy(8), 2);

@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 #include "simulation/fake_clock.h"
@@ -31,14 +32,20 @@ class ScriptedPolicy : public RoutingPolicy {
     queries.push_back({query.prompt_tokens, {query.excluded.begin(), query.excluded.end()}});
     if (!workers) return Unavailable("nobody there");
     if (places == 0) return ResourceExhausted("full");
+    if (query.prompt_tokens > 2 && places_to_ask == 0) {
+      return WithRefusal(ResourceExhausted("promised"), {.reason = Refusal::Reason::kPrefill});
+    }
     --places;
     Route route;
     route.decode.id = "d";
+    route.wait_ms = wait_ms;
     return route;
   }
 
   bool workers = true;
   mutable int places = 0;
+  int places_to_ask = 1;  // 0: only for prompts of up to two tokens
+  double wait_ms = 0;
   struct Query {
     int prompt_tokens;
     std::vector<Exclusion> excluded;
@@ -48,17 +55,20 @@ class ScriptedPolicy : public RoutingPolicy {
 
 class Waiting : public Dispatchable {
  public:
-  Waiting(std::string name, int priority, std::vector<std::string>* started)
-      : name_(std::move(name)), priority_(priority), started_(started) {}
-  RoutablePrompt prompt() const override { return {name_, tokens_, "", priority_}; }
+  Waiting(std::string name, int priority, std::vector<std::string>* started, size_t tokens = 3)
+      : name_(std::move(name)), tokens_(tokens), priority_(priority), started_(started) {}
+  RoutablePrompt prompt() const override {
+    return {name_, tokens_, "", priority_, absl::UnixEpoch(), deadline};
+  }
   void Start(const Route&) override { started_->push_back(name_); }
   void Fail(const absl::Status& status) override { failed = status; }
 
   absl::Status failed;
+  absl::Time deadline = absl::InfiniteFuture();
 
  private:
   const std::string name_;
-  const std::vector<int32_t> tokens_ = {1, 2, 3};
+  const std::vector<int32_t> tokens_;
   const int priority_;
   std::vector<std::string>* const started_;
 };
@@ -239,6 +249,7 @@ class QueueSimulation : public DispatcherTest {
  protected:
   void Start(int room) {
     options_.queue_timeout = absl::Minutes(10);
+    options_.max_wait = absl::InfiniteDuration();
     room_.room = room;
     dispatcher_ = std::make_unique<Dispatcher>(options_, &registry_, &index_, &room_,
                                                &router_metrics_, &clock_);
@@ -299,6 +310,94 @@ TEST_F(QueueSimulation, AHigherClassGoesFirstAndNobodyStarves) {
   EXPECT_LE(longest, absl::Seconds(25));
   // But while it is fresh it stands behind.
   EXPECT_GT(victims[0]->started - victims[0]->arrived, absl::Seconds(1));
+}
+
+// Requests that hold their room for a second, at so many times what there is room for; a good one
+// starts within two seconds.
+class OverloadTest : public QueueSimulation, public ::testing::WithParamInterface<int> {};
+
+TEST_P(OverloadTest, WhatIsTakenIsServedInTimeAndTheRestIsToldAtOnce) {
+  Start(100);  // ten requests a second
+  options_.max_wait = absl::Seconds(1);
+  dispatcher_ = std::make_unique<Dispatcher>(options_, &registry_, &index_, &room_,
+                                             &router_metrics_, &clock_);
+  constexpr int kSeconds = 60;
+  int good = 0, late = 0, refused = 0;
+  size_t most_queued = 0;
+  for (int tick = 0; tick < kSeconds * 100; ++tick) {
+    for (int i = 0; i < GetParam(); ++i) {
+      if (tick % 10 != 0) break;
+      auto request = std::make_shared<Sized>(10, 0, clock_.Now(), &clock_);
+      const absl::Status status = dispatcher_->Submit(request, &ticket_);
+      if (status.ok()) {
+        requests_.push_back(request);
+      } else {
+        ++refused;
+        EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+        EXPECT_TRUE(RetryAfter(status).has_value());
+      }
+    }
+    most_queued = std::max(most_queued, static_cast<size_t>(dispatcher_->queued()));
+    Tick();
+  }
+  for (const auto& request : requests_) {
+    if (request->started == absl::InfiniteFuture()) continue;
+    ++(request->started - request->arrived <= absl::Seconds(2) ? good : late);
+  }
+  std::printf("%d times the capacity: %d good, %d late, %d refused, %zu queued at most\n",
+              GetParam(), good, late, refused, most_queued);
+  EXPECT_GE(good, (GetParam() <= 2 ? 9 : 8) * kSeconds);  // of ten a second
+  EXPECT_GT(refused, (GetParam() - 2) * 10 * kSeconds);
+  EXPECT_LE(most_queued, 100u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Times, OverloadTest, ::testing::Values(1, 2, 10));
+
+TEST_F(DispatcherTest, WhoCannotBeServedBeforeItsDeadlineIsRefusedAtOnce) {
+  Make();
+  policy_.wait_ms = 500;
+  policy_.places = 3;
+  const auto patient = std::make_shared<Waiting>("patient", 0, &started_);
+  const auto hasty = std::make_shared<Waiting>("hasty", 0, &started_);
+  hasty->deadline = clock_.Now() + absl::Milliseconds(400);
+  EXPECT_OK(dispatcher_->Submit(patient, &ticket_));
+  EXPECT_OK(dispatcher_->Submit(hasty, &ticket_));
+  Step();
+  EXPECT_THAT(started_, ElementsAre("patient"));
+  EXPECT_EQ(hasty->failed.code(), absl::StatusCode::kResourceExhausted) << hasty->failed;
+  EXPECT_TRUE(RetryAfter(hasty->failed).has_value());
+  policy_.wait_ms = 31'000;
+  policy_.places = 2;
+  const auto late = std::make_shared<Waiting>("late", 0, &started_);
+  const auto urgent = std::make_shared<Waiting>("urgent", 1, &started_);  // came 5 s earlier
+  EXPECT_OK(dispatcher_->Submit(late, &ticket_));
+  EXPECT_OK(dispatcher_->Submit(urgent, &ticket_));
+  Step();
+  EXPECT_THAT(started_, ElementsAre("patient", "urgent"));
+  EXPECT_THAT(MessageOf(late->failed), HasSubstr("--max-wait"));
+}
+
+// What lacks only the turn of a prefill worker holds back who needs one too, and nobody else.
+TEST_F(DispatcherTest, PromisedRoomHoldsBackOnlyThoseThatWouldWaitAsWell) {
+  WorkerIdentity identity;
+  identity.id = "d";
+  identity.role = WorkerRole::kDecode;
+  identity.local_prefill_max_tokens = 2;
+  internal::v1::Capability capability;
+  capability.set_model("m");
+  capability.set_model_digest("digest");
+  capability.set_block_size(16);
+  ASSERT_OK(registry_.Join(identity, capability, [] {}));
+  Make();
+  policy_.places = 2;
+  policy_.places_to_ask = 0;
+  std::vector<std::shared_ptr<Waiting>> asking;
+  for (int i = 0; i < 20; ++i) asking.push_back(Submit("asks"));  // three tokens
+  Advance(absl::Seconds(2));
+  auto local = std::make_shared<Waiting>("local", 0, &started_, 2);
+  EXPECT_OK(dispatcher_->Submit(local, &ticket_));
+  Step();
+  EXPECT_THAT(started_, ElementsAre("local"));
 }
 
 TEST_F(DispatcherTest, AFullClusterIsAskedOncePerTurnNotOncePerRequest) {

@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/base/refusal.h"
 #include "router/policy/costs.h"
 #include "tests/support/paths.h"
 #include "tests/unit/router/view_builder.h"
@@ -237,6 +238,42 @@ TEST(CostPolicy, AnIdleWorkersWordCountsToo) {
   EXPECT_OK(Query(view, 150).Choose(view));
 }
 
+// What is promised to prompts that wait for a prefill worker is no room for another of them.
+TEST(CostPolicy, PromisedRoomIsForWhatIsComputedThere) {
+  LoadReport load;
+  load.waiting = load.promised_sequences = 16;
+  load.admits_blocks = 900;
+  load.promised_blocks = 880;
+  load.prefill_backlog["prefill-0"] = 14'000;
+  const ClusterView view =
+      MakeView({MakeWorker("decode-0", WorkerRole::kDecode, load),
+                MakeWorker("prefill-0", WorkerRole::kPrefill, PrefillLoad(10000, 2000))});
+  const absl::Status asks = Query(view, 1000).Choose(view).status();
+  EXPECT_EQ(asks.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RefusalOf(asks).has_value());
+  const auto local = Query(view, 30).Choose(view);
+  ASSERT_OK(local);
+  EXPECT_TRUE(local->prefill.empty());
+}
+
+// A prompt that a decode worker will ask for queues as one that was asked for does.
+TEST(CostPolicy, WhatDecodeWorkersHoldBackCountsIntoTheQueue) {
+  LoadReport load;
+  load.prefill_backlog["prefill-0"] = 10'000;
+  load.waiting = load.promised_sequences = 5;
+  const ClusterView view =
+      MakeView({MakeWorker("decode-0", WorkerRole::kDecode, load),
+                MakeWorker("prefill-0", WorkerRole::kPrefill, PrefillLoad(10000, 2000)),
+                MakeWorker("prefill-1", WorkerRole::kPrefill, PrefillLoad(10000, 8000))});
+  Query query(view, 1000);
+  const auto route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(PrefillIds(*route)[0], "prefill-1");
+  // A long prompt waits for all of it, a short one only for as many as short as it is.
+  EXPECT_NEAR(Query(view, 9000).Choose(view)->wait_ms, 800, 1);
+  EXPECT_NEAR(route->wait_ms, 5 * 1000 * 4 / 3 / 10, 1);
+}
+
 TEST(CostPolicy, ASuspectPrefillWorkerIsForWhenThereIsNoOther) {
   const ClusterView view = TwoByTwo();
   Query query(view, 1000);
@@ -273,7 +310,7 @@ Candidate PlainBest(const ClusterView& view, const RouteQuery& query) {
   };
   const int n = static_cast<int>(view.workers.size());
   for (int d = 0; d < n; ++d) {
-    if (view.workers[d].prefills() || !costs.Usable(d) || !costs.HasRoom(d)) continue;
+    if (view.workers[d].prefills() || !costs.Usable(d) || !costs.HasRoom(d, true)) continue;
     if (costs.MayPrefillLocally(d)) offer(d, -1, costs.LocalMs(d));
     if (view.workers[d].identity->role == WorkerRole::kUnified) continue;
     for (int p = 0; p < n; ++p) {
