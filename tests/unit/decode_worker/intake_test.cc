@@ -1,12 +1,19 @@
 #include "decode_worker/intake.h"
 
+#include <memory>
+#include <set>
 #include <string>
+#include <thread>
 #include <variant>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "gmock/gmock.h"
+#include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 
 #include "common/rpc/status.h"
+#include "decode_worker/decode_service.h"
 #include "simulation/fake_clock.h"
 #include "tests/support/paths.h"
 
@@ -92,6 +99,66 @@ TEST(Intake, AFullOrClosedInboxRefusesWorkButNotCancellations) {
   EXPECT_TRUE(std::holds_alternative<WorkCancelled>(events[1]));
   inbox.Close();
   EXPECT_TRUE(absl::IsUnavailable(push()));
+}
+
+// Notes which thread asks it: Read() does, on the thread that reads a request.
+class NotingClock : public FakeClock {
+ public:
+  absl::Time Now() override {
+    absl::MutexLock lock(&mutex_);
+    last_ = std::this_thread::get_id();
+    return FakeClock::Now();
+  }
+  std::thread::id last() {
+    absl::MutexLock lock(&mutex_);
+    return last_;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::thread::id last_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Streams' tokens are written in gRPC's threads.
+TEST(DecodeService, LongPromptsAreNotReadInGrpcsThreads) {
+  EventInbox inbox(16);
+  NotingClock clock;
+  Intake intake({.vocab_size = 300, .max_model_len = 1 << 20}, &inbox, &clock);
+  DecodeService service(&intake);
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  auto stub = internal::v1::Decode::NewStub(
+      grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+  const auto reading_thread = [&](int tokens) {
+    Request request = ValidRequest();
+    for (int i = 10; i < tokens; ++i) request.add_token_ids(1);
+    grpc::ClientContext context;
+    const auto reader = stub->Generate(&context, request);
+    std::thread::id thread;
+    for (bool ended = false; !ended;) {
+      for (Event& event : inbox.Drain(absl::Seconds(10))) {
+        auto* arrived = std::get_if<WorkArrived>(&event);
+        if (arrived == nullptr) continue;
+        EXPECT_EQ(arrived->work.tokens.size(), static_cast<size_t>(tokens));
+        thread = clock.last();
+        if (arrived->stream->End(absl::OkStatus())) arrived->stream->Wake();
+        ended = true;
+      }
+    }
+    EXPECT_TRUE(reader->Finish().ok());
+    return thread;
+  };
+  std::set<std::thread::id> of_short, of_long;
+  for (int i = 0; i < 8; ++i) {
+    of_short.insert(reading_thread(10));
+    of_long.insert(reading_thread(131'072));
+  }
+  ASSERT_EQ(of_long.size(), 1u);
+  EXPECT_FALSE(of_short.contains(*of_long.begin()));
+  server->Shutdown();
 }
 
 }  // namespace
