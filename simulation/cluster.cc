@@ -83,6 +83,13 @@ class Call final : public router::DecodeCall {
   bool unwanted_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+// What comes is served however late it is: how late is what is asked for.
+router::RouterCoreOptions PatientRouter() {
+  router::RouterCoreOptions options;
+  options.dispatcher.max_wait = absl::InfiniteDuration();
+  return options;
+}
+
 }  // namespace
 
 // All calls to decode workers of the cluster. Thread-safe, but for Deliver, which one thread calls.
@@ -233,9 +240,9 @@ InProcessCluster::InProcessCluster(const InProcessClusterOptions& options)
       clock_(options.clock != nullptr ? options.clock : &own_clock_),
       kv_(options.kv != nullptr ? options.kv : &own_kv_) {
   decoding_ = std::make_shared<Decoding>(&decodes_, clock_);
-  core_ = std::make_unique<router::RouterCore>(
-      router::RouterCoreOptions(), MakeModel(options_.worker),
-      std::make_unique<DecodeClient<Decoding>>(decoding_), &metrics_, clock_);
+  core_ = std::make_unique<router::RouterCore>(PatientRouter(), MakeModel(options_.worker),
+                                               std::make_unique<DecodeClient<Decoding>>(decoding_),
+                                               &metrics_, clock_);
   memberships_.resize(static_cast<size_t>(options_.prefill_workers + options_.decode_workers));
   size_t slot = 0;
   InProcessWorkerOptions worker = options_.worker;

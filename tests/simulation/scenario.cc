@@ -474,8 +474,9 @@ class Scenario {
         return broken_steps_;
       case absl::StatusCode::kUnavailable:
       case absl::StatusCode::kFailedPrecondition:  // it looks like poison
-      case absl::StatusCode::kResourceExhausted:
         return !faults_.empty();
+      case absl::StatusCode::kResourceExhausted:  // or could not be served before its deadline
+        return !faults_.empty() || planned.deadline <= absl::Seconds(2);
       default:
         return false;
     }
