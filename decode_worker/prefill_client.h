@@ -19,9 +19,9 @@
 
 namespace tandem::decode {
 
-// Thread-safe. One channel per worker, kept for as long as that is where it was. Long prompts become
-// messages on a thread of their own: the loop, whose every step waits for Call, does nothing that
-// grows with them.
+// Thread-safe. One channel per worker, kept for as long as that is where it was. Long prompts
+// become messages on a thread of their own: the loop, whose every step waits for Call, does nothing
+// that grows with them.
 class PrefillClient final : public PrefillCaller {
  public:
   // `inbox` and `clock` outlive the client.
