@@ -594,8 +594,12 @@ void VirtualCluster::Join(const std::shared_ptr<Process>& process) {
 }
 
 void VirtualCluster::LeaveCluster(const std::shared_ptr<Process>& process) {
-  process->stay.reset();
-  WakeRouter();
+  // Its end is its destruction.
+  std::shared_ptr<router::Membership> ended = std::move(process->stay);
+  events_.After(options_.half_open, [this, ended = std::move(ended)]() mutable {
+    ended.reset();
+    WakeRouter();
+  });
 }
 
 void VirtualCluster::Report(const std::shared_ptr<Process>& process,

@@ -48,6 +48,8 @@ struct VirtualClusterOptions {
   absl::Duration latency = absl::Microseconds(100);       // of a message, one way
   absl::Duration turn_time = absl::Microseconds(20);      // of the host, for a turn of a loop
   absl::Duration rejoin_after = absl::Milliseconds(200);  // a worker whose stay has broken
+  // Until the router sees that a stay has ended: meanwhile a worker may have joined again.
+  absl::Duration half_open;
   size_t window = 4;    // messages of a token stream on their way to the router
   VirtualKvOptions kv;  // its faults, times and callbacks are the cluster's
   Faults faults;

@@ -101,6 +101,12 @@ InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& opt
   loop_ = std::make_unique<prefill::Loop>(std::move(loop), parts, MakeReports(std::move(messages)));
 }
 
+InProcessPrefillWorker::~InProcessPrefillWorker() {
+  // While there is a sender to abort what it ships.
+  inbox_.Push(worker::StopWanted{});
+  Step();
+}
+
 InProcessPrefillCaller::InProcessPrefillCaller(decode::CallerIdentity identity, int vocab_size,
                                                const std::vector<InProcessPrefillWorker*>* workers,
                                                decode::EventInbox* inbox, Clock* clock)

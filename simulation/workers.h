@@ -54,6 +54,8 @@ class InProcessPrefillWorker {
  public:
   InProcessPrefillWorker(const InProcessWorkerOptions& options, InProcessKvNetwork* kv,
                          Clock* clock, JoinMessages messages);
+  // As a process that is killed: what is open ends unheard.
+  ~InProcessPrefillWorker();
 
   prefill::Intake& intake() { return intake_; }
   internal::v1::Hello hello() const { return MakeHello(options_, "prefill", address()); }

@@ -165,6 +165,8 @@ class Scenario {
     options_.kv.ship_time = [block](double blocks) { return block * blocks; };
     options_.window = static_cast<size_t>(random_.Uniform(1, 8));
     options_.router.migrate = !random_.OneIn(8);
+    if (chance_.OneIn(3))
+      options_.half_open = chance_.Between(absl::ZeroDuration(), absl::Seconds(1));
     Tell("{} prefill and {} {} workers, blocks of {} tokens, {} of {} sequences, depth {}, {}{}{}",
          prefills, decodes, unified ? "unified" : "decode", worker.engine.block_size,
          options_.workers.back().options.engine.num_blocks, worker.max_num_seqs,
@@ -453,10 +455,10 @@ class Scenario {
       Error("request {} ended with {} after {} of {} tokens", which, outcome.ToString(), got.size(),
             want.size());
     }
-    // A client that does not read has some time more for its last message.
+    // The message that a slow client reads, and the last one after it, have some time more.
     absl::Duration grace = kPastDeadline + jumped_;
     if (planned.read_time > absl::ZeroDuration()) {
-      grace += std::min(planned.read_time, absl::Seconds(2));
+      grace += std::min(2 * planned.read_time, absl::Seconds(2));
     }
     const absl::Duration late = client->finished_at() - client->submitted_at() - planned.deadline;
     if (late > grace) {

@@ -190,6 +190,31 @@ TEST_F(RequestStreamTest, AClientThatTakesNothingIsGivenUpSoonAfterTheDeadline) 
   EXPECT_EQ(timers_.Next(), absl::InfiniteFuture());
 }
 
+// The worker has drawn the last token in time, but the client does not come to take it.
+TEST_F(RequestStreamTest, AnAnswerWhoseEndNobodyTookWasNotServed) {
+  for (const bool deadline : {true, false}) {
+    sink_ = RecordingSink();
+    Begin();
+    call().Send({7});
+    call().Send({8}, FinishReason::kLength);
+    call().End(absl::OkStatus());
+    client_.Deliver();
+    ASSERT_EQ(sink_.responses.size(), 1u);
+    EXPECT_THAT(sink_.responses[0].token_ids, ElementsAre(7));
+    if (deadline) {
+      Advance(absl::Seconds(60));
+      EXPECT_TRUE(sink_.aborted);
+      stream_->OnWritten(false);
+    } else {
+      stream_->OnClientGone();
+      stream_->OnWritten(false);
+    }
+    EXPECT_TRUE(sink_.finished);
+    EXPECT_EQ(sink_.outcome.code(),
+              deadline ? absl::StatusCode::kDeadlineExceeded : absl::StatusCode::kCancelled);
+  }
+}
+
 TEST_F(RequestStreamTest, AnEndedStreamLeavesNoTimer) {
   Begin();
   EXPECT_EQ(timers_.Next(), clock_.Now() + absl::Seconds(60));
