@@ -27,7 +27,7 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "name of the model in the API; default: the name of the model directory");
   flags->Add("--kv-transport", &o->kv_transport,
              "how KV blocks travel between workers: auto (the best that both have), or some of "
-             "shm,tcp in order of preference",
+             "cuda_ipc,shm,tcp in order of preference",
              "NAMES");
   flags->Add("--cluster-secret", &o->cluster_secret,
              "what all processes of a cluster prove to each other; default: "

@@ -312,6 +312,8 @@ void IncomingTransfer::BecomeQuietOnceWriterIsGone() {
             "kv transfer {}: the connection is lost, but its writer is not known to have ended; "
             "{} blocks wait for that",
             key_.ToString(), blocks_.size());
+        // What it gave to a card meanwhile ends soon.
+        if (!grant_.empty()) bound_.reader->Revoke(grant_);
       }
       deadline_ = Now() + kFencePeriod;
       return;

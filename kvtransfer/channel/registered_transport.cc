@@ -22,7 +22,7 @@ absl::StatusOr<std::vector<RegisteredTransport>> RegisterTransports(const std::s
       continue;
     }
     // The price of a pool that the transport cannot reach by itself is told, not hidden.
-    if (store->HostAddress(0) == nullptr) {
+    if (store->HostAddress(0) == nullptr && transport->capabilities().host_memory) {
       spdlog::info(
           "kv transport {}: blocks are staged through memory of the host, because the KV "
           "pool is in device memory",

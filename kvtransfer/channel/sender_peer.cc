@@ -43,7 +43,7 @@ void SenderPeer::Push(const TransferKey& key, int layer, std::span<const int32_t
                       std::span<const int32_t> ordinals, std::shared_ptr<const ReadyEvent> ready) {
   const KvStore& store = *context_->link.store;
   // Payload of one DATA frame, unless a single piece is larger.
-  const size_t pieces = store.BatchBytes() / store.shape().layout.BlockLayerBytes();
+  const size_t pieces = queue_.frame_bytes() / store.shape().layout.BlockLayerBytes();
   for (const OrdinalRun& run : SplitIntoRuns(ordinals, std::max<size_t>(1, pieces))) {
     const auto blocks = source_blocks.subspan(run.begin, run.count);
     queue_.Push(PushItem{
@@ -443,6 +443,8 @@ absl::Status SenderPeer::Connect(const std::string& transports) {
     return connected.status();
   }
   link_ = *std::move(connected);
+  const size_t frame_bytes = link_->transport().capabilities().frame_bytes;
+  queue_.SetFrameBytes(frame_bytes > 0 ? frame_bytes : context_->link.store->BatchBytes());
   absl::MutexLock lock(&mutex_);
   presented_id_ = link_->peer().worker_id;
   rate_ = link_->probed_rate();

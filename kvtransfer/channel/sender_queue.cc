@@ -24,6 +24,16 @@ void SenderQueue::Wake() {
   if (std::exchange(sleeping_, false) && connection_ != nullptr) connection_->Interrupt();
 }
 
+void SenderQueue::SetFrameBytes(size_t frame_bytes) {
+  absl::MutexLock lock(&mutex_);
+  frame_bytes_ = frame_bytes;
+}
+
+size_t SenderQueue::frame_bytes() const {
+  absl::MutexLock lock(&mutex_);
+  return frame_bytes_;
+}
+
 void SenderQueue::Push(SendItem item) {
   absl::MutexLock lock(&mutex_);
   const TransferKey key = KeyOf(item);

@@ -48,6 +48,10 @@ class SenderQueue {
   SenderQueue(size_t layer_bytes, size_t frame_bytes)
       : layer_bytes_(layer_bytes), frame_bytes_(frame_bytes) {}
 
+  // What a transport wants that is known now.
+  void SetFrameBytes(size_t frame_bytes);
+  size_t frame_bytes() const;
+
   void Push(SendItem item);
   // Beside the queues, so that it overtakes what waits there.
   void PushAbort(const TransferKey& key);
@@ -90,12 +94,13 @@ class SenderQueue {
   // Takes the first item of the lane whose turn it is.
   SendItem TakeFirst() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Takes from `items` what joins `push`.
-  void JoinLayers(PushItem* push, std::deque<SendItem>* items) const;
+  void JoinLayers(PushItem* push, std::deque<SendItem>* items) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NextTurn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const size_t layer_bytes_;
-  const size_t frame_bytes_;
   mutable absl::Mutex mutex_;
+  size_t frame_bytes_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<TransferKey, Lane> lanes_ ABSL_GUARDED_BY(mutex_);
   std::deque<TransferKey> turns_ ABSL_GUARDED_BY(mutex_);  // of the lanes; the first one's is now
   std::deque<TransferKey> aborts_ ABSL_GUARDED_BY(mutex_);

@@ -23,6 +23,15 @@ absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region) {
   return std::make_unique<HostStore>(region);
 }
 
+absl::Status KvStore::CanWrite(const std::string& /*card*/) const {
+  return FailedPrecondition("the KV pool is not memory of a card");
+}
+
+absl::StatusOr<std::unique_ptr<PeerPool>> KvStore::MapPeer(int /*fd*/, const KvPoolShape& /*peer*/,
+                                                           std::span<std::byte> /*control*/) const {
+  return FailedPrecondition("the KV pool is not memory of a card");
+}
+
 std::vector<uint64_t> KvStore::DigestRun(const BlockRun& run) const {
   const auto heads = static_cast<size_t>(run.heads.count);
   std::vector<uint64_t> by_head(run.source_blocks.size() * heads);

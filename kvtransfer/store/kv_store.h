@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -21,6 +22,7 @@
 #include "common/base/kv_layout.h"
 #include "kvtransfer/plan/copy_plan.h"
 #include "kvtransfer/store/page_digest.h"
+#include "kvtransfer/store/peer_pool.h"
 
 namespace tandem::kvtransfer {
 
@@ -29,6 +31,7 @@ namespace tandem::kvtransfer {
 struct ExportedPool {
   int fd = -1;
   uint64_t bytes = 0;
+  std::string card;  // whose memory it is, by a name that all processes know; empty: the host's
 };
 
 class KvStore {
@@ -39,6 +42,13 @@ class KvStore {
   virtual KvMemoryKind kind() const = 0;
   // FAILED_PRECONDITION where the pool is not shared memory.
   virtual absl::StatusOr<ExportedPool> Export() const = 0;
+  // Whether this pool's card can write memory of `card` (ExportedPool::card); FAILED_PRECONDITION
+  // says why not.
+  virtual absl::Status CanWrite(const std::string& card) const;
+  // Maps the pool that another process has exported as `fd`, for this pool's card. `control` holds
+  // the grants that its copies will look at; whole pages, which outlive what is returned.
+  virtual absl::StatusOr<std::unique_ptr<PeerPool>> MapPeer(int fd, const KvPoolShape& peer,
+                                                            std::span<std::byte> control) const;
 
   // Where the CPU (or a system call) can reach the byte at `offset`; nullptr where only the
   // functions below can, so that a transport of host memory has to stage.

@@ -30,7 +30,8 @@ std::unique_ptr<KvPost> CompletedPost(absl::Status status, std::vector<uint64_t>
 }
 
 const std::vector<KvTransport*>& KnownTransports() {
-  static const auto* known = new std::vector<KvTransport*>{ShmTransport(), TcpTransport()};
+  static const auto* known =
+      new std::vector<KvTransport*>{CudaIpcTransport(), ShmTransport(), TcpTransport()};
   return *known;
 }
 

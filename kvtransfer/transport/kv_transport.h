@@ -45,6 +45,7 @@ struct KvCapabilities {
   bool same_host = false;    // both ends run on one host
   bool host_memory = false;  // pools it can read and write without staging by the channel
   bool device_memory = false;
+  size_t frame_bytes = 0;  // about so much should be posted at a time; 0: what the store says
   // Below this a link is reported as slow.
   double expected_bytes_per_second = 0;
 };
@@ -164,6 +165,8 @@ class KvTransport {
 KvTransport* TcpTransport();
 // The sender maps the receiver's pool and writes it.
 KvTransport* ShmTransport();
+// The same in the memory of cards, which write each other's.
+KvTransport* CudaIpcTransport();
 
 // All that this build has, best first.
 const std::vector<KvTransport*>& KnownTransports();

@@ -38,11 +38,13 @@ class SharedMapping {
 
 // The layout of the shared page; both ends are built from this file, and the version says so.
 struct ShmControlPage {
-  static constexpr uint32_t kVersion = 1;
+  static constexpr uint32_t kVersion = 2;
   static constexpr size_t kSlots = 1000;  // transfers of one writer that may be open at a time
 
   uint32_t version;
-  std::atomic<uint32_t> detached;        // set by the writer: it writes no more, whatever comes
+  std::atomic<uint32_t> detached;  // set by the writer: it writes no more, whatever comes
+  // Copies that the writer gave to a card and does not know to have ended.
+  std::atomic<uint32_t> copies_under_way;
   std::atomic<uint64_t> grants[kSlots];  // generation of the transfer that may be written; 0: none
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
@@ -74,6 +76,9 @@ class ShmControl {
   // The slot may be granted again: the writer is known to have stopped.
   void Release(const ShmGrant& grant);
   bool detached() const { return page()->detached.load(std::memory_order_acquire) != 0; }
+  bool copies_under_way() const {
+    return page()->copies_under_way.load(std::memory_order_acquire) != 0;
+  }
 
  private:
   ShmControl(Fd fd, SharedMapping mapping);

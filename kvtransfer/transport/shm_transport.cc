@@ -1,19 +1,12 @@
-// The shm transport: between processes of one host and one user. The receiver passes descriptors of
-// its pool and of a control page over a Unix socket; the sender maps both and writes the pool
-// itself. A DATA frame's header goes over the connection after its bytes are in the pool.
-//
-// What makes that safe: the writer looks at its grant in the control page before every piece (at
-// most KvStore::kMaxPieceBytes, which bounds what it writes after it was revoked); and
-// the receiver takes a lost connection for the writer's end only when the writer has set
-// `detached`, or its process is gone, which a pidfd tells once no thread of it runs any more.
+// The shm transport: between processes of one host and one user. The sender maps the receiver's
+// pool (shared_pool.h) and copies into it, pieces of at most KvStore::kMaxPieceBytes.
 #include <algorithm>
-#include <poll.h>
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/shared_pool.h"
 #include "kvtransfer/transport/shm_control.h"
-#include "kvtransfer/transport/unix_rendezvous.h"
 
 namespace tandem::kvtransfer {
 namespace {
@@ -22,7 +15,6 @@ namespace {
 // overwrites: 0.81 of memcpy's rate instead of 0.70 for 59 MB, 0.63 instead of 0.57 for 235 MB.
 constexpr uint64_t kCachedBytes = uint64_t{16} << 20;
 constexpr size_t kProbeBytes = size_t{4} << 20;
-constexpr absl::Duration kPassTimeout = absl::Seconds(2);
 
 class ShmWriter : public KvWriter {
  public:
@@ -91,95 +83,22 @@ class ShmWriter : public KvWriter {
   uint64_t bytes_of_newest_ = 0;
 };
 
-class ShmReader : public KvReader {
- public:
-  ShmReader(RendezvousPeer peer, std::unique_ptr<ShmControl> control)
-      : peer_(std::move(peer)), control_(std::move(control)) {}
-
-  absl::Status Receive(const FrameHeader& /*header*/,
-                       std::shared_ptr<Reception> reception) override {
-    reception->Done();  // its bytes were in the pool before the header was sent
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<std::string> Grant() override {
-    TANDEM_ASSIGN_OR_RETURN(const ShmGrant grant, control_->Grant());
-    return grant.Encode();
-  }
-  void Revoke(const std::string& grant) override {
-    if (ShmGrant decoded; ShmGrant::Decode(grant, &decoded)) control_->Revoke(decoded);
-  }
-  void Release(const std::string& grant) override {
-    if (ShmGrant decoded; ShmGrant::Decode(grant, &decoded)) control_->Release(decoded);
-  }
-
-  bool WriterGone() override {
-    if (control_->detached()) return true;
-    pollfd entry = {peer_.process.get(), POLLIN, 0};
-    return poll(&entry, 1, 0) > 0;
-  }
-
- private:
-  const RendezvousPeer peer_;
-  const std::unique_ptr<ShmControl> control_;
-};
-
-class ShmOffer : public KvOffer {
- public:
-  ShmOffer(const ExportedPool& pool, RendezvousListener listener)
-      : pool_(pool), listener_(std::move(listener)), advert_(BootId() + " " + listener_.name) {}
-
-  const std::string& advert() const override { return advert_; }
-
-  absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* /*connection*/) override {
-    TANDEM_ASSIGN_OR_RETURN(RendezvousPeer peer, AcceptPeer(listener_));
-    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<ShmControl> control, ShmControl::Create());
-    TANDEM_RETURN_IF_ERROR(SendPool(
-        peer.fd.get(), {ShmControlPage::kVersion, pool_.bytes, {pool_.fd, control->fd()}}));
-    return std::make_shared<ShmReader>(std::move(peer), std::move(control));
-  }
-
- private:
-  const ExportedPool pool_;
-  const RendezvousListener listener_;
-  const std::string advert_;
-};
-
 class ShmRegistration : public KvRegistration {
  public:
   ShmRegistration(const KvStore* store, const LinkTimeouts& timeouts)
       : store_(store), timeouts_(timeouts) {}
 
-  absl::StatusOr<std::unique_ptr<KvOffer>> Offer() override {
-    if (BootId().empty()) return FailedPrecondition("the host's boot id cannot be read");
-    TANDEM_ASSIGN_OR_RETURN(const ExportedPool pool, store_->Export());
-    TANDEM_ASSIGN_OR_RETURN(RendezvousListener listener, ListenForPeer());
-    return std::make_unique<ShmOffer>(pool, std::move(listener));
-  }
+  absl::StatusOr<std::unique_ptr<KvOffer>> Offer() override { return OfferSharedPool(*store_); }
 
   absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
       KvConnection* connection, const std::string& advert, const KvPoolShape& peer,
       absl::FunctionRef<absl::Status()> select) override {
-    const size_t space = advert.find(' ');
-    if (space == std::string::npos) return InvalidArgument("a malformed shm advert");
-    if (advert.substr(0, space) != BootId()) return Unavailable("the peer is on another host");
-    TANDEM_ASSIGN_OR_RETURN(const Fd socket, ConnectToPeer(advert.substr(space + 1)));
-    TANDEM_RETURN_IF_ERROR(select());
-    TANDEM_ASSIGN_OR_RETURN(const SharedPool shared, ReceivePool(socket.get(), kPassTimeout));
-    const Fd pool_fd(shared.fds[0]);
-    const Fd control_fd(shared.fds[1]);
-    if (shared.version != ShmControlPage::kVersion || shared.pool_bytes != peer.TotalBytes()) {
-      return FailedPrecondition("the peer shares a pool of {} bytes (version {}), expected {} ({})",
-                                shared.pool_bytes, shared.version, peer.TotalBytes(),
-                                ShmControlPage::kVersion);
-    }
+    TANDEM_ASSIGN_OR_RETURN(const SharedPoolAdvert offered, ReadSharedPoolAdvert(advert));
+    TANDEM_ASSIGN_OR_RETURN(JoinedPool joined, JoinSharedPool(offered, peer, select));
     TANDEM_ASSIGN_OR_RETURN(SharedMapping pool,
-                            SharedMapping::Map(pool_fd.get(), peer.TotalBytes()));
-    TANDEM_ASSIGN_OR_RETURN(
-        SharedMapping control,
-        SharedMapping::Map(control_fd.get(), kShmControlBytes + kShmScratchBytes));
+                            SharedMapping::Map(joined.pool.get(), peer.TotalBytes()));
     return std::make_unique<ShmWriter>(connection, store_, peer, timeouts_.io, std::move(pool),
-                                       std::move(control));
+                                       std::move(joined.control));
   }
 
  private:

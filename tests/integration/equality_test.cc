@@ -146,8 +146,7 @@ TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
   EXPECT_EQ(unified.kv_bytes, 0u);
   const Outcome one = RunThrough(1, 1, 0, "tcp");
   ExpectSame(unified, one, "unified and 1 + 1");
-  // A pool in a GPU's memory cannot be mapped by the other process.
-  const std::string other = OnGpu() ? "tcp" : "shm";
+  const std::string other = OnGpu() ? "cuda_ipc" : "shm";
   const Outcome two = RunThrough(2, 2, 0, other);
   ExpectSame(unified, two, "unified and 2 + 2");
   // "" is of what went by no wire at all.

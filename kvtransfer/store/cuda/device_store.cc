@@ -8,6 +8,7 @@
 
 #include "common/base/status.h"
 #include "common/cuda/cuda_check.h"
+#include "kvtransfer/store/cuda/device_peer.h"
 #include "kvtransfer/store/staging_plan.h"
 
 namespace tandem::kvtransfer::cuda {
@@ -156,7 +157,19 @@ DeviceStore::~DeviceStore() {
 }
 
 absl::StatusOr<ExportedPool> DeviceStore::Export() const {
-  return FailedPrecondition("the KV pool is memory of a card, which the host cannot map");
+  if (region_.fd < 0) {
+    return FailedPrecondition("the card cannot share the KV pool's memory with other processes");
+  }
+  return ExportedPool{region_.fd, shape_.TotalBytes(), CardName(device_)};
+}
+
+absl::Status DeviceStore::CanWrite(const std::string& card) const {
+  return CheckCanWrite(device_, card);
+}
+
+absl::StatusOr<std::unique_ptr<PeerPool>> DeviceStore::MapPeer(int fd, const KvPoolShape& peer,
+                                                               std::span<std::byte> control) const {
+  return MapDevicePeer(this, region_.base, device_, fd, peer, control);
 }
 
 std::shared_ptr<std::byte[]> DeviceStore::AllocateStaging(size_t bytes) const {

@@ -14,6 +14,7 @@
 #include <array>
 #include <cuda_runtime.h>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -34,6 +35,9 @@ class DeviceStore final : public KvStore {
   const KvPoolShape& shape() const override { return shape_; }
   KvMemoryKind kind() const override { return KvMemoryKind::kDevice; }
   absl::StatusOr<ExportedPool> Export() const override;
+  absl::Status CanWrite(const std::string& card) const override;
+  absl::StatusOr<std::unique_ptr<PeerPool>> MapPeer(int fd, const KvPoolShape& peer,
+                                                    std::span<std::byte> control) const override;
   std::byte* HostAddress(uint64_t /*offset*/) const override { return nullptr; }
   // A launch and the wait for it cost what 1 MiB costs on the link; where processes take turns on a
   // card, every launch may wait for a turn.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -10,6 +11,7 @@
 #include <span>
 #include <string>
 #include <sys/mman.h>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -19,6 +21,7 @@
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "kvtransfer/channel/transfer_key.h"
 #include "kvtransfer/store/host_store.h"
+#include "kvtransfer/transport/shm_control.h"
 
 namespace tandem::kvtransfer {
 
@@ -157,16 +160,86 @@ class Record {
   std::map<std::string, Sender> sender_ ABSL_GUARDED_BY(mutex_);
 };
 
-// A pool with the manners of a device's, on a CPU: only the store touches its memory.
-class StagedStore final : public HostStore {
+// A pool with the manners of a card's, on a CPU: only the store touches its memory, and it writes
+// pools of other processes on a thread of its own.
+class CardStore : public HostStore {
  public:
-  using HostStore::HostStore;
+  // `card`: its name, and the only one whose memory it reaches.
+  explicit CardStore(const KvRegion& region, std::string card = "card-0")
+      : HostStore(region), card_(std::move(card)) {}
   KvMemoryKind kind() const override { return KvMemoryKind::kDevice; }
   std::byte* HostAddress(uint64_t /*offset*/) const override { return nullptr; }
+  absl::StatusOr<ExportedPool> Export() const override {
+    absl::StatusOr<ExportedPool> exported = HostStore::Export();
+    if (exported.ok()) exported->card = card_;
+    return exported;
+  }
+  absl::Status CanWrite(const std::string& card) const override {
+    if (card == card_) return absl::OkStatus();
+    return absl::FailedPreconditionError(card_ + " has no peer access to " + card);
+  }
+  absl::StatusOr<std::unique_ptr<PeerPool>> MapPeer(int fd, const KvPoolShape& peer,
+                                                    std::span<std::byte> control) const override;
+
+ private:
+  class Peer;
+  class ThreadCopy;
+  const std::string card_;
 };
 
+class CardStore::ThreadCopy : public PeerPool::Copy {
+ public:
+  ThreadCopy(size_t blocks, std::function<bool(std::span<uint64_t>)> copy)
+      : digests_(blocks, 0), thread_([this, copy] { whole_ = copy(digests_); }) {}
+  bool Wait() override {
+    thread_.join();
+    return whole_;
+  }
+  std::span<const uint64_t> digests() const override { return digests_; }
+
+ private:
+  std::vector<uint64_t> digests_;
+  bool whole_ = false;
+  std::thread thread_;
+};
+
+class CardStore::Peer : public PeerPool {
+ public:
+  Peer(const CardStore* store, const KvPoolShape& shape, SharedMapping pool)
+      : store_(store), shape_(shape), pool_(std::move(pool)) {}
+  std::unique_ptr<Copy> Start(const BlockRun& run, const std::atomic<uint64_t>* grant,
+                              uint64_t generation) override {
+    // The caller's lists may be gone before the copy has ended.
+    return std::make_unique<ThreadCopy>(
+        run.source_blocks.size(),
+        [this, run, grant, generation,
+         from = std::vector<int32_t>(run.source_blocks.begin(), run.source_blocks.end()),
+         to = std::vector<int32_t>(run.target_blocks.begin(), run.target_blocks.end())](
+            std::span<uint64_t> digests) {
+          BlockRun own = run;
+          own.source_blocks = from;
+          own.target_blocks = to;
+          return store_->CopyRun(own, shape_, pool_.data(), CopyMode::kCached, digests,
+                                 [&] { return grant->load() == generation; });
+        });
+  }
+  double MeasureRate() override { return 1e9; }
+
+ private:
+  const CardStore* const store_;
+  const KvPoolShape shape_;
+  const SharedMapping pool_;
+};
+
+inline absl::StatusOr<std::unique_ptr<PeerPool>> CardStore::MapPeer(
+    int fd, const KvPoolShape& peer, std::span<std::byte> /*control*/) const {
+  auto pool = SharedMapping::Map(fd, peer.TotalBytes());
+  if (!pool.ok()) return pool.status();
+  return std::make_unique<Peer>(this, peer, *std::move(pool));
+}
+
 // One receiver's and one sender's options over two pools; start them, or not. The transport
-// "staged" is tcp between pools that only their stores can touch.
+// "staged" is tcp between pools that only their stores can touch; such are those of "cuda_ipc" too.
 struct Ends {
   explicit Ends(const std::string& transport = "tcp", const KvLayout& layout = SmallLayout(),
                 int source_blocks = 32, int target_blocks = 40)
@@ -183,13 +256,15 @@ struct Ends {
     sender_options.slow_link_bytes_per_second = 0;
     record.Attach(&receiver_options);
     record.Attach(&sender_options);
-    if (transport == "staged") {
-      receiver_options.transports = sender_options.transports = "tcp";
-      receiver_store = std::make_unique<StagedStore>(target.region());
-      sender_store = std::make_unique<StagedStore>(source.region());
-      receiver_options.store = receiver_store.get();
-      sender_options.store = sender_store.get();
-    }
+    if (transport == "staged") receiver_options.transports = sender_options.transports = "tcp";
+    if (transport == "staged" || transport == "cuda_ipc") UseCards();
+  }
+  // Pools of cards of these names.
+  void UseCards(const std::string& sender = "card-0", const std::string& receiver = "card-0") {
+    receiver_store = std::make_unique<CardStore>(receiver_options.region, receiver);
+    sender_store = std::make_unique<CardStore>(sender_options.region, sender);
+    receiver_options.store = receiver_store.get();
+    sender_options.store = sender_store.get();
   }
 
   void Start() {
@@ -245,7 +320,7 @@ struct Ends {
 
   TestPool source;
   TestPool target;
-  std::unique_ptr<KvStore> receiver_store;  // if "staged"
+  std::unique_ptr<KvStore> receiver_store;  // if UseCards
   std::unique_ptr<KvStore> sender_store;
   Record record;
   KvReceiverOptions receiver_options;

@@ -106,7 +106,7 @@ TEST_P(KvFaults, SealedRightOrFailedCleanly) {
 
 INSTANTIATE_TEST_SUITE_P(
     Frames, KvFaults,
-    ::testing::Combine(::testing::Values("tcp", "shm"),
+    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc"),
                        ::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
                                          Fault::kCorruptPayload, Fault::kCorruptHeader,
                                          Fault::kDelay, Fault::kTruncate, Fault::kKill),
@@ -116,14 +116,14 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(0)));
 INSTANTIATE_TEST_SUITE_P(
     Data, KvFaults,
-    ::testing::Combine(::testing::Values("tcp", "shm"),
+    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc"),
                        ::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
                                          Fault::kCorruptPayload, Fault::kCorruptHeader,
                                          Fault::kDelay, Fault::kTruncate, Fault::kKill),
                        ::testing::Values(FrameType::kData), ::testing::Values(0, 4, 8)));
 
 class KvFaultsRandom : public ::testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Transports, KvFaultsRandom, ::testing::Values("tcp", "shm"));
+INSTANTIATE_TEST_SUITE_P(Transports, KvFaultsRandom, ::testing::Values("tcp", "shm", "cuda_ipc"));
 
 TEST_P(KvFaultsRandom, ManyTransfersOverABadLink) {
   constexpr Fault kFaults[] = {Fault::kDrop,           Fault::kDuplicate, Fault::kReorder,

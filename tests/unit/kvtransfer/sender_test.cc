@@ -331,7 +331,7 @@ TEST_F(KvSenderTest, OpenNamesWhatIsWrong) {
     return ends_.sender->Open(target).ToString();
   };
   EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "pigeon"; }),
-              HasSubstr("kv-transport must be auto or some of shm, tcp, got pigeon"));
+              HasSubstr("kv-transport must be auto or some of cuda_ipc, shm, tcp, got pigeon"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "shm"; }),
               HasSubstr("offers transport shm, which is not among this sender's (tcp)"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->address = "nowhere"; }), HasSubstr("nowhere"));

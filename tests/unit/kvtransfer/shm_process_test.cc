@@ -1,4 +1,4 @@
-// The shm transport between processes: writers that are stopped, killed, restarted or of another
+// One-sided transports between processes: writers that are stopped, killed, restarted or of another
 // user. What must hold, whatever they do: blocks that were given back are never written again.
 #include <array>
 #include <csignal>
@@ -28,7 +28,8 @@ constexpr std::byte kReused{0x5a};
 // A child process that runs kv_shm_writer.
 class Writer {
  public:
-  Writer(const KvSendTarget& target, int stop_at, const std::string& uid = "") {
+  Writer(const KvSendTarget& target, int stop_at, const std::string& store,
+         const std::string& uid = "") {
     std::array<int, 2> ends;
     EXPECT_EQ(pipe(ends.data()), 0);
     output_ = ends[0];
@@ -46,7 +47,8 @@ class Writer {
                                      target.transport,
                                      std::to_string(target.target_blocks[0]),
                                      std::to_string(kNumBlocks),
-                                     std::to_string(stop_at)};
+                                     std::to_string(stop_at),
+                                     store};
     if (!uid.empty()) args.push_back(uid);
     std::vector<char*> argv;
     for (std::string& arg : args) argv.push_back(arg.data());
@@ -87,14 +89,16 @@ class Writer {
   bool ended_ = false;
 };
 
-class ShmProcesses : public ::testing::Test {
+class ShmProcesses : public ::testing::TestWithParam<std::string> {
  protected:
-  ShmProcesses() : ends_("shm") {
+  ShmProcesses() : ends_(GetParam()) {
     blocks_.resize(kNumBlocks);
     std::iota(blocks_.begin(), blocks_.end(), 0);
     ends_.receiver_options.quiet_timeout = absl::Milliseconds(50);
     ends_.target.Fill(std::byte{0xee});
   }
+  // Where the writer's pool lies.
+  static std::string Store() { return GetParam() == "cuda_ipc" ? "card" : "host"; }
   bool Quiet(uint64_t epoch) const { return ends_.record.Received(id_, epoch).quiet > 0; }
   // Until the connection was given up: then the transfer is quiet, or waits for the writer's end.
   void AwaitQuietOrFenced(uint64_t epoch) const {
@@ -113,13 +117,16 @@ class ShmProcesses : public ::testing::Test {
   const TransferId id_ = TransferId::Random();
 };
 
-TEST_F(ShmProcesses, AnotherProcessWritesThePool) {
+INSTANTIATE_TEST_SUITE_P(Transports, ShmProcesses, ::testing::Values("shm", "cuda_ipc"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(ShmProcesses, AnotherProcessWritesThePool) {
   ends_.StartReceiver();
-  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/-1);
-  EXPECT_EQ(writer.AwaitEnd(), "shm 0\n");
+  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/-1, Store());
+  EXPECT_EQ(writer.AwaitEnd(), GetParam() + " 0\n");
   const Record::Receiver got = ends_.record.AwaitQuiet(id_, 1);
   EXPECT_EQ(got.sealed, 1);
-  EXPECT_EQ(got.stats.transport, "shm");
+  EXPECT_EQ(got.stats.transport, GetParam());
   for (const int32_t block : blocks_) {
     EXPECT_EQ(ends_.target.BlockBytes(block), std::string(SmallLayout().BlockBytes(), '\xab'));
   }
@@ -127,9 +134,9 @@ TEST_F(ShmProcesses, AnotherProcessWritesThePool) {
 
 // The fence: a writer that is stopped inside a copy holds its blocks for as long as it is, for it
 // will go on with that copy whenever it goes on.
-TEST_F(ShmProcesses, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
+TEST_P(ShmProcesses, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
   ends_.StartReceiver();
-  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/1);
+  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/1, Store());
   writer.AwaitStop();
   ends_.receiver->Cancel(id_, 1);
   AwaitQuietOrFenced(1);
@@ -149,9 +156,9 @@ TEST_F(ShmProcesses, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
   ExpectOnlyReused();
 }
 
-TEST_F(ShmProcesses, AWriterKilledInsideACopyIsQuietOnceItsProcessIsGone) {
+TEST_P(ShmProcesses, AWriterKilledInsideACopyIsQuietOnceItsProcessIsGone) {
   ends_.StartReceiver();
-  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/1);
+  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/1, Store());
   writer.AwaitStop();
   writer.Signal(SIGKILL);
   const Record::Receiver got = ends_.record.AwaitQuiet(id_, 1);
@@ -162,38 +169,38 @@ TEST_F(ShmProcesses, AWriterKilledInsideACopyIsQuietOnceItsProcessIsGone) {
   ExpectOnlyReused();
 }
 
-TEST_F(ShmProcesses, ARestartedWriterShipsTheNextAttempt) {
+TEST_P(ShmProcesses, ARestartedWriterShipsTheNextAttempt) {
   ends_.StartReceiver();
   {
-    Writer first(ends_.Expect(id_, 1, blocks_), /*stop_at=*/2);
+    Writer first(ends_.Expect(id_, 1, blocks_), /*stop_at=*/2, Store());
     first.AwaitStop();
     first.Signal(SIGKILL);
     ends_.record.AwaitQuiet(id_, 1);
   }
-  Writer second(ends_.Expect(id_, 2, blocks_), /*stop_at=*/-1);
-  EXPECT_EQ(second.AwaitEnd(), "shm 0\n");
+  Writer second(ends_.Expect(id_, 2, blocks_), /*stop_at=*/-1, Store());
+  EXPECT_EQ(second.AwaitEnd(), GetParam() + " 0\n");
   EXPECT_EQ(ends_.record.AwaitQuiet(id_, 2).sealed, 1);
 }
 
 // A stopped writer harms nobody but its own transfers.
-TEST_F(ShmProcesses, OthersShipWhileOneIsStopped) {
+TEST_P(ShmProcesses, OthersShipWhileOneIsStopped) {
   ends_.StartReceiver();
-  Writer stopped(ends_.Expect(id_, 1, {0, 1, 2, 3, 4, 5, 6, 7}), /*stop_at=*/1);
+  Writer stopped(ends_.Expect(id_, 1, {0, 1, 2, 3, 4, 5, 6, 7}), /*stop_at=*/1, Store());
   stopped.AwaitStop();
   const TransferId other = TransferId::Random();
-  Writer writer(ends_.Expect(other, 1, {10, 11, 12, 13, 14, 15, 16, 17}), /*stop_at=*/-1);
-  EXPECT_EQ(writer.AwaitEnd(), "shm 0\n");
+  Writer writer(ends_.Expect(other, 1, {10, 11, 12, 13, 14, 15, 16, 17}), /*stop_at=*/-1, Store());
+  EXPECT_EQ(writer.AwaitEnd(), GetParam() + " 0\n");
   EXPECT_EQ(ends_.record.AwaitQuiet(other, 1).sealed, 1);
   stopped.Signal(SIGCONT);
-  EXPECT_EQ(stopped.AwaitEnd(), "shm 0\n");
+  EXPECT_EQ(stopped.AwaitEnd(), GetParam() + " 0\n");
   EXPECT_EQ(ends_.record.AwaitQuiet(id_, 1).sealed, 1);
 }
 
-TEST_F(ShmProcesses, AProcessOfAnotherUserGetsNoMemoryButTcp) {
+TEST_P(ShmProcesses, AProcessOfAnotherUserGetsNoMemoryButTcp) {
   if (geteuid() != 0) GTEST_SKIP() << "only root can start a process of another user";
   ends_.receiver_options.transports = "auto";
   ends_.StartReceiver();
-  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/-1, /*uid=*/"65534");
+  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/-1, Store(), /*uid=*/"65534");
   EXPECT_EQ(writer.AwaitEnd(), "tcp 0\n");
   const Record::Receiver got = ends_.record.AwaitQuiet(id_, 1);
   EXPECT_EQ(got.sealed, 1);

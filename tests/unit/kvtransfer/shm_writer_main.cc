@@ -3,9 +3,10 @@
 // stops itself (SIGSTOP) between a look at its grant and the copy that it allows, if told so.
 //
 //   kv_shm_writer ADDRESS TRANSFER_HEX EPOCH TOKEN_HEX TRANSPORTS FIRST_BLOCK NUM_BLOCKS STOP_AT
-//                 [UID]
+//                 STORE [UID]
 //
-// STOP_AT: before which block's copy to stop, -1: never. Prints the transport and the status code
+// STOP_AT: before which block's copy to stop, -1: never. STORE: where the pool lies, "host" or
+// "card". Prints the transport and the status code
 // of the transfer when it is over, and ends then.
 #include <csignal>
 #include <cstdio>
@@ -24,9 +25,11 @@
 namespace tandem::kvtransfer {
 namespace {
 
-class StoppingStore : public HostStore {
+// `Base`: HostStore or CardStore.
+template <typename Base>
+class StoppingStore : public Base {
  public:
-  StoppingStore(const KvRegion& region, int stop_at) : HostStore(region), stop_at_(stop_at) {}
+  StoppingStore(const KvRegion& region, int stop_at) : Base(region), stop_at_(stop_at) {}
 
   bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override {
@@ -44,11 +47,11 @@ class StoppingStore : public HostStore {
 
  private:
   const int stop_at_;
-  mutable int copies_ = 0;  // of the sender's one thread
+  mutable int copies_ = 0;  // of one thread at a time
 };
 
 int Main(char** argv) {
-  if (argv[9] != nullptr && setuid(static_cast<uid_t>(std::atoi(argv[9]))) != 0) return 2;
+  if (argv[10] != nullptr && setuid(static_cast<uid_t>(std::atoi(argv[10]))) != 0) return 2;
   spdlog::set_level(spdlog::level::off);  // stdout is the test's
   TransferId id;
   if (!TransferId::FromBytes(absl::HexStringToBytes(argv[2]), &id)) return 2;
@@ -56,11 +59,13 @@ int Main(char** argv) {
   const int num_blocks = std::atoi(argv[7]);
   TestPool pool(SmallLayout(), num_blocks);
   pool.Fill(std::byte{0xab});
-  const StoppingStore store(pool.region(), std::atoi(argv[8]));
+  const int stop_at = std::atoi(argv[8]);
+  const StoppingStore<HostStore> host(pool.region(), stop_at);
+  const StoppingStore<CardStore> card(pool.region(), stop_at);
 
   absl::Notification over;
   KvSenderOptions options;
-  options.store = &store;
+  options.store = argv[9] == std::string("card") ? static_cast<const KvStore*>(&card) : &host;
   options.worker_id = "prefill-0";
   options.capability_digest = "cap";
   options.transports = argv[5];
@@ -90,4 +95,4 @@ int Main(char** argv) {
 }  // namespace
 }  // namespace tandem::kvtransfer
 
-int main(int argc, char** argv) { return argc < 9 ? 2 : tandem::kvtransfer::Main(argv); }
+int main(int argc, char** argv) { return argc < 10 ? 2 : tandem::kvtransfer::Main(argv); }

@@ -1,0 +1,103 @@
+// The cuda_ipc transport without a card: which transport two pools agree on, what is refused with
+// which words, and that a revoked copy is none. On real cards: tests/gpu/cuda_ipc_test.cc.
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "kvtransfer/store/kv_store.h"
+#include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/shared_pool.h"
+#include "kvtransfer/transport/unix_rendezvous.h"
+#include "tests/support/paths.h"
+#include "tests/unit/kvtransfer/endpoint_fixture.h"
+
+namespace tandem::kvtransfer {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string TransportOf(Ends* ends) {
+  ends->Start();
+  const TransferId id = ends->ShipOne();
+  const Record::Receiver got = ends->record.AwaitQuiet(id, 1);
+  EXPECT_EQ(got.sealed, 1) << got.status;
+  return got.stats.transport;
+}
+
+TEST(Cards, ThatReachEachOtherUseCudaIpcByDefault) {
+  Ends ends("auto");
+  ends.UseCards();
+  EXPECT_EQ(TransportOf(&ends), "cuda_ipc");
+  EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 0);
+}
+
+TEST(Cards, ThatDoNotReachEachOtherFallBackToTcpAndSaySo) {
+  Ends ends("auto");
+  ends.UseCards("card-0", "card-1");
+  EXPECT_EQ(TransportOf(&ends), "tcp");
+  EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 1);
+}
+
+TEST(Cards, ThatDoNotReachEachOtherAreRefusedIfItIsForced) {
+  Ends ends("cuda_ipc");
+  ends.UseCards("card-0", "card-1");
+  ends.Start();
+  const TransferId id = ends.ShipOne();
+  EXPECT_THAT(ends.record.AwaitDone(id, 1).status.ToString(),
+              HasSubstr("card-0 has no peer access to card-1"));
+}
+
+TEST(Cards, OneFlagTurnsItOff) {
+  Ends ends("tcp");
+  ends.UseCards();
+  EXPECT_EQ(TransportOf(&ends), "tcp");
+  EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 0);
+}
+
+TEST(Cards, APoolOfTheHostAndOneOfACardMeetOverTcp) {
+  Ends ends("auto");
+  ends.UseCards();
+  ends.sender_options.store = nullptr;
+  EXPECT_EQ(TransportOf(&ends), "tcp");
+}
+
+TEST(Cards, ForcedWhereThereIsNoneTheEndDoesNotStart) {
+  Ends ends("auto");
+  ends.receiver_options.transports = ends.sender_options.transports = "cuda_ipc";
+  EXPECT_THAT(KvReceiver::Start(ends.receiver_options).status().ToString(),
+              HasSubstr("cuda_ipc needs a KV pool in a card's memory (--device=cuda)"));
+  EXPECT_THAT(KvSender::Start(ends.sender_options).status().ToString(),
+              HasSubstr("cuda_ipc needs a KV pool in a card's memory (--device=cuda)"));
+}
+
+TEST(Cards, ACardThatCannotShareItsMemoryShipsOverTcp) {
+  Ends ends("auto");
+  ends.receiver_options.region.fd = -1;
+  ends.UseCards();
+  EXPECT_EQ(TransportOf(&ends), "tcp");
+}
+
+TEST(SharedPoolAdvert, SaysHostSocketAndCard) {
+  TestPool pool(SmallLayout(), 2);
+  const CardStore store(pool.region(), "GPU-1");
+  const auto offer = *OfferSharedPool(store);
+  EXPECT_LE(offer->advert().size(), kMaxAdvertBytes);
+  const auto advert = ReadSharedPoolAdvert(offer->advert());
+  ASSERT_OK(advert.status());
+  EXPECT_EQ(advert->card, "GPU-1");
+  EXPECT_THAT(ReadSharedPoolAdvert("another-boot tandem-kv-x GPU-1").status().ToString(),
+              HasSubstr("the peer is on another host"));
+  EXPECT_EQ(ReadSharedPoolAdvert("").status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// A process that dies with copies on a card may leave them behind for a moment.
+TEST(SharedPool, CopiesOnACardAreCounted) {
+  const auto control = *ShmControl::Create();
+  const auto mapping = *SharedMapping::Map(control->fd(), kShmControlBytes);
+  auto* page = reinterpret_cast<ShmControlPage*>(mapping.data());
+  EXPECT_FALSE(control->copies_under_way());
+  page->copies_under_way.fetch_add(1);
+  EXPECT_TRUE(control->copies_under_way());
+}
+
+}  // namespace
+}  // namespace tandem::kvtransfer
