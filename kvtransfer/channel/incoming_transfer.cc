@@ -161,32 +161,49 @@ void IncomingTransfer::Arrived(const KvConnection* connection, const FrameHeader
   const KvLayout& layout = context_->store->shape().layout;
   const HeadRange heads = {static_cast<int>(header.head_begin),
                            static_cast<int>(header.head_count)};
-  // Some blocks per lock: the pool may not be read after a Cancel() either, which waits so long.
+  // So much per lock: the pool may not be read after a Cancel() either, which waits so long. Whole
+  // layers where several fit, else some blocks of one.
   const size_t block_bytes = 2 * std::max<size_t>(1, header.head_count) * layout.PageBytes();
-  const size_t batch = std::min<size_t>(
-      header.ordinal_count, std::max<size_t>(1, context_->store->BatchBytes() / block_bytes));
-  std::vector<uint64_t> digests(batch * header.head_count);
-  for (uint32_t l = 0; l < header.layer_count; ++l) {
-    const auto layer = static_cast<int>(header.layer_begin + l);
-    for (size_t done = 0; done < header.ordinal_count; done += batch) {
-      const size_t begin = header.ordinal_begin + done;
-      const size_t count = std::min<size_t>(batch, header.ordinal_count - done);
-      absl::MutexLock lock(&mutex_);
-      if (!WritableBy(connection)) return;
-      context_->store->Digest(layer, std::span(blocks_).subspan(begin, count), heads, digests);
-      uint64_t bytes = 0;
-      for (size_t i = 0; i < count * header.head_count; ++i) {
-        const int head = heads.begin + static_cast<int>(i % header.head_count);
-        if (arrival_.Add(layer, begin + i / header.head_count, head, digests[i])) {
-          bytes += 2 * layout.PageBytes();
-        }
-      }
-      stats_.bytes += bytes;
-      context_->counters->bytes += bytes;
-      stats_.last_byte = Now();
+  const size_t batch =
+      std::max<size_t>(1, context_->store->DigestBatchBytes() / block_bytes);  // blocks of a layer
+  const auto blocks = std::min<uint32_t>(header.ordinal_count, static_cast<uint32_t>(batch));
+  const auto layers = static_cast<uint32_t>(std::max<size_t>(1, batch / std::max(1u, blocks)));
+  for (uint32_t layer = 0; layer < header.layer_count; layer += layers) {
+    for (uint32_t block = 0; block < header.ordinal_count; block += blocks) {
+      BlockRun run;
+      run.layer_begin = static_cast<int>(header.layer_begin + layer);
+      run.layer_count = static_cast<int>(std::min(layers, header.layer_count - layer));
+      run.heads = heads;
+      const size_t begin = header.ordinal_begin + block;
+      run.source_blocks =
+          std::span(blocks_).subspan(begin, std::min(blocks, header.ordinal_count - block));
+      if (!AddDigests(connection, run, begin)) return;
     }
   }
   SealOrFail(connection);
+}
+
+bool IncomingTransfer::AddDigests(const KvConnection* connection, const BlockRun& run,
+                                  size_t first_ordinal) {
+  const auto heads = static_cast<size_t>(run.heads.count);
+  const size_t blocks = run.source_blocks.size();
+  std::vector<uint64_t> digests(static_cast<size_t>(run.layer_count) * blocks * heads);
+  if (digests.empty()) return true;
+  absl::MutexLock lock(&mutex_);
+  if (!WritableBy(connection)) return false;
+  context_->store->Digest(run, digests);
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < digests.size(); ++i) {
+    const int layer = run.layer_begin + static_cast<int>(i / heads / blocks);
+    const int head = run.heads.begin + static_cast<int>(i % heads);
+    if (arrival_.Add(layer, first_ordinal + i / heads % blocks, head, digests[i])) {
+      bytes += 2 * context_->store->shape().layout.PageBytes();
+    }
+  }
+  stats_.bytes += bytes;
+  context_->counters->bytes += bytes;
+  stats_.last_byte = Now();
+  return true;
 }
 
 absl::StatusOr<IncomingTransfer::Receipt> IncomingTransfer::Finish(const KvConnection* connection,

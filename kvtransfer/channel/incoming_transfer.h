@@ -112,6 +112,9 @@ class IncomingTransfer : public std::enable_shared_from_this<IncomingTransfer> {
   // Where the frame's pages belong; `*any_wanted` if some are not there yet.
   std::vector<TargetPiece> PlanPieces(const FrameHeader& header, bool* any_wanted) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Digests pages that are here: of blocks from `first_ordinal` on. False: they are not wanted any
+  // more.
+  bool AddDigests(const KvConnection* connection, const BlockRun& run, size_t first_ordinal);
   void SealOrFail(const KvConnection* connection);
 
   // Ends an EXPECTED or OPEN transfer: state, callback, RESULT to the sender. Whoever comes second

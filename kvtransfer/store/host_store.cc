@@ -78,18 +78,19 @@ bool HostStore::CopyRun(const BlockRun& run, const KvPoolShape& target, std::byt
   return whole;
 }
 
-void HostStore::Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
-                       std::span<uint64_t> digests) const {
+void HostStore::Digest(const BlockRun& run, std::span<uint64_t> digests) const {
   const size_t page = shape_.layout.PageBytes();
   size_t at = 0;
-  for (const int32_t block : blocks) {
-    for (int head = heads.begin; head < heads.end(); ++head) {
-      uint64_t digest = 0;
-      for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
-        const std::byte* bytes = region_.base + shape_.PageOffset(layer, block, kind, head);
-        digest ^= PageDigest({bytes, page}, layer, kind, head);
+  for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
+    for (const int32_t block : run.source_blocks) {
+      for (int head = run.heads.begin; head < run.heads.end(); ++head) {
+        uint64_t digest = 0;
+        for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
+          const std::byte* bytes = region_.base + shape_.PageOffset(layer, block, kind, head);
+          digest ^= PageDigest({bytes, page}, layer, kind, head);
+        }
+        digests[at++] = digest;
       }
-      digests[at++] = digest;
     }
   }
 }

@@ -23,8 +23,7 @@ class HostStore : public KvStore {
   void GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const override;
   bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override;
-  void Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
-              std::span<uint64_t> digests) const override;
+  void Digest(const BlockRun& run, std::span<uint64_t> digests) const override;
 
  private:
   const KvRegion region_;

@@ -34,12 +34,11 @@ absl::StatusOr<std::unique_ptr<PeerPool>> KvStore::MapPeer(int /*fd*/, const KvP
 
 std::vector<uint64_t> KvStore::DigestRun(const BlockRun& run) const {
   const auto heads = static_cast<size_t>(run.heads.count);
-  std::vector<uint64_t> by_head(run.source_blocks.size() * heads);
-  std::vector<uint64_t> digests(run.source_blocks.size(), 0);
-  for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
-    Digest(layer, run.source_blocks, run.heads, by_head);
-    for (size_t i = 0; i < by_head.size(); ++i) digests[i / heads] ^= by_head[i];
-  }
+  const size_t blocks = run.source_blocks.size();
+  std::vector<uint64_t> by_head(static_cast<size_t>(run.layer_count) * blocks * heads);
+  Digest(run, by_head);
+  std::vector<uint64_t> digests(blocks, 0);
+  for (size_t i = 0; i < by_head.size(); ++i) digests[i / heads % blocks] ^= by_head[i];
   return digests;
 }
 

@@ -73,10 +73,11 @@ class KvStore {
   virtual bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                        std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const = 0;
   static constexpr size_t kMaxPieceBytes = 64 << 10;
-  // digests[i * heads.count + k] = the digest of K and V page of head heads.begin + k of blocks[i]
-  // of `layer`. `heads` are heads of this pool.
-  virtual void Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
-                      std::span<uint64_t> digests) const = 0;
+  // The digests of K and V page of every head of every source block of `run`, in the order
+  // [layer][block][head].
+  virtual void Digest(const BlockRun& run, std::span<uint64_t> digests) const = 0;
+  // About so many bytes should be digested at a time.
+  virtual size_t DigestBatchBytes() const { return BatchBytes(); }
   // One digest per source block of `run`, over its layers and heads.
   virtual std::vector<uint64_t> DigestRun(const BlockRun& run) const;
 };

@@ -115,10 +115,11 @@ TEST(DeviceStore, DigestsAndRunsAreTheHosts) {
       run.source_blocks = blocks;
       run.target_blocks = blocks;
       SCOPED_TRACE(Text(layout, run));
-      std::vector<uint64_t> got(blocks.size() * static_cast<size_t>(run.heads.count), 1);
+      std::vector<uint64_t> got(
+          static_cast<size_t>(run.layer_count * run.heads.count) * blocks.size(), 1);
       std::vector<uint64_t> wanted(got.size());
-      device.store().Digest(run.layer_begin, blocks, run.heads, got);
-      expected->Digest(run.layer_begin, blocks, run.heads, wanted);
+      device.store().Digest(run, got);
+      expected->Digest(run, wanted);
       ASSERT_TRUE(Equal(got, wanted));
 
       const size_t bytes = run.Bytes(layout);
@@ -326,7 +327,7 @@ TEST(DeviceStore, SaysItsRates) {
          [&] { device.store().GatherRun(run, plain.data(), std::span(digests).first(count)); });
     rate("scatter, pinned", bytes, [&] { device.store().Scatter(pinned.get(), pieces); });
     rate("scatter, pageable", bytes, [&] { device.store().Scatter(plain.data(), pieces); });
-    rate("digest", bytes, [&] { device.store().Digest(3, blocks, {0, 4}, digests); });
+    rate("digest", bytes, [&] { device.store().Digest(run, digests); });
     void* copy = nullptr;
     Check(cudaMalloc(&copy, plain.size()));
     rate("cudaMemcpy to pinned, for comparison", bytes,

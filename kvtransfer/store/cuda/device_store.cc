@@ -320,15 +320,10 @@ bool DeviceStore::CopyRun(const BlockRun& run, const KvPoolShape& target, std::b
   return true;
 }
 
-void DeviceStore::Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
-                         std::span<uint64_t> digests) const {
-  BlockRun run;
-  run.layer_begin = layer;
-  run.heads = heads;
-  run.source_blocks = blocks;
-  const auto count = static_cast<size_t>(heads.count);
+void DeviceStore::Digest(const BlockRun& run, std::span<uint64_t> digests) const {
+  const auto count = static_cast<size_t>(run.heads.count);
   std::fill(digests.begin(), digests.end(), 0);
-  // Pages are in the order [block][K|V][head].
+  // Pages are in the order [layer][block][K|V][head].
   DigestPages(run, nullptr, [&](size_t page, uint64_t digest) {
     digests[page / (2 * count) * count + page % count] ^= digest;
   });

@@ -50,8 +50,8 @@ class DeviceStore final : public KvStore {
   void GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const override;
   bool CopyRun(const BlockRun& run, const KvPoolShape& target, std::byte* to, CopyMode mode,
                std::span<uint64_t> digests, absl::FunctionRef<bool()> go_on) const override;
-  void Digest(int layer, std::span<const int32_t> blocks, const HeadRange& heads,
-              std::span<uint64_t> digests) const override;
+  void Digest(const BlockRun& run, std::span<uint64_t> digests) const override;
+  size_t DigestBatchBytes() const override { return size_t{64} << 20; }
   std::vector<uint64_t> DigestRun(const BlockRun& run) const override;
 
  private:

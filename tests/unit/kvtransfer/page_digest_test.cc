@@ -168,8 +168,8 @@ TEST(KvStore, TheDigestOfSomeHeadsIsWhatAPoolOfTheseHeadsHas) {
   const auto plan = *BuildCopyPlan(from->shape(), to->shape(), run);
   from->Gather(plan, half.region().base);
   std::vector<uint64_t> sent(2), arrived(2);
-  from->Digest(1, source, {2, 2}, sent);
-  to->Digest(1, target, {2, 2}, arrived);
+  from->Digest({1, 1, {2, 2}, source, {}}, sent);
+  to->Digest({1, 1, {2, 2}, target, {}}, arrived);
   EXPECT_EQ(sent, arrived);
   EXPECT_EQ(from->DigestRun(run), std::vector<uint64_t>{sent[0] ^ sent[1]});
 }
