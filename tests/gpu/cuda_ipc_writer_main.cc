@@ -59,6 +59,7 @@ int Main(char** argv) {
     (*sender)->Finish(id, epoch);
     const Record::Sender sent = record.AwaitDone(id, epoch);
     const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - begin;
+    if (!sent.status.ok()) std::cerr << "writer: " << sent.status << std::endl;
     const bool connected = !sent.stats.transport.empty();
     std::cout << (connected ? sent.stats.transport : "none") << ' '
               << static_cast<int>(sent.status.code()) << ' ' << static_cast<int64_t>(took.count())
