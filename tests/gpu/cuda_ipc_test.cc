@@ -37,9 +37,10 @@ bool HaveCard() {
 struct CardEnds {
   explicit CardEnds(const KvLayout& layout, int source_blocks = 60, int target_blocks = 70,
                     const std::string& transport = "auto")
-      : ends(transport, layout, source_blocks, target_blocks),
+      : ends("auto", layout, source_blocks, target_blocks),
         source(ends.source),
         target(ends.target) {
+    ends.sender_options.transports = ends.receiver_options.transports = transport;
     ends.sender_options.region = source.region();
     ends.receiver_options.region = target.region();
     ends.receiver_options.quiet_timeout = absl::Milliseconds(100);
