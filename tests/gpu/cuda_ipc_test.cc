@@ -288,7 +288,7 @@ TEST_F(CudaIpc, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
   }
   absl::SleepFor(absl::Seconds(1));
   EXPECT_EQ(card.ends.record.Received(id, 1).quiet, 0) << "quiet while the writer may still write";
-  EXPECT_FALSE(card.ends.receiver->Expect(id, 2, Range(0, 40)).ok());
+  EXPECT_FALSE(card.ends.receiver->Expect(id, 2, Range(0, 40), "").ok());
   writer.Signal(SIGCONT);
   card.ends.record.AwaitQuiet(id, 1);
   card.target.Fill(std::byte{0x5a});
