@@ -46,7 +46,7 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
                                                         call.block_ids, attempt->peer.worker_id));
   transfers_[attempt->transfer] = Transfer{attempt->epoch, s, false, 0};
   calls_[attempt->call_id] = s;
-  attempt->asked_tokens = s->arrived_length - call.first_block * options_.block_size;
+  attempt->asked_tokens = s->arrived_length - s->lease.size() * options_.block_size;
   window_.Add(attempt->peer.worker_id, attempt->asked_tokens, attempt->target.size());
   s->attempt = std::move(attempt);
   s->phase = SequencePhase::kAwaitingPrefill;

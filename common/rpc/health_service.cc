@@ -5,6 +5,13 @@ namespace tandem {
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 
+namespace {
+
+// Streams that nothing ends but their clients, who are anyone.
+constexpr size_t kMaxWatchers = 1024;
+
+}  // namespace
+
 // One Watch stream. Writes the newest state whenever it differs from the one written last; states
 // that come while a write is under way are coalesced. Its members are guarded by the service's
 // mutex.
@@ -25,6 +32,13 @@ class HealthService::WatchReactor : public grpc::ServerWriteReactor<HealthCheckR
       Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server is stopping"));
       finished_ = true;
     }
+  }
+
+  // Under the service's mutex, instead of any Advance.
+  void Refuse() {
+    Finish(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                        "too many streams watch the health of this server; ask with Check"));
+    finished_ = true;
   }
 
   void OnWriteDone(bool ok) override {
@@ -112,6 +126,10 @@ grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
     grpc::CallbackServerContext* /*context*/, const HealthCheckRequest* request) {
   auto* watcher = new WatchReactor(this, request->service());  // deletes itself in OnDone
   absl::MutexLock lock(&mutex_);
+  if (watchers_.size() >= kMaxWatchers) {
+    watcher->Refuse();
+    return watcher;
+  }
   watchers_.insert(watcher);
   watcher->Advance();
   return watcher;

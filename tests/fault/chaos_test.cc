@@ -155,6 +155,7 @@ class Faults {
   using Workers = std::vector<std::string>;
   // Returns when all workers are ready again.
   void Strike(const Workers& victims) {
+    const Hit hit = {SteadyClock::now(), {}, static_cast<int>(victims.size())};
     switch (NextKind()) {
       case Kind::kKill:
         Kill(victims);
@@ -172,17 +173,25 @@ class Faults {
     ++strikes_;
     EXPECT_TRUE(cluster_.WaitForWorkers(kWorkers, kRestSeconds))
         << cluster_.GetCluster().DebugString();
+    Record(hit);
   }
 
-  // Signals to stop and to go on, from which they come back by themselves.
-  void StopForAWhile(const Workers& workers) {
-    count_["stops"] += static_cast<int>(workers.size());
-    SignalAll(workers, SIGSTOP);
-    SleepMilliseconds(50 << (Draw() % 7));  // up to 3.2 s, beyond what a router waits
-    SignalAll(workers, SIGCONT);
+  // A stop that a worker survives, and that is no strike of the deck.
+  void Pause(const std::string& worker) {
+    const Hit hit = {SteadyClock::now(), {}, 1};
+    StopForAWhile({worker});
+    Record(hit);
   }
 
   int strikes() const { return strikes_; }
+  // Workers that were struck, or not ready again yet, at some time between these two.
+  int StruckBetween(SteadyClock::time_point from, SteadyClock::time_point to) const {
+    int workers = 0;
+    for (const Hit& hit : hits_) {
+      if (hit.began <= to && from <= hit.over) workers += hit.workers;
+    }
+    return workers;
+  }
   std::string ToString() const {
     std::ostringstream out;
     for (const auto& [kind, count] : count_) out << count << " " << kind << ", ";
@@ -191,6 +200,16 @@ class Faults {
 
  private:
   enum class Kind { kKill, kStop, kStopForGood, kHang };
+  struct Hit {
+    SteadyClock::time_point began;
+    SteadyClock::time_point over;  // all workers are ready again
+    int workers = 0;
+  };
+
+  void Record(Hit hit) {
+    hit.over = SteadyClock::now();
+    hits_.push_back(hit);
+  }
 
   uint64_t Draw() { return random_(); }
   // Of ten in a row each kind comes its number of times.
@@ -212,6 +231,14 @@ class Faults {
   }
   void Restart(const Workers& workers) {
     for (const std::string& id : workers) cluster_.StartWorker(id);
+  }
+
+  // Signals to stop and to go on, from which they come back by themselves.
+  void StopForAWhile(const Workers& workers) {
+    count_["stops"] += static_cast<int>(workers.size());
+    SignalAll(workers, SIGSTOP);
+    SleepMilliseconds(50 << (Draw() % 7));  // up to 3.2 s, beyond what a router waits
+    SignalAll(workers, SIGCONT);
   }
 
   void Kill(const Workers& workers) {
@@ -249,6 +276,7 @@ class Faults {
   TestCluster& cluster_;
   std::mt19937_64 random_;
   std::vector<Kind> deck_;
+  std::vector<Hit> hits_;
   int strikes_ = 0;
   std::map<std::string, int> count_;
 };
@@ -286,8 +314,14 @@ class Chaos : public testing::Test {
   }
 
   static void ExpectRight(const LoadTotals& totals) {
-    for (const std::string& message : totals.unavailable) std::printf("  %s\n", message.c_str());
     for (const std::string& wrong : totals.wrong) ADD_FAILURE() << wrong;
+  }
+
+  // One lost worker is made good: only who met two may be told so.
+  static void ExpectTwoWorkersLost(const LoadTotals& totals, const Faults& faults) {
+    for (const UnavailableRequest& request : totals.unavailable) {
+      EXPECT_GE(faults.StruckBetween(request.began, request.ended), 2) << request.message;
+    }
   }
 
   const uint64_t seed_;
@@ -316,7 +350,7 @@ TEST_F(Chaos, ClientsThatLeaveAtAnyStage) {
   std::printf("%s\nbefore%s\nafter %s\n", totals.ToString().c_str(), ToString(before).c_str(),
               ToString(after).c_str());
   ExpectRight(totals);
-  EXPECT_EQ(totals.failed(), 0);
+  EXPECT_EQ(totals.unavailable.size(), 0u);
   EXPECT_GT(totals.left_before_first_token, totals.requests / 10);
   EXPECT_GT(totals.left_after_first_token, totals.requests / 20);
   EXPECT_EQ(Growth(before, after), "");
@@ -343,8 +377,7 @@ TEST_F(Chaos, WorkersThatDieStopAndHang) {
   std::printf("%s%s\nbefore%s\nafter %s\n", faults.ToString().c_str(), totals.ToString().c_str(),
               ToString(before).c_str(), ToString(after).c_str());
   ExpectRight(totals);
-  // Only those that lost two workers: of the requests that a strike meets at most every second.
-  EXPECT_LE(totals.failed(), faults.strikes() * options.clients / 2);
+  ExpectTwoWorkersLost(totals, faults);
   EXPECT_EQ(Growth(before, after), "");
 }
 
@@ -367,7 +400,7 @@ TEST_F(Chaos, Soak) {
     for (int i = 0; SecondsSince(began) < 60 * minute; ++i) {
       SleepMilliseconds(10'000);
       if (i % 2 == 0) {
-        faults.StopForAWhile({i % 4 == 0 ? "prefill-0" : "decode-0"});
+        faults.Pause(i % 4 == 0 ? "prefill-0" : "decode-0");
       } else {
         faults.Strike({i % 4 == 1 ? "prefill-1" : "decode-1"});
       }
@@ -387,7 +420,7 @@ TEST_F(Chaos, Soak) {
               ToString(before).c_str(), ToString(after).c_str(),
               growth.empty() ? "flat" : growth.c_str());
   ExpectRight(totals);
-  EXPECT_LE(totals.failed(), std::max(3, totals.requests / 20));
+  ExpectTwoWorkersLost(totals, faults);
   EXPECT_EQ(growth, "");
 }
 

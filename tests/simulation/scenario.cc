@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "fmt/format.h"
 
@@ -478,7 +479,8 @@ class Scenario {
       case absl::StatusCode::kFailedPrecondition:  // it looks like poison
         return !faults_.empty();
       case absl::StatusCode::kResourceExhausted:  // or could not be served before its deadline
-        return !faults_.empty() || planned.deadline <= absl::Seconds(2);
+        return !faults_.empty() || (planned.deadline <= absl::Seconds(2) &&
+                                    absl::StartsWith(outcome.message(), "overloaded: "));
       default:
         return false;
     }

@@ -66,11 +66,6 @@ struct CheckedLoad::Farewell {
   size_t tokens = 0;   // kCancelsBehindTokens
 };
 
-int LoadTotals::failed() const {
-  const auto it = by_status.find("UNAVAILABLE");
-  return it == by_status.end() ? 0 : it->second;
-}
-
 std::string LoadTotals::ToString() const {
   std::ostringstream out;
   out << requests << " requests:";
@@ -116,7 +111,8 @@ void CheckedLoad::RunClient(int client) {
     if (farewell.how == Farewell::How::kIsKilled) {
       AskAndBeKilled(request, farewell);
     } else {
-      Judge(request, farewell, Ask(request, farewell));
+      const auto began = std::chrono::steady_clock::now();
+      Judge(request, farewell, Ask(request, farewell), began);
     }
     SleepMilliseconds(Below(random, options_.pause_ms + 1));
   }
@@ -207,7 +203,8 @@ void CheckedLoad::AskAndBeKilled(const v1::GenerateRequest& request, const Farew
 }
 
 void CheckedLoad::Judge(const v1::GenerateRequest& request, const Farewell& farewell,
-                        const Answer& answer) {
+                        const Answer& answer, std::chrono::steady_clock::time_point began) {
+  const auto ended = std::chrono::steady_clock::now();
   std::string wrong = WrongStatus(farewell, answer, options_.workers_die);
   if (wrong.empty()) wrong = WrongTokens(request, answer);
   absl::MutexLock lock(&mutex_);
@@ -221,9 +218,8 @@ void CheckedLoad::Judge(const v1::GenerateRequest& request, const Farewell& fare
   totals_.longest_gap_ms = std::max(totals_.longest_gap_ms, answer.longest_gap_ms);
   totals_.longest_failed_attempts_ms =
       std::max(totals_.longest_failed_attempts_ms, answer.timing.failed_attempts());
-  if (answer.status.error_code() == grpc::StatusCode::UNAVAILABLE &&
-      totals_.unavailable.size() < kMaxMessages) {
-    totals_.unavailable.push_back(answer.status.error_message());
+  if (answer.status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    totals_.unavailable.push_back({began, ended, answer.status.error_message()});
   }
   if (!wrong.empty() && totals_.wrong.size() < kMaxMessages) {
     totals_.wrong.push_back(wrong + ": " + Describe(request, answer));

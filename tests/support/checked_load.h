@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -31,8 +32,15 @@ struct LoadOptions {
   int requests = 0;          // of all clients together; 0: until Stop
   double leaving = 0;        // share of requests that the client leaves
   int pause_ms = 0;          // longest time between two requests of a client
-  bool workers_die = false;  // so UNAVAILABLE is a true answer, if not a frequent one
+  bool workers_die = false;  // so UNAVAILABLE is a true answer: the test says to whom
   uint64_t seed = 0;
+};
+
+// A request that was told UNAVAILABLE.
+struct UnavailableRequest {
+  std::chrono::steady_clock::time_point began;
+  std::chrono::steady_clock::time_point ended;
+  std::string message;
 };
 
 struct LoadTotals {
@@ -44,11 +52,9 @@ struct LoadTotals {
   int migrations = 0;
   double longest_gap_ms = 0;
   double longest_failed_attempts_ms = 0;
-  std::vector<std::string> unavailable;  // what was said with that status, the first 20 times
-  std::vector<std::string> wrong;        // what must not be, in words
+  std::vector<UnavailableRequest> unavailable;
+  std::vector<std::string> wrong;  // what must not be, in words
 
-  // Requests that failed although their client stayed.
-  int failed() const;
   std::string ToString() const;
 };
 
@@ -72,7 +78,8 @@ class CheckedLoad {
   Answer Ask(const v1::GenerateRequest& request, const Farewell& farewell);
   // Asks as a process of its own, which is killed after a while.
   void AskAndBeKilled(const v1::GenerateRequest& request, const Farewell& farewell);
-  void Judge(const v1::GenerateRequest& request, const Farewell& farewell, const Answer& answer);
+  void Judge(const v1::GenerateRequest& request, const Farewell& farewell, const Answer& answer,
+             std::chrono::steady_clock::time_point began);
   // Empty if that status is one that the client had to expect.
   static std::string WrongStatus(const Farewell& farewell, const Answer& answer, bool workers_die);
   // Empty if the answer, or as much as came of it, is what it is without disturbance.

@@ -117,6 +117,48 @@ TEST_F(ServerTest, WatchOfUnknownServiceAndCancel) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+// Nothing but their clients ends such streams, and those may be anyone.
+TEST_F(ServerTest, WatchersAndStreamsOfAConnectionAreBounded) {
+  Start({});
+  struct Watch {
+    grpc::ClientContext context;
+    std::unique_ptr<grpc::ClientReader<HealthCheckResponse>> reader;
+  };
+  std::vector<std::unique_ptr<Watch>> watches;
+  const auto watch = [&](Health::Stub* stub, absl::Duration patience) {
+    watches.push_back(std::make_unique<Watch>());
+    Watch& last = *watches.back();
+    last.context.set_deadline(absl::ToChronoTime(absl::Now() + patience));
+    last.reader = stub->Watch(&last.context, HealthCheckRequest());
+    HealthCheckResponse response;
+    if (last.reader->Read(&response)) return grpc::StatusCode::OK;
+    return last.reader->Finish().error_code();
+  };
+  const auto own = [this] {
+    return Health::NewStub(MakeChannel(server_->address(), Patience::kPatient));
+  };
+  const auto second = own();
+  for (int i = 0; i < 1000; ++i) {
+    ASSERT_EQ(watch(health_.get(), absl::Seconds(60)), grpc::StatusCode::OK);
+  }
+  for (int i = 0; i < 24; ++i) {
+    ASSERT_EQ(watch(second.get(), absl::Seconds(60)), grpc::StatusCode::OK);
+  }
+  EXPECT_EQ(watch(second.get(), absl::Seconds(60)), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  for (const auto& w : watches) w->context.TryCancel();
+  server_->Shutdown(absl::ZeroDuration());
+
+  auto narrow = RpcServer::Start({.max_streams_per_connection = 2}, {});
+  ASSERT_TRUE(narrow.ok()) << narrow.status();
+  server_ = *std::move(narrow);
+  const auto full = own(), other = own();
+  EXPECT_EQ(watch(full.get(), absl::Seconds(60)), grpc::StatusCode::OK);
+  EXPECT_EQ(watch(full.get(), absl::Seconds(60)), grpc::StatusCode::OK);
+  EXPECT_EQ(watch(full.get(), absl::Milliseconds(200)), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(watch(other.get(), absl::Seconds(60)), grpc::StatusCode::OK);
+  for (const auto& w : watches) w->context.TryCancel();
+}
+
 // The request is written by hand (field 7, "*": list services); the messages' descriptors are in
 // gRPC's reflection library.
 std::string ListServices(const std::shared_ptr<grpc::Channel>& channel) {

@@ -8,8 +8,10 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/auth/voucher.h"
 #include "common/rpc/status.h"
 #include "router/api/message_wire.h"
+#include "router/api/response_wire.h"
 #include "simulation/fake_clock.h"
 #include "tandem/internal/v1/decode.pb.h"
 #include "tests/support/paths.h"
@@ -227,6 +229,28 @@ TEST(RequestWire, NormalisedPromptsAreEqual) {
   ASSERT_OK(a);
   ASSERT_OK(b);
   EXPECT_EQ(a->ids, b->ids);
+}
+
+// What goes to the decode worker convinces the prefill worker of its KV address, and of no other.
+TEST(ResponseWire, VouchesForTheKvAddressToEachPrefillWorker) {
+  v1::GenerateRequest message;
+  message.mutable_token_ids()->add_ids(1);
+  const Request request = Read(message).value();
+  Route route;
+  route.decode = {.id = "d0", .address = "d:1", .kv_address = "d:2"};
+  route.prefill = {{.id = "p0", .address = "p:1", .vouch_key = "key 0"},
+                   {.id = "p1", .address = "p:2", .vouch_key = "key 1"}};
+  internal::v1::DecodeRequest out;
+  DecodeRequestToProto(route, request, {}, &out);
+  VoucherCheck first, second;
+  first.SetKey("key 0");
+  second.SetKey("key 1");
+  const std::string voucher = out.route().prefill(0).voucher();
+  EXPECT_OK(first.Check("d0", "d:2", voucher));
+  EXPECT_FALSE(first.Check("d0", "d:3", voucher).ok());
+  EXPECT_FALSE(first.Check("d1", "d:2", voucher).ok());
+  EXPECT_FALSE(second.Check("d0", "d:2", voucher).ok());
+  EXPECT_OK(second.Check("d0", "d:2", out.route().prefill(1).voucher()));
 }
 
 TEST(MessageWire, InvalidUtf8NamesFieldAndByte) {
