@@ -16,7 +16,9 @@ Costs::Costs(const CostPolicyOptions& options, const ClusterView& view, const Ro
     : options_(options), view_(view), query_(query) {
   double prefill_sum = 0, step_sum = 0;
   int prefill_known = 0, step_known = 0;
+  double fastest_link = 0;
   for (const WorkerView& worker : view.workers) {
+    fastest_link = std::max(fastest_link, worker.fastest_link);
     if (worker.load->prefill_tokens_per_second > 0) {
       prefill_sum += worker.load->prefill_tokens_per_second;
       ++prefill_known;
@@ -38,6 +40,7 @@ Costs::Costs(const CostPolicyOptions& options, const ClusterView& view, const Ro
   default_prefill_rate_ =
       prefill_known > 0 ? prefill_sum / prefill_known : options.prior_prefill_tokens_per_second;
   default_step_ms_ = step_known > 0 ? step_sum / step_known : options.prior_decode_step_ms;
+  default_link_rate_ = fastest_link > 0 ? fastest_link : options.prior_link_bytes_per_second;
 }
 
 bool Costs::Usable(int w) const {
@@ -132,12 +135,12 @@ double Costs::ExposedTransferMs(int p, int d) const {
   const auto link = links.find(view_.workers[d].identity->id);
   const bool known = link != links.end() && link->second > 0;
   return ExposedTransferMs(p, Shipped(d),
-                           known ? link->second : options_.prior_link_bytes_per_second);
+                           known ? link->second : default_link_rate_);
 }
 
 double Costs::LeastExposedTransferMs(int p, int shipped) const {
   return ExposedTransferMs(
-      p, shipped, std::max(view_.workers[p].fastest_link, options_.prior_link_bytes_per_second));
+      p, shipped, std::max(view_.workers[p].fastest_link, default_link_rate_));
 }
 
 double Costs::LocalMs(int d) const {

@@ -60,6 +60,7 @@ class Costs {
   const RouteQuery& query_;
   double default_prefill_rate_;
   double default_step_ms_;
+  double default_link_rate_;
   // By place in the view: prompt tokens that decode workers will ask for. Empty: none.
   std::vector<int64_t> backlog_;
   int promised_sequences_ = 0;  // of all decode workers

@@ -125,6 +125,13 @@ class Writer {
     return result;
   }
   void Signal(int number) { EXPECT_EQ(kill(pid_, number), 0); }
+  // Returns once it stands still: a signal alone is only on its way.
+  void Stop() {
+    Signal(SIGSTOP);
+    int status = 0;
+    EXPECT_EQ(waitpid(pid_, &status, WUNTRACED), pid_);
+    EXPECT_TRUE(WIFSTOPPED(status));
+  }
 
  private:
   pid_t pid_ = -1;
@@ -280,7 +287,7 @@ TEST_F(CudaIpc, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
   while (card.ends.receiver->BytesArrived(id, 1) == 0 && absl::Now() < end) {
     absl::SleepFor(absl::Milliseconds(1));
   }
-  writer.Signal(SIGSTOP);
+  writer.Stop();
   card.ends.receiver->Cancel(id, 1);
   while (card.ends.receiver->Counters().fenced_transfers == 0 &&
          card.ends.record.Received(id, 1).quiet == 0 && absl::Now() < end) {

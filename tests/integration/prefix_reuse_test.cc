@@ -32,7 +32,7 @@ TEST(PrefixReuse, SecondTurnShipsOnlyWhatDecodeDoesNotHold) {
   const Answer first = client.Generate(TokenRequest(first_prompt, 20));
   ASSERT_TRUE(first.status.ok()) << first.status.error_message();
   EXPECT_EQ(first.usage.cached_tokens(), 0u);
-  EXPECT_EQ(first.timing.transport(), OnGpu() ? "tcp" : "shm");
+  EXPECT_EQ(first.timing.transport(), OnGpu() ? "cuda_ipc" : "shm");
 
   const auto second_prompt = Extend(first_prompt, first, 40, 2);
   const Answer second = client.Generate(TokenRequest(second_prompt, 20));

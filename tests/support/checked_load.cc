@@ -41,6 +41,8 @@ std::string Name(grpc::StatusCode code) {
       return "CANCELLED";
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       return "DEADLINE_EXCEEDED";
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
+      return "RESOURCE_EXHAUSTED";
     case grpc::StatusCode::UNAVAILABLE:
       return "UNAVAILABLE";
     default:
@@ -241,6 +243,8 @@ std::string CheckedLoad::WrongStatus(const Farewell& farewell, const Answer& ans
                  : "nobody cancelled";
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       return farewell.how == How::kDeadline ? "" : "took longer than any request may";
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:  // its turn would come behind its deadline
+      return farewell.how == How::kDeadline && answer.token_ids.empty() ? "" : "room was to come";
     case grpc::StatusCode::UNAVAILABLE:
       // One loss is made good, two are said.
       return workers_die && answer.status.error_message().find("were lost") != std::string::npos

@@ -178,8 +178,7 @@ __device__ void HelpWideEpilogues(const Op& op, const WidePlan& plan, const Wide
         }
       }
     }
-    __syncwarp();
-    if (lane == 0) Arrive(shared.norms_full + slot * 8);
+    Arrive(shared.norms_full + slot * 8);
     const int end = min(tiles.first_row + WideTile::kRows, op.rows);
     for (int row = tiles.first_row + lane / 8; row < end; row += 4) {
       const int column = lane % 8 * 32;
@@ -276,8 +275,7 @@ class WideConsumer {
       lines.inverse_rms[i] =
           Op::kNormed ? shared_.norms[slot * WideTile::kRows + row + i * 8] : 1.0f;
     }
-    __syncwarp();
-    if (thread_ % 32 == 0) Arrive(shared_.norms_empty + slot * 8);
+    Arrive(shared_.norms_empty + slot * 8);
     return lines;
   }
 
@@ -322,8 +320,9 @@ __global__ __launch_bounds__(kWideThreads,
       InitBarrier(shared.empty + i * 8, WideTile::kWarps * WideTile::kCluster);
     }
     for (int i = 0; i < 2; ++i) {
-      InitBarrier(shared.norms_full + i * 8, 1);
-      InitBarrier(shared.norms_empty + i * 8, WideTile::kWarps);
+      // Every lane arrives for itself: racecheck does not follow what one says for its warp.
+      InitBarrier(shared.norms_full + i * 8, 32);
+      InitBarrier(shared.norms_empty + i * 8, 32 * WideTile::kWarps);
     }
     FenceBarrierInit();
   }

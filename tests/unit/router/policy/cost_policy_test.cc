@@ -149,6 +149,19 @@ TEST(CostPolicy, SlowLinkIsAvoided) {
   EXPECT_EQ(route->prefill.front().id, "prefill-1");
 }
 
+// A worker that has just come, whose links nobody knows, is not left out beside one with fast ones.
+TEST(CostPolicy, ALinkThatWasNeverUsedIsTried) {
+  ClusterView view = TwoByTwo();
+  LoadReport known = PrefillLoad(10000);
+  known.link_bytes_per_second = {{"decode-0", 1e12}, {"decode-1", 1e12}};
+  view.workers[3] = MakeWorker("prefill-1", WorkerRole::kPrefill, known);
+  Query query(view, 4000);
+  query.routed[3].prefill_tokens = 5;  // a little busier
+  const auto route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.front().id, "prefill-0");
+}
+
 LoadReport Fitted(double tokens_per_second, double tokens, int64_t waiting_tokens = 0) {
   LoadReport load = PrefillLoad(tokens_per_second, waiting_tokens);
   load.prefill_fit_tokens = tokens;
