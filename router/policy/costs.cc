@@ -134,13 +134,11 @@ double Costs::ExposedTransferMs(int p, int d) const {
   const auto& links = view_.workers[p].load->link_bytes_per_second;
   const auto link = links.find(view_.workers[d].identity->id);
   const bool known = link != links.end() && link->second > 0;
-  return ExposedTransferMs(p, Shipped(d),
-                           known ? link->second : default_link_rate_);
+  return ExposedTransferMs(p, Shipped(d), known ? link->second : default_link_rate_);
 }
 
 double Costs::LeastExposedTransferMs(int p, int shipped) const {
-  return ExposedTransferMs(
-      p, shipped, std::max(view_.workers[p].fastest_link, default_link_rate_));
+  return ExposedTransferMs(p, shipped, std::max(view_.workers[p].fastest_link, default_link_rate_));
 }
 
 double Costs::LocalMs(int d) const {
