@@ -268,20 +268,23 @@ InProcessCluster::InProcessCluster(const InProcessClusterOptions& options)
 
 InProcessCluster::~InProcessCluster() {
   Stop();
-  memberships_.clear();
+  for (auto& membership : memberships_) membership.reset();
   core_.reset();
 }
 
-// Workers speak through the slot, which is filled when they join: before their first turn.
+// Workers speak through the slot, which is filled when they join, before their first turn, and empty
+// when they left: what they still say while they end goes nowhere.
 JoinMessages InProcessCluster::MessagesTo(const std::unique_ptr<router::Membership>* slot) {
   JoinMessages messages;
   messages.load = [slot](internal::v1::LoadReport load) {
+    if (*slot == nullptr) return;
     internal::v1::WorkerMessage message;
     *message.mutable_load() = std::move(load);
     const absl::Status status = (*slot)->Handle(message);
     TANDEM_CHECK(status.ok(), "{}", status.ToString());
   };
   messages.blocks = [slot](internal::v1::BlockEvents blocks) {
+    if (*slot == nullptr) return;
     internal::v1::WorkerMessage message;
     *message.mutable_blocks() = std::move(blocks);
     const absl::Status status = (*slot)->Handle(message);

@@ -125,12 +125,12 @@ class InProcessCluster {
   InProcessKvNetwork own_kv_;
   InProcessKvNetwork* const kv_;
   std::shared_ptr<Decoding> decoding_;
+  // One for each worker, prefill workers first; null once it left. Stays end before the core.
+  std::vector<std::unique_ptr<router::Membership>> memberships_;
   std::vector<InProcessPrefillWorker*> prefill_list_;  // what decode workers see
   std::vector<std::unique_ptr<InProcessPrefillWorker>> prefills_;
   std::vector<std::unique_ptr<InProcessDecodeWorker>> decodes_;
   std::unique_ptr<router::RouterCore> core_;
-  // One for each worker, prefill workers first. Stays end before the core.
-  std::vector<std::unique_ptr<router::Membership>> memberships_;
   bool core_has_thread_ = false;
   std::atomic<bool> stopping_ = false;
   std::vector<std::thread> threads_;  // of the workers

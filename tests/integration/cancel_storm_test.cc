@@ -68,7 +68,7 @@ class CancelStorm : public testing::TestWithParam<std::string> {
     for (int i = 0; i < 2; ++i) {
       const InProcessPrefillWorker& prefill = *prefills_[static_cast<size_t>((worker + i) % 2)];
       auto* candidate = request.mutable_route()->add_prefill();
-      candidate->set_worker_id(prefill.address());
+      candidate->set_worker_id(prefill.hello().worker_id());
       candidate->set_address(prefill.address());
     }
     auto stream = std::make_unique<Stream>();

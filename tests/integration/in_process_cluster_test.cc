@@ -258,6 +258,7 @@ TEST(InProcessClusterTest, UnifiedWorkersGiveTheSameTokens) {
 
 TEST(InProcessClusterTest, EveryMillisecondHasAStage) {
   InProcessClusterOptions options = Options();
+  options.worker.engine.num_blocks = 64;  // so few that answers that grow preempt each other
   // So seldom that no request meets it twice: INTERNAL is final then.
   int prefills = 0;
   options.before_prefill = [&prefills](const engine::Batch&) {

@@ -175,31 +175,6 @@ TEST_F(KvSenderTest, PeerThatTakesNothingForTooLongIsDead) {
   EXPECT_THAT(sent.status.ToString(), HasSubstr("took nothing for 100ms"));
 }
 
-// The peer's thread reads the blocks while it sits in a send: an abort ends with that send, at most
-// io_timeout later, once, and the peer can be dialled again.
-TEST_F(KvSenderTest, AnAbortOfWhatIsStuckInASendEndsWithTheSend) {
-  const KvLayout large = {2, 8, 128, 16, DType::kFloat32};
-  Ends ends("tcp", large, 256, 256);
-  ends.sender_options.io_timeout = absl::Milliseconds(300);
-  ends.StartSender();
-  std::vector<int32_t> blocks(256);
-  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
-  Listener stuck;
-  ASSERT_OK(ends.sender->Open(Target(stuck.address(), 1, blocks)));
-  stuck.Greet(ends);
-  ends.PushAll(id_, 1, blocks);
-  absl::SleepFor(absl::Milliseconds(50));
-  const absl::Time aborted = absl::Now();
-  ends.sender->Abort(id_, 1);
-  ends.sender->Abort(id_, 1);
-  EXPECT_FALSE(ends.record.AwaitDone(id_, 1).status.ok());
-  EXPECT_LT(absl::Now() - aborted, absl::Seconds(10));
-  ASSERT_OK(ends.sender->Open(Target(stuck.address(), 2, {})));
-  stuck.Greet(ends);
-  EXPECT_EQ(stuck.ReadUntil(FrameType::kOpen).epoch, 2u);
-  EXPECT_EQ(ends.record.Sent(id_, 1).done, 1);
-}
-
 TEST_F(KvSenderTest, NoAnswerToFinish) {
   options().io_timeout = absl::Milliseconds(100);
   Start();

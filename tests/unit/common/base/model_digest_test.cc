@@ -21,7 +21,9 @@ class ModelDigestTest : public testing::Test {
     std::ofstream(dir_ + "/" + name, std::ios::binary) << content;
   }
   static std::string Weights(char data) {
-    return std::string("\x02\0\0\0\0\0\0\0{}", 10) + std::string(100'000, data);
+    std::string file("\x02\0\0\0\0\0\0\0{}", 10);
+    file.resize(100'010, data);
+    return file;
   }
 
   const std::string dir_ = testing::TempDir() + "/model_digest_test";

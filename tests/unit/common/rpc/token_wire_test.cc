@@ -132,6 +132,9 @@ TEST(LoadWire, NoFieldIsForgotten) {
   report.decode_step_milliseconds = 9;
   report.prefill_fit_tokens = 12;
   report.admits_blocks = 11;
+  report.promised_blocks = 13;
+  report.promised_sequences = 14;
+  report.prefill_backlog = {{"p", 15}};
   report.link_bytes_per_second = {{"d", 10.0}};
   report.prefill_failures = {{"p", {.in_a_row = 2, .seconds_ago = 0.5}}};
   const internal::v1::LoadReport proto = LoadReportToProto(report);
