@@ -272,8 +272,8 @@ InProcessCluster::~InProcessCluster() {
   core_.reset();
 }
 
-// Workers speak through the slot, which is filled when they join, before their first turn, and empty
-// when they left: what they still say while they end goes nowhere.
+// Workers speak through the slot, which is filled when they join, before their first turn, and
+// empty when they left: what they still say while they end goes nowhere.
 JoinMessages InProcessCluster::MessagesTo(const std::unique_ptr<router::Membership>* slot) {
   JoinMessages messages;
   messages.load = [slot](internal::v1::LoadReport load) {

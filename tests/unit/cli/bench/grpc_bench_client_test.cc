@@ -37,9 +37,15 @@ class Ticker : public v1::Inference::CallbackService {
       message_.add_token_ids(id);
       StartWrite(&message_);
     }
+    void End(const grpc::Status& status) {
+      if (!ended_.exchange(true)) Finish(status);
+    }
+    // A server waits for its calls when it ends.
+    void OnCancel() override { End(grpc::Status::CANCELLED); }
     void OnDone() override { delete this; }
 
    private:
+    std::atomic<bool> ended_ = false;
     v1::GenerateResponse message_;
   };
 
@@ -47,7 +53,7 @@ class Ticker : public v1::Inference::CallbackService {
       grpc::CallbackServerContext* /*context*/, const v1::GenerateRequest* request) override {
     auto* stream = new Stream;
     if (request->model() == "refuse") {
-      stream->Finish({grpc::StatusCode::RESOURCE_EXHAUSTED, "full"});
+      stream->End({grpc::StatusCode::RESOURCE_EXHAUSTED, "full"});
       return stream;
     }
     absl::MutexLock lock(&mutex_);
@@ -86,7 +92,7 @@ class Ticker : public v1::Inference::CallbackService {
       absl::SleepFor(next - absl::Now());
     }
     absl::SleepFor(kEvery);
-    for (Stream* stream : streams) stream->Finish(grpc::Status::OK);
+    for (Stream* stream : streams) stream->End(grpc::Status::OK);
   }
 
   absl::Time written(uint32_t id) const { return written_[id]; }
