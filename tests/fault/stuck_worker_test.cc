@@ -125,7 +125,8 @@ class HangUnderStreams : public testing::Test {
   }
 
   // Hangs decode-0 while all streams run, and calls `meanwhile`.
-  void HangAndCompare(const ClusterSpec& spec, const std::function<void()>& meanwhile) {
+  void HangAndCompare(ClusterSpec spec, const std::function<void()>& meanwhile) {
+    spec.worker_flags.push_back("--min-step-ms=10");  // streams last longer than reports take
     cluster_ = TestCluster::Start(spec);
     ASSERT_NE(cluster_, nullptr);
     const std::vector<Answer> undisturbed = Ask([] {});
