@@ -11,6 +11,7 @@
 #include "simulation/delayed_model_runner.h"
 #include "simulation/fake_clock.h"
 #include "simulation/fake_model_runner.h"
+#include "simulation/step_time.h"
 #include "simulation/timed_model_runner.h"
 
 namespace tandem::engine {
@@ -23,7 +24,7 @@ struct FakeEngineOptions {
   // Where set, steps are computed on a thread of their own, each after such a delay.
   std::function<absl::Duration()> step_delay;
   // Where set, steps compute nothing, and take so long by `clock` (TimedModelRunner).
-  TimedModelRunner::StepTime step_time;
+  StepTime step_time;
   Clock* clock = nullptr;
   // Where set, what the loop drives instead of the fake, which outlives it.
   std::function<std::unique_ptr<ModelRunner>(ModelRunner* fake)> wrap_runner;

@@ -3,13 +3,13 @@
 #pragma once
 
 #include <deque>
-#include <functional>
 #include <memory>
 
 #include "absl/time/time.h"
 
 #include "common/base/clock.h"
 #include "engine/runtime/model_runner.h"
+#include "simulation/step_time.h"
 
 namespace tandem::engine {
 
@@ -21,7 +21,6 @@ namespace tandem::engine {
 // Tokens are arbitrary and the KV in the pool is not written.
 class TimedModelRunner final : public ModelRunner {
  public:
-  using StepTime = std::function<absl::Duration(const Batch&)>;
   // `clock` outlives this.
   TimedModelRunner(int num_layers, int vocab_size, Clock* clock, StepTime step_time);
 

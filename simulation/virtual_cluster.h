@@ -30,6 +30,7 @@
 #include "router/request/stream_sink.h"
 #include "simulation/event_queue.h"
 #include "simulation/faults.h"
+#include "simulation/step_time.h"
 #include "simulation/virtual_kv_network.h"
 #include "simulation/virtual_model_runner.h"
 #include "simulation/workers.h"

@@ -2,18 +2,15 @@
 #pragma once
 
 #include <deque>
-#include <functional>
 #include <memory>
 
 #include "absl/time/time.h"
 
 #include "common/base/clock.h"
 #include "engine/runtime/model_runner.h"
+#include "simulation/step_time.h"
 
 namespace tandem {
-
-// How long a batch takes on the device.
-using StepTime = std::function<absl::Duration(const engine::Batch&)>;
 
 // The clock as one worker's loop sees it. A turn of the loop happens at one moment of the shared
 // clock; waiting for the device moves the loop's own time ahead of it. What the loop says then is
