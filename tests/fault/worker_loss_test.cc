@@ -144,7 +144,9 @@ std::string LateStop(const std::string& text) {
 TEST(WorkerLoss, StopStringsAndTextGoOnElsewhere) {
   ClusterSpec spec = Spec();
   spec.model_dir = SourcePath("models/demo");
-  spec.worker_flags = {"--dtype=float32", "--num-threads=1", "--kv-cache-memory-bytes=128MiB"};
+  // Streams last longer than reports take.
+  spec.worker_flags = {"--dtype=float32", "--num-threads=1", "--kv-cache-memory-bytes=128MiB",
+                       "--min-step-ms=10"};
   auto cluster = TestCluster::Start(spec);
   ASSERT_NE(cluster, nullptr);
   std::vector<v1::GenerateRequest> requests;
