@@ -6,8 +6,6 @@
 //   TANDEM_CHAOS_SEED      what is drawn (1)
 //   TANDEM_CHAOS_REQUESTS  of clients that leave (100; the whole: 1,000)
 //   TANDEM_CHAOS_FAULTS    that strike workers (10; the whole: 200)
-//   TANDEM_CHAOS_SLACK_MIB that a process may grow by (16; more under a sanitizer, which keeps
-//                          what was freed)
 //   TANDEM_SOAK_MINUTES    of both together (0: not at all)
 #include <algorithm>
 #include <chrono>
@@ -40,7 +38,7 @@ constexpr int kGivenUpMilliseconds = 11'000;  // the router's --worker-lost-afte
 // its libraries' own; a leak per request or per fault is far above.
 constexpr int kSlackDescriptors = 12;
 constexpr int kSlackThreads = 12;
-constexpr int kSlackMib = 16;
+constexpr int64_t kSlackMib = 16;
 
 int FromEnvironment(const char* name, int otherwise) {
   const char* text = std::getenv(name);
@@ -135,7 +133,7 @@ std::string Growth(const std::map<std::string, ProcessUsage>& from,
     look(id + ": descriptors", before.descriptors, after.descriptors, kSlackDescriptors);
     look(id + ": threads", before.threads, after.threads, kSlackThreads);
     look(id + ": KiB of memory", before.resident_kib, after.resident_kib,
-         1024 * FromEnvironment("TANDEM_CHAOS_SLACK_MIB", kSlackMib));
+         1024 * (kSlackMib + SanitizerKeepsMib()));
   }
   return std::move(out).str();
 }

@@ -103,17 +103,9 @@ std::vector<Answer> AskAll(
 // Asks twice, and kills decode-0 the second time, when all streams run.
 void KillUnder(TestCluster& cluster, const std::vector<v1::GenerateRequest>& requests) {
   const std::vector<Answer> undisturbed = AskAll(cluster, requests);
+  ASSERT_TRUE(cluster.WaitForStreams(0, 30)) << cluster.GetCluster().DebugString();
   const std::vector<Answer> answers = AskAll(cluster, requests, [&] {
-    EXPECT_TRUE(cluster.WaitFor(
-        [&](const auto& state) {
-          size_t running = 0;
-          for (const auto& worker : state.workers()) {
-            if (worker.role() == "decode") running += worker.running();
-          }
-          return running == requests.size();
-        },
-        60))
-        << cluster.GetCluster().DebugString();
+    EXPECT_TRUE(cluster.WaitForStreams(requests.size(), 60)) << cluster.GetCluster().DebugString();
     cluster.worker("decode-0").process->Signal(SIGKILL);
   });
   size_t moved = 0;

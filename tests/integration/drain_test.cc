@@ -32,14 +32,7 @@ class Streams {
         answers[i] = client_.Generate(TokenRequest(RandomTokens(64, 512, 100 + i), max_tokens));
       });
     }
-    EXPECT_TRUE(cluster.WaitFor(
-        [count](const auto& state) {
-          int running = 0;
-          for (const auto& worker : state.workers())
-            running += worker.role() == "decode" ? worker.running() : 0;
-          return running == count;
-        },
-        30));
+    EXPECT_TRUE(cluster.WaitForStreams(static_cast<size_t>(count), 30));
   }
   ~Streams() { Join(); }
   void Join() {

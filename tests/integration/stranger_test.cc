@@ -1,10 +1,7 @@
 // A real cluster and those who do not belong: without the secret they reach nothing that is
 // internal; with it, a worker that misbehaves is refused in one short line.
 #include <arpa/inet.h>
-#include <filesystem>
-#include <iterator>
 #include <netinet/in.h>
-#include <sstream>
 #include <sys/socket.h>
 #include <thread>
 #include <unistd.h>
@@ -22,6 +19,7 @@
 #include "tests/support/cluster.h"
 #include "tests/support/credentials.h"
 #include "tests/support/paths.h"
+#include "tests/support/process_usage.h"
 
 namespace tandem {
 namespace {
@@ -238,19 +236,8 @@ int Connect(const std::string& address) {
   return fd;
 }
 
-int64_t ResidentMiB(pid_t pid) {
-  std::istringstream status(ReadWholeFile("/proc/" + std::to_string(pid) + "/status"));
-  std::string line;
-  while (std::getline(status, line)) {
-    if (line.starts_with("VmRSS:")) return std::stoll(line.substr(6)) / 1024;
-  }
-  return 0;
-}
-
-size_t NumDescriptors(pid_t pid) {
-  const std::filesystem::directory_iterator all("/proc/" + std::to_string(pid) + "/fd");
-  return static_cast<size_t>(std::distance(begin(all), end(all)));
-}
+int64_t MebibytesOf(pid_t pid) { return UsageOf(pid).value_or(ProcessUsage()).resident_kib / 1024; }
+int DescriptorsOf(pid_t pid) { return UsageOf(pid).value_or(ProcessUsage()).descriptors; }
 
 // Each port of the cluster gets 1,000 connections that say nothing, or what nobody understands, as
 // much of it as goes in. That costs a bounded amount of memory and of lines, for some seconds, and
@@ -269,8 +256,8 @@ TEST_F(Strangers, AThousandConnectionsCostLittleAndLockNobodyOut) {
   const std::string garbage(64 << 10, '\x16');
   for (const Victim& victim : victims) {
     const pid_t pid = victim.member->process->pid();
-    const int64_t memory = ResidentMiB(pid);
-    const size_t descriptors = NumDescriptors(pid);
+    const int64_t memory = MebibytesOf(pid);
+    const int descriptors = DescriptorsOf(pid);
     const size_t log = ReadWholeFile(victim.member->stderr_path).size();
     std::vector<int> connections;
     for (int i = 0; i < 1000; ++i) connections.push_back(Connect(victim.address));
@@ -282,11 +269,11 @@ TEST_F(Strangers, AThousandConnectionsCostLittleAndLockNobodyOut) {
     const Answer answer = client.Generate(TokenRequest(RandomTokens(100, 2000, 2), 4), 20);
     EXPECT_TRUE(answer.status.ok()) << victim.address << ": " << answer.status.error_message();
     EXPECT_TRUE(cluster_->WaitForWorkers(2, 10)) << victim.address;
-    EXPECT_LT(ResidentMiB(pid), memory + 128) << victim.address;
+    EXPECT_LT(MebibytesOf(pid), memory + 128 + SanitizerKeepsMib()) << victim.address;
     EXPECT_LT(ReadWholeFile(victim.member->stderr_path).size(), log + 10'000) << victim.address;
     // Who has not spoken in 5 s is gone.
-    for (int i = 0; i < 200 && NumDescriptors(pid) > descriptors + 50; ++i) SleepMilliseconds(50);
-    EXPECT_LT(NumDescriptors(pid), descriptors + 50) << victim.address;
+    for (int i = 0; i < 200 && DescriptorsOf(pid) > descriptors + 50; ++i) SleepMilliseconds(50);
+    EXPECT_LT(DescriptorsOf(pid), descriptors + 50) << victim.address;
     for (const int fd : connections) close(fd);
   }
 }
@@ -303,7 +290,7 @@ TEST(LargeMessages, CostWhatTheRouterIsAllowedForAllOfThem) {
   const auto cluster = TestCluster::Start(spec);
   ASSERT_NE(cluster, nullptr);
   const pid_t pid = cluster->router().process->pid();
-  const int64_t before = ResidentMiB(pid);
+  const int64_t before = MebibytesOf(pid);
   v1::GenerateRequest huge = TokenRequest({1}, 1);
   huge.set_text(std::string(60 << 20, 'a'));
   std::vector<std::thread> clients;
@@ -315,7 +302,7 @@ TEST(LargeMessages, CostWhatTheRouterIsAllowedForAllOfThem) {
     });
   }
   for (std::thread& client : clients) client.join();
-  EXPECT_LT(ResidentMiB(pid), before + 200);
+  EXPECT_LT(MebibytesOf(pid), before + 200 + SanitizerKeepsMib());
   const Answer answer =
       TestClient(cluster->channel()).Generate(TokenRequest(RandomTokens(100, 2000, 3), 4), 20);
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();

@@ -158,6 +158,18 @@ bool TestCluster::WaitForWorkers(int count, double seconds) {
       seconds);
 }
 
+bool TestCluster::WaitForStreams(size_t count, double seconds) {
+  return WaitFor(
+      [count](const tandem::v1::GetClusterResponse& cluster) {
+        size_t running = 0;
+        for (const auto& worker : cluster.workers()) {
+          if (worker.role() == "decode") running += worker.running();
+        }
+        return running == count;
+      },
+      seconds);
+}
+
 std::string TestCluster::Scrape(const Member& member) {
   return RunCommand({"/usr/bin/python3", "-c",
                      "import sys,urllib.request as "

@@ -67,6 +67,9 @@ class TestCluster {
   // Polls GetCluster until `condition` holds.
   template <typename Condition>
   bool WaitFor(Condition condition, double seconds);
+  // Until the decode workers together report `count` running streams. Reports are some moments old:
+  // who lets streams run a second time waits for none in between.
+  bool WaitForStreams(size_t count, double seconds);
   // The text of /metrics of a member.
   static std::string Scrape(const Member& member);
   // stderr of all processes, for failure messages.
