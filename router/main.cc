@@ -7,12 +7,13 @@
 
 #include "absl/strings/ascii.h"
 #include "fmt/format.h"
-#include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
+#include "common/base/log.h"
 #include "common/base/model_digest.h"
 #include "common/base/status.h"
 #include "common/config/flags.h"
+#include "common/config/log_flags.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/server.h"
 #include "router/router_server.h"
@@ -51,7 +52,7 @@ struct Flags {
   bool migrate = true;
   int64_t max_prompt_bytes = 4 << 20;
   int max_model_len = 0;
-  std::string log_level = "info";
+  LogOptions log;
 };
 
 void AddFlags(FlagSet* set, Flags* flags) {
@@ -115,8 +116,7 @@ void AddFlags(FlagSet* set, Flags* flags) {
   set->Add("--max-model-len", &flags->max_model_len,
            "longest prompt and answer together; 0: the model's, or what the workers hold",
            "tokens");
-  set->AddChoice("--log-level", &flags->log_level, {"debug", "info", "warn", "error"},
-                 "what is logged to stderr");
+  AddLogFlags(set, &flags->log);
 }
 
 absl::Status CheckFlags(const Flags& flags) {
@@ -255,14 +255,13 @@ int Main(int argc, char** argv) {
     fmt::print(stderr, "tandem_router: {}\n", MessageOf(status));
     return 2;
   }
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("router"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %L router: %v");
-  spdlog::set_level(spdlog::level::from_str(flags.log_level));
+  StartLog("router", flags.log);
   status = Run(flags, &signals);
   if (!status.ok()) {
-    fmt::print(stderr, "tandem_router: {}\n", MessageOf(status));
+    ReportFailure("tandem_router", MessageOf(status));
     return 1;
   }
+  FlushLog();
   return 0;
 }
 

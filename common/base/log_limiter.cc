@@ -1,6 +1,7 @@
 #include "common/base/log_limiter.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "fmt/format.h"
 
@@ -9,7 +10,7 @@ namespace tandem {
 bool LogLimiter::AllowAt(absl::Time now) {
   absl::MutexLock lock(&mutex_);
   const double seconds = std::max(0.0, absl::ToDoubleSeconds(now - last_));
-  allowance_ = std::min(kBurst, allowance_ + seconds);
+  allowance_ = std::min(burst_, allowance_ + seconds * per_second_);
   last_ = now;
   if (allowance_ < 1) {
     ++withheld_;
@@ -19,12 +20,14 @@ bool LogLimiter::AllowAt(absl::Time now) {
   return true;
 }
 
-std::string LogLimiter::Withheld() {
+uint64_t LogLimiter::TakeWithheld() {
   absl::MutexLock lock(&mutex_);
-  if (withheld_ == 0) return "";
-  const std::string note = fmt::format(" (and {} lines like it)", withheld_);
-  withheld_ = 0;
-  return note;
+  return std::exchange(withheld_, 0);
+}
+
+std::string LogLimiter::Withheld() {
+  const uint64_t withheld = TakeWithheld();
+  return withheld == 0 ? "" : fmt::format(" (and {} lines like it)", withheld);
 }
 
 }  // namespace tandem

@@ -5,12 +5,12 @@
 #include <unistd.h>
 
 #include "fmt/format.h"
-#include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/host_port.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
+#include "common/config/log_flags.h"
 
 namespace tandem {
 
@@ -38,6 +38,7 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "a step that gets nowhere for so long (on a CPU: no layer is finished) ends the "
              "process; 0: never",
              "s");
+  AddLogFlags(flags, &o->log);
 }
 
 std::string AdvertisedHost(const WorkerProcessOptions& options, const std::string& bound_host) {
@@ -59,7 +60,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   SignalWaiter signals;
   WorkerProcessOptions& options = *parts.options;
   const auto fail = [&](int code, const absl::Status& status) {
-    fmt::print(stderr, "{}: {}\n", parts.flags->program(), MessageOf(status));
+    ReportFailure(parts.flags->program(), MessageOf(status));
     return code;
   };
   if (const char* secret = std::getenv("TANDEM_CLUSTER_SECRET")) options.cluster_secret = secret;
@@ -81,8 +82,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
     options.worker_id = fmt::format("{}-{:08x}", parts.kind, RandomUint64() & 0xffffffff);
   }
 
-  spdlog::set_default_logger(spdlog::stderr_logger_mt(options.worker_id));
-  spdlog::set_pattern("%H:%M:%S.%e %n %l %v");
+  StartLog(options.worker_id, options.log);
   absl::StatusOr<std::unique_ptr<WorkerProcess>> worker = parts.start(&signals);
   if (!worker.ok()) return fail(1, worker.status());
   fmt::print("listening {} metrics {}\n", (*worker)->address(), (*worker)->metrics_address());
@@ -93,6 +93,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   worker->reset();
   if (!status.ok()) return fail(1, status);
   spdlog::info("stopped");
+  FlushLog();
   return 0;
 }
 

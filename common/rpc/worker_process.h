@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "common/base/log.h"
 #include "common/config/flags.h"
 #include "common/rpc/server.h"
 
@@ -25,6 +26,7 @@ struct WorkerProcessOptions {
   std::string kv_transport = "auto";
   double drain_timeout = 30;  // s
   double step_timeout = 60;   // s; 0: none
+  LogOptions log;
 };
 
 // Used by one thread.

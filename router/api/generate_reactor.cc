@@ -8,8 +8,14 @@
 
 namespace tandem::router {
 
+std::string RequestIdOf(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto given = metadata.find(kRequestIdKey);
+  if (given == metadata.end()) return RequestIdFrom("");
+  return RequestIdFrom({given->second.data(), given->second.size()});
+}
+
 void GenerateReactor::Begin(Request request) {
-  request_id_ = request.id;
   absl::StatusOr<std::shared_ptr<RequestStream>> stream =
       core_->NewStream(std::move(request), this);
   if (!stream.ok()) return Refuse(stream.status());
@@ -27,8 +33,8 @@ void GenerateReactor::Begin(Request request) {
 }
 
 void GenerateReactor::Refuse(const absl::Status& status) {
-  core_->metrics().requests(status.code()).Increment();
-  grpc::ServerWriteReactor<grpc::ByteBuffer>::Finish(ToGrpcStatus(status));
+  core_->NoteRefused(request_id_, status);
+  FinishCall(status);
 }
 
 void GenerateReactor::Write(const GenerateResponse& response) {
@@ -38,7 +44,10 @@ void GenerateReactor::Write(const GenerateResponse& response) {
   StartWrite(&buffer_);
 }
 
-void GenerateReactor::Finish(const absl::Status& status) {
+void GenerateReactor::Finish(const absl::Status& status) { FinishCall(status); }
+
+void GenerateReactor::FinishCall(const absl::Status& status) {
+  context_->AddTrailingMetadata(kRequestIdKey, request_id_);
   grpc::ServerWriteReactor<grpc::ByteBuffer>::Finish(ToGrpcStatus(status));
 }
 

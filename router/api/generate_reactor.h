@@ -12,18 +12,29 @@
 #include "absl/synchronization/mutex.h"
 #include "grpcpp/grpcpp.h"
 
+#include "router/api/request_wire.h"
 #include "router/core/router_core.h"
 #include "router/request/open_streams.h"
 #include "router/request/request_stream.h"
 #include "router/request/stream_sink.h"
+#include "tandem/v1/inference.pb.h"
 
 namespace tandem::router {
+
+// The trailing metadata of every call of the public API, and what a client may send as its own.
+inline constexpr char kRequestIdKey[] = "x-request-id";
+std::string RequestIdOf(const grpc::CallbackServerContext& context);
 
 class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public StreamSink {
  public:
   GenerateReactor(RouterCore* core, grpc::CallbackServerContext* context)
-      : slot_(core->open_streams().Open()), core_(core), context_(context) {}
+      : slot_(core->open_streams().Open()),
+        core_(core),
+        context_(context),
+        request_id_(RequestIdOf(*context)) {}
 
+  // The message is here: its id may replace that of the call, or is filled in. Before Begin.
+  void SettleId(v1::RequestOptions* options) { SettleRequestId(options, &request_id_); }
   // One of the two, once.
   void Begin(Request request);
   void Refuse(const absl::Status& status);
@@ -39,10 +50,12 @@ class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publi
   void OnDone() override { delete this; }
 
  private:
+  void FinishCall(const absl::Status& status);
+
   const OpenStreams::Slot slot_;  // first, so that it is given back last
   RouterCore* const core_;
   grpc::CallbackServerContext* const context_;
-  std::string request_id_;
+  std::string request_id_;   // constant from Begin or Refuse on
   grpc::ByteBuffer buffer_;  // belongs to gRPC during a write
   absl::Mutex mutex_;
   std::shared_ptr<RequestStream> stream_ ABSL_GUARDED_BY(mutex_);  // null before Begin

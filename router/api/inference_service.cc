@@ -15,7 +15,12 @@
 namespace tandem::router {
 namespace {
 
+void SendRequestId(grpc::CallbackServerContext* context) {
+  context->AddTrailingMetadata(kRequestIdKey, RequestIdOf(*context));
+}
+
 grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, const absl::Status& status) {
+  SendRequestId(context);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(status));
   return reactor;
@@ -74,6 +79,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
     if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) {
       return reactor->Refuse(status);
     }
+    reactor->SettleId(message.mutable_options());
     absl::StatusOr<Request> request =
         read(core_->model(), Limits(), message, received, deadline, core_->clock());
     if (request.ok()) {
@@ -88,6 +94,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
 
 grpc::ServerUnaryReactor* InferenceService::OnPool(grpc::CallbackServerContext* context,
                                                    std::function<absl::Status()> work) {
+  SendRequestId(context);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const bool taken =
       pool_.TryRun([reactor, work = std::move(work)] { reactor->Finish(ToGrpcStatus(work())); });

@@ -36,11 +36,15 @@ std::string Hex128(const std::string& bytes) {
   return value.ToHex();
 }
 
+bool IsPrintable(char c) { return c > ' ' && c < 127; }
+
+bool IsRequestId(const std::string& id) {
+  return id.size() <= kMaxRequestIdBytes && std::all_of(id.begin(), id.end(), IsPrintable);
+}
+
 absl::Status CheckOptions(const v1::RequestOptions& options) {
   const std::string& id = options.request_id();
-  const bool printable =
-      std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 127; });
-  if (id.size() > kMaxRequestIdBytes || !printable) {
+  if (!IsRequestId(id)) {
     return BadField("options.request_id",
                     "must be at most {} printable ASCII characters without blanks, got {} bytes",
                     kMaxRequestIdBytes, id.size());
@@ -173,7 +177,7 @@ absl::StatusOr<Request> Finish(const ServedModel& model, const RequestLimits& li
   *message->mutable_sampling() = sampling;
   FillSamplingDefaults(model, room, message->mutable_sampling());
   Request request;
-  request.id = options.request_id().empty() ? Hex128(RandomBytes(16)) : options.request_id();
+  request.id = RequestIdFrom(options.request_id());
   request.session_id = options.session_id();
   request.max_tokens = static_cast<int>(message->sampling().max_tokens());
   request.min_tokens = static_cast<int>(sampling.min_tokens());
@@ -199,6 +203,25 @@ absl::Status CheckModelName(const ServedModel& model, const std::string& name) {
   return WithField(
       NotFound("model '{}' is not served here; this cluster serves '{}'", name, model.name),
       "model");
+}
+
+std::string RequestIdFrom(std::string_view given) {
+  std::string id;
+  for (const char c : given) {
+    const std::string next =
+        IsPrintable(c) ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));
+    if (id.size() + next.size() > kMaxRequestIdBytes) break;
+    id += next;
+  }
+  return id.empty() ? Hex128(RandomBytes(16)) : id;
+}
+
+void SettleRequestId(v1::RequestOptions* options, std::string* id) {
+  if (options->request_id().empty()) {
+    options->set_request_id(*id);
+  } else if (IsRequestId(options->request_id())) {
+    *id = options->request_id();
+  }
 }
 
 absl::StatusOr<TokenizedPrompt> TokenizeText(const ServedModel& model, const RequestLimits& limits,

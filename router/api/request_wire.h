@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -41,6 +42,13 @@ absl::StatusOr<TokenizedPrompt> TokenizeText(const ServedModel& model, const Req
 absl::StatusOr<TokenizedPrompt> TokenizeChat(const ServedModel& model, const RequestLimits& limits,
                                              const v1::ChatRequest& request,
                                              const std::string& prefix);
+
+// A request's name in logs and traces: what the client sent as metadata x-request-id, cut to the
+// length of an id, with what is no printable ASCII escaped; drawn where it sent none.
+std::string RequestIdFrom(std::string_view given);
+
+// `options.request_id`, if it is one, replaces `id`; else `id` becomes the message's.
+void SettleRequestId(v1::RequestOptions* options, std::string* id);
 
 absl::StatusOr<Request> GenerateRequestFromProto(const ServedModel& model,
                                                  const RequestLimits& limits,

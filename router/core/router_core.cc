@@ -1,10 +1,12 @@
 #include "router/core/router_core.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "spdlog/spdlog.h"
 
+#include "common/base/log.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/rpc/cluster_client.h"
@@ -68,6 +70,7 @@ void RouterCore::Start() {
 void RouterCore::Step(absl::Duration wait) {
   timers_.FireDue();
   LookForStuck();
+  SummariseLoad();
   dispatcher_.Step(std::min(wait, std::min(timers_.Next(), next_look_) - clock_->Now()));
 }
 
@@ -98,6 +101,29 @@ void RouterCore::LookForStuck() {
   stuck_ = std::move(stuck);
 }
 
+// Looks no more often than LookForStuck makes the driver turn.
+void RouterCore::SummariseLoad() {
+  const absl::Time now = clock_->Now();
+  if (!load_summary_.Due(now)) return;
+  LoadSample sample;
+  sample.requests = metrics_.AllRequests();
+  sample.prompt_tokens = metrics_.prompt_tokens.Value();
+  sample.cached_tokens = metrics_.actual_hit_tokens.Value();
+  sample.generated_tokens = metrics_.generation_tokens.Value();
+  sample.running = metrics_.running.Value();
+  sample.waiting = metrics_.waiting.Value();
+  double blocks = 0;
+  const std::shared_ptr<const ClusterView> view = registry_.view();
+  for (const WorkerView& worker : view->workers) {
+    if (worker.prefills()) continue;
+    blocks += worker.identity->num_blocks;
+    sample.kv_usage += worker.load->blocks_used;
+  }
+  if (blocks > 0) sample.kv_usage /= blocks;
+  const std::optional<LogFields> line = load_summary_.Take(now, sample);
+  if (line.has_value()) LogEvent(spdlog::level::info, "load", *line);
+}
+
 absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request request,
                                                                      StreamSink* sink) {
   absl::StatusOr<TextEmitter> text =
@@ -106,7 +132,13 @@ absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request req
   return std::make_shared<RequestStream>(
       std::move(request), *std::move(text), sink,
       StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_, &suspects_,
-                    &running_, migrate_});
+                    &running_, &access_log_, migrate_});
+}
+
+void RouterCore::NoteRefused(const std::string& id, const absl::Status& status) {
+  metrics_.requests(status.code()).Increment();
+  metrics_.rejected(status.code()).Increment();
+  access_log_.Write({.id = id, .status = status});
 }
 
 std::unique_ptr<Membership> RouterCore::Join(Membership::Send send) {

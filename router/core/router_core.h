@@ -19,12 +19,14 @@
 #include "common/base/clock.h"
 #include "common/base/timer_queue.h"
 #include "common/metrics/metrics.h"
+#include "router/core/load_summary.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/metrics/router_metrics.h"
 #include "router/policy/cost_policy.h"
 #include "router/prefix_index/prefix_index.h"
 #include "router/registry/membership.h"
 #include "router/registry/registry.h"
+#include "router/request/access_log.h"
 #include "router/request/decode_client.h"
 #include "router/request/open_streams.h"
 #include "router/request/request_stream.h"
@@ -72,6 +74,8 @@ class RouterCore {
   absl::StatusOr<std::shared_ptr<RequestStream>> NewStream(Request request, StreamSink* sink);
   OpenStreams& open_streams() { return open_streams_; }
   RouterMetrics& metrics() { return metrics_; }
+  // A request that was refused before there was a stream for it has ended so.
+  void NoteRefused(const std::string& id, const absl::Status& status);
 
   // ---- workers ----
   // A worker's stay; its messages go to Membership::Handle, the router's to `send`.
@@ -99,6 +103,7 @@ class RouterCore {
   // Moves the streams of workers that hang: first those that lose nothing by it, then all. At most
   // every kLookForStuck. The driver's thread.
   void LookForStuck();
+  void SummariseLoad();
 
   const ServedModel model_;
   const bool migrate_;
@@ -113,6 +118,7 @@ class RouterCore {
   Registry registry_;
   const CostPolicy policy_;
   const std::unique_ptr<DecodeClient> decode_client_;
+  AccessLog access_log_;
   SuspectPrompts suspects_;
   RunningStreams running_;
   TimerQueue timers_;  // outlives the dispatcher, whose end ends streams
@@ -121,6 +127,7 @@ class RouterCore {
   std::atomic<uint64_t> roster_ = 0;  // Registry::roster() as last told
   // Only the driver.
   absl::Time next_look_ = absl::InfinitePast();
+  LoadSummary load_summary_;
   std::set<PrefixIndex::Slot> stuck_;  // stays of workers whose streams were moved
   std::atomic<bool> stopping_ = false;
   std::thread thread_;  // not joinable without Start

@@ -3,6 +3,16 @@
 #include <string>
 
 namespace tandem::router {
+namespace {
+
+constexpr size_t kNumCodes = static_cast<size_t>(absl::StatusCode::kUnauthenticated) + 1;
+
+size_t IndexOf(absl::StatusCode code) {
+  const size_t index = static_cast<size_t>(code);
+  return index < kNumCodes ? index : static_cast<size_t>(absl::StatusCode::kUnknown);
+}
+
+}  // namespace
 
 RouterMetrics::RouterMetrics(Metrics* metrics)
     : ttft(metrics->Histogram("tandem_ttft_seconds", "Request received to first message written.",
@@ -52,17 +62,29 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
         &metrics->Counter("tandem_retries_total", "Requests sent to another worker, by why.",
                           {{"reason", kRetries[i]}});
   }
-  for (int code = 0; code <= static_cast<int>(absl::StatusCode::kUnauthenticated); ++code) {
-    requests_.push_back(&metrics->Counter(
-        "tandem_requests_total", "Requests ended, by status code.",
-        {{"code", std::string(absl::StatusCodeToString(static_cast<absl::StatusCode>(code)))}}));
+  for (size_t code = 0; code < kNumCodes; ++code) {
+    const MetricLabels label = {
+        {"code", std::string(absl::StatusCodeToString(static_cast<absl::StatusCode>(code)))}};
+    requests_.push_back(
+        &metrics->Counter("tandem_requests_total", "Requests ended, by status code.", label));
+    rejected_.push_back(&metrics->Counter(
+        "tandem_requests_rejected_total",
+        "Requests that ended before any worker was asked: not valid, no room, given up.", label));
   }
 }
 
 prometheus::Counter& RouterMetrics::requests(absl::StatusCode code) {
-  const size_t index = static_cast<size_t>(code);
-  return *requests_[index < requests_.size() ? index
-                                             : static_cast<size_t>(absl::StatusCode::kUnknown)];
+  return *requests_[IndexOf(code)];
+}
+
+double RouterMetrics::AllRequests() const {
+  double sum = 0;
+  for (const prometheus::Counter* by_code : requests_) sum += by_code->Value();
+  return sum;
+}
+
+prometheus::Counter& RouterMetrics::rejected(absl::StatusCode code) {
+  return *rejected_[IndexOf(code)];
 }
 
 }  // namespace tandem::router

@@ -32,6 +32,9 @@ class RouterMetrics {
   }
   // By the status a request ended with.
   prometheus::Counter& requests(absl::StatusCode code);
+  double AllRequests() const;
+  // Those of them that no worker was asked to serve.
+  prometheus::Counter& rejected(absl::StatusCode code);
 
   prometheus::Histogram& ttft;                   // tandem_ttft_seconds
   prometheus::Histogram& inter_token;            // tandem_inter_token_latency_seconds
@@ -51,6 +54,7 @@ class RouterMetrics {
   std::array<std::array<prometheus::Counter*, 3>, 2> decisions_;
   std::array<prometheus::Counter*, 2> retries_;
   std::vector<prometheus::Counter*> requests_;  // by absl::StatusCode
+  std::vector<prometheus::Counter*> rejected_;  // by absl::StatusCode
 };
 
 }  // namespace tandem::router

@@ -266,9 +266,22 @@ void RequestStream::Advance() {
   if (state_ != State::kEnding) return;
   state_ = State::kEnded;
   context_.timers->Cancel(timer_);
-  meter_.OnEnd(outcome_);
+  Account();
   sink_->Finish(outcome_);
   sink_ = nullptr;
+}
+
+void RequestStream::Account() {
+  AccessRecord record;
+  record.timing = meter_.OnEnd(outcome_, attempt_);
+  record.id = request_.id;
+  record.session = request_.session_id;
+  record.status = outcome_;
+  record.prompt_tokens = static_cast<int>(request_.tokens.size());
+  record.cached_tokens = cached_tokens_;
+  record.completion_tokens = meter_.completion_tokens();
+  record.attempts = attempt_;
+  context_.access_log->Write(record);
 }
 
 void RequestStream::WritePending() {

@@ -32,6 +32,7 @@
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/suspect_prompts.h"
 #include "router/metrics/router_metrics.h"
+#include "router/request/access_log.h"
 #include "router/request/decode_client.h"
 #include "router/request/pending_response.h"
 #include "router/request/request.h"
@@ -51,6 +52,7 @@ struct StreamContext {
   Clock* clock = nullptr;
   SuspectPrompts* suspects = nullptr;
   RunningStreams* running = nullptr;
+  AccessLog* access_log = nullptr;
   bool migrate = true;  // after the first token too
 };
 
@@ -104,6 +106,8 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   // The client takes no more.
   void Abandon(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Metrics and log learn how the stream ended.
+  void Account() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WritePending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Request request_;

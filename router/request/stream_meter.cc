@@ -108,9 +108,11 @@ Timing StreamMeter::CurrentTiming() const {
   return timing;
 }
 
-void StreamMeter::OnEnd(const absl::Status& outcome) {
+Timing StreamMeter::OnEnd(const absl::Status& outcome, int attempts) {
   metrics_->requests(outcome.code()).Increment();
-  const StageTimes stages = CurrentTiming().stages;
+  if (attempts == 0) metrics_->rejected(outcome.code()).Increment();
+  Timing timing = CurrentTiming();
+  const StageTimes& stages = timing.stages;
   metrics_->duration.Observe(stages[Stage::kTotal] / 1e3);
   const bool has_token = first_token_ != kNotYet;
   for (const StageInfo& info : kStages) {
@@ -124,6 +126,7 @@ void StreamMeter::OnEnd(const absl::Status& outcome) {
     metrics_->time_per_output_token.Observe(absl::ToDoubleSeconds(last_token_ - first_token_) /
                                             (completion_tokens_ - 1));
   }
+  return timing;
 }
 
 }  // namespace tandem::router

@@ -42,8 +42,8 @@ class StreamMeter {
   void OnTokens(size_t count, int cached_tokens);
   // A message goes to the client.
   void OnWrite();
-  // Records what the whole request took.
-  void OnEnd(const absl::Status& outcome);
+  // Records what the whole request took, and how it ended after so many decode workers; as of then.
+  Timing OnEnd(const absl::Status& outcome, int attempts);
 
   int completion_tokens() const { return completion_tokens_; }
   // As of now.

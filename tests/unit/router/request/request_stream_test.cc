@@ -69,7 +69,7 @@ class RequestStreamTest : public ::testing::Test {
     stream_ = std::make_shared<RequestStream>(
         std::move(request), *std::move(text), &sink_,
         StreamContext{&dispatcher_, &client_, &router_metrics_, &timers_, &clock_, &suspects_,
-                      &running_, migrate_});
+                      &running_, &access_log_, migrate_});
     stream_->Begin();
     dispatcher_.Step(absl::ZeroDuration());
   }
@@ -98,6 +98,7 @@ class RequestStreamTest : public ::testing::Test {
   Dispatcher dispatcher_{{}, &registry_, &index_, &policy_, &router_metrics_, &clock_};
   SuspectPrompts suspects_{&clock_};
   RunningStreams running_;
+  AccessLog access_log_;
   bool migrate_ = true;
   std::shared_ptr<RequestStream> stream_;
 };
