@@ -4,7 +4,8 @@
 // Where there are two processors each end has one of its own, as two workers have; left to itself,
 // a kernel in a virtual machine often wakes the receiver on the sender's.
 //
-//   transfer_bench [REPEATS]    prints medians: GB/s and, as the last columns, shares of memcpy
+//   transfer_bench [REPEATS [LAYOUT]]    prints medians: GB/s and, as the last columns, shares of
+//                                        memcpy; of the layouts whose name holds LAYOUT
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <sched.h>
+#include <string>
 #include <sys/mman.h>
 #include <thread>
 #include <unistd.h>
@@ -164,7 +166,7 @@ class Pair {
   std::unique_ptr<KvSender> sender_;
 };
 
-void Run(const char* name, const KvLayout& layout, int num_blocks, int repeats) {
+void Run(const std::string& name, const KvLayout& layout, int num_blocks, int repeats) {
   const SharedPool source(layout, num_blocks, 1);
   const SharedPool target(layout, num_blocks, 2);
   const size_t bytes = source.region().TotalBytes();
@@ -199,7 +201,7 @@ void Run(const char* name, const KvLayout& layout, int num_blocks, int repeats) 
   const auto rate = [&](const std::vector<double>& times) {
     return static_cast<double>(bytes) / Median(times) / 1e9;
   };
-  std::printf("%-22s %7.2f MB %7.2f %7.2f %7.2f %7.2f   %5.2f %5.2f   %8.0f %8.0f\n", name,
+  std::printf("%-22s %7.2f MB %7.2f %7.2f %7.2f %7.2f   %5.2f %5.2f   %8.0f %8.0f\n", name.c_str(),
               static_cast<double>(bytes) / 1e6, rate(copy), rate(socket), rate(over_tcp),
               rate(over_shm), rate(over_tcp) / rate(copy), rate(over_shm) / rate(copy),
               Median(over_tcp) * 1e6, Median(over_shm) * 1e6);
@@ -210,18 +212,24 @@ void Run(const char* name, const KvLayout& layout, int num_blocks, int repeats) 
 
 int main(int argc, char** argv) {
   using tandem::DType;
+  using tandem::KvLayout;
   using tandem::kvtransfer::Run;
   spdlog::set_level(spdlog::level::warn);
   const int repeats = argc > 1 ? std::max(1, std::atoi(argv[1])) : 9;
   std::printf("%-22s %10s %7s %7s %7s %7s   %5s %5s   %8s %8s\n", "layout", "bytes", "memcpy",
               "socket", "tcp", "shm", "t/cpy", "s/cpy", "tcp us", "shm us");
   // Layers, kv heads, head dim, block size.
-  Run("demo, 1 block", {4, 2, 32, 16, DType::kBFloat16}, 1, 10 * repeats);
-  Run("0.5B, 1 block", {24, 2, 64, 16, DType::kBFloat16}, 1, 10 * repeats);
-  Run("0.5B, 64 tokens", {24, 2, 64, 16, DType::kBFloat16}, 4, repeats);
-  Run("0.5B, 1,024 tokens", {24, 2, 64, 16, DType::kBFloat16}, 64, repeats);
-  Run("7B, 256 tokens", {28, 4, 128, 16, DType::kBFloat16}, 16, repeats);
-  Run("7B, 1,024 tokens", {28, 4, 128, 16, DType::kBFloat16}, 64, repeats);
-  Run("7B, 4,096 tokens", {28, 4, 128, 16, DType::kBFloat16}, 256, repeats);
+  const std::string wanted = argc > 2 ? argv[2] : "";
+  const auto run = [&](const std::string& name, const KvLayout& layout, int num_blocks,
+                       int how_often) {
+    if (name.find(wanted) != std::string::npos) Run(name, layout, num_blocks, how_often);
+  };
+  run("demo, 1 block", {4, 2, 32, 16, DType::kBFloat16}, 1, 10 * repeats);
+  run("0.5B, 1 block", {24, 2, 64, 16, DType::kBFloat16}, 1, 10 * repeats);
+  run("0.5B, 64 tokens", {24, 2, 64, 16, DType::kBFloat16}, 4, repeats);
+  run("0.5B, 1,024 tokens", {24, 2, 64, 16, DType::kBFloat16}, 64, repeats);
+  run("7B, 256 tokens", {28, 4, 128, 16, DType::kBFloat16}, 16, repeats);
+  run("7B, 1,024 tokens", {28, 4, 128, 16, DType::kBFloat16}, 64, repeats);
+  run("7B, 4,096 tokens", {28, 4, 128, 16, DType::kBFloat16}, 256, repeats);
   return 0;
 }
