@@ -85,6 +85,7 @@ void SenderPeer::Loop() {
       }
     }
     TimeOutAnswers();
+    SendQuiets();
   }
   CloseLink();
   const absl::Status closing = Cancelled("sender is closing");
@@ -96,6 +97,11 @@ void SenderPeer::HandleAborts() {
   for (const TransferKey& key : queue_.TakeAborts()) {
     End(key, {Cancelled("aborted by the sender"), KvFailure::kCancelled, true});
   }
+}
+
+bool SenderPeer::StillWanted() {
+  HandleAborts();
+  return !posting_.has_value() || !transfers_.at(*posting_).end.has_value();
 }
 
 void SenderPeer::HandleReplies() {
@@ -131,7 +137,7 @@ absl::Status SenderPeer::ReadReply() {
       if (transfers_.contains(key)) {
         End(key, {why, KvFailure::kPeerAborted, true});
       } else {
-        SendQuiet(key, why);
+        quiets_.emplace_back(key, why);
       }
       return absl::OkStatus();
     }
@@ -321,8 +327,12 @@ absl::Status SenderPeer::PostRun(OutgoingTransfer* transfer, const PushedRun& pu
                    Clock::Real()->Now(), nullptr};
   if (transfer->stats.bytes == 0) transfer->stats.first_byte = posted.start;
   transfer->MarkSent(pushed);
-  TANDEM_ASSIGN_OR_RETURN(posted.post, link_->writer()->Post(header, run, transfer->grant));
-  ++transfer->posts;
+  ++transfer->posts;  // so that an abort leaves it alone as long as its blocks are read
+  posting_ = posted.key;
+  absl::StatusOr<std::unique_ptr<KvPost>> post =
+      link_->writer()->Post(header, run, transfer->grant);
+  posting_.reset();
+  TANDEM_ASSIGN_OR_RETURN(posted.post, std::move(post));
   if (posted.post->Done()) return Complete(std::move(posted));
   posts_.push_back(std::move(posted));
   return absl::OkStatus();
@@ -363,11 +373,14 @@ void SenderPeer::SendFinishIfDue(const TransferKey& key) {
   if (!status.ok()) LoseLink(status);
 }
 
-void SenderPeer::SendQuiet(const TransferKey& key, const absl::Status& why) {
-  if (link_ == nullptr) return;
-  // A failure is a dead connection, which the next look at it finds.
-  (void)SendStatus(link_->connection(), FrameType::kQuiet, key, why,
-                   context_->link.options->io_timeout);
+void SenderPeer::SendQuiets() {
+  while (link_ != nullptr && !quiets_.empty()) {
+    const auto [key, why] = std::move(quiets_.front());
+    quiets_.pop_front();
+    // A failure is a dead connection, which the next look at it finds.
+    (void)SendStatus(link_->connection(), FrameType::kQuiet, key, why,
+                     context_->link.options->io_timeout);
+  }
 }
 
 void SenderPeer::End(const TransferKey& key, TransferEnd end) {
@@ -387,7 +400,7 @@ void SenderPeer::Done(const TransferKey& key, const TransferEnd& wanted) {
   const TransferStats stats = it->second.stats;
   transfers_.erase(it);
   queue_.Drop(key);
-  if (end.tell_quiet) SendQuiet(key, end.status);
+  if (end.tell_quiet) quiets_.emplace_back(key, end.status);
   CountDone(key, end.status, end.failure, stats);
 }
 
@@ -443,6 +456,7 @@ absl::Status SenderPeer::Connect(const std::string& transports) {
     return connected.status();
   }
   link_ = *std::move(connected);
+  link_->connection()->SetStillWanted([this] { return StillWanted(); });
   const size_t frame_bytes = link_->transport().capabilities().frame_bytes;
   queue_.SetFrameBytes(frame_bytes > 0 ? frame_bytes : context_->link.store->BatchBytes());
   absl::MutexLock lock(&mutex_);
@@ -453,6 +467,7 @@ absl::Status SenderPeer::Connect(const std::string& transports) {
 
 void SenderPeer::CloseLink() {
   posts_.clear();  // waits until no source is read any more: only then may the writer detach
+  quiets_.clear();
   link_.reset();
   queue_.SetConnection(nullptr);
 }

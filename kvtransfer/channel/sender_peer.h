@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -65,6 +66,9 @@ class SenderPeer {
   // All of these: the peer's thread.
   void Loop();
   void HandleAborts();
+  // Asked while a send waits for the peer: aborts need not wait for it. False: the transfer whose
+  // blocks are being sent was given up.
+  bool StillWanted();
   void HandleReplies();
   absl::Status ReadReply();
   void HandleResult(const TransferKey& key, const absl::Status& status);
@@ -85,8 +89,9 @@ class SenderPeer {
   absl::Status PostRun(OutgoingTransfer* transfer, const PushedRun& run);
   // FINISH, once everything before it has been posted.
   void SendFinishIfDue(const TransferKey& key);
-  // Tells the peer that nothing more comes for `key`.
-  void SendQuiet(const TransferKey& key, const absl::Status& why);
+  // Tells the peer what nothing more comes for. Not where a transfer ends: that may be within a
+  // send.
+  void SendQuiets();
   // Ends the transfer once none of its posts is under way: QUIET if so wanted, then `done`, once.
   // Items of it that are still queued are dropped.
   void End(const TransferKey& key, TransferEnd end);
@@ -114,6 +119,8 @@ class SenderPeer {
   std::unique_ptr<SenderLink> link_;
   absl::flat_hash_map<TransferKey, OutgoingTransfer> transfers_;
   std::deque<Posted> posts_;
+  std::optional<TransferKey> posting_;  // whose Post() runs
+  std::deque<std::pair<TransferKey, absl::Status>> quiets_;
 
   std::thread thread_;  // last: starts when everything else is there
 };

@@ -49,7 +49,9 @@ void SenderQueue::Push(SendItem item) {
 void SenderQueue::PushAbort(const TransferKey& key) {
   absl::MutexLock lock(&mutex_);
   aborts_.push_back(key);
-  Wake();
+  // Whether it waits for the peer to say something or to take something.
+  sleeping_ = false;
+  if (connection_ != nullptr) connection_->Interrupt();
 }
 
 void SenderQueue::Stop() {

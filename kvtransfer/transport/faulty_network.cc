@@ -1,6 +1,8 @@
 #include "kvtransfer/transport/faulty_network.h"
 
+#include <functional>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -67,6 +69,9 @@ class FaultyConnection : public KvConnection {
     return inner_->WaitReadableOrInterrupt(timeout);
   }
   void Interrupt() override { inner_->Interrupt(); }
+  void SetStillWanted(std::function<bool()> still_wanted) override {
+    inner_->SetStillWanted(std::move(still_wanted));
+  }
   void Shutdown() override { inner_->Shutdown(); }
   const std::string& peer() const override { return inner_->peer(); }
 

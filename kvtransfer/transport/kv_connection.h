@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -33,6 +34,11 @@ class KvConnection {
   // other failure, the connection is dead and UNAVAILABLE says why.
   virtual absl::Status Send(const FrameHeader& header, std::span<const ConstBytes> payload,
                             absl::Duration timeout) = 0;
+  // Asked by a Send() that waits for the peer, on its thread, whenever Interrupt() comes; it must
+  // not send. False: nobody wants the payload of this frame any more. Send() then returns CANCELLED
+  // and reads it no more; the peer gets zeros in its place, so that the frames that follow are
+  // understood. A frame without payload is sent whatever it says.
+  virtual void SetStillWanted(std::function<bool()> /*still_wanted*/) {}
 
   // The next frame's header. A payload that follows it must be taken with ReceiveSome before the
   // next call. DEADLINE_EXCEEDED after `timeout` (nothing was consumed, or the connection is dead),

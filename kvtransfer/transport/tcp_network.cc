@@ -1,8 +1,10 @@
 // KvNetwork over TCP: non-blocking sockets, poll() for every wait.
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <functional>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -11,6 +13,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -27,6 +30,8 @@ namespace {
 
 constexpr int kSocketBufferBytes = 4 << 20;  // the kernel caps it at net.core.{r,w}mem_max
 constexpr size_t kMaxVectors = 64;           // spans of one system call
+// What goes out in place of a payload that nobody wants any more.
+constexpr std::array<std::byte, 64 << 10> kZeros = {};
 // Rest of a header after its first byte: sent in one piece, so only a broken peer takes long.
 constexpr absl::Duration kHeaderTimeout = absl::Seconds(5);
 // A host that vanished (no FIN, no RST) is noticed after about this long, idle or sending.
@@ -93,13 +98,22 @@ class TcpConnection : public KvConnection {
     const EncodedHeader encoded = EncodeHeader(header);
     absl::MutexLock lock(&send_mutex_);
     if (send_failed_) return Unavailable("connection to {} is closed", peer_);
-    absl::Status status = SendAll(encoded, payload, timeout);
-    if (!status.ok()) {
+    interrupted_ = false;
+    absl::Status status = SendOwed(timeout);
+    if (status.ok()) status = SendFrame(encoded, payload, timeout);
+    // Others may have meant their interrupt for who waits to read.
+    if (interrupted_) Interrupt();
+    if (!status.ok() && !absl::IsCancelled(status)) {
       // Part of the frame may be out: nothing that follows would be understood.
       send_failed_ = true;
       Shutdown();
     }
     return status;
+  }
+
+  void SetStillWanted(std::function<bool()> still_wanted) override {
+    absl::MutexLock lock(&send_mutex_);
+    still_wanted_ = std::move(still_wanted);
   }
 
   absl::StatusOr<FrameHeader> ReceiveHeader(absl::Duration timeout) override {
@@ -156,20 +170,54 @@ class TcpConnection : public KvConnection {
   const std::string& peer() const override { return peer_; }
 
  private:
-  absl::Status SendAll(const EncodedHeader& header, std::span<const ConstBytes> payload,
-                       absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
-    // Part -1 is the header; `skip` bytes of the current part are out already.
+  // What is not out yet of a frame: of part -1, its header, or of its payload `skip` bytes are.
+  struct Progress {
     ptrdiff_t part = -1;
     size_t skip = 0;
+  };
+
+  // CANCELLED: the payload was given up.
+  absl::Status SendFrame(ConstBytes header, std::span<const ConstBytes> payload,
+                         absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
+    Progress out;
+    absl::Status status = SendAll(header, payload, timeout, &out);
+    const bool begun = out.part >= 0 || out.skip > 0;
+    if (!absl::IsCancelled(status) || !begun) return status;
+    if (out.part < 0) {
+      const ConstBytes rest = header.subspan(std::exchange(out.skip, 0));
+      owed_header_.assign(rest.begin(), rest.end());
+      out.part = 0;
+    }
+    for (const ConstBytes& part : payload.subspan(static_cast<size_t>(out.part))) {
+      owed_bytes_ += part.size();
+    }
+    owed_bytes_ -= out.skip;
+    return status;
+  }
+
+  // The rest of a frame that was given up.
+  absl::Status SendOwed(absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
+    while (owed_bytes_ > 0) {
+      const std::vector<std::byte> header = std::exchange(owed_header_, {});
+      const ConstBytes zeros = ConstBytes(kZeros).first(std::min(owed_bytes_, kZeros.size()));
+      Progress out;
+      TANDEM_RETURN_IF_ERROR(SendAll(header, {&zeros, 1}, timeout, &out, /*may_give_up=*/false));
+      owed_bytes_ -= zeros.size();
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status SendAll(ConstBytes header, std::span<const ConstBytes> payload,
+                       absl::Duration timeout, Progress* out, bool may_give_up = true)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
     const auto end = static_cast<ptrdiff_t>(payload.size());
-    while (part < end) {
+    while (out->part < end) {
       iovec vectors[kMaxVectors];
       size_t count = 0;
-      for (ptrdiff_t i = part; i < end && count < kMaxVectors; ++i) {
-        const std::byte* data = i < 0 ? header.data() : payload[static_cast<size_t>(i)].data();
-        const size_t size = i < 0 ? header.size() : payload[static_cast<size_t>(i)].size();
-        const size_t done = i == part ? skip : 0;
-        vectors[count++] = {const_cast<std::byte*>(data) + done, size - done};
+      for (ptrdiff_t i = out->part; i < end && count < kMaxVectors; ++i) {
+        const ConstBytes part = i < 0 ? header : payload[static_cast<size_t>(i)];
+        const size_t done = i == out->part ? out->skip : 0;
+        vectors[count++] = {const_cast<std::byte*>(part.data()) + done, part.size() - done};
       }
       msghdr message = {};
       message.msg_iov = vectors;
@@ -180,23 +228,40 @@ class TcpConnection : public KvConnection {
         if (errno != EAGAIN && errno != EWOULDBLOCK) {
           return Unavailable("sending to {}: {}", peer_, ErrnoText(errno));
         }
-        if (!Poll(fd_.get(), POLLOUT, timeout).ok()) {
-          return Unavailable("{} took nothing for {}", peer_, absl::FormatDuration(timeout));
-        }
+        TANDEM_RETURN_IF_ERROR(AwaitWritable(timeout, may_give_up && !payload.empty()));
         continue;
       }
       auto sent = static_cast<size_t>(n);
       for (size_t i = 0; i < count; ++i) {
         if (sent < vectors[i].iov_len) {
-          skip = (i == 0 ? skip : 0) + sent;
+          out->skip = (i == 0 ? out->skip : 0) + sent;
           break;
         }
         sent -= vectors[i].iov_len;
-        ++part;
-        if (i + 1 == count) skip = 0;
+        ++out->part;
+        if (i + 1 == count) out->skip = 0;
       }
     }
     return absl::OkStatus();
+  }
+
+  absl::Status AwaitWritable(absl::Duration timeout, bool may_give_up)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
+    const absl::Time deadline = Clock::Real()->Now() + timeout;
+    while (true) {
+      pollfd entries[2] = {{fd_.get(), POLLOUT, 0}, {interrupt_.get(), POLLIN, 0}};
+      const size_t watched = still_wanted_ != nullptr ? 2 : 1;
+      if (!Poll(std::span(entries).first(watched), deadline - Clock::Real()->Now()).ok()) {
+        return Unavailable("{} took nothing for {}", peer_, absl::FormatDuration(timeout));
+      }
+      if (entries[1].revents != 0) {
+        uint64_t count = 0;
+        (void)!read(interrupt_.get(), &count, sizeof(count));
+        interrupted_ = true;
+        if (!still_wanted_() && may_give_up) return Cancelled("given up");
+      }
+      if (entries[0].revents != 0) return absl::OkStatus();
+    }
   }
 
   const Fd fd_;
@@ -204,6 +269,10 @@ class TcpConnection : public KvConnection {
   const std::string peer_;
   absl::Mutex send_mutex_;
   bool send_failed_ ABSL_GUARDED_BY(send_mutex_) = false;
+  std::function<bool()> still_wanted_ ABSL_GUARDED_BY(send_mutex_);
+  bool interrupted_ ABSL_GUARDED_BY(send_mutex_) = false;  // the present Send() was
+  std::vector<std::byte> owed_header_ ABSL_GUARDED_BY(send_mutex_);
+  size_t owed_bytes_ ABSL_GUARDED_BY(send_mutex_) = 0;  // of payload, behind it
 };
 
 class TcpListener : public KvListener {

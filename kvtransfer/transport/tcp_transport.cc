@@ -40,8 +40,9 @@ class TcpWriter : public KvWriter {
       digests.assign(run.source_blocks.size(), 0);
       parts.push_back(Stage(run, digests));
     }
-    TANDEM_RETURN_IF_ERROR(connection_->Send(header, parts, io_timeout_));
-    return CompletedPost(absl::OkStatus(), std::move(digests));
+    absl::Status sent = connection_->Send(header, parts, io_timeout_);
+    if (!sent.ok() && !absl::IsCancelled(sent)) return sent;
+    return CompletedPost(std::move(sent), std::move(digests));
   }
 
   absl::StatusOr<double> Probe() override {

@@ -1,4 +1,6 @@
 // The sender against peers that refuse, stall, vanish or are not there at all.
+#include <utility>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -252,6 +254,42 @@ TEST_F(KvSenderTest, AnAbortDoesNotWaitForADial) {
     EXPECT_TRUE(absl::IsCancelled(ends_.record.Sent(id_, epoch).status));
   }
   silent.Close();
+}
+
+// The peer's thread waits for a peer that takes nothing, until io_timeout or the kernel (after 11
+// s) declare it dead. Nobody who gives up waits for that, and the connection stays good.
+TEST_F(KvSenderTest, AnAbortDoesNotWaitForASend) {
+  const KvLayout large = {2, 8, 128, 16, DType::kFloat32};  // 131,072 bytes per block and layer
+  Ends ends("tcp", large, 256, 256);
+  ends.sender_options.io_timeout = kPatience;
+  ends.StartSender();
+  std::vector<int32_t> blocks(256);
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
+  Listener stuck;
+  ASSERT_OK(ends.sender->Open(Target(stuck.address(), 1, blocks)));
+  ASSERT_OK(ends.sender->Open(Target(stuck.address(), 2, blocks)));
+  stuck.Greet(ends);
+  stuck.ReadUntil(FrameType::kOpen);
+  stuck.ReadUntil(FrameType::kOpen);
+  ends.PushAll(id_, 1, blocks);  // 64 MiB: more than sockets hold
+  uint64_t sent = 0;
+  for (int same = 0; same < 10;) {  // some frames are out, and for a while no more
+    absl::SleepFor(absl::Milliseconds(20));
+    const uint64_t before = std::exchange(sent, ends.sender->Counters().bytes);
+    same = sent > 0 && sent == before ? same + 1 : 0;
+  }
+  const absl::Time aborted = absl::Now();
+  for (const uint64_t epoch : {1, 2}) {
+    ends.sender->Abort(id_, epoch);
+    EXPECT_TRUE(absl::IsCancelled(ends.record.AwaitDone(id_, epoch).status));
+  }
+  EXPECT_LT(absl::Now() - aborted, absl::Seconds(5));
+  // The frame that was under way ends, with other bytes.
+  EXPECT_EQ(stuck.ReadUntil(FrameType::kQuiet).epoch, 1u);
+  EXPECT_EQ(stuck.Read().epoch, 2u);
+  ASSERT_OK(ends.sender->Open(Target(stuck.address(), 3, {})));
+  EXPECT_EQ(stuck.ReadUntil(FrameType::kOpen).epoch, 3u);
+  EXPECT_EQ(ends.record.Sent(id_, 1).done, 1);
 }
 
 TEST_F(KvSenderTest, LostPeerFailsItsTransfersAndTheNextConnects) {
