@@ -17,15 +17,16 @@ void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Re
   work->arrived = clock_->Now();
   // By what is left of it: the loop's clock does not follow a wall clock that is set.
   work->deadline = work->arrived + left;
-  work->reply = [this, reply](absl::StatusOr<Outcome> outcome) {
-    if (!outcome.ok()) return reply(outcome.status());
-    reply(OutcomeToProto(*outcome, limits_.worker_id));
-  };
+  work->reply = reply;
   Event event = WorkArrived{*std::move(work)};
   if (inbox_->TryPush(std::move(event))) return;
   reply(inbox_->closed()
             ? Unavailable("prefill worker {} is stopping", limits_.worker_id)
             : ResourceExhausted("prefill worker {} has a full queue", limits_.worker_id));
+}
+
+internal::v1::PrefillResponse Intake::ToProto(const Outcome& outcome) const {
+  return OutcomeToProto(outcome, limits_.worker_id);
 }
 
 void Intake::Cancel(uint64_t id) { inbox_->Push(WorkCancelled{id}); }

@@ -17,7 +17,7 @@ namespace tandem::prefill {
 // Thread-safe; nothing here blocks.
 class Intake {
  public:
-  using Reply = std::function<void(absl::StatusOr<internal::v1::PrefillResponse>)>;
+  using Reply = std::function<void(absl::StatusOr<Outcome>)>;
 
   // Both pointers outlive the intake and every call.
   Intake(RequestLimits limits, EventInbox* inbox, Clock* clock);
@@ -28,6 +28,8 @@ class Intake {
   // the loop's thread. `left`: until the caller's deadline.
   void Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply,
               absl::Duration left = absl::InfiniteDuration());
+  // What the caller gets of an outcome. Not on the loop's thread where it is long.
+  internal::v1::PrefillResponse ToProto(const Outcome& outcome) const;
   // Idempotent; unknown ids are ignored.
   void Cancel(uint64_t id);
 

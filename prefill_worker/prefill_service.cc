@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
+#include "common/base/check.h"
 #include "common/base/status.h"
 #include "common/rpc/cluster_credentials.h"
 #include "common/rpc/status.h"
@@ -20,13 +21,12 @@ constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(200);
 // One call. Lives until gRPC is done with it, which is after Finish().
 class PrefillReactor final : public grpc::ServerUnaryReactor {
  public:
-  PrefillReactor(Intake* intake, internal::v1::PrefillResponse* response)
-      : intake_(intake), id_(intake->NewId()), response_(response) {}
+  PrefillReactor(Intake* intake, WorkPool* writers, internal::v1::PrefillResponse* response)
+      : intake_(intake), writers_(writers), id_(intake->NewId()), response_(response) {}
 
   void Start(const internal::v1::PrefillRequest& request, absl::Duration left) {
     intake_->Submit(
-        id_, request,
-        [this](absl::StatusOr<internal::v1::PrefillResponse> answer) { End(std::move(answer)); },
+        id_, request, [this](absl::StatusOr<Outcome> outcome) { Answer(std::move(outcome)); },
         left);
   }
 
@@ -36,15 +36,22 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
   void OnDone() override { delete this; }
 
  private:
-  void End(absl::StatusOr<internal::v1::PrefillResponse> answer) {
+  // Mostly the loop's thread.
+  void Answer(absl::StatusOr<Outcome> outcome) {
     id_ = 0;  // refused or over: the loop need not hear of it
-    const absl::Status status = answer.status();
-    if (answer.ok()) *response_ = *std::move(answer);
+    if (!outcome.ok() || outcome->prompt_logprobs.empty()) return End(outcome);
+    const bool taken = writers_->TryRun([this, outcome = std::move(outcome)] { End(outcome); });
+    TANDEM_CHECK(taken, "a pool without a bound refuses nothing");
+  }
+  void End(const absl::StatusOr<Outcome>& outcome) {
+    const absl::Status status = outcome.status();
+    if (outcome.ok()) *response_ = intake_->ToProto(*outcome);
     Finish(ToGrpcStatus(absl::IsResourceExhausted(status) ? WithRetryAfter(status, kRetryWhenFull)
                                                           : status));
   }
 
   Intake* const intake_;
+  WorkPool* const writers_;
   std::atomic<uint64_t> id_;  // 0: nothing to cancel
   internal::v1::PrefillResponse* const response_;
 };
@@ -76,7 +83,7 @@ grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* c
     refusal->Finish(ToGrpcStatus(status));
     return refusal;
   }
-  auto* reactor = new PrefillReactor(intake_, response);
+  auto* reactor = new PrefillReactor(intake_, writers_, response);
   reactor->Start(*request, absl::FromChrono(context->deadline()) - absl::Now());
   return reactor;
 }

@@ -5,6 +5,7 @@
 #include "grpcpp/grpcpp.h"
 
 #include "common/auth/voucher.h"
+#include "common/base/work_pool.h"
 #include "prefill_worker/intake.h"
 #include "tandem/internal/v1/prefill.grpc.pb.h"
 
@@ -14,9 +15,10 @@ namespace tandem::prefill {
 class PrefillService final : public internal::v1::Prefill::CallbackService {
  public:
   // `intake` outlives the service and every call, as does `vouchers`, which looks at where blocks
-  // are to go; null: a worker without a router, which ships wherever its callers are.
-  PrefillService(Intake* intake, const VoucherCheck* vouchers)
-      : intake_(intake), vouchers_(vouchers) {}
+  // are to go; null: a worker without a router, which ships wherever its callers are. `writers`, a
+  // pool without a bound, writes long answers, which the loop does not wait for.
+  PrefillService(Intake* intake, const VoucherCheck* vouchers, WorkPool* writers)
+      : intake_(intake), vouchers_(vouchers), writers_(writers) {}
 
   grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext* context,
                                     const internal::v1::PrefillRequest* request,
@@ -28,6 +30,7 @@ class PrefillService final : public internal::v1::Prefill::CallbackService {
 
   Intake* const intake_;
   const VoucherCheck* const vouchers_;
+  WorkPool* const writers_;
 };
 
 }  // namespace tandem::prefill

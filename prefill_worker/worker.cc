@@ -1,9 +1,11 @@
 #include "prefill_worker/worker.h"
 
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/base/work_pool.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "prefill_worker/intake.h"
 #include "prefill_worker/loop.h"
@@ -48,6 +50,7 @@ class PrefillRole final : public worker::Role {
   std::unique_ptr<Loop> loop_;
   std::unique_ptr<Intake> intake_;
   VoucherCheck vouchers_;
+  WorkPool writers_{1, std::numeric_limits<size_t>::max()};  // bounded by the loop's prompts
   std::unique_ptr<PrefillService> service_;
 };
 
@@ -62,8 +65,8 @@ absl::Status PrefillRole::Start(const worker::Frame& frame) {
   limits.max_model_len = frame.engine->options().max_model_len;
   limits.block_size = frame.engine->region().layout.block_size;
   intake_ = std::make_unique<Intake>(std::move(limits), &inbox_, frame.clock);
-  service_ = std::make_unique<PrefillService>(intake_.get(),
-                                              frame.process->router.empty() ? nullptr : &vouchers_);
+  service_ = std::make_unique<PrefillService>(
+      intake_.get(), frame.process->router.empty() ? nullptr : &vouchers_, &writers_);
   return absl::OkStatus();
 }
 

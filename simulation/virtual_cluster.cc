@@ -345,12 +345,13 @@ class VirtualCluster::PrefillCaller final : public decode::PrefillCaller {
     prefill::Intake& intake = active->server->prefill->intake();
     active->id = intake.NewId();
     intake.Submit(active->id, request,
-                  [this, active](absl::StatusOr<internal::v1::PrefillResponse> response) {
-                    Reply(active, std::move(response));
+                  [this, active, &intake](const absl::StatusOr<prefill::Outcome>& outcome) {
+                    if (!outcome.ok()) return Reply(active, outcome.status());
+                    Reply(active, intake.ToProto(*outcome));
                   });
     if (twice) {
       intake.Submit(intake.NewId(), request,
-                    [](const absl::StatusOr<internal::v1::PrefillResponse>& /*response*/) {});
+                    [](const absl::StatusOr<prefill::Outcome>& /*outcome*/) {});
     }
     cluster_->Wake(active->server);
   }

@@ -125,23 +125,23 @@ void InProcessPrefillCaller::Call(decode::PrefillCall call) {
       absl::MutexLock lock(&mutex_);
       active_[call_id] = active;
     }
-    active.intake->Submit(active.id, decode::CallToProto(call, identity_),
-                          [this, call_id, first_token = call.first_token](
-                              absl::StatusOr<internal::v1::PrefillResponse> response) {
-                            {
-                              absl::MutexLock lock(&mutex_);
-                              active_.erase(call_id);
-                            }
-                            decode::PrefillReply reply{.call_id = call_id, .at = clock_->Now()};
-                            if (response.ok()) {
-                              reply.outcome = decode::OutcomeFromProto(*response, vocab_size_);
-                              reply.sent =
-                                  reply.outcome.ok() && first_token->Send(*reply.outcome, reply.at);
-                            } else {
-                              reply.outcome = response.status();
-                            }
-                            inbox_->Push(std::move(reply));
-                          });
+    active.intake->Submit(
+        active.id, decode::CallToProto(call, identity_),
+        [this, call_id, first_token = call.first_token,
+         intake = active.intake](const absl::StatusOr<prefill::Outcome>& outcome) {
+          {
+            absl::MutexLock lock(&mutex_);
+            active_.erase(call_id);
+          }
+          decode::PrefillReply reply{.call_id = call_id, .at = clock_->Now()};
+          if (outcome.ok()) {
+            reply.outcome = decode::OutcomeFromProto(intake->ToProto(*outcome), vocab_size_);
+            reply.sent = reply.outcome.ok() && first_token->Send(*reply.outcome, reply.at);
+          } else {
+            reply.outcome = outcome.status();
+          }
+          inbox_->Push(std::move(reply));
+        });
     return;
   }
   inbox_->Push(decode::PrefillReply{

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/base/work_pool.h"
 #include "common/rpc/server.h"
 #include "tests/support/paths.h"
 #include "tests/unit/prefill_worker/loop_harness.h"
@@ -17,10 +18,11 @@ using testing::HasSubstr;
 using Request = internal::v1::PrefillRequest;
 
 constexpr char kVouchKey[] = "key";
+constexpr char kCapability[] = "a0b1c2";
 
 RequestLimits Options() {
   return {.worker_id = "p0",
-          .capability_digest = "digest",
+          .capability_digest = kCapability,
           .vocab_size = 1000,
           .max_model_len = 100,
           .block_size = 16};
@@ -32,7 +34,7 @@ Request ValidRequest(uint64_t transfer = 1) {
   for (uint32_t i = 0; i < 40; ++i) request.add_token_ids(i);
   request.mutable_sampling()->set_max_tokens(4);
   request.mutable_sampling()->set_temperature(0);
-  request.set_capability_digest("digest");
+  request.set_capability_digest(kCapability);
   internal::v1::KvTarget& target = *request.mutable_target();
   target.set_transfer_id(TransferId{{1, transfer}}.ToBytes());
   target.set_transport("tcp");
@@ -102,6 +104,7 @@ TEST(PrefillService, AnotherCapabilityIsRefusedWithOneLine) {
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("capability_digest of the caller and of prefill worker p0 differ"));
+  EXPECT_THAT(std::string(status.message()), testing::Not(HasSubstr(kCapability)));
 }
 
 // The service over loopback, with the loop on this thread.
@@ -141,7 +144,8 @@ class PrefillServiceRpc : public testing::Test {
   LoopHarness h_;
   Intake intake_{Options(), &h_.inbox, &h_.clock};
   VoucherCheck vouchers_;
-  PrefillService service_{&intake_, &vouchers_};
+  WorkPool writers_{1, 16};
+  PrefillService service_{&intake_, &vouchers_, &writers_};
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<internal::v1::Prefill::Stub> stub_;
 };
@@ -164,6 +168,26 @@ TEST_F(PrefillServiceRpc, Answers) {
             static_cast<uint32_t>(engine::FakeReferenceTokens(prompt, greedy, 1 << 20)[0]));
 }
 
+// The logprobs of a long prompt are a message of many milliseconds: other prompts need not wait for
+// it.
+TEST_F(PrefillServiceRpc, LongAnswersAreNotWrittenByTheLoop) {
+  absl::Notification may_write;
+  ASSERT_TRUE(writers_.TryRun([&] { may_write.WaitForNotification(); }));
+  Call long_one, short_one;
+  long_one.request = ValidRequest(1);
+  long_one.request.mutable_sampling()->set_prompt_logprobs(2);
+  short_one.request = ValidRequest(2);
+  StartCall(&long_one);
+  while (h_.worker_metrics.requests_finished.Value() < 1) h_.loop->Step(absl::Milliseconds(5));
+  StartCall(&short_one);
+  TurnUntilDone(&short_one);
+  EXPECT_FALSE(long_one.done.HasBeenNotified());
+  may_write.Notify();
+  long_one.done.WaitForNotification();
+  ASSERT_TRUE(long_one.status.ok()) << long_one.status.error_message();
+  EXPECT_EQ(long_one.response.prompt_logprobs_size(), 39);
+}
+
 TEST_F(PrefillServiceRpc, BadRequestIsAnsweredWithoutTheLoop) {
   Call call;
   call.request = ValidRequest();
@@ -180,7 +204,10 @@ TEST_F(PrefillServiceRpc, ShipsOnlyWhereTheRouterVouchesFor) {
     call.request = ValidRequest();
     change(call.request.mutable_target());
     StartCall(&call);
-    call.done.WaitForNotification();
+    if (!call.done.WaitForNotificationWithTimeout(absl::Seconds(20))) {
+      call.context.TryCancel();  // it was taken, and nobody runs the loop
+      call.done.WaitForNotification();
+    }
     return call.status.error_code();
   };
   using Target = internal::v1::KvTarget;
