@@ -68,6 +68,9 @@ class GenerateCall : public DecodeCall,
     }
     TokenEvent event = TokenEventFromProto(event_);
     event_.Clear();
+    // It has arrived: a stream need not hold the prompt once more for all of its life. (Clear()
+    // would keep the memory.)
+    internal::v1::DecodeRequest().Swap(&message_);
     {
       absl::MutexLock lock(&mutex_);
       reading_ = false;

@@ -187,7 +187,6 @@ absl::StatusOr<Request> Finish(const ServedModel& model, const RequestLimits& li
   // Stop strings are text: they stay here.
   message->mutable_sampling()->clear_stop();
   message->set_request_id(request.id);
-  message->mutable_token_ids()->Add(tokens.begin(), tokens.end());
   message->mutable_eos_token_ids()->Add(model.eos_token_ids.begin(), model.eos_token_ids.end());
   message->set_cache_salt(request.cache_salt);
   message->set_priority(request.priority);

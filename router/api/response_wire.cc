@@ -8,6 +8,8 @@ namespace tandem::router {
 void DecodeRequestToProto(const Route& route, const Request& request,
                           std::span<const int32_t> generated, internal::v1::DecodeRequest* out) {
   *out = *request.message;
+  out->mutable_token_ids()->Reserve(static_cast<int>(request.tokens.size() + generated.size()));
+  out->mutable_token_ids()->Add(request.tokens.begin(), request.tokens.end());
   if (!generated.empty()) {
     out->set_prompt_length(static_cast<uint32_t>(out->token_ids_size()));
     out->mutable_token_ids()->Add(generated.begin(), generated.end());

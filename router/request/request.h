@@ -30,7 +30,7 @@ struct Request {
   absl::Time received;
   absl::Duration tokenize_time;
   absl::Time deadline;  // never InfiniteFuture
-  // What the decode worker gets, less the route.
+  // What the decode worker gets, less the route and the tokens, which are long and stand above.
   std::shared_ptr<const internal::v1::DecodeRequest> message;
 };
 

@@ -159,7 +159,6 @@ TEST(RequestWire, FillsWhatIsUnset) {
   EXPECT_EQ(sampling.stop_size(), 0);  // stop strings stay in the router
   EXPECT_THAT(request->stop, ElementsAre("x"));
   EXPECT_EQ(request->id.size(), 32u);
-  EXPECT_EQ(request->message->token_ids_size(), std::ssize(request->tokens));
 
   model.defaults.do_sample = false;
   model.defaults.max_new_tokens = 10;
@@ -251,6 +250,24 @@ TEST(ResponseWire, VouchesForTheKvAddressToEachPrefillWorker) {
   EXPECT_FALSE(first.Check("d1", "d:2", voucher).ok());
   EXPECT_FALSE(second.Check("d0", "d:2", voucher).ok());
   EXPECT_OK(second.Check("d0", "d:2", out.route().prefill(1).voucher()));
+}
+
+// The prompt lies in the request alone, and is in the message while that is on its way.
+TEST(ResponseWire, TokensAreThePromptAndWhatWasGenerated) {
+  v1::GenerateRequest message;
+  for (const uint32_t id : {5, 6, 7}) message.mutable_token_ids()->add_ids(id);
+  message.mutable_sampling()->set_prompt_logprobs(1);
+  const Request request = Read(message).value();
+  EXPECT_EQ(request.message->token_ids_size(), 0);
+  internal::v1::DecodeRequest out;
+  DecodeRequestToProto({}, request, {}, &out);
+  EXPECT_THAT(out.token_ids(), ElementsAre(5, 6, 7));
+  EXPECT_EQ(out.prompt_length(), 0u);
+  const std::vector<int32_t> generated = {8, 9};
+  DecodeRequestToProto({}, request, generated, &out);
+  EXPECT_THAT(out.token_ids(), ElementsAre(5, 6, 7, 8, 9));
+  EXPECT_EQ(out.prompt_length(), 3u);
+  EXPECT_FALSE(out.sampling().has_prompt_logprobs());
 }
 
 TEST(MessageWire, InvalidUtf8NamesFieldAndByte) {
