@@ -1,12 +1,18 @@
 // The receiver against a sender that the test speaks for, frame by frame: what no well-behaved
 // sender would ever show. Over each transport, as far as the transport has to do with it.
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <iterator>
 #include <memory>
+#include <sstream>
 #include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "spdlog/sinks/ostream_sink.h"
+#include "spdlog/spdlog.h"
 
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
@@ -238,6 +244,50 @@ TEST_F(KvReceiverTest, StrangersKeepNobodyOut) {
   const TransferId id = ends_.ShipOne();
   EXPECT_OK(ends_.record.AwaitDone(id, 1).status);
   EXPECT_EQ(ends_.record.AwaitQuiet(id, 1).sealed, 1);
+}
+
+size_t NumEntries(const std::string& directory) {
+  const std::filesystem::directory_iterator all(directory);
+  return static_cast<size_t>(std::distance(begin(all), end(all)));
+}
+
+// Half of them say nothing, half what nobody understands. They have max_strangers threads at most
+// between them, for some seconds, and some lines of the log; and a worker that comes last gets in.
+TEST_F(KvReceiverTest, AThousandStrangersCostLittleAndKeepNobodyOut) {
+  constexpr size_t kStrangers = 1000;
+  options().cluster_secret = ends_.sender_options.cluster_secret = "s3cret";
+  options().auth_timeout = absl::Seconds(2);
+  ends_.sender_options.connect_timeout = kPatience;
+  std::ostringstream log;
+  const auto sink = std::make_shared<spdlog::sinks::ostream_sink_mt>(log);
+  spdlog::default_logger()->sinks().push_back(sink);
+  Start();
+  ends_.StartSender();
+  const size_t threads = NumEntries("/proc/self/task");
+  const size_t descriptors = NumEntries("/proc/self/fd");
+  const absl::Time begin = absl::Now();
+  std::vector<std::unique_ptr<Speaker>> strangers;
+  const std::vector<std::byte> garbage(4096, std::byte{0x16});
+  while (strangers.size() < kStrangers) {
+    strangers.push_back(std::make_unique<Speaker>(ends_));
+    if (strangers.size() % 2 == 0) strangers.back()->Write(garbage);
+    EXPECT_LE(NumEntries("/proc/self/task"), threads + 64 + 4);
+  }
+  const TransferId id = ends_.ShipOne();
+  EXPECT_OK(ends_.record.AwaitDone(id, 1).status);
+  // Two descriptors a connection, and those of the strangers themselves.
+  EXPECT_LE(NumEntries("/proc/self/fd"), descriptors + kStrangers + 2 * (64 + 4));
+  while (NumEntries("/proc/self/task") > threads + 2 && absl::Now() - begin < kPatience) {
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+  EXPECT_LE(NumEntries("/proc/self/task"), threads + 2);
+  EXPECT_LE(NumEntries("/proc/self/fd"), descriptors + kStrangers + 2 * 4);
+  ends_.sender.reset();
+  ends_.receiver.reset();
+  spdlog::default_logger()->sinks().pop_back();
+  const std::string lines = log.str();
+  EXPECT_LE(std::count(lines.begin(), lines.end(), '\n'),
+            60 + 2 * absl::ToInt64Seconds(absl::Now() - begin));
 }
 
 TEST_F(KvReceiverTest, SilentOrGarbledConnectionsAreClosed) {

@@ -15,6 +15,7 @@
 #include "common/base/refusal.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
+#include "tandem/internal/v1/cluster.grpc.pb.h"
 #include "tandem/v1/admin.grpc.pb.h"
 #include "tandem/v1/inference.grpc.pb.h"
 #include "tests/support/credentials.h"
@@ -369,6 +370,46 @@ TEST_F(RouterServerTest, TheRoutersOwnDeadlineEndsARequestWithoutOne) {
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   called.WaitForNotification();
   held->AwaitCancel();
+}
+
+TEST_F(RouterServerTest, AClientsDeadlineIsNoLongerThanTheRouters) {
+  options_.inference.request_timeout = absl::Milliseconds(200);
+  StartRouter();
+  auto worker = Join("u", "unified", [](Call) {});
+  grpc::ClientContext context;
+  // So that a router which takes it over fails the test by what it says.
+  const absl::Time patience = absl::Now() + absl::Seconds(15);
+  context.set_deadline(absl::ToChronoTime(patience));
+  const Reply reply = Generate(&context, Prompt("go"));
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_LT(absl::Now(), patience);
+}
+
+TEST_F(RouterServerTest, ThePublicPortHasThePublicServicesOnly) {
+  StartRouter();
+  grpc::ClientContext admin_context, join_context;
+  v1::DrainWorkerRequest drain;
+  v1::DrainWorkerResponse drained;
+  EXPECT_EQ(v1::Admin::NewStub(channel_)->DrainWorker(&admin_context, drain, &drained).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+  const auto join = internal::v1::Cluster::NewStub(channel_)->Join(&join_context);
+  EXPECT_EQ(join->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(RouterServerTest, DetokenizeTakesNoMoreIdsThanAPromptMayHave) {
+  options_.core.max_model_len = 8;
+  StartRouter();
+  const auto detokenize = [this](int ids) {
+    grpc::ClientContext context;
+    v1::DetokenizeRequest request;
+    for (int i = 0; i < ids; ++i) request.add_ids(100);
+    v1::DetokenizeResponse response;
+    return stub_->Detokenize(&context, request, &response);
+  };
+  EXPECT_TRUE(detokenize(8).ok());
+  const grpc::Status refused = detokenize(9);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refused.error_message(), HasSubstr("at most max_model_len = 8 entries, got 9"));
 }
 
 // The worker is faster than the client: messages merge, but never beyond the bound.

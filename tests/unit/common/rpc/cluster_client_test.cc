@@ -102,7 +102,10 @@ class FakeRouter : public internal::v1::Cluster::CallbackService {
   WorkerMessage Next() {
     absl::MutexLock lock(&mutex_);
     const auto arrived = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !received_.empty(); };
-    mutex_.Await(absl::Condition(&arrived));
+    if (!mutex_.AwaitWithTimeout(absl::Condition(&arrived), absl::Seconds(30))) {
+      ADD_FAILURE() << "the worker says nothing";
+      return {};
+    }
     WorkerMessage message = std::move(received_.front());
     received_.pop_front();
     return message;
