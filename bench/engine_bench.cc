@@ -26,6 +26,7 @@
 #ifdef TANDEM_CUDA
 #include "bench/gpu_suite.h"
 #endif
+#include "bench/usage.h"
 #include "engine/device/cpu/cpu_features.h"
 #include "engine/kernels/cpu/linear.h"
 #include "engine/model/mapped_file.h"
@@ -171,6 +172,14 @@ int RunOnGpu(int argc, char** argv) {
 #endif
 
 int Main(int argc, char** argv) {
+  if (tandem::AnswerHelp(
+          argc, argv,
+          "engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512]\n"
+          "       [--decode 1,4,16,64] [--context 256] [--repeats N] [--json FILE]\n"
+          "       engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N]\n"
+          "       [--batch-invariant true]")) {
+    return 0;
+  }
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   for (int i = 1; i + 1 < argc; i += 2) {
     if (std::string(argv[i]) != "--device" || std::string(argv[i + 1]) == "cpu") continue;

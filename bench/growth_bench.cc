@@ -13,6 +13,7 @@
 
 #include "absl/time/clock.h"
 
+#include "bench/usage.h"
 #include "common/rpc/pending_blocks.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/prefix_cache.h"
@@ -80,7 +81,10 @@ void MeasureLooks(int prompt_tokens) {
 }  // namespace
 }  // namespace tandem
 
-int main() {
+int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv, "growth_bench")) {
+    return 0;
+  }
   for (const int hashes : {67'000, 312'000, 1'000'000}) tandem::MeasurePendingBlocks(hashes);
   for (const int tokens : {2'000, 32'000, 100'000}) tandem::MeasureLooks(tokens);
   return 0;

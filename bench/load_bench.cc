@@ -5,6 +5,7 @@
 
 #include "fmt/format.h"
 
+#include "bench/usage.h"
 #include "common/base/clock.h"
 #include "common/base/model_digest.h"
 #include "common/base/status.h"
@@ -55,6 +56,9 @@ absl::Status Measure(const std::string& dir, const std::string& device, bool dum
 }  // namespace tandem::engine
 
 int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv, "load_bench MODEL_DIR DEVICE [dummy]")) {
+    return 0;
+  }
   if (argc < 3) {
     fmt::print(stderr, "usage: load_bench MODEL_DIR DEVICE [dummy]\n");
     return 2;

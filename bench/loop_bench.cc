@@ -19,6 +19,7 @@
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/time/clock.h"
 
+#include "bench/usage.h"
 #include "common/base/check.h"
 #include "common/rpc/server.h"
 #include "decode_worker/decode_service.h"
@@ -175,6 +176,9 @@ class Bench {
 };
 
 int Main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv, "loop_bench [NUM_STREAMS] [STEPS]")) {
+    return 0;
+  }
   const int num_streams = argc > 1 ? std::atoi(argv[1]) : 256;
   const int steps = argc > 2 ? std::atoi(argv[2]) : 300;
   TANDEM_CHECK(num_streams > 0 && steps > 0, "usage: loop_bench [NUM_STREAMS] [STEPS]");

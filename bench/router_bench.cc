@@ -20,6 +20,7 @@
 #include "fmt/format.h"
 #include "spdlog/spdlog.h"
 
+#include "bench/usage.h"
 #include "common/base/check.h"
 #include "common/base/clock.h"
 #include "common/rpc/cluster_client.h"
@@ -285,6 +286,9 @@ void Run(int max_workers, int max_blocks) {
 }  // namespace tandem::router
 
 int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv, "router_bench [MAX_WORKERS >= 10] [MAX_BLOCKS >= 10000]")) {
+    return 0;
+  }
   const int max_workers = argc > 1 ? std::atoi(argv[1]) : 1000;
   const int max_blocks = argc > 2 ? std::atoi(argv[2]) : 1'000'000;
   if (max_workers < 10 || max_blocks < 10'000) {

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/usage.h"
 #include "common/base/check.h"
 #include "engine/device/cpu/cpu_device.h"
 #include "engine/kernels/cpu/cpu_ops.h"
@@ -146,6 +147,9 @@ int Main(int batch, int context, int steps, const std::string& dir) {
 }  // namespace tandem::engine
 
 int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv, "step_bench [BATCH] [CONTEXT] [STEPS] [MODEL_DIR]")) {
+    return 0;
+  }
   const auto number = [&](int i, int otherwise) {
     return argc > i ? std::atoi(argv[i]) : otherwise;
   };

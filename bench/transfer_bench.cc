@@ -23,6 +23,7 @@
 #include "absl/time/time.h"
 #include "spdlog/spdlog.h"
 
+#include "bench/usage.h"
 #include "common/base/check.h"
 #include "common/base/clock.h"
 #include "kvtransfer/channel/kv_endpoints.h"
@@ -211,6 +212,9 @@ void Run(const std::string& name, const KvLayout& layout, int num_blocks, int re
 }  // namespace tandem::kvtransfer
 
 int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv, "transfer_bench [REPEATS]")) {
+    return 0;
+  }
   using tandem::DType;
   using tandem::KvLayout;
   using tandem::kvtransfer::Run;

@@ -43,12 +43,11 @@ absl::Status ClusterAdminClient::DrainWorker(const std::string& worker_id,
 
 void AddAdminFlags(FlagSet* flags, AdminTarget* target) {
   AddServerFlag(flags, &target->server);
-  if (const char* internal = std::getenv("TANDEM_INTERNAL")) target->internal = internal;
   flags->Add("--internal", &target->internal,
-             "the router's --internal-listen, where TANDEM_CLUSTER_SECRET is proved; "
-             "TANDEM_INTERNAL sets the default; a cluster that this user's `tandem up` runs is "
-             "found by --server alone",
+             "the router's --internal-listen, where TANDEM_CLUSTER_SECRET is proved; a cluster "
+             "that this user's `tandem up` runs is found by --server alone",
              "HOST:PORT");
+  flags->SetEnvironment("--internal", "TANDEM_INTERNAL");
 }
 
 absl::StatusOr<ClusterAdminClient> FindCluster(const AdminTarget& target) {

@@ -1,7 +1,5 @@
 #include "cli/command.h"
 
-#include <cstdlib>
-
 #include "fmt/format.h"
 
 #include "common/base/status.h"
@@ -23,10 +21,9 @@ std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments) {
 }
 
 void AddServerFlag(FlagSet* flags, std::string* server) {
-  const char* from_environment = std::getenv("TANDEM_SERVER");
-  *server = from_environment != nullptr ? from_environment : kDefaultServer;
-  flags->Add("--server", server, "the router's address; TANDEM_SERVER sets the default",
-             "HOST:PORT");
+  *server = kDefaultServer;
+  flags->Add("--server", server, "the router's address", "HOST:PORT");
+  flags->SetEnvironment("--server", "TANDEM_SERVER");
 }
 
 std::string DescribeError(const absl::Status& status) {

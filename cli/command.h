@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,8 +20,17 @@ inline constexpr int kExitUsage = 2;
 
 inline constexpr char kDefaultServer[] = "127.0.0.1:8000";
 
-// What follows the subcommand's name. Each returns the exit code.
 using Arguments = std::vector<std::string>;
+
+struct Command {
+  const char* name;
+  const char* summary;
+  int (*run)(const Arguments&);
+};
+// In the order of the help.
+std::span<const Command> Commands();
+
+// What follows the subcommand's name. Each returns the exit code.
 int RunUp(const Arguments& arguments);
 int RunChat(const Arguments& arguments);
 int RunGenerate(const Arguments& arguments);
@@ -29,12 +39,13 @@ int RunPlan(const Arguments& arguments);
 int RunStatus(const Arguments& arguments);
 int RunDrain(const Arguments& arguments);
 int RunInspect(const Arguments& arguments);
+int RunCompletion(const Arguments& arguments);
 int RunVersion(const Arguments& arguments);
 
 // Parses; where that ends the command (--help, a mistake), says so and returns the exit code.
 std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments);
 
-// Adds --server, whose default is TANDEM_SERVER, else 127.0.0.1:8000.
+// Adds --server, which every command takes from TANDEM_SERVER, else 127.0.0.1:8000.
 void AddServerFlag(FlagSet* flags, std::string* server);
 
 // One line for people: "INVALID_ARGUMENT: temperature must be >= 0 (field sampling.temperature)".

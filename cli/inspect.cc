@@ -8,8 +8,10 @@
 #include "cli/command.h"
 #include "common/base/file.h"
 #include "common/base/model_config.h"
+#include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
+#include "common/config/dtype_choices.h"
 
 namespace tandem::cli {
 namespace {
@@ -115,13 +117,13 @@ int RunInspect(const Arguments& arguments) {
   std::string model_dir;
   int block_size = 16;
   std::string dtype = "auto";
-  int64_t memory = MachineMemory();
+  int64_t memory = 0;
   bool json = false;
   flags.AddPositional("MODEL_DIR", &model_dir, "checkpoint with a config.json", true);
   flags.Add("--block-size", &block_size, "KV block size: 16, 32, 64, 128 or 256", "tokens");
-  flags.AddChoice("--dtype", &dtype, {"auto", "bfloat16", "float16", "float32"},
-                  "weights and KV; auto: as the checkpoint");
-  flags.AddBytes("--memory", &memory, "memory for weights and KV; default: this machine's");
+  flags.AddChoice("--dtype", &dtype, kDTypeChoices,
+                  "weights and KV; auto: bfloat16, or float32 of a checkpoint that is");
+  flags.AddBytes("--memory", &memory, "memory for weights and KV; 0: this machine's");
   flags.Add("--json", &json, "one JSON object instead of text");
   if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
   if (block_size < 16 || block_size > 256 || (block_size & (block_size - 1)) != 0) {
@@ -129,23 +131,22 @@ int RunInspect(const Arguments& arguments) {
                block_size);
     return kExitUsage;
   }
-  if (const absl::Status status = CheckModelDir("MODEL_DIR", model_dir); !status.ok()) {
-    return Fail("inspect", status);
-  }
+  absl::Status status = ResolveModelDir("MODEL_DIR", &model_dir);
+  if (status.ok()) status = CheckModelDir("MODEL_DIR", model_dir);
+  if (!status.ok()) return Fail("inspect", status);
   absl::StatusOr<ModelConfig> config = ModelConfig::Load(model_dir);
   if (!config.ok()) return Fail("inspect", config.status());
 
   Findings findings{.config = *std::move(config)};
-  DType chosen = findings.config.checkpoint_dtype;
-  for (const DType candidate : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
-    if (dtype == DTypeName(candidate)) chosen = candidate;
-  }
+  const bool wide = dtype == "float32" ||
+                    (dtype == "auto" && findings.config.checkpoint_dtype == DType::kFloat32);
+  const DType chosen = wide ? DType::kFloat32 : DType::kBFloat16;
   findings.layout = findings.config.LayoutFor(block_size, chosen);
   findings.parameters = findings.config.NumParameters();
   findings.checkpoint_bytes = CheckpointBytes(model_dir);
   findings.weight_bytes = findings.parameters * static_cast<int64_t>(DTypeSize(chosen));
-  findings.memory = memory;
-  findings.kv_bytes = std::max<int64_t>(0, memory - findings.weight_bytes);
+  findings.memory = memory > 0 ? memory : MachineMemory();
+  findings.kv_bytes = std::max<int64_t>(0, findings.memory - findings.weight_bytes);
   findings.tokens =
       findings.kv_bytes / static_cast<int64_t>(findings.layout.BlockBytes()) * block_size;
   if (json) {

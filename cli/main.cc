@@ -1,5 +1,4 @@
 // The `tandem` command: finds the subcommand and runs it.
-#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -12,35 +11,27 @@
 
 #include "cli/command.h"
 #include "common/base/nearest_name.h"
+#include "common/config/foreign_flags.h"
 
 namespace tandem::cli {
 namespace {
 
-struct Command {
-  const char* name;
-  const char* summary;
-  int (*run)(const Arguments&);
-};
-
-constexpr std::array<Command, 9> kCommands = {{
-    {"up", "start a cluster on this machine and keep it running", RunUp},
-    {"chat", "talk with the model", RunChat},
-    {"generate", "continue one prompt", RunGenerate},
-    {"bench", "measure a running cluster under load", RunBench},
-    {"plan", "say how to split some cards between prompts and answers", RunPlan},
-    {"status", "show the workers of a running cluster", RunStatus},
-    {"drain", "let a worker finish its requests and leave", RunDrain},
-    {"inspect", "say what a model directory holds and what memory it needs", RunInspect},
-    {"version", "print the version", RunVersion},
-}};
-
 void PrintHelp(FILE* out) {
   fmt::print(out, "Usage: tandem COMMAND [flags]\n\n");
-  for (const Command& command : kCommands) {
-    fmt::print(out, "  {:<10}{}\n", command.name, command.summary);
+  for (const Command& command : Commands()) {
+    fmt::print(out, "  {:<12}{}\n", command.name, command.summary);
   }
-  fmt::print(out, "  {:<10}{}\n\n{}\n", "help", "print this",
-             "tandem COMMAND --help lists the flags of a command.");
+  fmt::print(out, "  {:<12}{}\n\n", "help", "print this");
+  fmt::print(out,
+             "tandem COMMAND -h lists the flags of a command. Each can be set in the\n"
+             "environment and in a YAML file (--config) too. `tandem help coming-from`\n"
+             "says what flags of vLLM, TGI and llama.cpp are called here.\n");
+}
+
+// `tandem help coming-from`.
+void PrintForeignFlags() {
+  fmt::print("Flags of vLLM, TGI and llama.cpp, and what to do here instead:\n\n");
+  for (const auto& [name, hint] : ForeignFlagHints()) fmt::print("  {}\n      {}\n", name, hint);
 }
 
 int Main(int argc, char** argv) {
@@ -54,16 +45,21 @@ int Main(int argc, char** argv) {
       PrintHelp(stdout);
       return kExitOk;
     }
+    if (argv[2] == std::string("coming-from")) {
+      PrintForeignFlags();
+      return kExitOk;
+    }
     std::string help[] = {argv[0], argv[2], "--help"};
     char* forwarded[] = {help[0].data(), help[1].data(), help[2].data()};
     if (help[1] != "help" && help[1] != "--help" && help[1] != "-h") return Main(3, forwarded);
     PrintHelp(stdout);
     return kExitOk;
   }
-  if (name == "--version") return RunVersion({});
+  if (name == "--version" || name == "-V") return RunVersion({});
   std::vector<std::string> names = {"help"};
-  for (const Command& command : kCommands) {
-    if (name == command.name) return command.run(Arguments(argv + 2, argv + argc));
+  const std::string wanted = name == "serve" ? "up" : name;  // as vLLM calls it
+  for (const Command& command : Commands()) {
+    if (wanted == command.name) return command.run(Arguments(argv + 2, argv + argc));
     names.push_back(command.name);
   }
   const auto nearest = NearestName(name, names);

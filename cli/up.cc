@@ -1,8 +1,8 @@
 // `tandem up`: a cluster on this machine, supervised.
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdlib>
-#include <filesystem>
 #include <sched.h>
 #include <sys/wait.h>
 
@@ -14,10 +14,11 @@
 #include "cli/cluster_note.h"
 #include "cli/command.h"
 #include "cli/gpu_placement.h"
+#include "cli/program_flags.h"
 #include "cli/supervisor.h"
-#include "cli/worker_flags.h"
 #include "common/base/file.h"
 #include "common/base/host_port.h"
+#include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 
@@ -33,6 +34,7 @@ constexpr double kGpuMemoryUtilization = 0.9;
 
 struct UpFlags {
   std::string model;
+  std::string model_dir;  // the same without a flag's name
   std::optional<uint64_t> prefill;
   std::optional<uint64_t> decode;
   uint64_t unified = 0;
@@ -44,7 +46,28 @@ struct UpFlags {
   std::vector<std::string> forwarded;
 };
 
-void AddFlags(FlagSet* parser, UpFlags* flags) {
+// Flags of the processes that `tandem up` sets itself, and what to use instead.
+struct ManagedFlag {
+  const char* name;
+  const char* instead;
+};
+constexpr char kChosen[] = "every process chooses a free port and says which";
+constexpr std::array<ManagedFlag, 10> kManaged = {{
+    {"--listen", "use --host and --port"},
+    {"--internal-listen", "use --internal-port"},
+    {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
+    {"--router", "the cluster has its own"},
+    {"--worker-id", "workers are named prefill-0, decode-0, ..."},
+    {"--role", "use --unified N"},
+    {"--metrics-listen", kChosen},
+    {"--kv-listen", kChosen},
+    {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},
+    {"--advertise-host", "all workers are local"},
+}};
+
+void AddFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags* flags) {
+  parser->AddPositional("MODEL_DIR", &flags->model_dir, "the same as --model MODEL_DIR", false);
+  parser->Group("Cluster");
   parser->Add("--model", &flags->model, "checkpoint; required", "directory");
   parser->Add("--prefill", &flags->prefill, "prefill workers; default 1, or 0 with --unified");
   parser->Add("--decode", &flags->decode, "decode workers; default 1, or 0 with --unified");
@@ -56,12 +79,24 @@ void AddFlags(FlagSet* parser, UpFlags* flags) {
   parser->Add("--start-timeout", &flags->start_timeout_s, "time to become ready", "s");
   parser->Add("--stop-timeout", &flags->stop_timeout_s, "time to finish requests when stopped",
               "s");
-  parser->CollectUnknown(&flags->forwarded);
+  for (const FlagTable& program : programs) parser->AddForeign(program, &flags->forwarded);
+  for (const auto& [name, instead] : kManaged) {
+    parser->Refuse(name, fmt::format("is set by tandem up itself; {}", instead));
+  }
+  parser->SetEnvironment("--cluster-secret", "");  // read by ClusterSecret, and by the processes
+  parser->Example("tandem up models/demo");
+  parser->Example("tandem up models/demo --prefill 2 --decode 2 --port 8800");
+  parser->Example("tandem up models/demo --unified 1 --max-model-len 1k --max-num-seqs 32");
+  parser->Example("tandem up --config cluster.yaml  # model: models/demo, prefill: 2, ...");
 }
 
 // Worker counts are filled in; errors name the flag.
 absl::Status Complete(UpFlags* flags) {
-  if (flags->model.empty()) return InvalidArgument("--model DIR is missing");
+  if (!flags->model_dir.empty()) flags->model = flags->model_dir;
+  if (flags->model.empty()) {
+    return InvalidArgument("the model is missing: tandem up DIR, or --model DIR");
+  }
+  TANDEM_RETURN_IF_ERROR(ResolveModelDir("--model", &flags->model));
   const uint64_t otherwise = flags->unified > 0 ? 0 : 1;
   if (!flags->prefill) flags->prefill = otherwise;
   if (!flags->decode) flags->decode = otherwise;
@@ -84,11 +119,6 @@ absl::Status Complete(UpFlags* flags) {
   return absl::OkStatus();
 }
 
-std::string ProgramPath(const std::string& name) {
-  std::error_code error;
-  return (std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / name).string();
-}
-
 std::string RandomSecret() { return absl::BytesToHexString(RandomBytes(16)); }
 
 std::string ClusterSecret() {
@@ -101,18 +131,6 @@ int NumCores() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
-absl::StatusOr<FlagNames> AskForFlags(const std::string& program) {
-  TANDEM_ASSIGN_OR_RETURN(auto child,
-                          ChildProcess::Start({ProgramPath(program), "--list-flags"}, {}));
-  const int status = child->Wait();
-  std::string list;
-  for (const std::string& line : child->out().ReadLines()) list += line;
-  if (status != 0) return Internal("{} --list-flags: {}", program, DescribeWaitStatus(status));
-  absl::StatusOr<FlagNames> names = ParseFlagList(list);
-  if (!names.ok()) return Internal("{} --list-flags: {}", program, MessageOf(names.status()));
-  return names;
-}
-
 // One run of `tandem up`, from start to stop.
 class LocalCluster {
  public:
@@ -122,11 +140,8 @@ class LocalCluster {
     if (!address_.empty()) RemoveClusterNote(address_);
   }
 
-  int Run(const std::vector<std::string>& own_flags) {
-    if (const absl::Status status = PlanArguments(own_flags); !status.ok()) {
-      fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
-      return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailed;
-    }
+  int Run(const std::vector<FlagTable>& programs) {
+    PlanArguments(programs);
     deadline_ = absl::Now() + absl::Seconds(flags_.start_timeout_s);
     const absl::Status started = Start();
     if (started.ok()) {
@@ -147,50 +162,29 @@ class LocalCluster {
 
  private:
   // What each program is given, and who runs it.
-  absl::Status PlanArguments(const std::vector<std::string>& own_flags) {
-    std::map<std::string, FlagNames> known;
-    for (const char* program : {kRouter, kPrefillWorker, kDecodeWorker}) {
-      TANDEM_ASSIGN_OR_RETURN(known[program], AskForFlags(program));
-    }
-    const std::string chosen = "every process chooses a free port and says which";
-    const std::map<std::string, std::string> managed = {
-        {"--listen", "use --host and --port"},
-        {"--internal-listen", "use --internal-port"},
-        {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
-        {"--router", "the cluster has its own"},
-        {"--worker-id", "workers are named prefill-0, decode-0, ..."},
-        {"--role", "use --unified N"},
-        {"--metrics-listen", chosen},
-        {"--kv-listen", chosen},
-        {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},
-        {"--advertise-host", "all workers are local"}};
-    TANDEM_ASSIGN_OR_RETURN(given_, DistributeFlags(flags_.forwarded, known, managed, own_flags));
+  void PlanArguments(const std::vector<FlagTable>& programs) {
+    given_ = DistributeFlags(flags_.forwarded, programs);
     const uint64_t workers = *flags_.prefill + *flags_.decode + flags_.unified;
     const int threads = std::max<int>(1, NumCores() / static_cast<int>(workers));
     for (const char* program : {kPrefillWorker, kDecodeWorker}) {
       // First, so that a --num-threads of the user comes later and wins.
-      if (known[program].count("--num-threads") == 0) continue;
       std::vector<std::string>& given = given_[program];
       given.insert(given.begin(), fmt::format("--num-threads={}", threads));
     }
     PlaceWorkers(static_cast<int>(workers));
-    return absl::OkStatus();
   }
 
   // One GPU each, in turn; those that share one share its memory, unless the user said how much.
   void PlaceWorkers(int workers) {
     const std::vector<std::string>& given = given_[kDecodeWorker];
-    const auto says = [&given](const std::string& flag) {
-      return std::any_of(given.begin(), given.end(), [&flag](const std::string& argument) {
-        return argument == flag || argument.rfind(flag + "=", 0) == 0;
+    const auto says = [&given](const std::string& start) {
+      return std::any_of(given.begin(), given.end(), [&start](const std::string& argument) {
+        return argument.starts_with(start);
       });
     };
-    for (size_t i = 0; i < given.size(); ++i) {
-      const bool device = given[i] == "--device" && i + 1 < given.size();
-      if (given[i] == "--device=cpu" || (device && given[i + 1] == "cpu")) return;
-    }
+    if (says("--device=cpu")) return;
     places_ = PlaceOnGpus(workers, CountGpus("/dev", std::getenv("CUDA_VISIBLE_DEVICES")));
-    shares_memory_ = !says("--gpu-memory-utilization") && !says("--kv-cache-memory-bytes");
+    shares_memory_ = !says("--gpu-memory-utilization=") && !says("--kv-cache-memory-bytes=");
   }
 
   // Flags of the next worker to start.
@@ -328,10 +322,13 @@ class LocalCluster {
 int RunUp(const Arguments& arguments) {
   FlagSet parser("tandem up",
                  "Starts a router, prefill and decode workers on this machine and keeps them "
-                 "running; prints `ready HOST:PORT`\nonce they serve. Flags of the router and of "
-                 "the workers (see tandem_decode_worker --help) are passed on.");
+                 "running; prints `ready HOST:PORT` once they serve. Flags of the router and of "
+                 "the workers are passed on.");
+  const auto programs = AskForFlags(
+      {{ProgramPath(kRouter)}, {ProgramPath(kPrefillWorker)}, {ProgramPath(kDecodeWorker)}});
+  if (!programs.ok()) return Fail("up", programs.status());
   UpFlags flags;
-  AddFlags(&parser, &flags);
+  AddFlags(&parser, *programs, &flags);
   if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
   if (const absl::Status status = Complete(&flags); !status.ok()) {
     fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
@@ -340,7 +337,7 @@ int RunUp(const Arguments& arguments) {
   const std::string secret = ClusterSecret();
   // Before any thread: it blocks signals.
   Supervisor supervisor({{"TANDEM_CLUSTER_SECRET", secret}});
-  return LocalCluster(std::move(flags), secret, &supervisor).Run(parser.Names());
+  return LocalCluster(std::move(flags), secret, &supervisor).Run(*programs);
 }
 
 }  // namespace tandem::cli

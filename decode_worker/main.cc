@@ -1,5 +1,7 @@
 // tandem_decode_worker: streams tokens under continuous batching, from KV that prefill workers ship
 // or that it computes itself.
+#include "common/base/build_info.h"
+#include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/config/flags.h"
 #include "common/rpc/worker_process.h"
@@ -10,10 +12,12 @@ namespace tandem::decode {
 namespace {
 
 void AddFlags(FlagSet* flags, WorkerOptions* o) {
+  flags->Group("Network");
   flags->Add("--kv-listen", &o->kv_listen,
              "address where prefill workers deliver KV blocks; port 0: any; default: the host of "
              "--listen, any port",
              "HOST:PORT");
+  flags->Group("Batching");
   flags->AddChoice("--role", &o->role, {"decode", "unified"},
                    "unified: prefill everything here, the baseline without disaggregation");
   flags->Add("--local-prefill-max-tokens", &o->local_prefill_max_tokens,
@@ -27,6 +31,7 @@ void AddFlags(FlagSet* flags, WorkerOptions* o) {
       "prompts computed here are cut so that a step takes no longer while others draw tokens; "
       "0: not; -1: 30 on a GPU, not on a CPU",
       "ms");
+  flags->Group("Timeouts");
   flags->Add("--kv-seal-timeout", &o->kv_seal_timeout,
              "how long no KV block may arrive after the first token before they are computed here",
              "s");
@@ -63,8 +68,12 @@ int Main(int argc, char** argv) {
   engine::AddEngineFlags(&flags, &options.engine);
   AddWorkerProcessFlags(&flags, &options.process);
   AddFlags(&flags, &options);
+  flags.AnswerVersion(VersionText(flags.program()));
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "decode"};
-  parts.validate = [&] { return Validate(options); };
+  parts.validate = [&] {
+    TANDEM_RETURN_IF_ERROR(Validate(options));
+    return ResolveModelDir("--model", &options.engine.model_dir);
+  };
   parts.start = [&](SignalWaiter* signals) { return StartWorker(options, signals); };
   return RunWorkerProcess(parts, argc, argv);
 }

@@ -1,4 +1,6 @@
 // tandem_prefill_worker: computes prompts and ships their KV blocks to decode workers.
+#include "common/base/build_info.h"
+#include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/config/flags.h"
 #include "common/rpc/worker_process.h"
@@ -22,10 +24,15 @@ int Main(int argc, char** argv) {
                 "Computes prompts in chunks and ships their KV blocks to decode workers.");
   engine::AddEngineFlags(&flags, &options.engine);
   AddWorkerProcessFlags(&flags, &options.process);
+  flags.Group("Batching");
   flags.Add("--max-waiting", &options.max_waiting,
             "prompts that may wait for KV blocks; more are refused");
+  flags.AnswerVersion(VersionText(flags.program()));
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "prefill"};
-  parts.validate = [&] { return Validate(options); };
+  parts.validate = [&] {
+    TANDEM_RETURN_IF_ERROR(Validate(options));
+    return ResolveModelDir("--model", &options.engine.model_dir);
+  };
   parts.start = [&](SignalWaiter* signals) { return StartWorker(options, signals); };
   return RunWorkerProcess(parts, argc, argv);
 }

@@ -2,16 +2,18 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <string>
 
 #include "absl/strings/ascii.h"
 #include "fmt/format.h"
 #include "spdlog/spdlog.h"
 
+#include "common/base/build_info.h"
 #include "common/base/log.h"
 #include "common/base/model_digest.h"
+#include "common/base/model_dir.h"
 #include "common/base/status.h"
+#include "common/config/dtype_choices.h"
 #include "common/config/flags.h"
 #include "common/config/log_flags.h"
 #include "common/metrics/metrics.h"
@@ -56,9 +58,12 @@ struct Flags {
 };
 
 void AddFlags(FlagSet* set, Flags* flags) {
+  set->Group("Model");
   set->Add("--model", &flags->model, "model directory (config.json, tokenizer.json, ...)");
   set->Add("--served-model-name", &flags->served_model_name,
-           "name that clients ask for; default: last part of --model");
+           "name that clients ask for; default: the name of the model directory, or ORG/NAME of "
+           "the Hugging "
+           "Face cache");
   set->AddChoice(
       "--load-format", &flags->load_format, {"auto", "dummy"},
       "what workers must hold. auto: the weights in --model; dummy: random ones of --seed");
@@ -67,17 +72,21 @@ void AddFlags(FlagSet* set, Flags* flags) {
       "--model-digest", &flags->model_digest,
       "digest of the weights that workers must hold (their logs say it), for a --model without "
       "weights");
-  set->AddChoice("--dtype", &flags->dtype, {"auto", "float32", "bfloat16"},
+  set->AddChoice("--dtype", &flags->dtype, kDTypeChoices,
                  "what workers must compute in; auto: what the first one does");
   set->Add("--block-size", &flags->block_size,
            "the workers' KV block size; 0: what the first one has", "tokens");
-  set->Add("--listen", &flags->listen, "HOST:PORT of the public API; port 0: any");
+  set->Group("Network");
+  set->Add("--listen", &flags->listen, "address of the public API; port 0: any", "HOST:PORT");
   set->Add("--internal-listen", &flags->internal_listen,
-           "HOST:PORT for workers and operators, who prove the cluster secret; port 0: any");
-  set->Add("--metrics-listen", &flags->metrics_listen, "HOST:PORT of /metrics; port 0: any");
+           "address for workers and operators, who prove the cluster secret; port 0: any",
+           "HOST:PORT");
+  set->Add("--metrics-listen", &flags->metrics_listen, "address of /metrics; port 0: any",
+           "HOST:PORT");
   set->Add("--cluster-secret", &flags->cluster_secret,
-           "what all processes of a cluster prove to each other; default: TANDEM_CLUSTER_SECRET, "
+           "what all processes of a cluster prove to each other; better in the environment, "
            "which `ps` does not show");
+  set->Group("Limits");
   set->Add("--normalize-prompts", &flags->normalize_prompts,
            "make trivially different prompts equal (NFC, line ends, trailing blanks)");
   set->Add("--max-queued-requests", &flags->max_queued_requests,
@@ -95,6 +104,13 @@ void AddFlags(FlagSet* set, Flags* flags) {
       "--max-priority", &flags->max_priority,
       "classes of priority that clients may ask for, up and down; each is worth 5 s of waiting",
       "classes");
+  set->AddBytes("--max-prompt-bytes", &flags->max_prompt_bytes, "largest prompt as text");
+  set->Add("--max-model-len", &flags->max_model_len,
+           "longest prompt and answer together; 0: the model's, or what the workers hold",
+           "tokens");
+  set->Add("--migrate", &flags->migrate,
+           "a stream whose decode worker is lost or drained goes on at another one");
+  set->Group("Timeouts");
   set->Add("--queue-timeout", &flags->queue_timeout, "longest wait for room at a worker", "s");
   set->Add("--max-wait", &flags->max_wait,
            "a request whose turn would come later, as far as can be told, is refused at once", "s");
@@ -110,12 +126,6 @@ void AddFlags(FlagSet* set, Flags* flags) {
       "s");
   set->Add("--worker-lost-after", &flags->worker_lost_after,
            "what runs at a worker that makes no progress for so long goes on elsewhere", "s");
-  set->Add("--migrate", &flags->migrate,
-           "a stream whose decode worker is lost or drained goes on at another one");
-  set->AddBytes("--max-prompt-bytes", &flags->max_prompt_bytes, "largest prompt as text");
-  set->Add("--max-model-len", &flags->max_model_len,
-           "longest prompt and answer together; 0: the model's, or what the workers hold",
-           "tokens");
   AddLogFlags(set, &flags->log);
 }
 
@@ -242,15 +252,16 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
 int Main(int argc, char** argv) {
   SignalWaiter signals;
   Flags flags;
-  if (const char* secret = std::getenv("TANDEM_CLUSTER_SECRET")) flags.cluster_secret = secret;
   FlagSet set("tandem_router", "Takes requests and sends each to a decode and a prefill worker.");
   AddFlags(&set, &flags);
+  set.AnswerVersion(VersionText(set.program()));
   absl::Status status = set.Parse(argc, argv);
   if (status.ok() && set.HelpRequested()) {
     fmt::print("{}", set.Help());
     return 0;
   }
   if (status.ok()) status = CheckFlags(flags);
+  if (status.ok()) status = ResolveModelDir("--model", &flags.model);
   if (!status.ok()) {
     fmt::print(stderr, "tandem_router: {}\n", MessageOf(status));
     return 2;

@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "spdlog/spdlog.h"
 
+#include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/rpc/load_wire.h"
@@ -80,7 +81,7 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
   TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
   const std::string name = process_.served_model_name.empty()
-                               ? engine::DefaultModelName(engine_->options().model_dir)
+                               ? DefaultModelName(engine_->options().model_dir)
                                : process_.served_model_name;
   watchdog_ = MakeWatchdog();
   capability_ = engine::CapabilityOf(*engine_, name);

@@ -34,6 +34,41 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text) {
   return static_cast<int64_t>(std::llround(number * factor));
 }
 
+absl::StatusOr<int64_t> ParseCount(std::string_view text) {
+  double number = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  const std::string_view unit(stop, static_cast<size_t>(end - stop));
+  constexpr std::string_view kThousands = "kmg";
+  constexpr std::string_view kBinary = "KMG";
+  double factor = 0;
+  if (unit.empty()) factor = 1;
+  if (unit.size() == 1) {
+    const size_t thousands = kThousands.find(unit[0]);
+    const size_t binary = kBinary.find(unit[0]);
+    if (thousands != std::string_view::npos) factor = std::pow(1e3, thousands + 1);
+    if (binary != std::string_view::npos) factor = std::pow(1024, binary + 1);
+  }
+  const double count = number * factor;
+  if (error != std::errc() || factor == 0 || !(std::abs(count) < 9.2e18) ||
+      count != std::round(count)) {
+    return InvalidArgument(
+        "'{}' is not a number of tokens; give an integer, 32k (32000) or 32K (32768)", text);
+  }
+  return static_cast<int64_t>(count);
+}
+
+std::string ExactBytes(int64_t bytes) {
+  constexpr std::array<const char*, 4> kUnits = {"KiB", "MiB", "GiB", "TiB"};
+  std::string out = std::to_string(bytes);
+  for (const char* unit : kUnits) {
+    if (bytes == 0 || bytes % 1024 != 0) break;
+    bytes /= 1024;
+    out = std::to_string(bytes) + unit;
+  }
+  return out;
+}
+
 std::string FormatBytes(int64_t bytes) {
   constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
   double value = static_cast<double>(bytes);

@@ -13,6 +13,13 @@ namespace tandem {
 // and a blank before the unit do not matter, a trailing B is optional. InvalidArgument otherwise.
 absl::StatusOr<int64_t> ParseBytes(std::string_view text);
 
+// Numbers of tokens as vLLM takes them: "32768", "32k" (thousands; also m, g, and 1.5k), "32K"
+// (times 1024; also M, G, whole numbers only). InvalidArgument otherwise.
+absl::StatusOr<int64_t> ParseCount(std::string_view text);
+
+// What ParseBytes reads as exactly this number, as short as that can be: "1GiB", "1000".
+std::string ExactBytes(int64_t bytes);
+
 // "57,344 B" is the caller's affair; this is for people: "14.2 GiB".
 std::string FormatBytes(int64_t bytes);
 

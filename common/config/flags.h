@@ -7,12 +7,18 @@
 //   absl::Status status = flags.Parse(argc, argv);
 //   if (status.ok() && flags.HelpRequested()) { print flags.Help(), exit 0 }
 //
-// An unknown flag or YAML key is an error that suggests the nearest name; a bad value names the
-// flag, the value and what is accepted.
+// What is given nowhere else may come from the environment: --max-num-seqs from
+// TANDEM_MAX_NUM_SEQS, and the flags of `tandem chat`, whose names mean other things in other
+// commands, from TANDEM_CHAT_MODEL and so on. The order is flag, environment, YAML file, default;
+// an empty variable counts as none.
 //
-// Every program also answers --list-flags (in no help text) with its table of flags as JSON, from
-// which `tandem up` learns who takes which flag: the program that will be started is the only one
-// that knows its own flags for certain. Not thread-safe; used at start only.
+// An unknown flag or YAML key is an error that suggests the nearest name, or says what to do
+// instead of a flag of vLLM's or TGI's; a bad value names the flag, where it came from, the value
+// and what is accepted.
+//
+// Every program also answers --list-flags (in no help text) with its FlagTable as JSON, from which
+// `tandem up` learns who takes which flag: the program that will be started is the only one that
+// knows its own flags for certain. Not thread-safe; used at start only.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +30,8 @@
 
 #include "absl/status/status.h"
 
+#include "common/config/flag_table.h"
+
 namespace tandem {
 
 class FlagSet {
@@ -31,9 +39,14 @@ class FlagSet {
   FlagSet(std::string program, std::string description);
   ~FlagSet();
 
+  // Heading in the help of the flags added from here on; --help=NAME shows these alone.
+  void Group(const std::string& name);
+  // A whole command for the end of the help, perhaps with "  # what for".
+  void Example(const std::string& command);
+
   // `target` holds the default and receives the value. `unit` ("tokens", "ms", "bytes", "") is
   // shown in the help. Booleans take --name, --name=true|false and --no-name. Byte sizes accept
-  // suffixes K, M, G, KiB, MiB, GiB.
+  // suffixes K, M, G, KiB, MiB, GiB; integers in tokens those of ParseCount (32k, 128K).
   void Add(const std::string& name, bool* target, const std::string& help);
   void Add(const std::string& name, int* target, const std::string& help,
            const std::string& unit = "");
@@ -62,18 +75,27 @@ class FlagSet {
   // Positional argument.
   void AddPositional(const std::string& name, std::string* target, const std::string& help,
                      bool required);
-  // What is not ours is collected here instead of refused (`tandem up ... [worker flags]`).
-  void CollectUnknown(std::vector<std::string>* target);
+  // Takes the flags of another program, but for those that are ours too: what is given of them goes
+  // to `given` as --name=value; of values only choices are checked (`tandem up ... [worker
+  // flags]`).
+  void AddForeign(const FlagTable& table, std::vector<std::string>* given);
+  // Refuses a flag added before, wherever it is given, and says why; no help shows it.
+  void Refuse(const std::string& name, const std::string& why);
+  // The variable that sets a flag added before, instead of the one made from its name; "": none.
+  void SetEnvironment(const std::string& name, const std::string& variable);
+  // Makes the program answer --version with `text`.
+  void AnswerVersion(const std::string& text);
 
-  // Understands --help, --config and --list-flags besides what was added.
+  // Understands -h, --help, --help=GROUP, --config and --list-flags besides what was added.
   absl::Status Parse(int argc, const char* const* argv);
   absl::Status Parse(const std::vector<std::string>& args);
   const std::string& program() const;
-  // --help or --list-flags was given.
+  // --help, --version or --list-flags was given.
   bool HelpRequested() const;
-  // After --list-flags {"program": ..., "flags": [{"name", "boolean", "unit", "default", "help"},
-  // ...]}; otherwise text for people.
+  // What was asked for: the table as JSON, the version, or help for people, wrapped to the width of
+  // the terminal (80 columns where stdout is none).
   std::string Help() const;
+  FlagTable Table() const;
   // Names of all flags, for suggestions across programs.
   std::vector<std::string> Names() const;
 

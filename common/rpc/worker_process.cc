@@ -1,7 +1,6 @@
 #include "common/rpc/worker_process.h"
 
 #include <cstdio>
-#include <cstdlib>
 #include <unistd.h>
 
 #include "fmt/format.h"
@@ -15,6 +14,7 @@
 namespace tandem {
 
 void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
+  flags->Group("Network");
   flags->Add("--router", &o->router, "internal address of the router to join; empty: stand alone",
              "HOST:PORT");
   flags->Add("--listen", &o->listen, "address of the RPC service; port 0: any", "HOST:PORT");
@@ -23,15 +23,18 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
   flags->Add("--advertise-host", &o->advertise_host,
              "host that others reach this worker by; default: the host of --listen");
   flags->Add("--worker-id", &o->worker_id, "name in the cluster; default: drawn at random");
-  flags->Add("--served-model-name", &o->served_model_name,
-             "name of the model in the API; default: the name of the model directory");
+  flags->Add(
+      "--served-model-name", &o->served_model_name,
+      "name that clients ask for; default: the name of the model directory, or ORG/NAME of the "
+      "Hugging Face cache");
   flags->Add("--kv-transport", &o->kv_transport,
              "how KV blocks travel between workers: auto (the best that both have), or some of "
              "cuda_ipc,shm,tcp in order of preference",
              "NAMES");
   flags->Add("--cluster-secret", &o->cluster_secret,
-             "what all processes of a cluster prove to each other; default: "
-             "TANDEM_CLUSTER_SECRET, which `ps` does not show");
+             "what all processes of a cluster prove to each other; better in the environment, "
+             "which `ps` does not show");
+  flags->Group("Timeouts");
   flags->Add("--drain-timeout", &o->drain_timeout,
              "how long running requests may take to finish after SIGTERM", "s");
   flags->Add("--step-timeout", &o->step_timeout,
@@ -63,7 +66,6 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
     ReportFailure(parts.flags->program(), MessageOf(status));
     return code;
   };
-  if (const char* secret = std::getenv("TANDEM_CLUSTER_SECRET")) options.cluster_secret = secret;
   absl::Status status = parts.flags->Parse(argc, argv);
   if (status.ok() && parts.flags->HelpRequested()) {
     fmt::print("{}", parts.flags->Help());

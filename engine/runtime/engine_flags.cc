@@ -1,23 +1,29 @@
 #include "engine/runtime/engine_flags.h"
 
-#include <string>
-
-#include "engine/runtime/backend.h"
+#include "common/config/dtype_choices.h"
 
 namespace tandem::engine {
 
 void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
-  flags->Add("--model", &options->model_dir, "Model directory (Hugging Face layout)");
+  flags->Group("Model");
+  flags->Add("--model", &options->model_dir, "Model directory (Hugging Face layout)", "directory");
   flags->AddChoice("--load-format", &options->load_format, {"auto", "dummy"},
                    "auto: safetensors; dummy: random weights made from config.json and --seed");
-  std::string devices = "auto";
-  for (const BackendEntry& backend : Backends()) devices += ", " + backend.name;
+  flags->Add("--seed", &options->seed, "Seed of dummy weights");
+  flags->Group("Compute");
   flags->Add("--device", &options->device,
-             "Where to compute: " + devices + "; auto takes the best there is");
-  flags->AddChoice("--dtype", &options->dtype, {"auto", "float32", "bfloat16"},
+             "Where to compute: cpu, cuda in a build that has it, or auto: the best there is");
+  flags->AddChoice("--dtype", &options->dtype, kDTypeChoices,
                    "Type of weights and KV; auto: bfloat16 where the device has it");
-  flags->Add("--block-size", &options->block_size, "KV block size: 16, 32, 64, 128 or 256",
-             "tokens");
+  flags->Add("--gpu", &options->gpu, "Number of the GPU, among those of CUDA_VISIBLE_DEVICES");
+  flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
+  flags->Add("--batch-invariant", &options->batch_invariant,
+             "Same tokens whatever else is in the batch and however a prompt is cut; slower on a "
+             "GPU, always so on a CPU in float32");
+  flags->Add("--min-step-ms", &options->min_step_ms,
+             "A forward pass takes no less, as that of a larger model would; for experiments",
+             "ms");
+  flags->Group("Batching");
   flags->Add("--max-model-len", &options->max_model_len,
              "Longest sequence, prompt and output; 0: as long as the model and the KV pool allow",
              "tokens");
@@ -25,22 +31,16 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
              "Most tokens in one forward pass; 0: 512 on a CPU, 8192 on a GPU", "tokens");
   flags->Add("--max-num-seqs", &options->max_num_seqs,
              "Most sequences in one forward pass; 0: 64 on a CPU, 256 on a GPU");
+  flags->Group("Memory");
+  flags->Add("--block-size", &options->block_size, "KV block size: 16, 32, 64, 128 or 256",
+             "tokens");
   flags->Add("--gpu-memory-utilization", &options->gpu_memory_utilization,
              "Share of a GPU's whole memory for this process; the KV pool takes what weights and "
              "workspaces leave of it");
-  flags->Add("--gpu", &options->gpu, "Number of the GPU, among those of CUDA_VISIBLE_DEVICES");
   flags->AddBytes("--kv-cache-memory-bytes", &options->kv_cache_memory_bytes,
                   "Size of the KV pool; 0: chosen from the memory available");
   flags->Add("--enable-prefix-caching", &options->enable_prefix_caching,
              "Keep computed KV blocks for prompts that begin alike");
-  flags->Add("--batch-invariant", &options->batch_invariant,
-             "Same tokens whatever else is in the batch and however a prompt is cut; slower on a "
-             "GPU, always so on a CPU in float32");
-  flags->Add("--min-step-ms", &options->min_step_ms,
-             "A forward pass takes no less, as that of a larger model would; for experiments",
-             "ms");
-  flags->Add("--seed", &options->seed, "Seed of dummy weights");
-  flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
 }
 
 }  // namespace tandem::engine

@@ -1,7 +1,5 @@
 #include "engine/wire/cluster_wire.h"
 
-#include <filesystem>
-
 #include "common/base/block_hash.h"
 #include "common/base/dtype.h"
 #include "common/rpc/cluster_client.h"
@@ -33,13 +31,6 @@ internal::v1::BlockEvents BlockEventsToProto(const BlockEvents& events, bool cle
   for (const Hash128& hash : events.removed) out.add_removed(hash.ToBytes());
   out.set_cleared(cleared);
   return out;
-}
-
-std::string DefaultModelName(const std::string& model_dir) {
-  std::filesystem::path path = std::filesystem::path(model_dir).lexically_normal();
-  if (!path.has_filename()) path = path.parent_path();
-  const std::string name = path.filename().string();
-  return name.empty() || name == "." || name == ".." ? "model" : name;
 }
 
 }  // namespace tandem::engine

@@ -18,7 +18,4 @@ internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& s
 // `cleared`: the events are a snapshot that replaces all the router knew.
 internal::v1::BlockEvents BlockEventsToProto(const BlockEvents& events, bool cleared);
 
-// The directory's own name, for --served-model-name; "model" where there is none.
-std::string DefaultModelName(const std::string& model_dir);
-
 }  // namespace tandem::engine

@@ -1,9 +1,9 @@
 #include "router/request/served_model.h"
 
-#include <filesystem>
 #include <utility>
 
 #include "common/base/file.h"
+#include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/rpc/cluster_client.h"
 
@@ -13,12 +13,7 @@ absl::StatusOr<ServedModel> ServedModel::Load(const std::string& model_dir,
                                               const std::string& name) {
   TANDEM_RETURN_IF_ERROR(CheckModelDir("--model", model_dir));
   ServedModel model;
-  model.name = name;
-  if (model.name.empty()) {
-    const std::filesystem::path path = std::filesystem::path(model_dir).lexically_normal();
-    model.name = (path.has_filename() ? path : path.parent_path()).filename().string();
-    if (model.name.empty() || model.name == "." || model.name == "..") model.name = "model";
-  }
+  model.name = name.empty() ? DefaultModelName(model_dir) : name;
   TANDEM_ASSIGN_OR_RETURN(model.config, ModelConfig::Load(model_dir));
   TANDEM_ASSIGN_OR_RETURN(model.defaults, LoadGenerationConfig(model_dir));
   model.eos_token_ids = model.defaults.eos_token_ids.empty() ? model.config.eos_token_ids

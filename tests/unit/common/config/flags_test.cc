@@ -1,7 +1,10 @@
 #include "common/config/flags.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <sstream>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -10,8 +13,10 @@
 namespace tandem {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 struct Options {
   bool caching = true;
@@ -127,8 +132,8 @@ TEST_F(FlagsTest, YamlErrorsNameFileLineAndNearestKey) {
   EXPECT_THAT(Error({"--config", path}), HasSubstr("twice"));
   WriteConfig("- 1\n");
   EXPECT_THAT(Error({"--config", path}), HasSubstr("map"));
-  WriteConfig("a: {b\n");
-  EXPECT_THAT(Error({"--config", path}), HasSubstr(path));
+  WriteConfig("seed: 1\na: {b\n");
+  EXPECT_THAT(Error({"--config", path}), AllOf(HasSubstr(path), HasSubstr("line 3")));
   WriteConfig("");
   EXPECT_EQ(Error({"--config", path}), "");
   EXPECT_THAT(Error({"--config", "/nowhere.yaml"}), HasSubstr("/nowhere.yaml"));
@@ -139,19 +144,114 @@ TEST_F(FlagsTest, HelpListsFlagUnitAndDefault) {
   EXPECT_TRUE(flags_.HelpRequested());
   const std::string help = flags_.Help();
   EXPECT_THAT(help, HasSubstr("KV block size (tokens; default 16)"));
-  EXPECT_THAT(help, HasSubstr("--no-enable-prefix-caching"));
+  EXPECT_THAT(help, HasSubstr("--[no-]enable-prefix-caching"));
   EXPECT_THAT(help, HasSubstr("auto, float32, bfloat16"));
   EXPECT_THAT(help, HasSubstr("--config"));
 }
 
-TEST_F(FlagsTest, CollectUnknownKeepsWhatIsNotOurs) {
-  std::vector<std::string> rest;
-  flags_.CollectUnknown(&rest);
-  const std::string path = WriteConfig("max_num_seqs: 8\nblock-size: 32\n");
-  ASSERT_EQ(Error({"--config", path, "--role=unified", "--seed", "3", "--num-threads", "2"}), "");
-  EXPECT_THAT(rest, ElementsAre("--role=unified", "--num-threads", "2", "--max-num-seqs=8"));
-  EXPECT_EQ(options_.seed, 3u);
-  EXPECT_EQ(options_.block_size, 32);
+TEST_F(FlagsTest, HelpAlsoByItsShortName) {
+  ASSERT_EQ(Error({"-h"}), "");
+  EXPECT_TRUE(flags_.HelpRequested());
+  EXPECT_THAT(flags_.Help(), HasSubstr("-h, --help"));
+}
+
+TEST_F(FlagsTest, HelpFitsEightyColumns) {
+  flags_.Group("Speed");
+  bool invariant = false;
+  flags_.Add("--a-flag-whose-name-alone-takes-half-a-line", &invariant,
+             "the same tokens whatever else is in the batch and however a prompt is cut into parts "
+             "that are computed one after the other");
+  ASSERT_EQ(Error({"--help"}), "");
+  std::istringstream help(flags_.Help());
+  size_t longest = 0;
+  for (std::string line; std::getline(help, line);) longest = std::max(longest, line.size());
+  EXPECT_LE(longest, 80u) << flags_.Help();
+  EXPECT_GE(longest, 70u) << flags_.Help();
+}
+
+TEST_F(FlagsTest, HelpOfOneGroupOrOfAWord) {
+  flags_.Group("Network");
+  int port = 0;
+  flags_.Add("--port", &port, "where to listen");
+  ASSERT_EQ(Error({"--help=network"}), "");
+  EXPECT_THAT(flags_.Help(), AllOf(HasSubstr("--port"), Not(HasSubstr("--seed"))));
+  ASSERT_EQ(Error({"--help=cache"}), "");
+  EXPECT_THAT(flags_.Help(), AllOf(HasSubstr("--kv-cache-memory-bytes"), Not(HasSubstr("--port"))));
+  ASSERT_EQ(Error({"--help=nonsense"}), "");
+  EXPECT_THAT(flags_.Help(), HasSubstr("Network"));
+}
+
+TEST_F(FlagsTest, TokensAsPeopleWriteThem) {
+  std::optional<uint64_t> most;
+  flags_.Add("--max-tokens", &most, "tokens to generate", "tokens");
+  ASSERT_EQ(Error({"--block-size=2k", "--max-tokens", "128K"}), "");
+  EXPECT_EQ(options_.block_size, 2000);
+  EXPECT_EQ(most, 131072u);
+  ASSERT_EQ(Error({"--max-tokens", "1.5k"}), "");
+  EXPECT_EQ(most, 1500u);
+  EXPECT_THAT(Error({"--block-size=32x"}), HasSubstr("32k"));
+  EXPECT_THAT(Error({"--block-size=9g"}), HasSubstr("out of range"));
+  EXPECT_THAT(Error({"--block-size=0.0001k"}), HasSubstr("not a number of tokens"));
+  EXPECT_THAT(Error({"--seed=1k"}), HasSubstr("'1k'"));  // no tokens
+}
+
+// A variable of the environment for as long as the test.
+struct Variable {
+  Variable(std::string name, const std::string& value) : name(std::move(name)) {
+    setenv(this->name.c_str(), value.c_str(), 1);
+  }
+  ~Variable() { unsetenv(name.c_str()); }
+  const std::string name;
+};
+
+TEST_F(FlagsTest, FlagBeforeEnvironmentBeforeFileBeforeDefault) {
+  const std::string path = WriteConfig("block-size: 64\nseed: 64\nmodel: file\n");
+  const Variable size("TANDEM_BLOCK_SIZE", "32");
+  const Variable seed("TANDEM_SEED", "32");
+  const Variable empty("TANDEM_MODEL", "");
+  ASSERT_EQ(Error({"--config", path, "--block-size=16"}), "");
+  EXPECT_EQ(options_.block_size, 16);
+  EXPECT_EQ(options_.seed, 32u);
+  EXPECT_EQ(options_.model, "file");
+  EXPECT_EQ(options_.timeout, 30);
+}
+
+TEST_F(FlagsTest, ABadVariableIsNamed) {
+  const Variable size("TANDEM_BLOCK_SIZE", "tcp://10.0.0.1:80");
+  EXPECT_THAT(Error({}), AllOf(HasSubstr("TANDEM_BLOCK_SIZE"), HasSubstr("--block-size"),
+                               HasSubstr("tcp://10.0.0.1:80")));
+  EXPECT_EQ(Error({"--help"}), "");
+}
+
+TEST(FlagsEnvironmentTest, CommandsThatMeanOtherThingsHaveOtherVariables) {
+  std::string model = "default";
+  std::string server;
+  FlagSet flags("tandem chat", "Talks.");
+  flags.Add("--model", &model, "served name");
+  flags.Add("--server", &server, "address");
+  flags.SetEnvironment("--server", "TANDEM_SERVER");
+  const Variable directory("TANDEM_MODEL", "/models/a");
+  const Variable name("TANDEM_CHAT_MODEL", "a");
+  const Variable address("TANDEM_SERVER", "host:1");
+  ASSERT_TRUE(flags.Parse(std::vector<std::string>{}).ok());
+  EXPECT_EQ(model, "a");
+  EXPECT_EQ(server, "host:1");
+}
+
+TEST_F(FlagsTest, FlagsOfOtherServersSayWhatToDoInstead) {
+  EXPECT_THAT(Error({"--tensor-parallel-size", "2"}),
+              AllOf(HasSubstr("--tensor-parallel-size"), HasSubstr("--prefill N")));
+  EXPECT_THAT(Error({"--model-id=x"}), HasSubstr("--model DIR"));
+  const std::string path = WriteConfig("max_total_tokens: 4096\n");
+  EXPECT_THAT(Error({"--config", path}), AllOf(HasSubstr("line 1"), HasSubstr("--max-model-len")));
+}
+
+TEST_F(FlagsTest, AnswersVersionWhereItHasOne) {
+  EXPECT_THAT(Error({"--version"}), HasSubstr("unknown flag --version"));
+  flags_.AnswerVersion("tandem_test 1.2.3\n");
+  ASSERT_EQ(Error({"--version"}), "");
+  ASSERT_TRUE(flags_.HelpRequested());
+  EXPECT_EQ(flags_.Help(), "tandem_test 1.2.3\n");
 }
 
 TEST(FlagsOptionalTest, UnsetUnlessGivenAndRepeatable) {
@@ -219,11 +319,24 @@ TEST_F(FlagsTest, ListFlagsAnswersInJsonAndStaysOutOfTheHelp) {
   const auto list = nlohmann::json::parse(flags_.Help());
   EXPECT_EQ(list["program"], "tandem_test");
   const nlohmann::json block_size = {{"name", "--block-size"},
-                                     {"boolean", false},
+                                     {"group", ""},
                                      {"unit", "tokens"},
                                      {"default", "16"},
-                                     {"help", "KV block size"}};
+                                     {"environment", "TANDEM_BLOCK_SIZE"},
+                                     {"help", "KV block size"},
+                                     {"choices", nlohmann::json::array()},
+                                     {"boolean", false},
+                                     {"required", false},
+                                     {"foreign", false}};
   EXPECT_THAT(list["flags"], testing::Contains(block_size));
+}
+
+TEST(FlagTableTest, AnythingElseIsRefused) {
+  for (const char* text :
+       {"", "Usage: worker [flags]", "[]", R"({"flags": 1})", R"({"program": "a", "flags": [1]})",
+        R"({"program": "a", "flags": [{"name": "size"}]})"}) {
+    EXPECT_FALSE(ParseTable(text).ok()) << text;
+  }
 }
 
 }  // namespace

@@ -1,0 +1,24 @@
+// The table of subcommands.
+#include <array>
+
+#include "cli/command.h"
+
+namespace tandem::cli {
+
+std::span<const Command> Commands() {
+  static constexpr std::array<Command, 10> kCommands = {{
+      {"up", "start a cluster on this machine and keep it running; also: serve", RunUp},
+      {"chat", "talk with the model", RunChat},
+      {"generate", "continue one prompt", RunGenerate},
+      {"bench", "measure a running cluster under load", RunBench},
+      {"plan", "say how to split some cards between prompts and answers", RunPlan},
+      {"status", "show the workers of a running cluster", RunStatus},
+      {"drain", "let a worker finish its requests and leave", RunDrain},
+      {"inspect", "say what a model directory holds and what memory it needs", RunInspect},
+      {"completion", "print what makes bash or zsh complete commands and flags", RunCompletion},
+      {"version", "print the version, how this was built, and what the machine has", RunVersion},
+  }};
+  return kCommands;
+}
+
+}  // namespace tandem::cli
