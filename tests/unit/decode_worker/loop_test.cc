@@ -300,11 +300,17 @@ TEST(LoopTest, TheYoungestIsPreemptedAndLosesNoToken) {
     LoopHarness h(options);
     Client& old = h.Submit(MakePrompt(8, 1), Greedy(30));
     Client& young = h.Submit(MakePrompt(9, 2), Greedy(30));
+    for (int i = 0; i < 100; ++i) {
+      h.Step();
+      h.clock.Advance(absl::Milliseconds(1));
+    }
     h.StepAll();
     h.ExpectFinished(old);
     h.ExpectFinished(young);
     EXPECT_EQ(old.events.back().timing->preemptions, 0);
     EXPECT_GE(young.events.back().timing->preemptions, 1);
+    EXPECT_EQ(old.events.back().timing->stages[Stage::kPreempted], 0);
+    EXPECT_GE(young.events.back().timing->stages[Stage::kPreempted], 5);
     EXPECT_EQ(h.decode_metrics.worker.preemptions.Value(), young.events.back().timing->preemptions);
     h.ExpectNoLeak();
   }
@@ -366,10 +372,12 @@ TEST(LoopTest, ASlowReaderIsPausedAndItsNeighboursAreNot) {
   h.ExpectFinished(quick);
   EXPECT_EQ(slow.stream->pending(), 4u);
   EXPECT_EQ(h.loop->num_sequences(), 1u);
+  h.clock.Advance(absl::Seconds(3));
   slow.reading = true;
   slow.Read();
   h.StepAll();
   h.ExpectFinished(slow);
+  EXPECT_EQ(slow.events.back().timing->stages[Stage::kPaused], 3000);
   EXPECT_LT(slow.events.size(), 40u);
   EXPECT_EQ(slow.events[0].token_ids.size(), 4u);  // coalesced
   h.ExpectNoLeak();
@@ -544,6 +552,7 @@ TEST(LoopTest, KvThatNeverComesIsComputedHere) {
   EXPECT_EQ(h.caller.calls.size(), 1u);
   EXPECT_EQ(h.decode_metrics.kv_recomputes.Value(), 1);
   EXPECT_EQ(client.events.back().timing->transport, "local");
+  EXPECT_EQ(client.events.back().timing->stages[Stage::kKvTransferExposed], 10'000);
   EXPECT_EQ(h.pool.counts().quarantined, 6);
   h.Quiet(*h.caller.calls[0]);
   h.StepAll();
@@ -594,6 +603,36 @@ TEST(LoopTest, EachFailedPrefillGetsANewTransferUntilNobodyIsLeft) {
   ASSERT_TRUE(client.end.has_value());
   EXPECT_TRUE(absl::IsUnavailable(*client.end));
   EXPECT_EQ(h.pool.counts().quarantined, 12);
+  for (auto& call : h.caller.calls) h.Quiet(*call);
+  h.StepAll();
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, TheTimeOfAFailedPrefillIsNamed) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 2);
+  h.Step();
+  h.clock.Advance(absl::Seconds(2));
+  h.ReplyError(*h.caller.calls[0], absl::UnavailableError("gone"));
+  h.Step();
+  h.Serve(*h.caller.calls.at(1));
+  h.StepAll();
+  h.ExpectFinished(client);
+  EXPECT_EQ(client.events.back().timing->stages[Stage::kFailedAttempts], 2000);
+}
+
+// What killed two prefill workers would kill a third.
+TEST(LoopTest, APromptTakesTwoPrefillWorkersAlongAndNotMore) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(8), 3);
+  for (size_t died = 0; died < 2; ++died) {
+    h.Step();
+    h.ReplyError(*h.caller.calls.at(died), absl::UnavailableError("gone"));
+  }
+  h.Step();
+  EXPECT_EQ(h.caller.calls.size(), 2u);
+  ASSERT_TRUE(client.end.has_value());
+  EXPECT_THAT(client.end->ToString(), testing::HasSubstr("2 prefill workers were lost"));
   for (auto& call : h.caller.calls) h.Quiet(*call);
   h.StepAll();
   h.ExpectNoLeak();

@@ -494,6 +494,7 @@ TEST_F(KvReceiverTest, CancelBeforeTheSenderComes) {
 }
 
 TEST_F(KvReceiverTest, CancelledBeforeASenderCameIsQuietAtOnce) {
+  options().quiet_timeout = absl::Hours(1);  // nothing waits for it
   Start();
   const KvSendTarget target = ends_.Expect(id_, 1, {9});
   ends_.receiver->Cancel(id_, 1);

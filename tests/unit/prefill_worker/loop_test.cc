@@ -220,6 +220,29 @@ TEST(PrefillLoop, FullPoolMakesPromptsWait) {
   h.ExpectNothingHeld();
 }
 
+// Small prompts come so that the pool is never empty, and pass the one that needs all of it; after
+// a while they wait behind it.
+TEST(PrefillLoop, ABigPromptIsNotPassedForever) {
+  LoopHarness h({.num_blocks = 4});
+  h.sender.complete_at_once = false;
+  Work held = h.MakeWork(Tokens(10, 100));
+  h.Submit(held);
+  h.Step();
+  const Work big = h.MakeWork(Tokens(60));
+  h.Submit(big);
+  for (int i = 1; i < 5 * kMaxTimesPassed; ++i) {
+    const Work small = h.MakeWork(Tokens(10, 100 + i));
+    h.Submit(small);
+    h.Step();
+    h.sender.Complete(held.target.id, 0, absl::OkStatus());
+    if (!h.replies.contains(small.id)) break;  // it waits behind the big one
+    held = small;
+    h.Step();
+  }
+  for (int i = 0; i < 3; ++i) h.Step();
+  EXPECT_TRUE(h.replies.contains(big.id));
+}
+
 TEST(PrefillLoop, PromptThatCanNeverFitIsRefused) {
   LoopHarness h({.num_blocks = 4});
   const uint64_t id = h.Submit(h.MakeWork(Tokens(65)));
