@@ -388,6 +388,7 @@ TEST_F(RouterServerTest, AClientsDeadlineIsNoLongerThanTheRouters) {
 TEST_F(RouterServerTest, ThePublicPortHasThePublicServicesOnly) {
   StartRouter();
   grpc::ClientContext admin_context, join_context;
+  join_context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
   v1::DrainWorkerRequest drain;
   v1::DrainWorkerResponse drained;
   EXPECT_EQ(v1::Admin::NewStub(channel_)->DrainWorker(&admin_context, drain, &drained).error_code(),
