@@ -1,10 +1,8 @@
 // `tandem version`: what was built, and what this machine offers it.
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 
-#include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
+#include "absl/strings/ascii.h"
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "grpcpp/grpcpp.h"

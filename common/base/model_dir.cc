@@ -7,8 +7,8 @@
 #include <system_error>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_replace.h"
-#include "absl/strings/strip.h"
 #include "fmt/ranges.h"
 
 #include "common/base/file.h"

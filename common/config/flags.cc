@@ -6,7 +6,6 @@
 #include <concepts>
 #include <cstdlib>
 #include <functional>
-#include <limits>
 #include <optional>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -63,18 +62,20 @@ absl::Status ParseBool(const std::string& text, bool* out) {
   return InvalidArgument("'{}' is not accepted; give true or false", text);
 }
 
-// A number of tokens may be written 32k.
+// A whole number of tokens may be written 32k.
 template <typename T>
-absl::Status ParseInteger(const std::string& text, bool tokens, const char* accepted, T* out) {
-  if (!tokens || text.empty() || !absl::ascii_isalpha(text.back())) {
-    return ParseNumber(text, accepted, out);
+absl::Status ParseValue(const std::string& text, bool tokens, const char* accepted, T* out) {
+  if constexpr (std::integral<T>) {
+    if (tokens && !text.empty() && absl::ascii_isalpha(text.back())) {
+      TANDEM_ASSIGN_OR_RETURN(const int64_t count, ParseCount(text));
+      if (!std::in_range<T>(count)) {
+        return InvalidArgument("'{}' is out of range; {} is accepted", text, accepted);
+      }
+      *out = static_cast<T>(count);
+      return absl::OkStatus();
+    }
   }
-  TANDEM_ASSIGN_OR_RETURN(const int64_t count, ParseCount(text));
-  if (!std::in_range<T>(count)) {
-    return InvalidArgument("'{}' is out of range; {} is accepted", text, accepted);
-  }
-  *out = static_cast<T>(count);
-  return absl::OkStatus();
+  return ParseNumber(text, accepted, out);
 }
 
 absl::Status CheckChoice(const std::string& text, const std::vector<std::string>& choices) {
@@ -100,11 +101,7 @@ Flag OptionalFlag(const std::string& name, std::optional<T>* target, const std::
   return {.info = {.name = name, .unit = unit, .help = help},
           .set = [target, accepted, tokens = unit == kTokens](const std::string& text) {
             T value{};
-            if constexpr (std::integral<T>) {
-              TANDEM_RETURN_IF_ERROR(ParseInteger(text, tokens, accepted, &value));
-            } else {
-              TANDEM_RETURN_IF_ERROR(ParseNumber(text, accepted, &value));
-            }
+            TANDEM_RETURN_IF_ERROR(ParseValue(text, tokens, accepted, &value));
             *target = value;
             return absl::OkStatus();
           }};
@@ -250,7 +247,7 @@ void FlagSet::Add(const std::string& name, int* target, const std::string& help,
   impl_->AddFlag(
       {.info = {.name = name, .unit = unit, .default_text = std::to_string(*target), .help = help},
        .set = [target, tokens = unit == kTokens](const std::string& text) {
-         return ParseInteger(text, tokens, "an integer", target);
+         return ParseValue(text, tokens, "an integer", target);
        }});
 }
 
@@ -259,7 +256,7 @@ void FlagSet::Add(const std::string& name, uint64_t* target, const std::string& 
   impl_->AddFlag(
       {.info = {.name = name, .unit = unit, .default_text = std::to_string(*target), .help = help},
        .set = [target, tokens = unit == kTokens](const std::string& text) {
-         return ParseInteger(text, tokens, "a non-negative integer", target);
+         return ParseValue(text, tokens, "a non-negative integer", target);
        }});
 }
 
