@@ -14,6 +14,7 @@
 #include "cli/cluster_note.h"
 #include "cli/command.h"
 #include "cli/gpu_placement.h"
+#include "cli/metrics_targets.h"
 #include "cli/program_flags.h"
 #include "cli/supervisor.h"
 #include "common/base/file.h"
@@ -41,6 +42,8 @@ struct UpFlags {
   std::string host = "127.0.0.1";
   int port = 8000;
   int internal_port = 0;
+  int metrics_port = 0;
+  std::string metrics_sd_file;
   double start_timeout_s = 600;
   double stop_timeout_s = 45;
   std::vector<std::string> forwarded;
@@ -76,6 +79,12 @@ void AddFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags* 
   parser->Add("--port", &flags->port, "the router's port; 0: any");
   parser->Add("--internal-port", &flags->internal_port,
               "the router's port for workers and operators, on 127.0.0.1; 0: any");
+  parser->Add("--metrics-port", &flags->metrics_port,
+              "port of the router's /metrics on --host; workers have those behind it, prefill "
+              "first; 0: any");
+  parser->Add("--metrics-sd-file", &flags->metrics_sd_file,
+              "kept up to date with all metrics addresses, for Prometheus' file_sd_configs",
+              "*.json");
   parser->Add("--start-timeout", &flags->start_timeout_s, "time to become ready", "s");
   parser->Add("--stop-timeout", &flags->stop_timeout_s, "time to finish requests when stopped",
               "s");
@@ -116,6 +125,11 @@ absl::Status Complete(UpFlags* flags) {
     return InvalidArgument("--internal-port: must be from 0 to 65535, got {}",
                            flags->internal_port);
   }
+  const auto workers = static_cast<int>(*flags->prefill + *flags->decode + flags->unified);
+  if (flags->metrics_port < 0 || flags->metrics_port > 65535 - workers) {
+    return InvalidArgument("--metrics-port: must be from 0 to {} with {} workers, got {}",
+                           65535 - workers, workers, flags->metrics_port);
+  }
   return absl::OkStatus();
 }
 
@@ -135,7 +149,10 @@ int NumCores() {
 class LocalCluster {
  public:
   LocalCluster(UpFlags flags, std::string secret, Supervisor* supervisor)
-      : flags_(std::move(flags)), secret_(std::move(secret)), supervisor_(supervisor) {}
+      : flags_(std::move(flags)),
+        secret_(std::move(secret)),
+        supervisor_(supervisor),
+        targets_(flags_.metrics_sd_file) {}
   ~LocalCluster() {
     if (!address_.empty()) RemoveClusterNote(address_);
   }
@@ -149,8 +166,9 @@ class LocalCluster {
       ReportAddresses();
       fmt::print("ready {}\n", address_);
       std::fflush(stdout);
-      while (supervisor_->Step(absl::Seconds(60)) == 0) {
-      }
+      do {
+        TellPrometheus();
+      } while (supervisor_->Step(absl::Seconds(60)) == 0);
       return StopAll() ? kExitOk : kExitFailed;
     }
     if (absl::IsCancelled(started)) return StopAll() ? kExitOk : kExitFailed;
@@ -210,15 +228,19 @@ class LocalCluster {
     const std::string listen = HostPort{flags_.host, flags_.port}.ToString();
     const std::string internal = HostPort{"127.0.0.1", flags_.internal_port}.ToString();
     TANDEM_RETURN_IF_ERROR(supervisor_->Start(
-        Spec("router", kRouter, {"--listen", listen, "--internal-listen", internal})));
+        Spec("router", kRouter,
+             {"--listen", listen, "--internal-listen", internal, "--metrics-listen",
+              MetricsListen(flags_.host, flags_.metrics_port, 0)})));
     TANDEM_RETURN_IF_ERROR(
         StepUntil([this] { return supervisor_->listening("router").has_value(); }));
     address_ = supervisor_->listening("router")->address;
     internal_ = supervisor_->listening("router")->internal_address;
     // Started again, the router must be found where it was.
     supervisor_->SetArguments(
-        "router",
-        Spec("router", kRouter, {"--listen", address_, "--internal-listen", internal_}).arguments);
+        "router", Spec("router", kRouter,
+                       {"--listen", address_, "--internal-listen", internal_, "--metrics-listen",
+                        supervisor_->listening("router")->metrics_address})
+                      .arguments);
     if (const auto noted = WriteClusterNote(address_, {internal_, secret_}); !noted.ok()) {
       fmt::print(stderr, "tandem up: `tandem status` will need --internal {}: {}\n", internal_,
                  MessageOf(noted));
@@ -239,7 +261,10 @@ class LocalCluster {
 
   absl::Status StartWorker(const std::string& name, const std::string& program,
                            std::vector<std::string> more) {
-    const std::vector<std::string> fixed = {"--router", internal_, "--worker-id", name};
+    const std::string metrics =
+        MetricsListen(flags_.host, flags_.metrics_port, 1 + static_cast<int>(workers_.size()));
+    const std::vector<std::string> fixed = {"--router", internal_,          "--worker-id",
+                                            name,       "--metrics-listen", metrics};
     more.insert(more.begin(), fixed.begin(), fixed.end());
     if (!places_.empty()) {
       const GpuPlace& place = places_[workers_.size()];
@@ -259,6 +284,19 @@ class LocalCluster {
                            return worker.worker_id() == name && worker.state() == "ready";
                          });
     });
+  }
+
+  // A worker that was started again may have another port.
+  void TellPrometheus() {
+    std::vector<std::string> addresses;
+    const auto add = [&](const std::string& name) {
+      const auto listening = supervisor_->listening(name);
+      if (listening.has_value()) addresses.push_back(listening->metrics_address);
+    };
+    add("router");
+    for (const std::string& name : workers_) add(name);
+    const absl::Status written = targets_.Set(addresses);
+    if (!written.ok()) fmt::print(stderr, "tandem up: {}\n", MessageOf(written));
   }
 
   void ReportAddresses() const {
@@ -307,6 +345,7 @@ class LocalCluster {
   const UpFlags flags_;
   const std::string secret_;
   Supervisor* const supervisor_;
+  MetricsTargetsFile targets_;
   std::map<std::string, std::vector<std::string>> given_;  // by program
   std::vector<GpuPlace> places_;                           // of the workers; empty: no GPU
   bool shares_memory_ = false;                             // nobody said what a worker may take

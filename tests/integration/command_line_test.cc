@@ -1,6 +1,10 @@
 // The programs as a user types them: the `tandem` command, mistakes included.
+#include <arpa/inet.h>
 #include <filesystem>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -54,6 +58,60 @@ TEST_P(Stops, CleanlyOnSignal) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Signals, Stops, testing::Values(SIGINT, SIGTERM));
+
+// The first of `count` ports in a row that are free, below those that the system gives to others.
+int FreePorts(int count) {
+  for (int base = 20'000 + getpid() % 10'000;; base += count) {
+    bool free = true;
+    for (int i = 0; i < count && free; ++i) {
+      const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+      sockaddr_in address{};
+      address.sin_family = AF_INET;
+      address.sin_port = htons(static_cast<uint16_t>(base + i));
+      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+      free = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+      close(fd);
+    }
+    if (free) return base;
+  }
+}
+
+std::string ScrapePort(int port) {
+  Member member;
+  member.metrics_address = "127.0.0.1:" + std::to_string(port);
+  return TestCluster::Scrape(member);
+}
+
+TEST(CommandLine, MetricsPortsOutliveRestarts) {
+  TempDir dir;
+  const std::string targets = dir.path() + "/targets.json";
+  const int base = FreePorts(3);
+  Up up({"--metrics-port", std::to_string(base), "--metrics-sd-file", targets});
+  const char* const roles[] = {"router", "prefill", "decode"};
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THAT(ScrapePort(base + i),
+                HasSubstr("tandem_build_info{model_name=\"demo\",role=\"" + std::string(roles[i])));
+  }
+  const std::string told = ReadWholeFile(targets);
+  for (int i = 0; i < 3; ++i) EXPECT_THAT(told, HasSubstr(":" + std::to_string(base + i) + "\""));
+
+  const auto process_id = [&](int port) {
+    const std::string page = ScrapePort(port);
+    const size_t at = page.find("process_start_time_seconds{");
+    return at == page.npos ? "" : page.substr(at, page.find('\n', at) - at);
+  };
+  const std::string before = process_id(base + 2);
+  ASSERT_NE(before, "");
+  const Completed drained = RunCommand({Tandem(), "drain", "decode-0", "--server", up.address}, 60);
+  ASSERT_EQ(drained.exit_code, 0) << drained.err;
+  std::string after;
+  for (int i = 0; i < 1500 && (after.empty() || after == before); ++i) {
+    SleepMilliseconds(20);
+    after = process_id(base + 2);
+  }
+  EXPECT_NE(after, "");
+  EXPECT_NE(after, before) << up.Logs();
+}
 
 TEST(CommandLine, ChatStreamsAConversation) {
   Up up;
