@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/impl/server_builder_option.h"
@@ -66,6 +67,14 @@ void LogGrpcLine(gpr_log_func_args* line) {
   }
 }
 
+// protobuf writes to stderr for each message that a stranger gets wrong; the status says so too.
+void LogProtobufLine(google::protobuf::LogLevel level, const char* /*file*/, int /*line*/,
+                     const std::string& message) {
+  spdlog::log(level == google::protobuf::LOGLEVEL_FATAL ? spdlog::level::critical
+                                                        : spdlog::level::debug,
+              "protobuf: {}", message);
+}
+
 // A server without an address that is never stopped. The callback API's threads and queue are
 // shared by all channels and servers of the process; gRPC 1.51 takes them down with the last of
 // these and may abort doing so, while another thread still takes its last event from the queue.
@@ -91,6 +100,7 @@ void RaiseDescriptorLimit() {
 void PrepareGrpcOnce() {
   [[maybe_unused]] static const bool done = [] {
     gpr_set_log_function(LogGrpcLine);
+    google::protobuf::SetLogHandler(LogProtobufLine);
     // The threads that gRPC starts here and keeps take no signals: a SIGCHLD or SIGTERM that they
     // took would be lost to whoever waits for it.
     sigset_t all, before;

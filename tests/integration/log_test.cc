@@ -123,6 +123,11 @@ TEST_F(LogTest, EveryRequestLeavesALineOfJsonAndNoPrompt) {
   EXPECT_EQ(TrailingId(strange), "a%20b" + std::string(123, 'c'));
   EXPECT_EQ(json::parse(RequestLine("a%20b"), nullptr, false)["field"], "model");
 
+  grpc::ClientContext garbage;
+  garbage.AddMetadata("x-request-id", "garbage-1");
+  ASSERT_EQ(Ask(&garbage, Prompt(secret + "\xff", 5)), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(json::parse(RequestLine("garbage-1"), nullptr, false)["field"], "text");
+
   grpc::ClientContext cancelled;
   cancelled.AddMetadata("x-request-id", "cancelled-1");
   Ask(&cancelled, Prompt(secret, 400), /*cancel=*/true);
