@@ -62,7 +62,7 @@ constexpr std::array<ManagedFlag, 10> kManaged = {{
     {"--router", "the cluster has its own"},
     {"--worker-id", "workers are named prefill-0, decode-0, ..."},
     {"--role", "use --unified N"},
-    {"--metrics-listen", kChosen},
+    {"--metrics-listen", "use --metrics-port"},
     {"--kv-listen", kChosen},
     {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},
     {"--advertise-host", "all workers are local"},

@@ -5,7 +5,7 @@ namespace tandem::decode {
 DecodeMetrics::DecodeMetrics(Metrics* metrics)
     : worker(metrics),
       time_per_output_token(metrics->Histogram(
-          "tandem_time_per_output_token_seconds",
+          "tandem_worker_time_per_output_token_seconds",
           "Mean time between the tokens of a finished request, the first token aside",
           TokenGapBuckets())),
       prefill_retries(

@@ -12,7 +12,7 @@ struct DecodeMetrics {
   explicit DecodeMetrics(Metrics* metrics);
 
   WorkerMetrics worker;
-  prometheus::Histogram& time_per_output_token;  // tandem_time_per_output_token_seconds
+  prometheus::Histogram& time_per_output_token;  // tandem_worker_time_per_output_token_seconds
   prometheus::Counter& prefill_retries;          // tandem_prefill_retries_total
   prometheus::Counter& kv_recomputes;            // tandem_kv_recomputes_total
   prometheus::Counter& slow_readers;             // tandem_slow_reader_pauses_total

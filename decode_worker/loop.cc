@@ -328,6 +328,8 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
     s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(now - s->prefill_started_at);
     s->runnable_at = now;
   }
+  // A first token from elsewhere was counted where it was drawn.
+  parts_.metrics->worker.generation_tokens.Increment();
   if (publisher_.Emit(s, output.token, now)) Close(s, absl::OkStatus());
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 
 namespace tandem::decode {
@@ -13,7 +14,6 @@ Publisher::Publisher(PublisherOptions options, StreamWaker* waker, DecodeMetrics
 bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now, bool sent) {
   const int32_t id = token.token;
   s->tokens.push_back(id);
-  metrics_->worker.generation_tokens.Increment();
   const bool first = s->drawn() == 1;
   if (first) {
     s->first_token_at = now;
@@ -65,8 +65,11 @@ void Publisher::Refuse(std::shared_ptr<TokenStream> stream, const absl::Status& 
 }
 
 void Publisher::CountFailed(const absl::Status& status) {
+  WorkerMetrics& metrics = metrics_->worker;
   const bool given_up = absl::IsCancelled(status) || absl::IsDeadlineExceeded(status);
-  (given_up ? metrics_->worker.requests_cancelled : metrics_->worker.requests_failed).Increment();
+  // The router asks another worker then: that is no failure.
+  if (RefusalOf(status).has_value()) return metrics.requests_rejected.Increment();
+  (given_up ? metrics.requests_cancelled : metrics.requests_failed).Increment();
 }
 
 absl::Status Publisher::CheckReader(Sequence* s, absl::Time now) {

@@ -28,6 +28,7 @@ class DecodeRole final : public worker::Role {
   explicit DecodeRole(const WorkerOptions& options) : options_(options), inbox_(kInboxCapacity) {}
 
   std::string party_role() const override { return kDecodeRole; }
+  std::string metrics_role() const override { return options_.role; }
   std::vector<std::string> callers() const override { return {kRouterRole}; }
   absl::Status Start(const worker::Frame& frame) override;
   grpc::Service* service() override { return service_.get(); }

@@ -96,6 +96,7 @@ absl::Status Loop::Accept(const Work& work) const {
 void Loop::Handle(WorkArrived event) {
   Work& work = event.work;
   if (const absl::Status status = Accept(work); !status.ok()) {
+    parts_.metrics->requests_rejected.Increment();
     work.reply(status);
     return;
   }

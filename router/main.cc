@@ -17,6 +17,7 @@
 #include "common/config/flags.h"
 #include "common/config/log_flags.h"
 #include "common/metrics/metrics.h"
+#include "common/metrics/process_metrics.h"
 #include "common/rpc/server.h"
 #include "router/router_server.h"
 
@@ -229,6 +230,10 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
   RouterServerOptions options = MakeOptions(flags);
   TANDEM_ASSIGN_OR_RETURN(options.core.model_digest, WantedDigest(flags));
   Metrics metrics;
+  const MetricLabels labels = {{"role", "router"}, {"model_name", model.name}};
+  metrics.SetLabels(labels);
+  AddProcessMetrics(&metrics, labels);
+  AddBuildInfo(&metrics);
   TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen));
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<RouterServer> router,
                           RouterServer::Start(options, std::move(model), &metrics, Clock::Real()));

@@ -12,12 +12,16 @@
 #include "absl/synchronization/notification.h"
 #include "spdlog/spdlog.h"
 
+#include "common/base/dtype.h"
+#include "common/base/kv_layout.h"
 #include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
+#include "common/metrics/process_metrics.h"
 #include "common/rpc/load_wire.h"
 #include "common/rpc/server.h"
 #include "engine/wire/cluster_wire.h"
+#include "worker/engine_metrics.h"
 #include "worker/watchdog.h"
 
 namespace tandem::worker {
@@ -28,6 +32,19 @@ constexpr char kLoopThread[] = "tandem-loop";
 
 // The one connection of a router carries all of its streams (--max-streams of the router).
 constexpr int kMaxStreamsPerPeer = 1 << 16;
+
+EngineFacts FactsOf(engine::Engine& engine, absl::Duration load_time) {
+  const KvRegion region = engine.region();
+  EngineFacts facts;
+  facts.block_size = region.layout.block_size;
+  facts.num_blocks = region.num_blocks;
+  facts.kv_bytes_per_token = static_cast<int64_t>(region.layout.BytesPerToken());
+  facts.dtype = DTypeName(region.layout.dtype);
+  facts.max_model_len = engine.options().max_model_len;
+  facts.prefix_caching = engine.options().enable_prefix_caching;
+  facts.load_time = load_time;
+  return facts;
+}
 
 class Worker final : public WorkerProcess {
  public:
@@ -78,11 +95,18 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   TANDEM_ASSIGN_OR_RETURN(
       credentials_,
       ClusterCredentials::Make(process_.cluster_secret, {role_->party_role(), process_.worker_id}));
-  TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
-  TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
   const std::string name = process_.served_model_name.empty()
-                               ? DefaultModelName(engine_->options().model_dir)
+                               ? DefaultModelName(options.model_dir)
                                : process_.served_model_name;
+  const MetricLabels labels = {
+      {"role", role_->metrics_role()}, {"worker", process_.worker_id}, {"model_name", name}};
+  metrics_.SetLabels(labels);
+  AddProcessMetrics(&metrics_, labels);
+  AddBuildInfo(&metrics_);
+  TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
+  const absl::Time load_start = Clock::Real()->Now();
+  TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
+  AddEngineMetrics(&metrics_, FactsOf(*engine_, Clock::Real()->Now() - load_start));
   watchdog_ = MakeWatchdog();
   capability_ = engine::CapabilityOf(*engine_, name);
   spdlog::info("{}", engine_->Banner());

@@ -40,6 +40,8 @@ class Role {
   // What it is to others of the cluster, and what those are who may call its service (common/auth).
   virtual std::string party_role() const = 0;
   virtual std::vector<std::string> callers() const = 0;
+  // The label `role` of its metrics.
+  virtual std::string metrics_role() const { return party_role(); }
   // Makes the loop and its KV endpoint.
   virtual absl::Status Start(const Frame& frame) = 0;
   // The RPC edge. Its calls end when Run() has returned.

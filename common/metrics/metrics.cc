@@ -3,8 +3,10 @@
 #include <exception>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "prometheus/exposer.h"
+#include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
 
 #include "common/base/check.h"
@@ -56,10 +58,42 @@ void KeepForGood(std::unique_ptr<prometheus::Exposer> exposer) {
   kept->push_back(std::move(exposer));
 }
 
+// Everything of one page. Shared with the server, which asks for it in threads of its own.
+class Page final : public prometheus::Collectable {
+ public:
+  prometheus::Registry& registry() { return registry_; }
+
+  void Add(std::unique_ptr<prometheus::Collectable> source) {
+    absl::MutexLock lock(&mutex_);
+    sources_.push_back(std::move(source));
+  }
+
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    std::vector<prometheus::MetricFamily> out;
+    {
+      absl::MutexLock lock(&mutex_);
+      for (const auto& source : sources_) Append(source->Collect(), &out);
+    }
+    Append(registry_.Collect(), &out);
+    return out;
+  }
+
+ private:
+  static void Append(std::vector<prometheus::MetricFamily> families,
+                     std::vector<prometheus::MetricFamily>* out) {
+    for (auto& family : families) out->push_back(std::move(family));
+  }
+
+  prometheus::Registry registry_;
+  mutable absl::Mutex mutex_;
+  std::vector<std::unique_ptr<prometheus::Collectable>> sources_ ABSL_GUARDED_BY(mutex_);
+};
+
 }  // namespace
 
 struct Metrics::Impl {
-  std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
+  std::shared_ptr<Page> page = std::make_shared<Page>();
+  MetricLabels labels;
   std::string address;  // empty before Serve
 };
 
@@ -73,7 +107,7 @@ absl::Status Metrics::Serve(const std::string& address) {
   try {
     exposer = std::make_unique<prometheus::Exposer>(
         std::vector<std::string>{"listening_ports", parsed.ToString(), "num_threads", "2"});
-    exposer->RegisterCollectable(impl_->registry);
+    exposer->RegisterCollectable(impl_->page);
     const std::vector<int> ports = exposer->GetListeningPorts();
     if (!ports.empty()) parsed.port = ports.front();
   } catch (const std::exception&) {
@@ -87,19 +121,33 @@ absl::Status Metrics::Serve(const std::string& address) {
 
 const std::string& Metrics::address() const { return impl_->address; }
 
-prometheus::Registry& Metrics::registry() { return *impl_->registry; }
+void Metrics::SetLabels(MetricLabels labels) { impl_->labels = std::move(labels); }
+
+void Metrics::Add(std::unique_ptr<prometheus::Collectable> source) {
+  impl_->page->Add(std::move(source));
+}
 
 prometheus::Counter& Metrics::Counter(const std::string& name, const std::string& help,
                                       const MetricLabels& labels) {
   return RegisterOrDie(name, [&]() -> prometheus::Counter& {
-    return prometheus::BuildCounter().Name(name).Help(help).Register(*impl_->registry).Add(labels);
+    return prometheus::BuildCounter()
+        .Name(name)
+        .Help(help)
+        .Labels(impl_->labels)
+        .Register(impl_->page->registry())
+        .Add(labels);
   });
 }
 
 prometheus::Gauge& Metrics::Gauge(const std::string& name, const std::string& help,
                                   const MetricLabels& labels) {
   return RegisterOrDie(name, [&]() -> prometheus::Gauge& {
-    return prometheus::BuildGauge().Name(name).Help(help).Register(*impl_->registry).Add(labels);
+    return prometheus::BuildGauge()
+        .Name(name)
+        .Help(help)
+        .Labels(impl_->labels)
+        .Register(impl_->page->registry())
+        .Add(labels);
   });
 }
 
@@ -110,17 +158,26 @@ prometheus::Histogram& Metrics::Histogram(const std::string& name, const std::st
     return prometheus::BuildHistogram()
         .Name(name)
         .Help(help)
-        .Register(*impl_->registry)
+        .Labels(impl_->labels)
+        .Register(impl_->page->registry())
         .Add(labels, buckets);
   });
 }
 
-std::string Metrics::Render() const {
-  return prometheus::TextSerializer().Serialize(impl_->registry->Collect());
-}
+std::vector<prometheus::MetricFamily> Metrics::Collect() const { return impl_->page->Collect(); }
+
+std::string Metrics::Render() const { return prometheus::TextSerializer().Serialize(Collect()); }
 
 const std::vector<double>& TokenGapBuckets() {
-  static const auto* const buckets = new std::vector<double>(HalvedDecadeBuckets(0.0005, 10));
+  static const auto* const buckets = [] {
+    auto* bounds = new std::vector<double>();
+    for (const double ms : {0.5, 0.75, 1.,   1.5,  2.,   3.,    4.,    5.,    6.,    7.,  8.,
+                            9.,  10.,  11.,  12.,  14.,  16.,   20.,   25.,   30.,   40., 50.,
+                            75., 100., 150., 250., 500., 1000., 2500., 5000., 10000.}) {
+      bounds->push_back(ms / 1000);
+    }
+    return bounds;
+  }();
   return *buckets;
 }
 

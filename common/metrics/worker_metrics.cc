@@ -19,25 +19,34 @@ void KvBlockGauges::Set(int free_blocks, int cached_blocks, int used_blocks,
   cached.Set(cached_blocks);
   used.Set(used_blocks);
   quarantined.Set(quarantined_blocks);
+  const int taken = used_blocks + quarantined_blocks;
+  const int total = free_blocks + cached_blocks + taken;
+  usage.Set(total > 0 ? static_cast<double>(taken) / total : 0);
 }
 
 WorkerMetrics::WorkerMetrics(Metrics* metrics)
     : metrics_(metrics),
       requests_running(
-          metrics->Gauge("tandem_requests_running", "Requests that hold KV blocks here")),
-      requests_waiting(metrics->Gauge("tandem_requests_waiting", "Requests accepted and queued")),
-      waiting_tokens(metrics->Gauge("tandem_waiting_tokens",
+          metrics->Gauge("tandem_worker_requests_running", "Requests that hold KV blocks here")),
+      requests_waiting(
+          metrics->Gauge("tandem_worker_requests_waiting", "Requests accepted and queued")),
+      waiting_tokens(metrics->Gauge("tandem_worker_waiting_tokens",
                                     "Prompt tokens accepted here and not yet computed")),
-      requests_finished(
-          metrics->Counter("tandem_requests_finished_total", "Requests ended as they should")),
-      requests_failed(metrics->Counter("tandem_requests_failed_total",
+      requests_finished(metrics->Counter("tandem_worker_requests_finished_total",
+                                         "Requests ended as they should")),
+      requests_failed(metrics->Counter("tandem_worker_requests_failed_total",
                                        "Requests ended by an error of this worker or a peer")),
-      requests_cancelled(metrics->Counter("tandem_requests_cancelled_total",
+      requests_cancelled(metrics->Counter("tandem_worker_requests_cancelled_total",
                                           "Requests given up by the caller or its deadline")),
+      requests_rejected(metrics->Counter(
+          "tandem_worker_requests_rejected_total",
+          "Requests not taken for want of room or of prefill; they may be served elsewhere")),
       preemptions(metrics->Counter("tandem_preemptions_total",
                                    "Sequences that gave their blocks up to others, to be resumed")),
-      prompt_tokens(metrics->Counter("tandem_prompt_tokens_total", "Prompt tokens computed here")),
-      generation_tokens(metrics->Counter("tandem_generation_tokens_total", "Tokens sampled here")),
+      prompt_tokens(
+          metrics->Counter("tandem_worker_prompt_tokens_total", "Prompt tokens computed here")),
+      generation_tokens(
+          metrics->Counter("tandem_worker_generation_tokens_total", "Tokens sampled here")),
       prefix_query_tokens(metrics->Counter("tandem_prefix_cache_query_tokens_total",
                                            "Prompt tokens looked up in the prefix cache")),
       prefix_hit_tokens(metrics->Counter("tandem_prefix_cache_hit_tokens_total",
@@ -46,20 +55,24 @@ WorkerMetrics::WorkerMetrics(Metrics* metrics)
           "tandem_kv_damaged_blocks_total",
           "Cached KV blocks that no longer had the digest they were computed with")),
       step_seconds(metrics->Histogram("tandem_step_duration_seconds",
-                                      "Duration of a forward pass over one batch", StageBuckets())),
+                                      "Duration of a forward pass over one batch",
+                                      TokenGapBuckets())),
       batch_tokens(
           metrics->Histogram("tandem_batch_tokens", "Tokens per batch", BatchSizeBuckets())),
       batch_sequences(
           metrics->Histogram("tandem_batch_sequences", "Sequences per batch", BatchSizeBuckets())),
-      inter_token_seconds(metrics->Histogram("tandem_inter_token_latency_seconds",
+      inter_token_seconds(metrics->Histogram("tandem_worker_inter_token_latency_seconds",
                                              "Gap between consecutive tokens of a sequence",
                                              TokenGapBuckets())),
       kv_blocks{BlockGauge(metrics, "free"), BlockGauge(metrics, "cached"),
-                BlockGauge(metrics, "used"), BlockGauge(metrics, "quarantined")} {
+                BlockGauge(metrics, "used"), BlockGauge(metrics, "quarantined"),
+                metrics->Gauge("tandem_kv_usage_ratio",
+                               "Share of the KV pool that no request can have now, 0 to 1")} {
   for (const StageInfo& info : kStages) {
     stages_[static_cast<size_t>(info.stage)] =
-        &metrics->Histogram("tandem_request_stage_seconds", "Where a request's time goes, by stage",
-                            StageBuckets(), {{"stage", std::string(info.name)}});
+        &metrics->Histogram("tandem_worker_request_stage_seconds",
+                            "Where a request's time goes at this worker, by stage", StageBuckets(),
+                            {{"stage", std::string(info.name)}});
   }
 }
 

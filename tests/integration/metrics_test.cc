@@ -1,10 +1,14 @@
 // Every process serves the documented metric names, and they count what happened.
 #include <sstream>
+#include <string>
+#include <utility>
 
+#include "fmt/format.h"
 #include "gtest/gtest.h"
 
 #include "tests/support/cluster.h"
 #include "tests/support/paths.h"
+#include "tests/support/process.h"
 
 namespace tandem {
 namespace {
@@ -73,7 +77,41 @@ TEST(Metrics, EveryProcessCountsTheRequest) {
   EXPECT_GT(Sum(decode, "tandem_step_duration_seconds_count"), 0);
   EXPECT_EQ(Sum(decode, "tandem_preemptions_total"), 0);
   EXPECT_EQ(Sum(decode, "tandem_kv_blocks", "state=\"quarantined\""), 0);
-  EXPECT_EQ(Sum(decode, "tandem_requests_running"), 0);
+  EXPECT_EQ(Sum(decode, "tandem_worker_requests_running"), 0);
+
+  // One meaning per name: what is summed over all processes is what clients got.
+  constexpr int kTokens = 12 * kRequests;
+  const auto total = [&](const std::string& name) {
+    return Sum(router, name) + Sum(prefill, name) + Sum(decode, name);
+  };
+  EXPECT_EQ(total("tandem_prompt_tokens_total"), 200 * kRequests);
+  EXPECT_EQ(total("tandem_generation_tokens_total"), kTokens);
+  EXPECT_EQ(total("tandem_worker_generation_tokens_total"), kTokens);
+  EXPECT_EQ(total("tandem_ttft_seconds_count"), kRequests);
+  EXPECT_EQ(total("tandem_requests_rejected_total"), 0);
+
+  for (const auto& [page, role] :
+       {std::pair(router, "router"), std::pair(prefill, "prefill"), std::pair(decode, "decode")}) {
+    const std::string label = fmt::format("role=\"{}\"", role);
+    for (const char* name : {"process_resident_memory_bytes", "process_cpu_seconds_total",
+                             "process_open_fds", "process_start_time_seconds"}) {
+      EXPECT_GT(Sum(page, name, label), 0) << role << " " << name;
+    }
+    EXPECT_EQ(Sum(page, "tandem_build_info", label), 1) << role;
+    // Every sample tells whose it is, and of which model.
+    std::istringstream lines(page);
+    for (std::string line; std::getline(lines, line);) {
+      if (!line.starts_with("tandem_")) continue;
+      EXPECT_NE(line.find(label), line.npos) << line;
+      EXPECT_NE(line.find("model_name=\"small\""), line.npos) << line;
+    }
+    const Completed lint = RunCommand({"promtool", "check", "metrics"}, 60, page);
+    EXPECT_EQ(lint.exit_code, 0) << lint.out << lint.err << " (promtool: scripts/setup test)";
+    EXPECT_EQ(lint.out + lint.err, "") << role;
+  }
+  EXPECT_EQ(Sum(decode, "tandem_cache_config_info", "block_size=\"16\""), 1);
+  EXPECT_GT(Sum(decode, "tandem_model_load_seconds", "worker=\"decode-0\""), 0);
+  EXPECT_EQ(Sum(decode, "tandem_kv_usage_ratio"), 0);
 }
 
 }  // namespace

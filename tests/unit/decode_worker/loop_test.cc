@@ -276,6 +276,9 @@ TEST(LoopTest, ARefusedRequestLeavesTheCachesOrderAlone) {
     ASSERT_TRUE(refused.end.has_value());
     EXPECT_TRUE(absl::IsResourceExhausted(*refused.end));
   }
+  // The router tries another worker: nothing has failed.
+  EXPECT_EQ(h.decode_metrics.worker.requests_rejected.Value(), 1);
+  EXPECT_EQ(h.decode_metrics.worker.requests_failed.Value(), 0);
   EXPECT_EQ(h.cache.query_tokens(), queried);
   const engine::BlockLease held = *h.pool.Reserve(9);  // evicts one block: the older prefix's last
   const Hash128 seed = BlockHashSeed("", "", "");

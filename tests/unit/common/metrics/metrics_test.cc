@@ -2,16 +2,22 @@
 
 #include <algorithm>
 #include <arpa/inet.h>
+#include <map>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+
+#include "common/metrics/process_metrics.h"
 
 namespace tandem {
 namespace {
 
+using testing::ContainsRegex;
 using testing::HasSubstr;
 
 // GET /metrics through a raw socket, as a foreign scraper would.
@@ -92,6 +98,42 @@ TEST(MetricsTest, BadAddresses) {
               HasSubstr("no-such-host.invalid"));
 }
 
+TEST(MetricsTest, LabelsOfTheProcessStandOnEverything) {
+  Metrics metrics;
+  const MetricLabels labels = {{"role", "decode"}, {"worker", "d-0"}};
+  metrics.SetLabels(labels);
+  AddProcessMetrics(&metrics, labels);
+  AddBuildInfo(&metrics);
+  metrics.Counter("tandem_x_total", "X.", {{"k", "1"}}).Increment();
+  const std::string page = metrics.Render();
+  EXPECT_THAT(page, HasSubstr("tandem_x_total{role=\"decode\",worker=\"d-0\",k=\"1\"} 1"));
+  EXPECT_THAT(page, ContainsRegex("tandem_build_info\\{role=\"decode\",worker=\"d-0\",build_type="
+                                  "\"[A-Za-z]+\",version=\"[0-9.]+\"\\} 1"));
+  EXPECT_THAT(page, HasSubstr("process_open_fds{role=\"decode\",worker=\"d-0\"} "));
+}
+
+TEST(MetricsTest, TheProcessTellsItsMemoryTimeAndStart) {
+  Metrics metrics;
+  AddProcessMetrics(&metrics, {});
+  std::map<std::string, double> values;
+  for (const prometheus::MetricFamily& family : metrics.Collect()) {
+    const prometheus::ClientMetric& metric = family.metric.front();
+    values[family.name] =
+        family.type == prometheus::MetricType::Counter ? metric.counter.value : metric.gauge.value;
+  }
+  EXPECT_GT(values["process_resident_memory_bytes"], 1e6);
+  EXPECT_LT(values["process_resident_memory_bytes"], 1e13);
+  EXPECT_GT(values["process_virtual_memory_bytes"], values["process_resident_memory_bytes"]);
+  EXPECT_GE(values["process_threads"], 1);
+  EXPECT_GE(values["process_open_fds"], 3);
+  EXPECT_GE(values["process_max_fds"], values["process_open_fds"]);
+  EXPECT_TRUE(values.contains("process_cpu_seconds_total"));
+  // The time of the start is known to the tick, that of the boot to the second.
+  const double now = absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch());
+  EXPECT_LE(values["process_start_time_seconds"], now + 2);
+  EXPECT_GE(values["process_start_time_seconds"], now - 3600);
+}
+
 TEST(MetricsDeathTest, MalformedNameIsABrokenInvariant) {
   Metrics metrics;
   EXPECT_DEATH(metrics.Counter("tandem-with-dash", "X."), "tandem-with-dash");
@@ -103,6 +145,12 @@ TEST(BucketsTest, AscendAndCoverTheirRange) {
     EXPECT_TRUE(std::is_sorted(buckets->begin(), buckets->end(), std::less_equal<>()));
   }
   EXPECT_DOUBLE_EQ(TokenGapBuckets().front(), 0.0005);
+  // Steps of 6 and 9 ms, of 9 and 12 ms are told apart.
+  const auto bucket = [](double seconds) {
+    return std::upper_bound(TokenGapBuckets().begin(), TokenGapBuckets().end(), seconds);
+  };
+  EXPECT_GE(bucket(0.0091) - bucket(0.0061), 3);
+  EXPECT_GE(bucket(0.0121) - bucket(0.0091), 3);
   EXPECT_DOUBLE_EQ(StageBuckets().front(), 0.00005);
   EXPECT_DOUBLE_EQ(RequestBuckets().back(), 600);
   EXPECT_DOUBLE_EQ(BatchSizeBuckets().back(), 65536);
