@@ -25,6 +25,7 @@ int Main(int argc, char** argv) {
   engine::AddEngineFlags(&flags, &options.engine);
   AddWorkerProcessFlags(&flags, &options.process);
   flags.Group("Batching");
+  flags.Group("Batching");
   flags.Add("--max-waiting", &options.max_waiting,
             "prompts that may wait for KV blocks; more are refused");
   flags.AnswerVersion(VersionText(flags.program()));

@@ -95,9 +95,8 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   TANDEM_ASSIGN_OR_RETURN(
       credentials_,
       ClusterCredentials::Make(process_.cluster_secret, {role_->party_role(), process_.worker_id}));
-  const std::string name = process_.served_model_name.empty()
-                               ? DefaultModelName(options.model_dir)
-                               : process_.served_model_name;
+  const std::string name = process_.served_model_name.empty() ? DefaultModelName(options.model_dir)
+                                                              : process_.served_model_name;
   const MetricLabels labels = {
       {"role", role_->metrics_role()}, {"worker", process_.worker_id}, {"model_name", name}};
   metrics_.SetLabels(labels);

@@ -108,7 +108,7 @@ TEST(MetricsTest, LabelsOfTheProcessStandOnEverything) {
   const std::string page = metrics.Render();
   EXPECT_THAT(page, HasSubstr("tandem_x_total{role=\"decode\",worker=\"d-0\",k=\"1\"} 1"));
   EXPECT_THAT(page, ContainsRegex("tandem_build_info\\{role=\"decode\",worker=\"d-0\",build_type="
-                                  "\"[A-Za-z]+\",version=\"[0-9.]+\"\\} 1"));
+                                  "\"[A-Za-z]+\",commit=\"[-a-z0-9]+\",version=\"[0-9.]+\"\\} 1"));
   EXPECT_THAT(page, HasSubstr("process_open_fds{role=\"decode\",worker=\"d-0\"} "));
 }
 
