@@ -70,9 +70,9 @@ void LogGrpcLine(gpr_log_func_args* line) {
 // protobuf writes to stderr for each message that a stranger gets wrong; the status says so too.
 void LogProtobufLine(google::protobuf::LogLevel level, const char* /*file*/, int /*line*/,
                      const std::string& message) {
-  spdlog::log(level == google::protobuf::LOGLEVEL_FATAL ? spdlog::level::critical
-                                                        : spdlog::level::debug,
-              "protobuf: {}", message);
+  spdlog::log(
+      level == google::protobuf::LOGLEVEL_FATAL ? spdlog::level::critical : spdlog::level::debug,
+      "protobuf: {}", message);
 }
 
 // A server without an address that is never stopped. The callback API's threads and queue are
