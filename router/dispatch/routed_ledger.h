@@ -22,7 +22,9 @@ namespace tandem::router {
 class RoutedLedger {
  public:
   // A report cannot be trusted to contain what was routed less than `slack` before it came. What
-  // has ended before it came it does contain.
+  // has ended before it came it does contain. What was routed before it came and ended after it
+  // counts as contained, however short it was: it all but always is, and a worker that is idle
+  // again must not look busy, or a conversation of short turns leaves the worker that holds it.
   explicit RoutedLedger(absl::Duration slack = absl::Milliseconds(50)) : slack_(slack) {}
 
   // `request` is any number that is unique among requests not yet removed.
@@ -44,15 +46,15 @@ class RoutedLedger {
   struct Worker {
     absl::flat_hash_map<uint64_t, Entry> entries;  // by request
     uint64_t total = 0;
-    // Of all entries, for reports that know what began before `known`: what Since() answers until
-    // the next report.
-    absl::Time known = absl::InfinitePast();
+    // Of all entries, for the report that came then: what Since() answers until the next one.
+    absl::Time reported = absl::InfinitePast();
     RoutedWork sum;
     absl::Time forgot = absl::InfinitePast();  // when what no report confirmed was last dropped
-
-    // Drops what ended before that, and adds the rest up.
-    void Recount(absl::Time ended_before);
   };
+  // Drops what ended before that, and adds the rest up.
+  void Recount(absl::Time ended_before, Worker* worker) const;
+  // Adds an entry to the worker's sum, with `sign` +1, or takes it out, with -1.
+  void Count(const Entry& entry, int sign, Worker* worker) const;
 
   const absl::Duration slack_;
   absl::node_hash_map<std::string, Worker> workers_;

@@ -217,6 +217,44 @@ router::Request PlainRequest(InProcessCluster* cluster, const std::vector<int32_
   return *std::move(request);
 }
 
+// Turns follow at once, before workers have reported that they are idle again.
+TEST(InProcessClusterTest, AConversationStaysWhereItsBlocksAreAndShipsOnlyNewOnes) {
+  InProcessClusterOptions options = Options();
+  options.worker.local_prefill_max_tokens = 0;
+  InProcessCluster cluster(options);
+  std::vector<int32_t> conversation(150, 7);
+  uint64_t bytes_of_block = 0;
+  std::string home;
+  int blocks_held = 0;
+  for (int turn = 1; turn <= 6; ++turn) {
+    InProcessClient client(&cluster.core(), PlainRequest(&cluster, conversation, 10), 1);
+    for (int i = 0; i < 10'000 && !client.finished(); ++i) {
+      cluster.Turn();
+      client.Pump();
+    }
+    ASSERT_TRUE(client.finished());
+    ASSERT_OK(client.outcome());
+    const Timing timing = client.last().timing.value();
+    const int blocks = static_cast<int>(conversation.size() + 15) / 16;
+    if (turn == 1) {
+      bytes_of_block = timing.kv_bytes / static_cast<uint64_t>(blocks);
+      home = timing.decode_worker;
+    }
+    std::printf("turn %d: %zu tokens, %.0f ms, %s, %d blocks shipped\n", turn, conversation.size(),
+                timing.stages[Stage::kTtft], timing.decode_worker.c_str(),
+                static_cast<int>(timing.kv_bytes / bytes_of_block));
+    EXPECT_EQ(timing.decode_worker, home);
+    // A block that was full there, with prompt or answer, is not shipped again.
+    if (turn > 1) {
+      EXPECT_LE(timing.kv_bytes, bytes_of_block * static_cast<uint64_t>(blocks - blocks_held));
+    }
+    const std::vector<int32_t> answer = client.tokens();
+    conversation.insert(conversation.end(), answer.begin(), answer.end());
+    blocks_held = static_cast<int>(conversation.size() - 1) / 16;
+    for (int i = 0; i < 20; ++i) conversation.push_back(8 + turn);
+  }
+}
+
 TEST(InProcessClusterTest, AThousandRequestsGiveTheTokensThatEachGivesAlone) {
   const InProcessClusterOptions options = Options();
   InProcessCluster cluster(options);

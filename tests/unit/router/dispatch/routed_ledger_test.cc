@@ -44,6 +44,21 @@ TEST(RoutedLedger, IsTheDifferenceToTheLastReport) {
   EXPECT_EQ(ledger.Since("unknown", start).total, 0u);
 }
 
+// A turn of a conversation may be over 30 ms after it was routed, and the next one comes at once.
+TEST(RoutedLedger, AShortOneLeavesItsWorkerIdle) {
+  const auto at = [&](int ms) { return absl::UnixEpoch() + absl::Milliseconds(ms); };
+  RoutedLedger ledger(absl::Milliseconds(50));
+  RoutedWork work;
+  work.sequences = 1;
+  work.blocks = 7;
+  ledger.Add("a", 1, at(0), work);
+  EXPECT_EQ(ledger.Since("a", at(20)).sequences, 1) << "that report may not contain it";
+  ledger.End(1, at(30));
+  EXPECT_EQ(ledger.Since("a", at(20)).sequences, -1);
+  EXPECT_EQ(ledger.Since("a", at(20)).blocks, -7);
+  EXPECT_EQ(ledger.Since("a", at(40)).sequences, 0);
+}
+
 // The sums that are kept against adding up all that was routed, under random events.
 TEST(RoutedLedger, KeepsTheSumsOfPlainEntries) {
   struct Plain {
@@ -92,9 +107,9 @@ TEST(RoutedLedger, KeepsTheSumsOfPlainEntries) {
       int sum = 0;
       for (const Plain& plain : all) {
         if (plain.worker != worker) continue;
-        const bool in_report = plain.began < known, ended = plain.ended < absl::InfiniteFuture();
-        if (in_report && ended && plain.ended >= at) sum -= plain.sequences;
-        if (!in_report && !ended) sum += plain.sequences;
+        const bool ended = plain.ended < absl::InfiniteFuture();
+        if (ended && plain.ended >= at && plain.began <= at) sum -= plain.sequences;
+        if (!ended && plain.began >= known) sum += plain.sequences;
       }
       ASSERT_EQ(ledger.Since(worker, at).sequences, sum) << step << worker;
     }
