@@ -9,7 +9,9 @@ void LoadMeter::AddStep(int decode_steps, int chunk_tokens, absl::Duration took)
   if (decode_steps > 0) {
     step_ms_[num_steps_++ % step_ms_.size()] = static_cast<float>(absl::ToDoubleMilliseconds(took));
   }
-  if (chunk_tokens > decode_steps) prefill_rate_.AddStep(chunk_tokens + decode_steps, took);
+  if (chunk_tokens <= decode_steps) return;
+  prefill_rate_.AddStep(chunk_tokens + decode_steps, took);
+  saturated_rate_.AddStep(chunk_tokens + decode_steps, max_tokens_, took);
 }
 
 double LoadMeter::DecodeStepMilliseconds() const {

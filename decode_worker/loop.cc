@@ -32,6 +32,7 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
       publisher_(options_.publish, parts.waker, parts.metrics),
       reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
                 &parts.metrics->worker, parts.clock),
+      meter_(options_.admission.limits.max_num_batched_tokens),
       pace_{absl::ToDoubleMilliseconds(options_.target_step), options_.row_tile, {}} {
   const AdmissionOptions& admission = options_.admission;
   const Limits& limits = admission.limits;
@@ -371,6 +372,7 @@ LoadReport Loop::MakeLoad() const {
   load.promised_sequences = backlog_.size();
   load.prefill_tokens_per_second = meter_.prefill_rate().TokensPerSecond();
   load.prefill_fit_tokens = meter_.prefill_rate().Tokens();
+  load.saturated_tokens_per_second = meter_.saturated_rate().TokensPerSecond();
   load.decode_step_milliseconds = meter_.DecodeStepMilliseconds();
   return load;
 }

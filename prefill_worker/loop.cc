@@ -280,6 +280,7 @@ void Loop::Publish(worker::CollectedStep step) {
   reporter_.NoteChange();
   if (step.output.ok()) {
     rate_.AddStep(num_tokens, step.took);
+    saturated_.AddStep(num_tokens, options_.limits.max_num_batched_tokens, step.took);
     metrics.prompt_tokens.Increment(num_tokens);
   } else {
     spdlog::error("forward pass over {} prompts failed: {}", step.runs.size(),
@@ -404,6 +405,7 @@ LoadReport Loop::Load() const {
   for (const Sequence* s : running_) load.waiting_tokens += s->length() - s->computed;
   load.prefill_tokens_per_second = rate_.TokensPerSecond();
   load.prefill_fit_tokens = rate_.Tokens();
+  load.saturated_tokens_per_second = saturated_.TokensPerSecond();
   for (const auto& [peer, rate] : parts_.sender->LinkRates()) {
     load.link_bytes_per_second[peer] = rate;
   }

@@ -140,6 +140,7 @@ class Loop {
   std::vector<Sequence*> running_;  // in order of admission
   std::vector<Sequence*> in_view_;  // of the plan being made
   RateMeter rate_;
+  SaturatedRate saturated_;
   uint64_t damaged_blocks_seen_ = 0;
   bool draining_ = false;
   bool stop_ = false;

@@ -25,7 +25,9 @@ struct LoadReport {
   int promised_sequences = 0;            // these requests; `waiting` counts them as well
   double prefill_tokens_per_second = 0;  // fitted over recent steps; 0: not known yet
   double prefill_fit_tokens = 0;         // that it was fitted over; 0: not said, the rate is sure
-  double decode_step_milliseconds = 0;   // recent median; 0: not known yet
+  // How fast a queue of prompts goes down, by batches that were well filled; 0: too few were seen.
+  double saturated_tokens_per_second = 0;
+  double decode_step_milliseconds = 0;  // recent median; 0: not known yet
   // Of a decode worker: prefill workers that failed it and have served it nothing since, by id.
   struct PrefillFailures {
     int in_a_row = 0;

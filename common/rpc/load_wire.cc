@@ -16,6 +16,7 @@ internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
   proto.set_promised_sequences(static_cast<uint32_t>(report.promised_sequences));
   proto.set_prefill_tokens_per_second(report.prefill_tokens_per_second);
   proto.set_prefill_fit_tokens(report.prefill_fit_tokens);
+  proto.set_saturated_tokens_per_second(report.saturated_tokens_per_second);
   proto.set_decode_step_milliseconds(report.decode_step_milliseconds);
   for (const auto& [peer, rate] : report.link_bytes_per_second) {
     internal::v1::LinkRate* link = proto.add_links();
@@ -50,6 +51,7 @@ LoadReport LoadReportFromProto(const internal::v1::LoadReport& proto) {
   report.promised_sequences = static_cast<int>(proto.promised_sequences());
   report.prefill_tokens_per_second = proto.prefill_tokens_per_second();
   report.prefill_fit_tokens = proto.prefill_fit_tokens();
+  report.saturated_tokens_per_second = proto.saturated_tokens_per_second();
   report.decode_step_milliseconds = proto.decode_step_milliseconds();
   for (const internal::v1::LinkRate& link : proto.links()) {
     report.link_bytes_per_second[link.peer_worker_id()] = link.bytes_per_second();

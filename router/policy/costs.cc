@@ -93,10 +93,12 @@ double Costs::QueueMs(int w) const {
 
 double Costs::WaitMs(int w) const {
   const LoadReport& load = *view_.workers[w].load;
+  if (load.saturated_tokens_per_second <= 0) return 0;
   const int prompts =
       load.running + load.waiting + query_.routed[w].sequences + promised_sequences_;
   const double overtaken = std::max(0, prompts) * (Uncached(w) * 4.0 / 3);
-  return std::min(static_cast<double>(QueuedTokens(w)), overtaken) / PrefillRate(w) * 1e3;
+  return std::min(static_cast<double>(QueuedTokens(w)), overtaken) /
+         load.saturated_tokens_per_second * 1e3;
 }
 
 double Costs::PrefillMs(int w) const { return Uncached(w) / PrefillRate(w) * 1e3; }

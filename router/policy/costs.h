@@ -29,7 +29,8 @@ class Costs {
   int Uncached(int w) const;
   double QueueMs(int w) const;
   // As QueueMs, of what comes before this request: shorter prompts overtake longer ones, but for
-  // the quarter of each batch that is the oldest's.
+  // the quarter of each batch that is the oldest's. Requests are refused by it, so it rests on
+  // nothing but how fast this worker's queue was seen to go down; 0 until then.
   double WaitMs(int w) const;
   double PrefillMs(int w) const;
   double DecodePenaltyMs(int d) const;

@@ -852,7 +852,7 @@ TEST(LoopTest, RunsOnAThreadOfItsOwn) {
 }
 
 TEST(LoadMeterTest, MedianAndRate) {
-  LoadMeter meter;
+  LoadMeter meter(2048);
   EXPECT_EQ(meter.DecodeStepMilliseconds(), 0);
   EXPECT_EQ(meter.prefill_rate().TokensPerSecond(), 0);
   for (int ms : {5, 1, 9, 100, 4}) meter.AddStep(1, 0, absl::Milliseconds(ms));

@@ -41,7 +41,7 @@ inline ClusterView MakeView(std::vector<WorkerView> workers) {
 
 inline LoadReport PrefillLoad(double tokens_per_second, int64_t waiting_tokens = 0) {
   LoadReport load;
-  load.prefill_tokens_per_second = tokens_per_second;
+  load.prefill_tokens_per_second = load.saturated_tokens_per_second = tokens_per_second;
   load.waiting_tokens = waiting_tokens;
   return load;
 }

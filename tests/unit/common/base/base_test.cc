@@ -93,6 +93,22 @@ TEST(RateMeterTest, ShortBatchesCountOnlyUntilALargeOne) {
   EXPECT_NEAR(meter.Tokens(), 5000, 1);
 }
 
+TEST(SaturatedRateTest, OnlyFilledBatchesSayHowFastAQueueGoesDown) {
+  SaturatedRate rate;
+  // 10 ms whatever the batch holds, and 10 ms more per 1,000 tokens. Many prompts, each alone:
+  for (int i = 0; i < 100; ++i) rate.AddStep(60, 8000, absl::Milliseconds(10.6));
+  EXPECT_EQ(rate.TokensPerSecond(), 0);
+  // The first filled one makes what the others use.
+  rate.AddStep(8000, 8000, absl::Seconds(2));
+  rate.AddStep(8000, 8000, absl::Milliseconds(90));
+  rate.AddStep(2000, 8000, absl::Milliseconds(30));
+  EXPECT_EQ(rate.TokensPerSecond(), 0) << "two are few";
+  rate.AddStep(8000, 8000, absl::Milliseconds(90));
+  EXPECT_NEAR(rate.TokensPerSecond(), 85'700, 1000);
+  for (int i = 0; i < 100; ++i) rate.AddStep(60, 8000, absl::Milliseconds(10.6));
+  EXPECT_NEAR(rate.TokensPerSecond(), 85'700, 1000);
+}
+
 TEST(Refusal, ComesBackAsItWasAndNothingElseDoes) {
   const absl::Status status = absl::ResourceExhaustedError("full");
   EXPECT_FALSE(RefusalOf(status).has_value());

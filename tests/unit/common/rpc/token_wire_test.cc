@@ -131,6 +131,7 @@ TEST(LoadWire, NoFieldIsForgotten) {
   report.prefill_tokens_per_second = 8;
   report.decode_step_milliseconds = 9;
   report.prefill_fit_tokens = 12;
+  report.saturated_tokens_per_second = 16;
   report.admits_blocks = 11;
   report.promised_blocks = 13;
   report.promised_sequences = 14;

@@ -287,6 +287,26 @@ TEST(CostPolicy, WhatDecodeWorkersHoldBackCountsIntoTheQueue) {
   EXPECT_NEAR(route->wait_ms, 5 * 1000 * 4 / 3 / 10, 1);
 }
 
+// Requests are refused by the wait, so neither a prior nor what other prompts took makes one.
+TEST(CostPolicy, NothingWaitsLongWhereTheQueueWasNotSeenToMove) {
+  LoadReport load;
+  load.waiting_tokens = 2000;
+  load.waiting = 20;
+  for (const double of_single_prompts : {0.0, 4000.0}) {
+    load.prefill_tokens_per_second = of_single_prompts;
+    load.prefill_fit_tokens = 600;
+    load.saturated_tokens_per_second = 0;
+    const auto wait_ms = [&] {
+      const ClusterView view = MakeView({MakeWorker("decode-0", WorkerRole::kDecode),
+                                         MakeWorker("prefill-0", WorkerRole::kPrefill, load)});
+      return Query(view, 100).Choose(view)->wait_ms;
+    };
+    EXPECT_EQ(wait_ms(), 0);
+    load.saturated_tokens_per_second = 100'000;
+    EXPECT_NEAR(wait_ms(), 20, 1);
+  }
+}
+
 TEST(CostPolicy, ASuspectPrefillWorkerIsForWhenThereIsNoOther) {
   const ClusterView view = TwoByTwo();
   Query query(view, 1000);
