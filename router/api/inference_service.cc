@@ -1,6 +1,7 @@
 #include "router/api/inference_service.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -57,6 +58,16 @@ absl::Time InferenceService::DeadlineOf(const grpc::CallbackServerContext& conte
   return std::min(latest, now + absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec));
 }
 
+absl::Status InferenceService::MayJoin(const grpc::ByteBuffer& bytes, absl::Time deadline) const {
+  absl::Status may = core_->MayJoin(/*priority=*/0, deadline);
+  if (may.ok()) return may;
+  // Only one of a higher class may be better off.
+  const std::optional<int> priority = PriorityOf(bytes);
+  if (!priority.has_value()) return absl::OkStatus();
+  if (*priority <= 0) return may;
+  return core_->MayJoin(std::min(*priority, options_.max_priority), deadline);
+}
+
 template <typename Message, typename Read>
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, Read read) {
@@ -73,6 +84,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
     return reactor;
   }
   const absl::Time deadline = DeadlineOf(*context, received);
+  if (const absl::Status may = MayJoin(bytes, deadline); !may.ok()) {
+    reactor->Refuse(may);
+    return reactor;
+  }
   // The call lives until the reactor has answered it.
   const bool taken = pool_.TryRun([this, reactor, bytes, read, received, deadline] {
     Message message;

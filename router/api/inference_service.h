@@ -57,6 +57,9 @@ class InferenceService
  private:
   RequestLimits Limits() const;
   absl::Time DeadlineOf(const grpc::CallbackServerContext& context, absl::Time now) const;
+  // What can be said of a request before it is read. In an overload most requests end here, so it
+  // costs next to nothing, and they wait behind no other's tokenising.
+  absl::Status MayJoin(const grpc::ByteBuffer& bytes, absl::Time deadline) const;
   // `read` makes the request from the message; called at once.
   template <typename Message, typename Read>
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Begin(grpc::CallbackServerContext* context,

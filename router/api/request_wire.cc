@@ -1,10 +1,15 @@
 #include "router/api/request_wire.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
 
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/wire_format_lite.h"
+#include "grpcpp/support/proto_buffer_reader.h"
 #include "nlohmann/json.hpp"
 
 #include "common/base/block_hash.h"
@@ -23,6 +28,8 @@ constexpr size_t kMaxRequestIdBytes = 128;
 constexpr size_t kMaxOptionBytes = 256;
 constexpr int kMaxMessages = 10000;
 constexpr int kMaxTools = 1000;
+// That PriorityOf passes over.
+constexpr int kMaxFields = 1000;
 
 // The field that a message of common/text begins with: "messages[2].role must be ...".
 std::string FieldOf(const absl::Status& status) {
@@ -196,6 +203,43 @@ absl::StatusOr<Request> Finish(const ServedModel& model, const RequestLimits& li
 }
 
 }  // namespace
+
+std::optional<int> PriorityOf(const grpc::ByteBuffer& bytes) {
+  using google::protobuf::internal::WireFormatLite;
+  constexpr int kOptions = v1::GenerateRequest::kOptionsFieldNumber;
+  static_assert(kOptions == v1::ChatRequest::kOptionsFieldNumber);
+  grpc::ByteBuffer shared = bytes;  // the reader wants one that is not const
+  grpc::ProtoBufferReader reader(&shared);
+  google::protobuf::io::CodedInputStream in(&reader);
+  int priority = 0;
+  // Within the message, and then within its options.
+  const auto read = [&](const auto& self, bool options, int* fields) -> bool {
+    while (const uint32_t tag = in.ReadTag()) {
+      if (--*fields < 0) return false;
+      const int field = WireFormatLite::GetTagFieldNumber(tag);
+      const auto type = WireFormatLite::GetTagWireType(tag);
+      uint64_t value;
+      if (options && field == v1::RequestOptions::kPriorityFieldNumber &&
+          type == WireFormatLite::WIRETYPE_VARINT) {
+        if (!in.ReadVarint64(&value)) return false;
+        priority = static_cast<int32_t>(value);
+      } else if (!options && field == kOptions &&
+                 type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED) {
+        int length;
+        if (!in.ReadVarintSizeAsInt(&length)) return false;
+        const auto outer = in.PushLimit(length);
+        if (!self(self, true, fields) || in.BytesUntilLimit() != 0) return false;
+        in.PopLimit(outer);
+      } else if (!WireFormatLite::SkipField(&in, tag)) {
+        return false;
+      }
+    }
+    return in.ConsumedEntireMessage();
+  };
+  int fields = kMaxFields;
+  if (!read(read, false, &fields)) return std::nullopt;
+  return priority;
+}
 
 absl::Status CheckModelName(const ServedModel& model, const std::string& name) {
   if (name.empty() || name == model.name) return absl::OkStatus();

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "grpcpp/support/byte_buffer.h"
 
 #include "common/base/clock.h"
 #include "router/request/request.h"
@@ -49,6 +51,10 @@ std::string RequestIdFrom(std::string_view given);
 
 // `options.request_id`, if it is one, replaces `id`; else `id` becomes the message's.
 void SettleRequestId(v1::RequestOptions* options, std::string* id);
+
+// options.priority of a Generate or Chat request that was not parsed yet: the message's fields are
+// passed over. Nothing: it is no message, or has so many fields that finding it is no small matter.
+std::optional<int> PriorityOf(const grpc::ByteBuffer& bytes);
 
 absl::StatusOr<Request> GenerateRequestFromProto(const ServedModel& model,
                                                  const RequestLimits& limits,

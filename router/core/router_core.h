@@ -72,6 +72,10 @@ class RouterCore {
   // The stream of a request; the front keeps it and then calls its Begin(), from where on `sink` is
   // called until its Finish (see request/stream_sink.h). INVALID_ARGUMENT names the field.
   absl::StatusOr<std::shared_ptr<RequestStream>> NewStream(Request request, StreamSink* sink);
+  // See Dispatcher::MayJoin.
+  absl::Status MayJoin(int priority, absl::Time deadline) const {
+    return dispatcher_.MayJoin(priority, deadline);
+  }
   OpenStreams& open_streams() { return open_streams_; }
   RouterMetrics& metrics() { return metrics_; }
   // A request that was refused before there was a stream for it has ended so.

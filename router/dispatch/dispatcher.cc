@@ -52,23 +52,36 @@ Dispatcher::~Dispatcher() {
   }
 }
 
+absl::Status Dispatcher::MayJoin(int priority, absl::Time deadline) const {
+  TANDEM_RETURN_IF_ERROR(CheckRoom(queued_));
+  return CheckWait(priority, deadline, wait_.Behind(queued_, queued_tokens_), clock_->Now());
+}
+
+absl::Status Dispatcher::CheckRoom(int queued) const {
+  if (queued < options_.max_queued_requests) return absl::OkStatus();
+  return WithRetryAfter(
+      ResourceExhausted("the queue is full: {} requests wait (--max-queued-requests)", queued),
+      kRetryAfter);
+}
+
 absl::Status Dispatcher::Submit(std::shared_ptr<Dispatchable> request, Ticket* ticket) {
-  const int64_t tokens = Size(*request);
-  const absl::Duration wait = wait_.Behind(queued_, queued_tokens_);
-  TANDEM_RETURN_IF_ERROR(CheckWait(request->prompt(), wait, clock_->Now()));
+  const RoutablePrompt prompt = request->prompt();
+  TANDEM_RETURN_IF_ERROR(MayJoin(prompt.priority, prompt.deadline));
+  const int64_t tokens = std::ssize(prompt.tokens);
   const int before = queued_.fetch_add(1);
   const int64_t tokens_before = queued_tokens_.fetch_add(tokens);
-  const bool full = before >= options_.max_queued_requests;
+  absl::Status room = CheckRoom(before);
   // One request is always taken, however long.
-  if (full || (before > 0 && tokens_before + tokens > options_.max_queued_tokens)) {
+  if (room.ok() && before > 0 && tokens_before + tokens > options_.max_queued_tokens) {
+    room = WithRetryAfter(
+        ResourceExhausted("the queue is full: {} prompt tokens wait (--max-queued-tokens)",
+                          tokens_before),
+        kRetryAfter);
+  }
+  if (!room.ok()) {
     --queued_;
     queued_tokens_ -= tokens;
-    return WithRetryAfter(
-        full ? ResourceExhausted("the queue is full: {} requests wait (--max-queued-requests)",
-                                 before)
-             : ResourceExhausted("the queue is full: {} prompt tokens wait (--max-queued-tokens)",
-                                 tokens_before),
-        kRetryAfter);
+    return room;
   }
   metrics_->waiting.Increment();
   *ticket = ++last_ticket_;
@@ -196,10 +209,10 @@ bool Dispatcher::MayBeLocal(Queued& queued, const ClusterView& view) const {
   return *queued.local;
 }
 
-absl::Status Dispatcher::CheckWait(const RoutablePrompt& prompt, absl::Duration wait,
+absl::Status Dispatcher::CheckWait(int priority, absl::Time deadline, absl::Duration wait,
                                    absl::Time now) const {
   const absl::Duration most =
-      std::min(options_.max_wait + prompt.priority * kClassIsWorth, prompt.deadline - now);
+      std::min(options_.max_wait + priority * kClassIsWorth, deadline - now);
   if (wait <= most || wait == absl::ZeroDuration()) return absl::OkStatus();
   return WithRetryAfter(
       ResourceExhausted("overloaded: its turn would come in {}, it may wait {} (--max-wait, or its "
@@ -230,8 +243,9 @@ Dispatcher::Outcome Dispatcher::RouteOne(Queued& queued, const ClusterView& view
   if (route.ok()) {
     // What was taken once is not refused later.
     if (queued.retries.empty()) {
+      const RoutablePrompt prompt = queued.request->prompt();
       const absl::Status wait =
-          CheckWait(queued.request->prompt(), absl::Milliseconds(route->wait_ms), now);
+          CheckWait(prompt.priority, prompt.deadline, absl::Milliseconds(route->wait_ms), now);
       if (!wait.ok()) {
         queued.request->Fail(wait);
         return Outcome::kFailed;

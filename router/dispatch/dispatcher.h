@@ -88,8 +88,10 @@ class Dispatcher {
   ~Dispatcher();
 
   // ---- any thread ----
-  // RESOURCE_EXHAUSTED with RetryInfo when the queue is full or too slow. `*ticket` is set before
-  // the first Start or Fail.
+  // Whether the queue may take one more, whatever its prompt: RESOURCE_EXHAUSTED with RetryInfo
+  // when it is full or too slow. So a request can be refused before anything is done for it.
+  absl::Status MayJoin(int priority, absl::Time deadline) const;
+  // As MayJoin, and by the length of the prompt. `*ticket` is set before the first Start or Fail.
   absl::Status Submit(std::shared_ptr<Dispatchable> request, Ticket* ticket);
   // A route failed before the first token: the request is routed again, avoiding what `retries`
   // says. Never refused: it was accepted once. `since` is when its waiting began.
@@ -134,8 +136,11 @@ class Dispatcher {
   void RouteAll(absl::Time now);
   Outcome RouteOne(Queued& queued, const ClusterView& view, absl::Time now);
   bool MayBeLocal(Queued& queued, const ClusterView& view) const;
+  // OK: behind so many there is a place.
+  absl::Status CheckRoom(int queued) const;
   // OK: a request that would wait so long may.
-  absl::Status CheckWait(const RoutablePrompt& prompt, absl::Duration wait, absl::Time now) const;
+  absl::Status CheckWait(int priority, absl::Time deadline, absl::Duration wait,
+                         absl::Time now) const;
   void Send(const Queued& queued, const Route& route, int block_size, absl::Time now);
   std::vector<Exclusion> Excluded(const Queued& queued, const ClusterView& view,
                                   absl::Time now) const;

@@ -322,6 +322,10 @@ TEST_F(RouterServerTest, AFullQueueRefusesWithRetryInfoAndTheWaitingOneIsServed)
   const Reply second = Generate(Prompt("go"));
   EXPECT_EQ(second.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_TRUE(RetryAfter(FromGrpcStatus(second.status)).has_value());
+  // What is refused for want of room was not even read.
+  v1::GenerateRequest bad = Prompt("go");
+  bad.mutable_sampling()->set_top_p(3);
+  EXPECT_EQ(Generate(bad).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   auto worker = Join("u", "unified", [&](Call call) {
     call->Send(Tokens("ok"), v1::FINISH_REASON_STOP);
     call->End(grpc::Status::OK);

@@ -1,8 +1,10 @@
 #include "router/api/request_wire.h"
 
+#include <climits>
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -268,6 +270,42 @@ TEST(ResponseWire, TokensAreThePromptAndWhatWasGenerated) {
   EXPECT_THAT(out.token_ids(), ElementsAre(5, 6, 7, 8, 9));
   EXPECT_EQ(out.prompt_length(), 3u);
   EXPECT_FALSE(out.sampling().has_prompt_logprobs());
+}
+
+std::optional<int> PriorityIn(const google::protobuf::Message& message) {
+  return PriorityOf(SerializeMessage(message));
+}
+
+TEST(RequestWire, ThePriorityIsFoundWithoutReadingTheMessage) {
+  v1::GenerateRequest generate;
+  generate.set_text(std::string(100'000, 'a'));
+  EXPECT_EQ(PriorityIn(generate), 0);
+  generate.mutable_options()->set_request_id("one");
+  EXPECT_EQ(PriorityIn(generate), 0);
+  for (const int priority : {2, -1, INT_MAX, INT_MIN}) {
+    generate.mutable_options()->set_priority(priority);
+    generate.mutable_options()->set_cache_salt("salt");
+    EXPECT_EQ(PriorityIn(generate), priority);
+  }
+  v1::ChatRequest chat;
+  for (int i = 0; i < 100; ++i) chat.add_messages()->set_content("hello");
+  chat.mutable_options()->set_priority(1);
+  EXPECT_EQ(PriorityIn(chat), 1);
+  for (int i = 0; i < 10'000; ++i) chat.add_messages();
+  EXPECT_EQ(PriorityIn(chat), std::nullopt) << "ten thousand fields are looked at later";
+}
+
+TEST(RequestWire, NoPriorityIsFoundInWhatIsNoMessage) {
+  v1::GenerateRequest message;
+  message.mutable_options()->set_cache_salt("salt");
+  message.mutable_options()->set_priority(2);
+  const std::string bytes = message.SerializeAsString();
+  for (size_t length = 1; length < bytes.size(); ++length) {
+    const grpc::Slice slice(bytes.data(), length);
+    EXPECT_EQ(PriorityOf(grpc::ByteBuffer(&slice, 1)), std::nullopt) << length;
+  }
+  const grpc::Slice noise(std::string("\xFF\xFF\xFF"));
+  EXPECT_EQ(PriorityOf(grpc::ByteBuffer(&noise, 1)), std::nullopt);
 }
 
 TEST(MessageWire, InvalidUtf8NamesFieldAndByte) {

@@ -159,6 +159,26 @@ TEST_F(DispatcherTest, AFullQueueRefusesAndSaysWhenToComeBack) {
   EXPECT_EQ(dispatcher_->queued(), 1);
 }
 
+TEST_F(DispatcherTest, WhoMayJoinIsKnownBeforeThePromptIs) {
+  options_.max_queued_requests = 100;
+  options_.max_wait = absl::Seconds(1);
+  Make();
+  for (int i = 0; i < 50; ++i) Submit("one");
+  // Ten a second go.
+  for (int tick = 0; tick < 20; ++tick) {
+    policy_.places = 1;
+    Advance(absl::Milliseconds(100));
+  }
+  const absl::Time never = absl::InfiniteFuture();
+  const absl::Status late = dispatcher_->MayJoin(0, never);
+  EXPECT_EQ(late.code(), absl::StatusCode::kResourceExhausted) << late;
+  EXPECT_THAT(std::string(late.message()), HasSubstr("its turn would come in 2.9"));
+  EXPECT_TRUE(RetryAfter(late).has_value());
+  EXPECT_OK(dispatcher_->MayJoin(1, never));  // a class is worth five seconds
+  EXPECT_FALSE(dispatcher_->MayJoin(1, clock_.Now() + absl::Seconds(1)).ok());
+  EXPECT_EQ(dispatcher_->queued(), 30);
+}
+
 TEST_F(DispatcherTest, TheQueueIsBoundedInTokensToo) {
   options_.max_queued_tokens = 7;  // of three each
   Make();
