@@ -52,47 +52,67 @@ std::vector<const FieldDescriptor*> DifferingFields(const Capability& a, const C
   return fields;
 }
 
-// Where an operator says what the field is.
-std::string SourceOf(const FieldDescriptor* field) {
-  static constexpr std::pair<std::string_view, std::string_view> kSources[] = {
+// The flag that says the field, where there is one whose value is the field's own.
+std::string_view FlagOf(const FieldDescriptor* field) {
+  static constexpr std::pair<std::string_view, std::string_view> kFlags[] = {
       {"model", "--served-model-name"},
-      {"model_digest", "the checkpoint in --model, --load-format, --seed"},
-      {"dtype", "--dtype (a CPU without bfloat16 computes in float32)"},
-      {"kv_dtype", "--dtype (a CPU without bfloat16 computes in float32)"},
+      {"dtype", "--dtype"},
+      {"kv_dtype", "--dtype"},
       {"block_size", "--block-size"},
+  };
+  for (const auto& [name, flag] : kFlags) {
+    if (field->name() == name) return flag;
+  }
+  return "";
+}
+
+// Where the field comes from otherwise.
+std::string_view SourceOf(const FieldDescriptor* field) {
+  static constexpr std::pair<std::string_view, std::string_view> kSources[] = {
+      {"model_digest", "the checkpoint in --model, --load-format and --seed"},
       {"tokenizer_digest", "tokenizer.json in --model"},
       {"protocol_version", "the release of Tandem"},
       {"layout", "the release of Tandem"},
   };
   for (const auto& [name, source] : kSources) {
-    if (field->name() == name) return std::string(source);
+    if (field->name() == name) return source;
   }
   return "config.json in --model";
 }
 
+void AddOnce(std::string text, std::vector<std::string>* texts) {
+  if (std::find(texts->begin(), texts->end(), text) == texts->end()) {
+    texts->push_back(std::move(text));
+  }
+}
+
 }  // namespace
 
-std::string DescribeDifference(const Capability& expected, const Capability& got) {
+std::string DescribeDifference(const Capability& cluster, const Capability& worker) {
   std::vector<std::string> differences;
-  for (const FieldDescriptor* field : DifferingFields(expected, got)) {
+  for (const FieldDescriptor* field : DifferingFields(cluster, worker)) {
     differences.push_back(absl::EndsWith(field->name(), "_digest")
                               ? fmt::format("{} differs", field->name())
-                              : fmt::format("{} {} here, {} there", field->name(),
-                                            Shown(FieldText(expected, field)),
-                                            Shown(FieldText(got, field))));
+                              : fmt::format("{}: this worker {}, cluster {}", field->name(),
+                                            Shown(FieldText(worker, field)),
+                                            Shown(FieldText(cluster, field))));
   }
   return absl::StrJoin(differences, "; ");
 }
 
-std::string DifferenceRemedy(const Capability& expected, const Capability& got) {
-  std::vector<std::string> sources;
-  for (const FieldDescriptor* field : DifferingFields(expected, got)) {
-    std::string source = SourceOf(field);
-    if (std::find(sources.begin(), sources.end(), source) == sources.end()) {
-      sources.push_back(std::move(source));
+std::string DifferenceRemedy(const Capability& cluster, const Capability& worker) {
+  std::vector<std::string> flags, sources;
+  for (const FieldDescriptor* field : DifferingFields(cluster, worker)) {
+    if (const std::string_view flag = FlagOf(field); !flag.empty()) {
+      AddOnce(fmt::format("{}={}", flag, Shown(FieldText(cluster, field))), &flags);
+    } else {
+      AddOnce(std::string(SourceOf(field)), &sources);
     }
   }
-  return absl::StrJoin(sources, ", ");
+  std::vector<std::string> with;
+  if (!flags.empty()) with.push_back(absl::StrJoin(flags, " "));
+  if (!sources.empty()) with.push_back("the same: " + absl::StrJoin(sources, "; "));
+  return with.empty() ? "" : "start it with " + absl::StrJoin(with, ", and with ");
 }
 
 std::string CapabilityDigest(const Capability& capability) {

@@ -56,14 +56,14 @@ inline constexpr uint32_t kProtocolVersion = 2;
 // How a block lies in a pool: heads, tokens, head dimension.
 inline constexpr char kBlockLayout[] = "HND";
 
-// One line that says what differs between two capabilities, "" if they agree. Names fields:
-// "block_size 16 here, 32 there"; of digests only that they differ. Fields that may differ because
-// KV can be converted (tensor_parallel_size) are not compared.
-std::string DescribeDifference(const internal::v1::Capability& expected,
-                               const internal::v1::Capability& got);
-// What must be made the same where they differ, flags and files: "--block-size, --dtype".
-std::string DifferenceRemedy(const internal::v1::Capability& expected,
-                             const internal::v1::Capability& got);
+// One line for the worker's own log that says in what it differs from the cluster, "" if they
+// agree. Names fields: "block_size: this worker 32, cluster 16"; of digests only that they differ.
+// Fields that may differ because KV can be converted (tensor_parallel_size) are not compared.
+std::string DescribeDifference(const internal::v1::Capability& cluster,
+                               const internal::v1::Capability& worker);
+// What cures it, flags and files: "start it with --block-size=16".
+std::string DifferenceRemedy(const internal::v1::Capability& cluster,
+                             const internal::v1::Capability& worker);
 // A digest of the fields that are compared, equal exactly when DescribeDifference is "".
 std::string CapabilityDigest(const internal::v1::Capability& capability);
 // For Capability::tokenizer_digest: of MODEL_DIR/tokenizer.json's bytes, "" where it cannot be

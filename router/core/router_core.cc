@@ -29,6 +29,7 @@ RegistryOptions MakeRegistryOptions(const RouterCoreOptions& core, const ServedM
   options.num_layers = static_cast<uint32_t>(model.config.num_layers);
   options.num_kv_heads = static_cast<uint32_t>(model.config.num_kv_heads);
   options.head_dim = static_cast<uint32_t>(model.config.head_dim);
+  options.max_model_len = core.max_model_len > 0 ? core.max_model_len : model.config.MaxModelLen();
   return options;
 }
 

@@ -60,16 +60,14 @@ absl::Status Registry::CheckCapability(const Capability& got) {
     own.set_tokenizer_digest(options_.tokenizer_digest);
   }
   if (const std::string line = DescribeDifference(own, got); !line.empty()) {
-    return FailedPrecondition("the worker differs from the router: {}; must be the same: {}", line,
+    return FailedPrecondition("the worker does not fit the cluster: {}; {}", line,
                               DifferenceRemedy(own, got));
   }
   if (capability_ != nullptr) {
     if (const std::string line = DescribeDifference(*capability_, got); !line.empty()) {
       return FailedPrecondition(
-          "the worker differs from the cluster, which is as its first worker: {}; must be the "
-          "same: "
-          "{}",
-          line, DifferenceRemedy(*capability_, got));
+          "the worker does not fit the cluster, which is as its first worker: {}; {}", line,
+          DifferenceRemedy(*capability_, got));
     }
   }
   if (got.block_size() == 0) {
@@ -122,6 +120,13 @@ absl::StatusOr<Registry::Member> Registry::Join(WorkerIdentity identity,
     spdlog::info("worker {} joined: {} at {}, {} blocks, {} sequences", identity.id,
                  WorkerRoleName(identity.role), identity.address, identity.num_blocks,
                  identity.max_num_seqs);
+    if (identity.max_model_len > 0 && identity.max_model_len < options_.max_model_len) {
+      spdlog::warn(
+          "worker {} holds sequences of at most {} tokens, of the {} that the router would take: "
+          "it gets no longer ones (its KV pool is small: --kv-cache-memory-bytes, or its "
+          "--max-model-len)",
+          identity.id, identity.max_model_len, options_.max_model_len);
+    }
     const std::string id = identity.id;
     WorkerView view{std::make_shared<const WorkerIdentity>(std::move(identity)),
                     std::make_shared<const LoadReport>(), absl::InfinitePast()};

@@ -41,6 +41,7 @@ struct RegistryOptions {
   uint32_t num_layers = 0;
   uint32_t num_kv_heads = 0;
   uint32_t head_dim = 0;
+  int max_model_len = 0;  // tokens; not demanded of workers, but who holds less is remarked on
 };
 
 class Registry {

@@ -172,7 +172,7 @@ TEST_F(Strangers, AWorkerThatDoesNotFitIsRefusedInAShortLine) {
   // Nor does it learn what it would have to say.
   const grpc::Status differs = Join(channel, RogueHello());
   EXPECT_EQ(differs.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
-  EXPECT_THAT(differs.error_message(), HasSubstr("model demo here"));
+  EXPECT_THAT(differs.error_message(), HasSubstr("cluster demo"));
   const std::string log = ReadWholeFile(cluster_->router().stderr_path);
   EXPECT_LT(log.size(), 20'000u);
   EXPECT_THAT(log, Not(HasSubstr("\n12:00:00 router")));
@@ -329,9 +329,9 @@ TEST(FirstToJoin, DoesNotDefineTheCluster) {
     return ReadWholeFile(log);
   };
   EXPECT_THAT(refusal_of("--load-format=dummy"),
-              HasSubstr("model_digest differs; must be the same: the checkpoint in --model"));
+              HasSubstr("model_digest differs; start it with the same: the checkpoint in --model"));
   EXPECT_THAT(refusal_of("--block-size=32"),
-              HasSubstr("block_size 16 here, 32 there; must be the same: --block-size"));
+              HasSubstr("block_size: this worker 32, cluster 16; start it with --block-size=16"));
   cluster->StartWorker("unified-0");
   EXPECT_TRUE(cluster->WaitForWorkers(1, 30)) << cluster->Logs();
 }

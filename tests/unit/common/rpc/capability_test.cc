@@ -20,15 +20,33 @@ TEST(CapabilityTest, EqualHasNoDifference) {
 }
 
 TEST(CapabilityTest, NamesWhatDiffers) {
-  Capability here;
-  here.set_block_size(16);
-  here.set_dtype("float32");
-  Capability there = here;
-  there.set_block_size(32);
-  EXPECT_EQ(DescribeDifference(here, there), "block_size 16 here, 32 there");
-  there.set_dtype("");
-  EXPECT_EQ(DescribeDifference(here, there),
-            "dtype float32 here, (none) there; block_size 16 here, 32 there");
+  Capability cluster;
+  cluster.set_block_size(16);
+  cluster.set_dtype("float32");
+  Capability worker = cluster;
+  worker.set_block_size(32);
+  EXPECT_EQ(DescribeDifference(cluster, worker), "block_size: this worker 32, cluster 16");
+  worker.set_dtype("");
+  EXPECT_EQ(DescribeDifference(cluster, worker),
+            "dtype: this worker (none), cluster float32; block_size: this worker 32, cluster 16");
+}
+
+TEST(CapabilityTest, SaysWhichFlagCuresIt) {
+  Capability cluster;
+  cluster.set_model("m");
+  cluster.set_dtype("float32");
+  cluster.set_kv_dtype("float32");
+  Capability worker = cluster;
+  worker.set_model("n");
+  worker.set_dtype("bfloat16");
+  worker.set_kv_dtype("bfloat16");
+  EXPECT_EQ(DifferenceRemedy(cluster, worker),
+            "start it with --served-model-name=m --dtype=float32");
+  worker.set_model_digest("other");
+  worker.set_num_layers(3);
+  EXPECT_EQ(DifferenceRemedy(cluster, worker),
+            "start it with --served-model-name=m --dtype=float32, and with the same: the "
+            "checkpoint in --model, --load-format and --seed; config.json in --model");
 }
 
 TEST(CapabilityTest, ShowsNoDigestAndNothingLongOrForged) {

@@ -70,7 +70,9 @@ TEST_F(RegistryTest, RefusesAnotherCapabilityWithOneLine) {
   other.set_block_size(32);
   const auto refused = registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("block_size 16 here, 32 there"));
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("block_size: this worker 32, cluster 16; start it with "
+                        "--block-size=16"));
   // When all have left another kind of cluster may form.
   registry_.Leave(*first);
   EXPECT_OK(registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr));
@@ -82,8 +84,10 @@ TEST_F(RegistryTest, RefusesAnotherModelThanTheRouters) {
   other.set_vocab_size(1024);
   const auto refused = registry_.Join(MakeIdentity("b", 2, WorkerRole::kPrefill), other, nullptr);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("model m here, n there"));
-  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("vocab_size 512 here"));
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("model: this worker n, cluster m; "));
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("vocab_size: this worker 1024, cluster 512"));
 }
 
 // What the router has in its own model directory counts, whoever comes first.
@@ -102,9 +106,10 @@ TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheModel) {
   odd.set_tokenizer_digest("other");
   const auto refused = registry.Join(MakeIdentity("a", 1, WorkerRole::kDecode), odd, nullptr);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(refused.status().message()),
-              testing::AllOf(HasSubstr("num_layers 2 here, 3 there"), HasSubstr("num_kv_heads"),
-                             HasSubstr("head_dim"), HasSubstr("tokenizer_digest differs")));
+  EXPECT_THAT(
+      std::string(refused.status().message()),
+      testing::AllOf(HasSubstr("num_layers: this worker 3, cluster 2"), HasSubstr("num_kv_heads"),
+                     HasSubstr("head_dim"), HasSubstr("tokenizer_digest differs")));
   EXPECT_OK(
       registry.Join(MakeIdentity("b", 1, WorkerRole::kDecode), FakeCapability("m", 512), nullptr));
 }
@@ -126,16 +131,16 @@ TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheCluster) {
   };
   using Capability = internal::v1::Capability;
   EXPECT_EQ(refusal([](Capability* c) { c->set_model_digest("other"); }),
-            "the worker differs from the router: model_digest differs; must be the same: the "
-            "checkpoint in --model, --load-format, --seed");
+            "the worker does not fit the cluster: model_digest differs; start it with the "
+            "same: the checkpoint in --model, --load-format and --seed");
   EXPECT_EQ(refusal([](Capability* c) {
               c->set_dtype("bfloat16");
               c->set_kv_dtype("bfloat16");
               c->set_block_size(32);
             }),
-            "the worker differs from the router: dtype float32 here, bfloat16 there; kv_dtype "
-            "float32 here, bfloat16 there; block_size 16 here, 32 there; must be the same: "
-            "--dtype (a CPU without bfloat16 computes in float32), --block-size");
+            "the worker does not fit the cluster: dtype: this worker bfloat16, cluster float32; "
+            "kv_dtype: this worker bfloat16, cluster float32; block_size: this worker 32, cluster "
+            "16; start it with --dtype=float32 --block-size=16");
   EXPECT_THAT(refusal([](Capability* c) { c->set_protocol_version(0); }),
               HasSubstr("the release of Tandem"));
   // None of them is in the way of one that fits.
