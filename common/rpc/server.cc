@@ -3,9 +3,9 @@
 #include <csignal>
 #include <string>
 #include <string_view>
-#include <sys/resource.h>
 #include <utility>
 
+#include "absl/base/call_once.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "google/protobuf/stubs/logging.h"
@@ -19,6 +19,7 @@
 
 #include "common/base/host_port.h"
 #include "common/base/status.h"
+#include "common/rpc/connection_bound.h"
 #include "common/rpc/health_service.h"
 
 namespace tandem {
@@ -88,15 +89,6 @@ void KeepCallbackThreads() {
   }();
 }
 
-// A server that can accept no more for want of descriptors is deaf to everybody, so strangers'
-// connections must not use them up: the default of 1,024 is for programs that use select().
-void RaiseDescriptorLimit() {
-  rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
-  limit.rlim_cur = limit.rlim_max;
-  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("cannot have more descriptors");
-}
-
 void PrepareGrpcOnce() {
   [[maybe_unused]] static const bool done = [] {
     gpr_set_log_function(LogGrpcLine);
@@ -106,7 +98,7 @@ void PrepareGrpcOnce() {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
-    RaiseDescriptorLimit();
+    BoundConnections();
     grpc::EnableDefaultHealthCheckService(false);
     KeepCallbackThreads();  // before reflection is a part of every server
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -187,6 +179,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
   TANDEM_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen_address));
   PrepareGrpcOnce();
+  static absl::once_flag warned;
+  absl::call_once(warned, WarnOfFewDescriptors);
 
   auto health = std::make_shared<HealthService>();
   auto server = std::make_unique<GrpcServer>(health);
