@@ -27,7 +27,7 @@
 #include "bench/gpu_suite.h"
 #endif
 #include "bench/usage.h"
-#include "engine/device/cpu/cpu_features.h"
+#include "common/base/cpu_features.h"
 #include "engine/kernels/cpu/linear.h"
 #include "engine/model/mapped_file.h"
 #include "engine/runtime/engine.h"

@@ -51,7 +51,6 @@ class NullDevice final : public Device {
   bool has_bfloat16() const override { return false; }
   size_t TotalMemory() const override { return cpu_.TotalMemory(); }
   size_t AvailableMemory() const override { return cpu_.AvailableMemory(); }
-  size_t AvailableKvMemory() const override { return cpu_.AvailableKvMemory(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return cpu_.Allocate(bytes); }
   absl::StatusOr<Buffer> AllocateKvPool(size_t bytes) override { return cpu_.Allocate(bytes); }
   absl::StatusOr<Buffer> AllocateStaging(size_t bytes) override { return cpu_.Allocate(bytes); }

@@ -1,15 +1,15 @@
 // `tandem inspect MODEL_DIR`: what a model is and what memory it needs.
-#include <filesystem>
-#include <sys/sysinfo.h>
-
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 
 #include "cli/command.h"
+#include "cli/model_check.h"
 #include "common/base/file.h"
+#include "common/base/host_memory.h"
 #include "common/base/model_config.h"
 #include "common/base/model_dir.h"
 #include "common/base/status.h"
+#include "common/base/weight_files.h"
 #include "common/config/bytes.h"
 #include "common/config/dtype_choices.h"
 
@@ -18,10 +18,10 @@ namespace {
 
 struct Findings {
   ModelConfig config;
+  CheckedModel checked;
   KvLayout layout;
   int64_t parameters = 0;
-  int64_t checkpoint_bytes = 0;  // of the safetensors files; 0 if there are none
-  int64_t weight_bytes = 0;      // in memory, as `layout.dtype`
+  int64_t weight_bytes = 0;  // in memory, as `layout.dtype`
   int64_t memory = 0;
   int64_t kv_bytes = 0;  // memory - weights, at least 0
   int64_t tokens = 0;    // whole blocks that fit
@@ -34,21 +34,6 @@ std::string Grouped(int64_t number) {
     out.insert(static_cast<size_t>(i), ",");
   }
   return out;
-}
-
-int64_t CheckpointBytes(const std::string& model_dir) {
-  int64_t total = 0;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(model_dir, error)) {
-    if (entry.path().extension() != ".safetensors") continue;
-    total += static_cast<int64_t>(entry.file_size(error));
-  }
-  return total;
-}
-
-int64_t MachineMemory() {
-  struct sysinfo info {};
-  return sysinfo(&info) == 0 ? static_cast<int64_t>(info.totalram) * info.mem_unit : 0;
 }
 
 void PrintJson(const Findings& f) {
@@ -64,8 +49,11 @@ void PrintJson(const Findings& f) {
       {"vocab_size", f.config.vocab_size},
       {"tie_word_embeddings", f.config.tie_word_embeddings},
       {"max_model_len", f.config.MaxModelLen()},
+      {"weight_files", f.checked.weight_files},
+      {"tokenizer", f.checked.has_tokenizer},
+      {"chat_template", f.checked.has_chat_template},
       {"checkpoint_dtype", std::string(DTypeName(f.config.checkpoint_dtype))},
-      {"checkpoint_bytes", f.checkpoint_bytes},
+      {"checkpoint_bytes", f.checked.checkpoint_bytes},
       {"dtype", std::string(DTypeName(f.layout.dtype))},
       {"weight_bytes", f.weight_bytes},
       {"block_size", f.layout.block_size},
@@ -90,10 +78,16 @@ void PrintText(const Findings& f) {
   const bool scaled = !std::holds_alternative<std::monostate>(c.rope_scaling);
   fmt::print("longest sequence  {} tokens{}\n", Grouped(c.MaxModelLen()),
              scaled ? fmt::format(" ({})", DescribeRopeScaling(c.rope_scaling)) : "");
-  fmt::print("checkpoint        {}, {}\n", DTypeName(c.checkpoint_dtype),
-             f.checkpoint_bytes > 0 ? fmt::format("{} B ({})", Grouped(f.checkpoint_bytes),
-                                                  FormatBytes(f.checkpoint_bytes))
-                                    : "no safetensors files (--load-format dummy only)");
+  fmt::print(
+      "checkpoint        {}, {}\n", DTypeName(c.checkpoint_dtype),
+      f.checked.weight_files > 0
+          ? fmt::format("{} B ({}), {} file{}, all whole", Grouped(f.checked.checkpoint_bytes),
+                        FormatBytes(f.checked.checkpoint_bytes), f.checked.weight_files,
+                        f.checked.weight_files == 1 ? "" : "s")
+          : "no safetensors files (--load-format dummy only)");
+  fmt::print("text              tokenizer {}, chat template {}\n",
+             f.checked.has_tokenizer ? "yes" : "none",
+             f.checked.has_chat_template ? "yes" : "none");
   fmt::print("weights           {} B ({}) as {}\n", Grouped(f.weight_bytes),
              FormatBytes(f.weight_bytes), dtype);
   fmt::print("KV per token      {} B as {}\n",
@@ -123,7 +117,8 @@ int RunInspect(const Arguments& arguments) {
   flags.Add("--block-size", &block_size, "KV block size: 16, 32, 64, 128 or 256", "tokens");
   flags.AddChoice("--dtype", &dtype, kDTypeChoices,
                   "weights and KV; auto: bfloat16, or float32 of a checkpoint that is");
-  flags.AddBytes("--memory", &memory, "memory for weights and KV; 0: this machine's");
+  flags.AddBytes("--memory", &memory,
+                 "memory for weights and KV; 0: this machine's, or its control group's");
   flags.Add("--json", &json, "one JSON object instead of text");
   if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
   if (block_size < 16 || block_size > 256 || (block_size & (block_size - 1)) != 0) {
@@ -134,18 +129,19 @@ int RunInspect(const Arguments& arguments) {
   absl::Status status = ResolveModelDir("MODEL_DIR", &model_dir);
   if (status.ok()) status = CheckModelDir("MODEL_DIR", model_dir);
   if (!status.ok()) return Fail("inspect", status);
-  absl::StatusOr<ModelConfig> config = ModelConfig::Load(model_dir);
-  if (!config.ok()) return Fail("inspect", config.status());
+  // A description without weights can be looked at too.
+  const bool described_only = absl::IsNotFound(ListWeightFiles(model_dir).status());
+  absl::StatusOr<CheckedModel> checked = CheckModel(model_dir, described_only);
+  if (!checked.ok()) return Fail("inspect", checked.status());
 
-  Findings findings{.config = *std::move(config)};
+  Findings findings{.config = checked->config, .checked = *checked};
   const bool wide = dtype == "float32" ||
                     (dtype == "auto" && findings.config.checkpoint_dtype == DType::kFloat32);
   const DType chosen = wide ? DType::kFloat32 : DType::kBFloat16;
   findings.layout = findings.config.LayoutFor(block_size, chosen);
   findings.parameters = findings.config.NumParameters();
-  findings.checkpoint_bytes = CheckpointBytes(model_dir);
   findings.weight_bytes = findings.parameters * static_cast<int64_t>(DTypeSize(chosen));
-  findings.memory = memory > 0 ? memory : MachineMemory();
+  findings.memory = memory > 0 ? memory : static_cast<int64_t>(ReadHostMemory().total);
   findings.kv_bytes = std::max<int64_t>(0, findings.memory - findings.weight_bytes);
   findings.tokens =
       findings.kv_bytes / static_cast<int64_t>(findings.layout.BlockBytes()) * block_size;

@@ -16,6 +16,8 @@
 #include "cli/gpu_placement.h"
 #include "cli/metrics_targets.h"
 #include "cli/program_flags.h"
+#include "cli/shared_memory.h"
+#include "cli/start_check.h"
 #include "cli/supervisor.h"
 #include "common/base/file.h"
 #include "common/base/host_port.h"
@@ -46,6 +48,8 @@ struct UpFlags {
   std::string metrics_sd_file;
   double start_timeout_s = 600;
   double stop_timeout_s = 45;
+  bool share_weights = true;
+  bool dry_run = false;
   std::vector<std::string> forwarded;
 };
 
@@ -55,7 +59,7 @@ struct ManagedFlag {
   const char* instead;
 };
 constexpr char kChosen[] = "every process chooses a free port and says which";
-constexpr std::array<ManagedFlag, 10> kManaged = {{
+constexpr std::array<ManagedFlag, 11> kManaged = {{
     {"--listen", "use --host and --port"},
     {"--internal-listen", "use --internal-port"},
     {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
@@ -64,6 +68,7 @@ constexpr std::array<ManagedFlag, 10> kManaged = {{
     {"--role", "use --unified N"},
     {"--metrics-listen", "use --metrics-port"},
     {"--kv-listen", kChosen},
+    {"--shared-weights", "use --share-weights or --no-share-weights"},
     {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},
     {"--advertise-host", "all workers are local"},
 }};
@@ -88,6 +93,10 @@ void AddFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags* 
   parser->Add("--start-timeout", &flags->start_timeout_s, "time to become ready", "s");
   parser->Add("--stop-timeout", &flags->stop_timeout_s, "time to finish requests when stopped",
               "s");
+  parser->Add("--share-weights", &flags->share_weights,
+              "workers on the CPU keep one copy of the weights together instead of one each");
+  parser->Add("--dry-run", &flags->dry_run,
+              "check model, flags and memory, say what each worker would take, and end");
   for (const FlagTable& program : programs) parser->AddForeign(program, &flags->forwarded);
   for (const auto& [name, instead] : kManaged) {
     parser->Refuse(name, fmt::format("is set by tandem up itself; {}", instead));
@@ -158,7 +167,17 @@ class LocalCluster {
   }
 
   int Run(const std::vector<FlagTable>& programs) {
-    PlanArguments(programs);
+    if (const absl::Status status = PlanArguments(programs); !status.ok()) {
+      fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
+      return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailed;
+    }
+    if (flags_.dry_run) {
+      fmt::print("{}", CheckedStartText(start_, checked_));
+      return kExitOk;
+    }
+    for (const std::string& warning : checked_.warnings) {
+      fmt::print(stderr, "tandem up: warning: {}\n", warning);
+    }
     deadline_ = absl::Now() + absl::Seconds(flags_.start_timeout_s);
     const absl::Status started = Start();
     if (started.ok()) {
@@ -180,7 +199,7 @@ class LocalCluster {
 
  private:
   // What each program is given, and who runs it.
-  void PlanArguments(const std::vector<FlagTable>& programs) {
+  absl::Status PlanArguments(const std::vector<FlagTable>& programs) {
     given_ = DistributeFlags(flags_.forwarded, programs);
     const uint64_t workers = *flags_.prefill + *flags_.decode + flags_.unified;
     const int threads = std::max<int>(1, NumCores() / static_cast<int>(workers));
@@ -190,6 +209,37 @@ class LocalCluster {
       given.insert(given.begin(), fmt::format("--num-threads={}", threads));
     }
     PlaceWorkers(static_cast<int>(workers));
+    start_ = {.model_dir = flags_.model,
+              .flags = given_[kDecodeWorker],
+              .workers = WorkerNames(),
+              .threads = threads,
+              .share_weights = flags_.share_weights && !weights_.path().empty(),
+              .on_cpu = places_.empty()};
+    TANDEM_ASSIGN_OR_RETURN(checked_, CheckStart(start_, ReadHostMemory()));
+    if (checked_.plan) GiveMemory(*checked_.plan);
+    return absl::OkStatus();
+  }
+
+  std::vector<std::string> WorkerNames() const {
+    std::vector<std::string> names;
+    const auto add = [&names](const char* role, uint64_t count) {
+      for (uint64_t i = 0; i < count; ++i) names.push_back(fmt::format("{}-{}", role, i));
+    };
+    add("prefill", *flags_.prefill);
+    add("decode", *flags_.decode);
+    add("unified", flags_.unified);
+    return names;
+  }
+
+  // Workers start at once and cannot see what the others are about to take.
+  void GiveMemory(const StartPlan& plan) {
+    for (const char* program : {kPrefillWorker, kDecodeWorker}) {
+      std::vector<std::string>& given = given_[program];
+      if (checked_.inputs.kv_bytes == 0) {
+        given.push_back(fmt::format("--kv-cache-memory-bytes={}", plan.kv_pool));
+      }
+      if (start_.share_weights) given.push_back("--shared-weights=" + weights_.path());
+    }
   }
 
   // One GPU each, in turn; those that share one share its memory, unless the user said how much.
@@ -349,9 +399,12 @@ class LocalCluster {
   std::map<std::string, std::vector<std::string>> given_;  // by program
   std::vector<GpuPlace> places_;                           // of the workers; empty: no GPU
   bool shares_memory_ = false;                             // nobody said what a worker may take
-  std::vector<std::string> workers_;                       // their names
-  std::string address_;                                    // the router's, public
-  std::string internal_;                                   // and internal
+  StartRequest start_;
+  CheckedStart checked_;
+  const SharedMemory weights_{"tandem-weights"};  // of all workers, if they share them
+  std::vector<std::string> workers_;              // their names
+  std::string address_;                           // the router's, public
+  std::string internal_;                          // and internal
   std::unique_ptr<ClusterAdminClient> admin_;
   absl::Time deadline_;
 };

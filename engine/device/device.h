@@ -33,9 +33,8 @@ class Device {
   // Bytes of it that this device has given out and not got back. Counted only where the device has
   // memory of its own.
   virtual size_t AllocatedMemory() const { return 0; }
-  // Bytes that can still be allocated: of any kind, and for a KV pool.
+  // Bytes that can still be allocated.
   virtual size_t AvailableMemory() const = 0;
-  virtual size_t AvailableKvMemory() const = 0;
 
   // Memory of the device for weights and workspaces, zeroed, aligned to 64 bytes at least.
   // RESOURCE_EXHAUSTED with the bytes wanted.

@@ -1,16 +1,23 @@
 #include "engine/model/model_weights.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <set>
+#include <span>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 
+#include "spdlog/spdlog.h"
+
+#include "common/base/block_hash.h"
 #include "common/base/model_digest.h"
 #include "common/base/status.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/model/dummy_weights.h"
 #include "engine/model/load_progress.h"
+#include "engine/model/shared_weights.h"
 #include "engine/model/weight_stager.h"
 
 namespace tandem::engine {
@@ -36,7 +43,12 @@ class TensorSource {
   // Valid until the next Get.
   absl::StatusOr<TensorView> Get(const std::string& name, const std::vector<int64_t>& shape) {
     used_.insert(name);
-    if (checkpoint_ == nullptr) return Dummy(name, shape, &scratch_);
+    if (checkpoint_ == nullptr) {
+      const size_t bytes = DummyBytes(shape);
+      if (scratch_.size() < bytes) scratch_ = MemoryBlock(bytes);
+      MakeDummy(name, {static_cast<uint16_t*>(scratch_.data()), bytes / sizeof(uint16_t)});
+      return DummyView(shape, scratch_.data());
+    }
     TANDEM_ASSIGN_OR_RETURN(TensorView view, checkpoint_->Get(name));
     if (view.shape != shape) {
       return InvalidArgument("tensor \"{}\" has shape {}, config.json implies {}", name,
@@ -45,16 +57,23 @@ class TensorSource {
     return view;
   }
 
-  TensorView Dummy(const std::string& name, const std::vector<int64_t>& shape,
-                   MemoryBlock* memory) {
-    size_t count = 1;
-    for (const int64_t dimension : shape) count *= static_cast<size_t>(dimension);
-    if (memory->size() < count * 2) *memory = MemoryBlock(count * 2);
-    uint16_t* values = static_cast<uint16_t*>(memory->data());
-    FillDummyTensor(name, seed_, {values, count}, threads_);
-    return {Element::kBFloat16, shape, static_cast<const std::byte*>(memory->data()), count * 2};
+  // Of bfloat16, as all dummies.
+  static size_t DummyBytes(const std::vector<int64_t>& shape) {
+    size_t bytes = sizeof(uint16_t);
+    for (const int64_t dimension : shape) bytes *= static_cast<size_t>(dimension);
+    return bytes;
+  }
+  static TensorView DummyView(const std::vector<int64_t>& shape, const void* data) {
+    return {Element::kBFloat16, shape, static_cast<const std::byte*>(data), DummyBytes(shape)};
+  }
+  void MakeDummy(const std::string& name, std::span<uint16_t> values) {
+    FillDummyTensor(name, seed_, values, threads_);
   }
 
+  size_t TotalBytes(const ModelConfig& config) const {
+    if (checkpoint_ != nullptr) return checkpoint_->TotalBytes();
+    return static_cast<size_t>(config.NumParameters()) * sizeof(uint16_t);
+  }
   bool dummy() const { return checkpoint_ == nullptr; }
   uint64_t DummyKeyOf(const std::string& name) {
     used_.insert(name);
@@ -91,12 +110,13 @@ class TensorSource {
 class Loader {
  public:
   Loader(const ModelConfig& config, Element element, TensorSource* source, Device* device, Ops* ops,
-         LoadProgress* progress)
+         WeightArena* arena, LoadProgress* progress)
       : config_(config),
         element_(element),
         source_(source),
         device_(device),
         ops_(ops),
+        arena_(arena),
         progress_(progress),
         stream_(device->NewStream()),
         stager_(device, ops),
@@ -105,6 +125,12 @@ class Loader {
   ~Loader() { stream_->Synchronize(); }
 
   bool makes_dummies() const { return makes_dummies_; }
+  // Whether memory comes with its weights.
+  bool filled() const { return arena_ != nullptr && arena_->filled(); }
+  // Memory for weights that the device reads.
+  absl::StatusOr<Buffer> NewMemory(const std::string& name, size_t bytes) {
+    return arena_ != nullptr ? arena_->Take(name, bytes) : device_->Allocate(bytes);
+  }
   // Whether products read a table of the device as it is.
   bool CanBeRead(const TensorView& table) const {
     return ops_->packs_plain_rows() && table.element == Element::kBFloat16;
@@ -128,6 +154,10 @@ class Loader {
     int64_t columns;
   };
   absl::Status Vectors(const std::vector<Part>& parts, VectorWeights* out) {
+    size_t size = 0;
+    for (const Part& part : parts) size += static_cast<size_t>(part.columns);
+    TANDEM_ASSIGN_OR_RETURN(out->memory, NewMemory(parts.front().name, size * sizeof(float)));
+    if (filled()) return absl::OkStatus();
     std::vector<float> values;
     for (const Part& part : parts) {
       TANDEM_ASSIGN_OR_RETURN(const TensorView view, source_->Get(part.name, {part.columns}));
@@ -135,7 +165,8 @@ class Loader {
         values.push_back(LoadElement(view.data, view.element, i));
       }
     }
-    TANDEM_ASSIGN_OR_RETURN(out->memory, CopyOf(values.data(), values.size() * sizeof(float)));
+    stream_->CopyToDevice(out->memory.data(), values.data(), size * sizeof(float));
+    stream_->Synchronize();
     return absl::OkStatus();
   }
 
@@ -155,18 +186,11 @@ class Loader {
     return table;
   }
 
-  absl::StatusOr<Buffer> CopyOf(const void* data, size_t bytes) {
-    TANDEM_ASSIGN_OR_RETURN(Buffer copy, device_->Allocate(bytes));
-    stream_->CopyToDevice(copy.data(), data, bytes);
-    stream_->Synchronize();
-    return copy;
-  }
-
   absl::Status Matrix(const std::vector<Part>& parts, int64_t inputs, bool bias,
                       LinearWeights* out) {
     size_t columns = 0;
     for (const Part& part : parts) columns += static_cast<size_t>(part.columns);
-    TANDEM_RETURN_IF_ERROR(Allocate(columns, inputs, out));
+    TANDEM_RETURN_IF_ERROR(Allocate(parts.front().name + ".weight", columns, inputs, out));
     size_t first = 0;
     for (const Part& part : parts) {
       TANDEM_RETURN_IF_ERROR(Pack(part.name + ".weight", {part.columns, inputs}, first, out));
@@ -178,14 +202,16 @@ class Loader {
     return Vectors(biases, &out->bias);
   }
 
-  absl::Status Allocate(size_t columns, int64_t inputs, LinearWeights* out) {
+  absl::Status Allocate(const std::string& name, size_t columns, int64_t inputs,
+                        LinearWeights* out) {
     const size_t k = static_cast<size_t>(inputs);
-    TANDEM_ASSIGN_OR_RETURN(out->memory, device_->Allocate(ops_->PackedWeightBytes(columns, k)));
+    TANDEM_ASSIGN_OR_RETURN(out->memory, NewMemory(name, ops_->PackedWeightBytes(columns, k)));
     out->matrix = {element_, columns, k, out->memory.data()};
     return absl::OkStatus();
   }
   absl::Status Pack(const std::string& name, const std::vector<int64_t>& shape, size_t first_column,
                     LinearWeights* out) {
+    if (filled()) return absl::OkStatus();
     if (makes_dummies_) return PackDummy(name, shape, first_column, out);
     TANDEM_ASSIGN_OR_RETURN(const TensorView view, source_->Get(name, shape));
     Pack(view, first_column, out);
@@ -193,6 +219,7 @@ class Loader {
   }
   // Later, by several threads, where the device has to be given the bytes; else at once.
   void Pack(const TensorView& view, size_t first_column, LinearWeights* out) {
+    if (filled()) return;
     if (view.file != nullptr && !device_->shares_host_memory()) {
       stager_.Pack(view, first_column, out->memory.data());
       return;
@@ -254,6 +281,7 @@ class Loader {
   TensorSource* source_;
   Device* device_;
   Ops* ops_;
+  WeightArena* const arena_;  // null: the device's own memory
   LoadProgress* progress_;
   const std::unique_ptr<Stream> stream_;
   WeightStager stager_;
@@ -269,7 +297,11 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool copy_embedding
     const auto count = static_cast<size_t>(shape[0] * shape[1]);
     weights->embedding = {Element::kBFloat16, shape, nullptr, count * sizeof(uint16_t), nullptr};
   } else if (source->dummy()) {
-    weights->embedding = source->Dummy(table, shape, &weights->dummy_embedding);
+    const size_t bytes = TensorSource::DummyBytes(shape);
+    TANDEM_ASSIGN_OR_RETURN(weights->dummy_embedding, loader->NewMemory(table, bytes));
+    auto* values = weights->dummy_embedding.as<uint16_t>();
+    if (!loader->filled()) source->MakeDummy(table, {values, bytes / sizeof(uint16_t)});
+    weights->embedding = TensorSource::DummyView(shape, values);
   } else {
     TANDEM_ASSIGN_OR_RETURN(weights->embedding, source->Get(table, shape));
   }
@@ -293,20 +325,18 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool copy_embedding
                             weights->embedding_copy.data()};
     return absl::OkStatus();
   }
-  TANDEM_RETURN_IF_ERROR(
-      loader->Allocate(static_cast<size_t>(config.vocab_size), config.hidden_size, &weights->head));
+  TANDEM_RETURN_IF_ERROR(loader->Allocate(head + ".weight", static_cast<size_t>(config.vocab_size),
+                                          config.hidden_size, &weights->head));
   if (loader->makes_dummies()) return loader->Pack(table, shape, 0, &weights->head);
   loader->Pack(weights->embedding, 0, &weights->head);
   return absl::OkStatus();
 }
 
 absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, TensorSource* source,
-                     Device* device, Ops* ops, ModelWeights* weights) {
-  const size_t total_bytes = weights->checkpoint != nullptr
-                                 ? weights->checkpoint->TotalBytes()
-                                 : static_cast<size_t>(config.NumParameters()) * sizeof(uint16_t);
+                     Device* device, Ops* ops, WeightArena* arena, ModelWeights* weights) {
+  const size_t total_bytes = source->TotalBytes(config);
   LoadProgress progress("loading " + options.model_dir, total_bytes);
-  Loader loader(config, options.element, source, device, ops, &progress);
+  Loader loader(config, options.element, source, device, ops, arena, &progress);
   weights->layers.resize(static_cast<size_t>(config.num_layers));
   for (int i = 0; i < config.num_layers; ++i) {
     TANDEM_RETURN_IF_ERROR(loader.Layer(i, &weights->layers[static_cast<size_t>(i)]));
@@ -315,10 +345,70 @@ absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, Tens
       loader.Vector(source->prefix() + "norm.weight", config.hidden_size, &weights->final_norm));
   TANDEM_RETURN_IF_ERROR(
       LoadEmbeddingAndHead(config, !device->shares_host_memory(), source, &loader, weights));
-  TANDEM_RETURN_IF_ERROR(source->CheckAllUsed(config.architecture));
+  if (!loader.filled()) TANDEM_RETURN_IF_ERROR(source->CheckAllUsed(config.architecture));
   TANDEM_RETURN_IF_ERROR(loader.Finish());
+  if (loader.filled()) progress.Add(total_bytes);
   progress.Finish();
   return absl::OkStatus();
+}
+
+// How this release, on this processor, packs weights: a hash of a small matrix in packed form, so
+// that a change of the form cannot be forgotten.
+absl::StatusOr<std::string> PackingDigest(Device* device, Ops* ops) {
+  constexpr size_t kSide = 72;  // more than a panel and a tile, and a multiple of neither
+  std::vector<uint16_t> values(kSide * kSide);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = FloatToBF16(static_cast<float>(i));
+  const size_t bytes = ops->PackedWeightBytes(kSide, kSide);
+  TANDEM_ASSIGN_OR_RETURN(const Buffer packed, device->Allocate(bytes));
+  const std::unique_ptr<Stream> stream = device->NewStream();
+  ops->PackWeightRows(values.data(), Element::kBFloat16, kSide, kSide, 0, packed.data(),
+                      stream.get());
+  stream->Synchronize();
+  return HashBytes({packed.as<const char>(), bytes}).ToHex();
+}
+
+// Names packed weights: equal only where the bytes are. The model's digest samples its files; what
+// changes them while processes share their weights changes their times too.
+absl::StatusOr<std::string> SharedKey(const LoadOptions& options, const ModelWeights& weights,
+                                      Device* device, Ops* ops) {
+  TANDEM_ASSIGN_OR_RETURN(std::string key, PackingDigest(device, ops));
+  key += fmt::format(" {} {}", weights.digest, static_cast<int>(options.element));
+  if (weights.checkpoint == nullptr) return key;
+  for (const Checkpoint::File& file : weights.checkpoint->files()) {
+    std::error_code error;
+    const auto written = std::filesystem::last_write_time(file.path, error);
+    key += fmt::format(" {}:{}", file.path, written.time_since_epoch().count());
+  }
+  return key;
+}
+
+// UNAVAILABLE where the memory to share does not serve.
+absl::Status LoadShared(const ModelConfig& config, const LoadOptions& options, TensorSource* source,
+                        Device* device, Ops* ops, ModelWeights* weights) {
+  TANDEM_ASSIGN_OR_RETURN(const std::string key, SharedKey(options, *weights, device, ops));
+  const auto fill = [&](WeightArena* arena) {
+    ModelWeights written;
+    return LoadAll(config, options, source, device, ops, arena, &written);
+  };
+  const auto use = [&](WeightArena* arena) {
+    return LoadAll(config, options, source, device, ops, arena, weights);
+  };
+  return UseSharedWeights(options.shared_memory, key, fill, use);
+}
+
+// In memory to share, where there is any that serves.
+absl::Status Load(const ModelConfig& config, const LoadOptions& options, TensorSource* source,
+                  Device* device, Ops* ops, ModelWeights* weights) {
+  if (!options.shared_memory.empty() && device->shares_host_memory()) {
+    const absl::Status status = LoadShared(config, options, source, device, ops, weights);
+    if (!absl::IsUnavailable(status)) return status;
+    spdlog::warn(
+        "a copy of the weights for this worker alone: the memory to share ({}) does not "
+        "serve: {}",
+        options.shared_memory, MessageOf(status));
+    weights->layers.clear();
+  }
+  return LoadAll(config, options, source, device, ops, nullptr, weights);
 }
 
 }  // namespace
@@ -347,7 +437,7 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
                   : options.num_threads > 0 ? options.num_threads
                                             : PhysicalCores());
   TensorSource source(weights.checkpoint.get(), options.seed, &threads);
-  const absl::Status status = LoadAll(config, options, &source, device, ops, &weights);
+  const absl::Status status = Load(config, options, &source, device, ops, &weights);
   if (status.ok()) return weights;
   const std::string message = fmt::format("{}: {}", options.model_dir, MessageOf(status));
   // Whatever else is wrong is wrong with the checkpoint.

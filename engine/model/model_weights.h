@@ -8,7 +8,8 @@
 // parameter in float32, 2 in bfloat16); vectors become float32. The embedding table is read in
 // place from the mapped checkpoint where the device shares the host's memory; with tied embeddings
 // a packed copy of it serves as the output head, or the table itself where products read plain
-// rows. The checkpoint's pages are the kernel's to drop once they are packed. A device with memory
+// rows. The packed form may lie in memory that all workers of a host share (shared_weights.h). The
+// checkpoint's pages are the kernel's to drop once they are packed. A device with memory
 // of its own is given them by several threads (weight_stager.h), and makes dummy weights itself
 // where it can (Ops::FillDummy).
 #pragma once
@@ -23,8 +24,8 @@
 #include "common/base/model_config.h"
 #include "engine/device/device.h"
 #include "engine/kernels/ops.h"
+#include "engine/model/checkpoint.h"
 #include "engine/model/mapped_file.h"
-#include "engine/model/safetensors.h"
 
 namespace tandem::engine {
 
@@ -63,7 +64,7 @@ struct ModelWeights {
   LinearWeights head;        // [vocab] columns; may lie in `embedding_copy`
   std::string digest;        // see common/base/model_digest.h
   std::unique_ptr<Checkpoint> checkpoint;
-  MemoryBlock dummy_embedding;
+  Buffer dummy_embedding;
 
   // What the device reads: embedding.element [vocab][hidden].
   const void* embedding_data() const {
@@ -78,6 +79,10 @@ struct LoadOptions {
   uint64_t seed = 0;
   Element element = Element::kFloat32;  // of packed matrices: kFloat32 or kBFloat16
   int num_threads = 0;                  // of the host, to make up weights; 0: one per core
+  // Path of memory to share with other workers (shared_weights.h); "": a copy of its own. Where it
+  // cannot be had, or holds other weights, a warning says so, and the copy is this process's own.
+  // Only for devices that share the host's memory.
+  std::string shared_memory;
 };
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config

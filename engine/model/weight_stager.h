@@ -12,8 +12,8 @@
 
 #include "engine/device/device.h"
 #include "engine/kernels/ops.h"
+#include "engine/model/checkpoint.h"
 #include "engine/model/load_progress.h"
-#include "engine/model/safetensors.h"
 
 namespace tandem::engine {
 

@@ -12,6 +12,7 @@
 #include "common/base/status.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/model/decoder.h"
+#include "engine/model/shared_weights.h"
 #include "engine/model/tokenizer_size.h"
 #include "engine/runtime/backend.h"
 #include "engine/runtime/decoder_runner.h"
@@ -115,11 +116,15 @@ absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout&
   if (options->kv_cache_memory_bytes == 0) {
     const size_t enough = static_cast<size_t>(options->max_num_seqs) * sequence_bytes;
     const size_t share =
-        static_cast<size_t>(static_cast<double>(device.AvailableKvMemory()) * kDefaultMemoryShare);
+        static_cast<size_t>(static_cast<double>(device.AvailableMemory()) * kDefaultMemoryShare);
     options->kv_cache_memory_bytes = static_cast<int64_t>(std::min(enough, share));
   }
-  return PlanPool(layout, static_cast<size_t>(options->kv_cache_memory_bytes),
-                  options->max_model_len, limit,
+  const size_t bytes = static_cast<size_t>(options->kv_cache_memory_bytes);
+  if (const size_t available = device.AvailableMemory(); bytes > available) {
+    return ResourceExhausted("a KV pool of {} (--kv-cache-memory-bytes) does not fit: {} available",
+                             SizeText(bytes), SizeText(available));
+  }
+  return PlanPool(layout, bytes, options->max_model_len, limit,
                   fmt::format("give --kv-cache-memory-bytes={}", sequence_bytes));
 }
 
@@ -131,7 +136,8 @@ size_t WeightBytes(const ModelConfig& config, const EngineOptions& options) {
 absl::Status CheckWeightMemory(const ModelConfig& config, const Device& device,
                                const EngineOptions& options) {
   const size_t needed = WeightBytes(config, options);
-  const size_t available = device.AvailableMemory();
+  // What is shared and there already is not needed again.
+  const size_t available = device.AvailableMemory() + SharedWeightsSize(options.shared_weights);
   if (needed <= available) return absl::OkStatus();
   return ResourceExhausted("{}: weights in {} take {}, of which {} is available{}",
                            options.model_dir, options.dtype, SizeText(needed), SizeText(available),
@@ -206,7 +212,7 @@ class LoadedEngine final : public Engine {
     absl::StatusOr<ModelWeights> weights =
         LoadModelWeights(config_,
                          {options_.model_dir, options_.load_format == "dummy", options_.seed,
-                          element, options_.num_threads},
+                          element, options_.num_threads, options_.shared_weights},
                          device, ops_.get());
     if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
     absl::StatusOr<std::unique_ptr<Decoder>> decoder =
@@ -298,6 +304,15 @@ class LoadedEngine final : public Engine {
 
   // Settles max_model_len.
   absl::Status AllocatePool(const PoolPlan& plan) {
+    if (options_.max_model_len == 0 && plan.max_model_len < config_.MaxModelLen()) {
+      spdlog::warn(
+          "sequences are cut to {} tokens, of the {} that the model allows: the KV pool of {} "
+          "holds no more; --kv-cache-memory-bytes={} would",
+          plan.max_model_len, config_.MaxModelLen(),
+          SizeText(static_cast<size_t>(options_.kv_cache_memory_bytes)),
+          static_cast<size_t>(region_.layout.BlocksFor(config_.MaxModelLen())) *
+              region_.layout.BlockBytes());
+    }
     options_.max_model_len = plan.max_model_len;
     region_.num_blocks = plan.num_blocks;
     TANDEM_ASSIGN_OR_RETURN(kv_memory_, backend_->device().AllocateKvPool(region_.TotalBytes()));

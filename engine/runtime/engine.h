@@ -31,9 +31,10 @@ struct EngineOptions {
   // A sequence's tokens do not depend on its company, its chunks, or where it was computed. Costs
   // speed on a GPU; a CPU in float32 is always so.
   bool batch_invariant = false;
-  double min_step_ms = 0;  // a step takes no less (paced_runner.h)
-  uint64_t seed = 0;       // of dummy weights
-  int num_threads = 0;     // of the CPU, to compute or to load with; 0: one per physical core
+  double min_step_ms = 0;      // a step takes no less (paced_runner.h)
+  uint64_t seed = 0;           // of dummy weights
+  std::string shared_weights;  // memory to share with other workers of the host; "": none
+  int num_threads = 0;         // of the CPU, to compute or to load with; 0: one per physical core
   // Token ids from here on are padding rows of the embedding and never drawn. 0: one more than the
   // largest id in MODEL_DIR/tokenizer.json; where that is absent, the whole vocabulary is valid.
   int valid_vocab_size = 0;

@@ -39,6 +39,10 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
              "workspaces leave of it");
   flags->AddBytes("--kv-cache-memory-bytes", &options->kv_cache_memory_bytes,
                   "Size of the KV pool; 0: chosen from the memory available");
+  flags->Add("--shared-weights", &options->shared_weights,
+             "Memory in which workers of one host keep one copy of the weights, made by `tandem "
+             "up`: a memfd that can be sealed; CPU only",
+             "/proc/PID/fd/N");
   flags->Add("--enable-prefix-caching", &options->enable_prefix_caching,
              "Keep computed KV blocks for prompts that begin alike");
 }

@@ -4,10 +4,10 @@
 #include <span>
 
 #include "common/base/check.h"
-#include "engine/model/safetensors.h"
+#include "common/base/safetensors.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const auto index = tandem::engine::ParseSafetensors(std::as_bytes(std::span(data, size)), "fuzz");
+  const auto index = tandem::ParseSafetensors(std::as_bytes(std::span(data, size)), size, "fuzz");
   if (!index.ok()) return 0;
   size_t total = 0;
   for (const auto& [name, entry] : *index) {

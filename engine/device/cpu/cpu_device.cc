@@ -2,14 +2,16 @@
 
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <utility>
 
 #include "fmt/format.h"
 
+#include "common/base/cpu_features.h"
+#include "common/base/host_memory.h"
 #include "common/base/status.h"
-#include "engine/device/cpu/cpu_features.h"
-#include "engine/device/cpu/host_memory.h"
 
 namespace tandem::engine {
 namespace {
@@ -47,11 +49,9 @@ std::string CpuDevice::Describe() const { return fmt::format("cpu, {} threads", 
 
 bool CpuDevice::has_bfloat16() const { return CpuHasBF16(); }
 
-size_t CpuDevice::TotalMemory() const { return TotalHostMemory(); }
+size_t CpuDevice::TotalMemory() const { return ReadHostMemory().total; }
 
-size_t CpuDevice::AvailableMemory() const { return AvailableHostMemory(); }
-
-size_t CpuDevice::AvailableKvMemory() const { return AvailableSharedMemory(); }
+size_t CpuDevice::AvailableMemory() const { return ReadHostMemory().available; }
 
 absl::StatusOr<Buffer> CpuDevice::Allocate(size_t bytes) {
   if (bytes == 0) return Buffer();
@@ -64,7 +64,19 @@ absl::StatusOr<Buffer> CpuDevice::Allocate(size_t bytes) {
 }
 
 absl::StatusOr<Buffer> CpuDevice::AllocateKvPool(size_t bytes) {
-  return AllocateSharedMemory(bytes);
+  const auto refusal = [bytes](const char* what) {
+    return ResourceExhausted(
+        "a KV pool of {} bytes cannot be {}: {}; give a smaller one with "
+        "--kv-cache-memory-bytes",
+        bytes, what, strerror(errno));
+  };
+  const int fd = memfd_create("tandem-kv", MFD_CLOEXEC);
+  if (fd < 0) return refusal("had");
+  auto descriptor = std::make_shared<Buffer>(nullptr, 0, fd, [fd] { close(fd); });
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) return refusal("had");
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) return refusal("mapped");
+  return Buffer(data, bytes, fd, [data, bytes, descriptor] { munmap(data, bytes); });
 }
 
 std::unique_ptr<Stream> CpuDevice::NewStream() { return std::make_unique<CpuStream>(); }

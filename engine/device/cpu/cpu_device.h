@@ -28,10 +28,9 @@ class CpuDevice final : public Device {
   bool has_bfloat16() const override;
   size_t TotalMemory() const override;
   size_t AvailableMemory() const override;
-  size_t AvailableKvMemory() const override;
   // Huge pages where the kernel gives them; pages cost memory only once they are touched.
   absl::StatusOr<Buffer> Allocate(size_t bytes) override;
-  // Anonymous POSIX shared memory.
+  // Anonymous shared memory (memfd), which needs no file system and ends with its last user.
   absl::StatusOr<Buffer> AllocateKvPool(size_t bytes) override;
   absl::StatusOr<Buffer> AllocateStaging(size_t bytes) override { return Allocate(bytes); }
   std::unique_ptr<Stream> NewStream() override;

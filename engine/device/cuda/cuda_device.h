@@ -67,7 +67,6 @@ class CudaDevice final : public Device {
   size_t AllocatedMemory() const override { return *allocated_; }
   // What no process uses.
   size_t AvailableMemory() const override;
-  size_t AvailableKvMemory() const override { return AvailableMemory(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override;
   // The buffer's descriptor exports the memory (cuMemImportFromShareableHandle maps it in another
   // process; mmap cannot). -1 on cards without virtual memory management, whose pool is this

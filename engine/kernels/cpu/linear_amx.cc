@@ -9,7 +9,7 @@
 // Rounded inputs lie tile by tile, [row tile][K / 32][16][32]: each tile is one run of 1 KiB.
 #include <algorithm>
 
-#include "engine/device/cpu/cpu_features.h"
+#include "common/base/cpu_features.h"
 #include "engine/kernels/cpu/linear_internal.h"
 
 #if defined(__x86_64__) && defined(__linux__)

@@ -11,7 +11,7 @@
 #include <cstring>
 #include <utility>
 
-#include "engine/device/cpu/cpu_features.h"
+#include "common/base/cpu_features.h"
 #include "engine/kernels/cpu/linear_internal.h"
 
 #if defined(__x86_64__)

@@ -7,7 +7,7 @@
 
 #include "gtest/gtest.h"
 
-#include "engine/device/cpu/cpu_features.h"
+#include "common/base/cpu_features.h"
 #include "engine/kernels/cpu/linear_internal.h"
 
 namespace tandem::engine {

@@ -1,5 +1,3 @@
-#include "engine/model/safetensors.h"
-
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "engine/model/checkpoint.h"
 #include "tests/support/paths.h"
 
 namespace tandem::engine {
@@ -23,7 +22,7 @@ std::string FileOf(const std::string& header, size_t data_bytes) {
 }
 
 absl::StatusOr<SafetensorsIndex> Parse(const std::string& file) {
-  return ParseSafetensors(std::as_bytes(std::span(file)), "m.safetensors");
+  return ParseSafetensors(std::as_bytes(std::span(file)), file.size(), "m.safetensors");
 }
 
 constexpr char kGood[] =

@@ -6,7 +6,7 @@
 #include "fmt/format.h"
 #include "gtest/gtest.h"
 
-#include "engine/device/cpu/cpu_features.h"
+#include "common/base/cpu_features.h"
 #include "tests/support/paths.h"
 #include "tests/unit/engine/runtime/model_under_test.h"
 

@@ -4,7 +4,7 @@
 #include "fmt/format.h"
 #include "gtest/gtest.h"
 
-#include "engine/device/cpu/cpu_features.h"
+#include "common/base/cpu_features.h"
 #include "engine/runtime/engine.h"
 #include "tests/support/paths.h"
 #include "tests/unit/engine/runtime/model_under_test.h"

@@ -1,6 +1,6 @@
-#include "engine/device/cpu/cpu_features.h"
+#include "common/base/cpu_features.h"
 
-namespace tandem::engine {
+namespace tandem {
 
 bool CpuHasBF16() {
 #if defined(__x86_64__)
@@ -13,4 +13,4 @@ bool CpuHasBF16() {
 #endif
 }
 
-}  // namespace tandem::engine
+}  // namespace tandem

@@ -1,4 +1,4 @@
-#include "engine/model/safetensors.h"
+#include "common/base/safetensors.h"
 
 #include <algorithm>
 #include <array>
@@ -10,9 +10,8 @@
 #include "nlohmann/json.hpp"
 
 #include "common/base/status.h"
-#include "common/base/weight_files.h"
 
-namespace tandem::engine {
+namespace tandem {
 namespace {
 
 using nlohmann::json;
@@ -41,13 +40,6 @@ std::optional<size_t> DTypeBytes(std::string_view dtype) {
   return std::nullopt;
 }
 
-// Names and messages may hold any bytes of a hostile file.
-std::string Printable(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 120)) out += c >= 0x20 && c < 0x7f ? c : '?';
-  return text.size() > 120 ? out + "..." : out;
-}
-
 bool IsCount(const json& value) {
   return value.is_number_unsigned() || (value.is_number_integer() && value.get<int64_t>() >= 0);
 }
@@ -73,7 +65,8 @@ absl::StatusOr<SafetensorsEntry> ParseEntry(const json& value, uint64_t data_byt
   SafetensorsEntry entry;
   entry.dtype = dtype->get<std::string>();
   const std::optional<size_t> element_bytes = DTypeBytes(entry.dtype);
-  if (!element_bytes) return InvalidArgument("dtype \"{}\" is not known", Printable(entry.dtype));
+  if (!element_bytes)
+    return InvalidArgument("dtype \"{}\" is not known", PrintableName(entry.dtype));
   for (const json& dimension : *shape) {
     if (!IsCount(dimension) || dimension.get<uint64_t>() >> 62 != 0) {
       return InvalidArgument("shape must hold non-negative integers below 2^62");
@@ -86,8 +79,10 @@ absl::StatusOr<SafetensorsEntry> ParseEntry(const json& value, uint64_t data_byt
   }
   const uint64_t begin = (*offsets)[0].get<uint64_t>(), end = (*offsets)[1].get<uint64_t>();
   if (begin > end || end > data_bytes) {
-    return InvalidArgument("data_offsets [{}, {}] do not lie in the file's {} data bytes", begin,
-                           end, data_bytes);
+    return InvalidArgument(
+        "data_offsets [{}, {}] do not lie in the file's {} data bytes: it is cut off, or its "
+        "header is wrong",
+        begin, end, data_bytes);
   }
   const std::optional<uint64_t> expected = ByteCount(entry.shape, *element_bytes);
   if (!expected || *expected != end - begin) {
@@ -110,7 +105,7 @@ absl::Status CheckCoverage(const SafetensorsIndex& index, uint64_t data_bytes,
       return InvalidArgument(
           "{}: tensor \"{}\": data begins at byte {}, {} the tensor before it, "
           "which ends at {}",
-          origin, Printable(name), range.first,
+          origin, PrintableName(name), range.first,
           range.first < position ? "inside" : "after a gap behind", position);
     }
     position = range.second;
@@ -123,24 +118,42 @@ absl::Status CheckCoverage(const SafetensorsIndex& index, uint64_t data_bytes,
 
 }  // namespace
 
+std::string PrintableName(std::string_view text) {
+  std::string out;
+  for (const char c : text.substr(0, 120)) out += c >= 0x20 && c < 0x7f ? c : '?';
+  return text.size() > 120 ? out + "..." : out;
+}
+
 std::string ShapeText(std::span<const int64_t> shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
-absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> file,
-                                                  std::string_view origin) {
-  if (file.size() < 8) {
+absl::StatusOr<size_t> SafetensorsDataBegin(std::span<const std::byte> beginning, size_t file_bytes,
+                                            std::string_view origin) {
+  if (file_bytes < 8 || beginning.size() < 8) {
     return InvalidArgument("{}: truncated: {} bytes, a safetensors file has at least 8", origin,
-                           file.size());
+                           file_bytes);
   }
   uint64_t header_bytes = 0;
-  for (size_t i = 8; i-- > 0;) header_bytes = header_bytes << 8 | static_cast<uint64_t>(file[i]);
-  if (header_bytes > kMaxHeaderBytes || header_bytes > file.size() - 8) {
+  for (size_t i = 8; i-- > 0;)
+    header_bytes = header_bytes << 8 | static_cast<uint64_t>(beginning[i]);
+  if (header_bytes > kMaxHeaderBytes || header_bytes > file_bytes - 8) {
     return InvalidArgument(
         "{}: header of {} bytes does not fit a file of {} bytes: truncated or not safetensors",
-        origin, header_bytes, file.size());
+        origin, header_bytes, file_bytes);
   }
-  const char* text = reinterpret_cast<const char*>(file.data()) + 8;
+  return 8 + header_bytes;
+}
+
+absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> beginning,
+                                                  size_t file_bytes, std::string_view origin) {
+  TANDEM_ASSIGN_OR_RETURN(const size_t data_begin,
+                          SafetensorsDataBegin(beginning, file_bytes, origin));
+  if (beginning.size() < data_begin) {
+    return InvalidArgument("{}: truncated: its header has {} bytes", origin, data_begin);
+  }
+  const size_t header_bytes = data_begin - 8;
+  const char* text = reinterpret_cast<const char*>(beginning.data()) + 8;
   std::set<std::string> names;
   std::string duplicate;
   const auto watch_names = [&](int depth, json::parse_event_t event, json& parsed) {
@@ -155,15 +168,15 @@ absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> fil
     return InvalidArgument("{}: header is not a valid JSON object", origin);
   }
   if (!duplicate.empty()) {
-    return InvalidArgument("{}: tensor \"{}\" is listed twice", origin, Printable(duplicate));
+    return InvalidArgument("{}: tensor \"{}\" is listed twice", origin, PrintableName(duplicate));
   }
-  const uint64_t data_begin = 8 + header_bytes, data_bytes = file.size() - data_begin;
+  const uint64_t data_bytes = file_bytes - data_begin;
   SafetensorsIndex index;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") continue;
     absl::StatusOr<SafetensorsEntry> entry = ParseEntry(value, data_bytes);
     if (!entry.ok()) {
-      return InvalidArgument("{}: tensor \"{}\": {}", origin, Printable(name),
+      return InvalidArgument("{}: tensor \"{}\": {}", origin, PrintableName(name),
                              MessageOf(entry.status()));
     }
     index.emplace(name, *std::move(entry));
@@ -176,65 +189,4 @@ absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> fil
   return index;
 }
 
-absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
-  TANDEM_ASSIGN_OR_RETURN(const WeightFiles listed, ListWeightFiles(model_dir));
-  Checkpoint checkpoint;
-  for (const std::string& name : listed.names) {
-    const std::string path = model_dir + "/" + name;
-    TANDEM_ASSIGN_OR_RETURN(MappedFile mapping, MappedFile::Open(path));
-    TANDEM_ASSIGN_OR_RETURN(SafetensorsIndex index, ParseSafetensors(mapping.bytes(), path));
-    for (const auto& [tensor, entry] : index) {
-      if (!checkpoint.file_of_.emplace(tensor, checkpoint.files_.size()).second) {
-        return InvalidArgument("{}: tensor \"{}\" is also in another shard", path,
-                               Printable(tensor));
-      }
-    }
-    checkpoint.files_.push_back({path, std::move(mapping), std::move(index)});
-  }
-  for (const auto& [tensor, file] : listed.file_of) {
-    const auto it = checkpoint.file_of_.find(tensor);
-    if (it == checkpoint.file_of_.end() ||
-        checkpoint.files_[it->second].path != model_dir + "/" + file) {
-      return InvalidArgument("{}: tensor \"{}\" is not in {}, where the index says", model_dir,
-                             Printable(tensor), file);
-    }
-  }
-  return checkpoint;
-}
-
-absl::StatusOr<TensorView> Checkpoint::Get(std::string_view name) const {
-  const auto it = file_of_.find(name);
-  if (it == file_of_.end()) return NotFound("tensor \"{}\" is missing", name);
-  const File& file = files_[it->second];
-  const SafetensorsEntry& entry = file.index.find(name)->second;
-  TensorView view;
-  if (entry.dtype == "F32") {
-    view.element = Element::kFloat32;
-  } else if (entry.dtype == "BF16") {
-    view.element = Element::kBFloat16;
-  } else if (entry.dtype == "F16") {
-    view.element = Element::kFloat16;
-  } else {
-    return InvalidArgument("{}: tensor \"{}\": dtype {} is not supported; F32, F16 and BF16 are",
-                           file.path, name, entry.dtype);
-  }
-  view.shape = entry.shape;
-  view.data = file.mapping.bytes().data() + entry.begin;
-  view.bytes = entry.end - entry.begin;
-  view.file = &file.mapping;
-  return view;
-}
-
-std::vector<std::string> Checkpoint::Names() const {
-  std::vector<std::string> names;
-  for (const auto& [name, file] : file_of_) names.push_back(name);
-  return names;
-}
-
-size_t Checkpoint::TotalBytes() const {
-  size_t total = 0;
-  for (const File& file : files_) total += file.mapping.bytes().size();
-  return total;
-}
-
-}  // namespace tandem::engine
+}  // namespace tandem

@@ -1,6 +1,4 @@
-// Reader of the safetensors format: 8 bytes little-endian header length, a JSON object that gives
-// each tensor's dtype, shape and byte range, then the data. Whatever the bytes, parsing ends in
-// tensors that lie inside the file or in a Status that names the file and the tensor.
+// The tensors of a model directory, mapped into memory.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "common/base/safetensors.h"
 #include "engine/kernels/element.h"
 #include "engine/model/mapped_file.h"
 
@@ -30,27 +29,10 @@ struct TensorView {
   size_t FileOffset() const { return static_cast<size_t>(data - file->bytes().data()); }
 };
 
-struct SafetensorsEntry {
-  std::string dtype;  // as in the file: F32, BF16, I64, ...
-  std::vector<int64_t> shape;
-  size_t begin = 0;  // bytes from the start of the file
-  size_t end = 0;
-};
-
-using SafetensorsIndex = std::map<std::string, SafetensorsEntry, std::less<>>;
-
-// Parses and checks a whole file's bytes. The tensors must fill the data part exactly, without
-// gaps or overlaps, as the format demands. `origin` (the path) begins every error message.
-absl::StatusOr<SafetensorsIndex> ParseSafetensors(std::span<const std::byte> file,
-                                                  std::string_view origin);
-
-// "[2, 3]"
-std::string ShapeText(std::span<const int64_t> shape);
-
-// All tensors of a model directory: model.safetensors, or the shards that
-// model.safetensors.index.json names. Constant after Open; movable.
+// All tensors of a model directory (common/base/checkpoint_files.h). Constant after Open; movable.
 class Checkpoint {
  public:
+  // As CheckpointFiles::Read.
   static absl::StatusOr<Checkpoint> Open(const std::string& model_dir);
 
   // NotFound names the tensor; InvalidArgument an element type that weights cannot have.
