@@ -179,7 +179,7 @@ std::string StartPlanText(const StartInputs& in, const StartPlan& plan,
                     Size(plan.workspace), std::to_string(threads)});
   }
   std::string out = RenderTable(rows);
-  out += fmt::format("weights {} as {}{}; in all {}, of which {} are available ({}): it fits\n",
+  out += fmt::format("weights {} as {}{}\nin all {}; {} are available ({}): it fits\n",
                      Size(plan.weights), DTypeName(in.dtype),
                      shared ? ", one copy for all workers" : "", Size(plan.total),
                      Size(in.memory.available), in.memory.limited_by);
