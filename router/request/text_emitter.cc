@@ -30,12 +30,6 @@ TextEmitter::Result TextEmitter::Push(int32_t token) {
   return {std::move(result.text), result.stopped};
 }
 
-std::string TextEmitter::Flush() {
-  if (!detokenizer_.has_value()) return "";
-  std::string text = detokenizer_->Flush();
-  if (!matcher_.has_value()) return text;
-  StopStringMatcher::Result result = matcher_->Push(text);
-  return result.stopped ? std::move(result.text) : std::move(result.text) + matcher_->Flush();
-}
+std::string TextEmitter::Flush() { return matcher_.has_value() ? matcher_->Flush() : ""; }
 
 }  // namespace tandem::router

@@ -28,7 +28,8 @@ class TextEmitter {
     bool stopped = false;  // this token completed a stop string
   };
   Result Push(int32_t token);
-  // Ends the stream without a stop string: what was held back.
+  // Ends the stream without a stop string: what was held back of whole characters. One that the
+  // last token leaves incomplete is not text; its bytes are in the token ids.
   std::string Flush();
 
  private:
