@@ -79,12 +79,13 @@ std::string JsonLine(const ordered_json& json) {
 std::string DescribeCost(const Answer& answer) {
   const v1::Usage& usage = answer.whole.usage();
   const v1::Timing& timing = answer.whole.timing();
-  return fmt::format(
-      "[{} prompt tokens ({} cached), {} generated, TTFT {:.1f} ms, {:.1f} tok/s, {} -> {}, {} KV "
-      "bytes by {}]",
-      usage.prompt_tokens(), usage.cached_tokens(), usage.completion_tokens(), timing.ttft(),
-      answer.TokensPerSecond(), OrDash(timing.prefill_worker()), OrDash(timing.decode_worker()),
-      timing.kv_bytes(), OrDash(timing.transport()));
+  const std::string figures =
+      fmt::format("{} prompt tokens ({} cached), {} generated, TTFT {:.1f} ms, {:.1f} tok/s",
+                  usage.prompt_tokens(), usage.cached_tokens(), usage.completion_tokens(),
+                  answer.TtftMs(), answer.TokensPerSecond());
+  if (!answer.whole.has_timing()) return fmt::format("[stopped: {}, at the client]", figures);
+  return fmt::format("[{}, {} -> {}, {} KV bytes by {}]", figures, OrDash(timing.prefill_worker()),
+                     OrDash(timing.decode_worker()), timing.kv_bytes(), OrDash(timing.transport()));
 }
 
 std::string RenderTurnTable(const std::vector<Answer>& answers) {
@@ -96,7 +97,7 @@ std::string RenderTurnTable(const std::vector<Answer>& answers) {
     const v1::Timing& timing = answer.whole.timing();
     const double rate = answer.TokensPerSecond();
     rows.push_back({std::to_string(rows.size()), std::to_string(usage.prompt_tokens()),
-                    std::to_string(usage.cached_tokens()), fmt::format("{:.1f}", timing.ttft()),
+                    std::to_string(usage.cached_tokens()), fmt::format("{:.1f}", answer.TtftMs()),
                     rate > 0 ? fmt::format("{:.1f}", rate) : "-", OrDash(timing.prefill_worker()),
                     OrDash(timing.decode_worker()), std::to_string(timing.kv_bytes()),
                     OrDash(timing.transport())});

@@ -2,6 +2,7 @@
 #include <charconv>
 #include <iostream>
 #include <iterator>
+#include <unistd.h>
 
 #include "fmt/format.h"
 
@@ -51,16 +52,23 @@ absl::Status ParseTokenIds(std::string text, v1::TokenIds* out) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> ReadPrompt(const std::string& path) {
-  if (path != "-") return ReadFile(path);
-  return std::string(std::istreambuf_iterator<char>(std::cin), {});
+std::string ReadStdin() { return std::string(std::istreambuf_iterator<char>(std::cin), {}); }
+
+// The text of whichever flag gave it; of stdin, where none did and it is not a terminal.
+absl::StatusOr<std::string> PromptText(const GenerateFlags& flags) {
+  if (flags.prompt.has_value()) return *flags.prompt;
+  if (!flags.prompt_file.empty() && flags.prompt_file != "-") return ReadFile(flags.prompt_file);
+  std::string text = ReadStdin();
+  if (text.empty()) return InvalidArgument("the prompt from stdin is empty");
+  return text;
 }
 
 absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags) {
   const int sources = int{flags.prompt.has_value()} + int{!flags.prompt_file.empty()} +
                       int{!flags.token_ids.empty()};
-  if (sources != 1) {
-    return InvalidArgument("give one of --prompt TEXT, --prompt-file FILE, --token-ids 1,2,3");
+  if (sources > 1 || (sources == 0 && isatty(STDIN_FILENO) == 1)) {
+    return InvalidArgument(
+        "give one prompt: TEXT, --prompt TEXT, --prompt-file FILE, --token-ids 1,2,3 or stdin");
   }
   v1::GenerateRequest request;
   request.set_model(flags.model);
@@ -71,10 +79,7 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags) {
     TANDEM_RETURN_IF_ERROR(ParseTokenIds(flags.token_ids, request.mutable_token_ids()));
     return request;
   }
-  std::string text = flags.prompt.value_or("");
-  if (!flags.prompt_file.empty()) {
-    TANDEM_ASSIGN_OR_RETURN(text, ReadPrompt(flags.prompt_file));
-  }
+  TANDEM_ASSIGN_OR_RETURN(std::string text, PromptText(flags));
   if (const auto offset = FindInvalidUtf8(text)) {
     return InvalidArgument("the prompt is not valid UTF-8 at byte {}", *offset);
   }
@@ -82,13 +87,21 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags) {
   return request;
 }
 
+// What came, where the model has no tokenizer and so no text.
+std::string TokenIdsText(const v1::GenerateResponse& whole) {
+  return fmt::format("{}", fmt::join(whole.token_ids(), ","));
+}
+
 }  // namespace
 
 int RunGenerate(const Arguments& arguments) {
-  FlagSet parser("tandem generate", "Continues one prompt and streams the text.");
+  FlagSet parser("tandem generate",
+                 "Continues one prompt, from an argument, a file or stdin, and streams the text.");
   GenerateFlags flags;
   AddServerFlag(&parser, &flags.server);
   std::vector<std::string> prompt;
+  std::string argument;
+  parser.AddPositional("TEXT", &argument, "the prompt", /*required=*/false);
   parser.Add("--model", &flags.model, "served name; default: the cluster's model");
   parser.AddRepeated("--prompt", &prompt, "the prompt; the last one counts");
   parser.Add("--prompt-file", &flags.prompt_file, "file that holds the prompt; -: stdin", "path");
@@ -99,7 +112,14 @@ int RunGenerate(const Arguments& arguments) {
   parser.Add("--json", &flags.json, "one JSON object at the end instead of text");
   parser.Add("--stats", &flags.stats, "one line about tokens and time on stderr");
   flags.sampling.AddTo(&parser);
+  parser.Example("tandem generate \"Once upon a time\" --max-tokens 50");
+  parser.Example("tandem generate <prompt.txt");
   if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
+  if (!argument.empty() && !prompt.empty()) {
+    fmt::print(stderr, "tandem generate: the prompt is given twice, as argument and by --prompt\n");
+    return kExitUsage;
+  }
+  if (!argument.empty()) flags.prompt = argument;
   if (!prompt.empty()) flags.prompt = prompt.back();
 
   const absl::StatusOr<v1::GenerateRequest> request = MakeRequest(flags);
@@ -117,7 +137,11 @@ int RunGenerate(const Arguments& arguments) {
     fmt::print("{}", text);
     std::fflush(stdout);
   });
-  if (!flags.json && !answer.whole.text().empty()) fmt::print("\n");
+  const v1::GenerateResponse& whole = answer.whole;
+  const bool only_ids = request->has_token_ids() && whole.text().empty();
+  if (!flags.json && only_ids) fmt::print("{}", TokenIdsText(whole));
+  if (!flags.json && !(whole.text().empty() && whole.token_ids().empty())) fmt::print("\n");
+  if (absl::IsCancelled(answer.status) && cancel.TakeCancelled()) return kExitInterrupted;
   if (!answer.ok()) return Fail("generate", answer.status, flags.server);
   if (flags.json) fmt::print("{}\n", JsonLine(AnswerJson(answer)));
   if (flags.stats) fmt::print(stderr, "{}\n", DescribeCost(answer));

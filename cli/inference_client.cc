@@ -1,15 +1,27 @@
 #include "cli/inference_client.h"
 
+#include "common/base/status.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 
 namespace tandem::cli {
+namespace {
+
+// For calls that compute nothing.
+constexpr absl::Duration kShortCall = absl::Seconds(10);
+
+}  // namespace
 
 InferenceClient::InferenceClient(const std::string& server)
     : stub_(v1::Inference::NewStub(MakeChannel(server, Patience::kPatient))) {}
 
+double Answer::TtftMs() const {
+  return whole.has_timing() ? whole.timing().ttft() : absl::ToDoubleMilliseconds(to_first);
+}
+
 double Answer::TokensPerSecond() const {
-  const double decode_ms = whole.timing().total() - whole.timing().ttft();
+  const double decode_ms = whole.has_timing() ? whole.timing().total() - whole.timing().ttft()
+                                              : absl::ToDoubleMilliseconds(to_last - to_first);
   const uint32_t tokens = whole.usage().completion_tokens();
   return tokens > 1 && decode_ms > 0 ? (tokens - 1) * 1000.0 / decode_ms : 0;
 }
@@ -21,24 +33,52 @@ Answer InferenceClient::Call(const Request& request, Method method, absl::Durati
   if (timeout < absl::InfiniteDuration()) {
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   }
-  {
-    absl::MutexLock lock(&mutex_);
-    running_ = &context;
-  }
+  SetRunning(&context);
   Answer answer;
   std::string text;
   v1::GenerateResponse message;
+  const absl::Time begin = absl::Now();
   const auto reader = (stub_.get()->*method)(&context, request);
   while (reader->Read(&message)) {
+    answer.to_last = absl::Now() - begin;
+    if (answer.whole.token_ids().empty()) answer.to_first = answer.to_last;
     if (!message.text().empty() && on_text) on_text(message.text());
     text += message.text();
     answer.whole.MergeFrom(message);
   }
   answer.whole.set_text(std::move(text));  // MergeFrom joins lists, but replaces strings
   answer.status = FromGrpcStatus(reader->Finish());
-  absl::MutexLock lock(&mutex_);
-  running_ = nullptr;
+  SetRunning(nullptr);
   return answer;
+}
+
+void InferenceClient::SetRunning(grpc::ClientContext* context) {
+  absl::MutexLock lock(&mutex_);
+  running_ = context;
+}
+
+absl::StatusOr<v1::Model> InferenceClient::GetModel() {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kShortCall));
+  SetRunning(&context);
+  v1::ListModelsResponse response;
+  const grpc::Status status = stub_->ListModels(&context, {}, &response);
+  SetRunning(nullptr);
+  if (!status.ok()) return FromGrpcStatus(status);
+  if (response.models().empty()) return NotFound("it serves no model");
+  return response.models(0);
+}
+
+absl::StatusOr<v1::TokenizeResponse> InferenceClient::Tokenize(const v1::ChatRequest& request) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kShortCall));
+  v1::TokenizeRequest message;
+  message.set_model(request.model());
+  *message.mutable_chat() = request;
+  v1::TokenizeResponse response;
+  const grpc::Status status = stub_->Tokenize(&context, message, &response);
+  if (!status.ok()) return FromGrpcStatus(status);
+  return response;
 }
 
 Answer InferenceClient::Generate(const v1::GenerateRequest& request, absl::Duration timeout,

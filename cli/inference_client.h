@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
@@ -21,8 +22,13 @@ struct Answer {
   absl::Status status;
   // The messages of the stream as one: texts, ids and logprobs joined, the last usage and timing.
   v1::GenerateResponse whole;
+  // As the client saw it: from the call to the first message, and to the last one.
+  absl::Duration to_first;
+  absl::Duration to_last;
 
   bool ok() const { return status.ok(); }
+  // The server's time to first token; the client's, where the stream ended before that was told.
+  double TtftMs() const;
   // Tokens after the first, over the time they took; 0 where there is no telling.
   double TokensPerSecond() const;
 };
@@ -39,12 +45,18 @@ class InferenceClient {
   Answer Generate(const v1::GenerateRequest& request, absl::Duration timeout,
                   const OnText& on_text);
   Answer Chat(const v1::ChatRequest& request, absl::Duration timeout, const OnText& on_text);
+  // What the cluster serves. Fails at once where no server is, and after some seconds at most.
+  absl::StatusOr<v1::Model> GetModel();
+  // Tokens of the rendered conversation, and the longest sequence that the model takes.
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::ChatRequest& request);
   // Cancels the running call; false if there is none.
   bool Cancel();
 
  private:
   template <typename Request, typename Method>
   Answer Call(const Request& request, Method method, absl::Duration timeout, const OnText& on_text);
+  // While it runs, Cancel cancels `context`; null: none.
+  void SetRunning(grpc::ClientContext* context);
 
   const std::unique_ptr<v1::Inference::Stub> stub_;
   absl::Mutex mutex_;
@@ -59,7 +71,7 @@ nlohmann::ordered_json AnswerJson(const Answer& answer);
 // `json` on one line; bytes that are no UTF-8 are replaced.
 std::string JsonLine(const nlohmann::ordered_json& json);
 // "[12 prompt tokens (8 cached), 5 generated, TTFT 12.3 ms, 45.6 tok/s, prefill-0 -> decode-1,
-// ...]"
+// ...]"; without the workers where the stream was stopped before it told them.
 std::string DescribeCost(const Answer& answer);
 // Turn, prompt tokens, cached tokens, TTFT, tokens/s, prefill worker, decode worker, KV bytes
 // shipped, transport.

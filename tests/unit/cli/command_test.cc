@@ -39,7 +39,8 @@ class FakeInference : public v1::Inference::Service {
           WithField(absl::InvalidArgumentError("temperature must be >= 0"), "sampling.temperature"),
           absl::Seconds(2)));
     }
-    Write(writer, "Hello", "!");
+    const bool ids_only = request->token_ids().ids_size() == 1;
+    Write(writer, ids_only ? "" : "Hello", ids_only ? "" : "!");
     return grpc::Status::OK;
   }
   grpc::Status Chat(grpc::ServerContext* /*context*/, const v1::ChatRequest* request,
@@ -186,6 +187,25 @@ TEST_F(CommandTest, GenerateJson) {
   EXPECT_EQ(inference_.generate.token_ids().ids_size(), 3);
 }
 
+TEST_F(CommandTest, GenerateTakesItsPromptFromAnArgumentOrStdin) {
+  EXPECT_EQ(Execute(RunGenerate, {"an argument"}).out, "Hello!\n");
+  EXPECT_EQ(inference_.generate.text(), "an argument");
+  EXPECT_EQ(Execute(RunGenerate, {}, "from\nstdin\n").out, "Hello!\n");
+  EXPECT_EQ(inference_.generate.text(), "from\nstdin\n");
+  EXPECT_EQ(Execute(RunGenerate, {"twice", "--prompt=twice"}).exit_code, kExitUsage);
+}
+
+TEST_F(CommandTest, GenerateShowsTokenIdsWhereThereIsNoText) {
+  EXPECT_EQ(Execute(RunGenerate, {"--token-ids=5"}).out, "7,8\n");
+}
+
+TEST_F(CommandTest, ChatAnswersOneQuestion) {
+  const Outcome run = Execute(RunChat, {"What?"}, "not read\n");
+  EXPECT_EQ(run.exit_code, kExitOk) << run.err;
+  EXPECT_EQ(run.out, "you said What?\n");
+  EXPECT_EQ(Execute(RunChat, {"fail"}).exit_code, kExitFailed);
+}
+
 TEST_F(CommandTest, GenerateErrorsNameTheField) {
   const Outcome run = Execute(RunGenerate, {"--prompt", "bad"});
   EXPECT_EQ(run.exit_code, kExitFailed);
@@ -247,6 +267,7 @@ TEST_F(CommandTest, ChatFromAPipeEndsAtTheFirstError) {
   const Outcome run = Execute(RunChat, {}, "one\nfail\ntwo\n");
   EXPECT_EQ(run.exit_code, kExitFailed);
   EXPECT_THAT(run.err, HasSubstr("RESOURCE_EXHAUSTED: full"));
+  EXPECT_EQ(run.out, "you said one\n") << "no empty line for the answer that failed";
   EXPECT_EQ(inference_.chat.messages(2).content(), "fail");
 }
 
