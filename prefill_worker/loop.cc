@@ -135,6 +135,7 @@ void Loop::Handle(KvShipped event) {
   if (s->phase == Phase::kRunning) {
     // The peer is gone or gave up: nobody waits for this prompt any more.
     parts_.metrics->requests_failed.Increment();
+    parts_.cache->Retract(s->lease);
     std::erase(running_, s);
     by_work_id_.erase(s->work.id);
     s->work.reply(Unavailable("KV transfer to {} ended early: {}", target.peer_worker_id,
@@ -311,7 +312,9 @@ void Loop::PublishChunk(Sequence* s, const worker::LaunchedRun& run, engine::Ite
                        std::span(s->work.tokens).first(static_cast<size_t>(s->computed)), s->lease,
                        run.draws ? 0 : s->inserted_blocks);
   s->inserted_blocks = s->computed / options_.layout.block_size;
-  if (run.draws) Finish(s, std::move(output.token));
+  if (!run.draws) return;
+  parts_.cache->Prove(s->lease);
+  Finish(s, std::move(output.token));
 }
 
 void Loop::Finish(Sequence* s, TokenLogprob first_token) {
@@ -336,8 +339,7 @@ void Loop::Finish(Sequence* s, TokenLogprob first_token) {
 }
 
 void Loop::FailComputed(Sequence* s, const absl::Status& status) {
-  const std::vector<int32_t> broken =
-      parts_.cache->Retract(s->lease, s->cached / options_.layout.block_size);
+  const std::vector<int32_t> broken = parts_.cache->Retract(s->lease);
   parts_.metrics->requests_failed.Increment();
   Fail(s, status);
   // Those that share them computed on top of them. (A prompt that was replied to had sound logits.)
@@ -385,6 +387,7 @@ void Loop::Fail(Sequence* s, const absl::Status& status) {
     Forget(s);
     return;
   }
+  parts_.cache->Retract(s->lease);
   std::erase(running_, s);
   s->phase = Phase::kShipping;  // the sender may still read: blocks go back when it is done
   shipper_.Abort(*s);

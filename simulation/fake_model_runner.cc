@@ -14,6 +14,7 @@ namespace tandem::engine {
 namespace {
 
 constexpr uint64_t kFirstRow = 0x243f6a8885a308d3;
+constexpr uint64_t kBrokenRow = 0x7ff8dead7ff8dead;  // what a NaN is among numbers
 
 // splitmix64's finaliser (Steele, Lea, Flood, 2014).
 uint64_t Mix(uint64_t a, uint64_t b) {
@@ -24,6 +25,7 @@ uint64_t Mix(uint64_t a, uint64_t b) {
 }
 
 uint64_t NextRow(uint64_t previous, int layer, int position, int32_t token) {
+  if (previous == kBrokenRow) return kBrokenRow;
   const uint64_t place = static_cast<uint64_t>(layer) << 40 | static_cast<uint64_t>(position);
   return Mix(Mix(previous, place), static_cast<uint64_t>(token));
 }
@@ -241,11 +243,16 @@ void FakeModelRunner::ComputeKv(const Step& step) {
   const Batch& batch = step.inputs.batch();
   const KvLayout& layout = region_.layout;
   const size_t row_bytes = static_cast<size_t>(layout.head_dim) * DTypeSize(layout.dtype);
+  std::vector<bool> broken;
+  for (const BatchItem& item : batch.items) {
+    broken.push_back(options_.breaks && options_.breaks(item));
+  }
   for (int layer = 0; layer < layout.num_layers; ++layer) {
-    for (const BatchItem& item : batch.items) {
+    for (size_t i = 0; i < batch.items.size(); ++i) {
+      const BatchItem& item = batch.items[i];
       for (int p = item.start; p < item.start + item.num_tokens; ++p) {
-        const uint64_t row =
-            NextRow(Row(item, layer, p - 1), layer, p, item.tokens[static_cast<size_t>(p)]);
+        const uint64_t before = broken[i] ? kBrokenRow : Row(item, layer, p - 1);
+        const uint64_t row = NextRow(before, layer, p, item.tokens[static_cast<size_t>(p)]);
         std::byte* block =
             region_.Block(layer, item.block_table[static_cast<size_t>(p / layout.block_size)]);
         std::memcpy(block + static_cast<size_t>(p % layout.block_size) * row_bytes, &row,
@@ -270,6 +277,7 @@ StepOutput FakeModelRunner::Sample(const Batch& batch) const {
     }
     if (item.sampling == nullptr) continue;
     if (options_.item_status) result.status = options_.item_status(item);
+    if (Row(item, 0, length - 1) == kBrokenRow) result.status = Internal("no numbers came out");
     if (!result.status.ok()) continue;
     const uint64_t history = HistoryHash(item, length);
     const int32_t token =

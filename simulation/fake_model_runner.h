@@ -49,6 +49,9 @@ struct FakeModelOptions {
   // The status of an item that draws a token; empty: all are OK.
   std::function<absl::Status(const BatchItem&)> item_status;
   int max_in_flight = 1;
+  // Whether the numbers of this item come out broken, as NaN would: so does what is computed on top
+  // of them, and a draw behind them fails with INTERNAL. Empty: never.
+  std::function<bool(const BatchItem&)> breaks;
 };
 
 // Not thread-safe, as every ModelRunner. Computes inside Collect.

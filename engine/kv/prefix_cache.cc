@@ -122,12 +122,16 @@ void PrefixCache::Insert(const Hash128& seed, std::span<const int32_t> tokens,
   TakeDigests(added);
 }
 
-std::vector<int32_t> PrefixCache::Retract(const BlockLease& lease, int from_block) {
+void PrefixCache::Prove(const BlockLease& lease) {
+  if (!enabled_) return;
+  for (const int32_t block : lease.blocks()) entries_[static_cast<size_t>(block)].proven = true;
+}
+
+std::vector<int32_t> PrefixCache::Retract(const BlockLease& lease) {
   std::vector<int32_t> retracted;
   if (!enabled_) return retracted;
-  for (int i = from_block; i < lease.size(); ++i) {
-    const int32_t block = lease.blocks()[static_cast<size_t>(i)];
-    if (!tree_.Contains(block)) continue;
+  for (const int32_t block : lease.blocks()) {
+    if (!tree_.Contains(block) || entries_[static_cast<size_t>(block)].proven) continue;
     Drop(block);
     retracted.push_back(block);
   }
@@ -207,6 +211,7 @@ std::optional<PrefixCache::ChainEnd> PrefixCache::InsertBlock(const ChainEnd& ch
   tree_.Add(block, chain.block);
   entry.hash = hash;
   entry.twin = CachedBlockId{};
+  entry.proven = false;
   std::copy(tokens.begin(), tokens.end(),
             tokens_.begin() + static_cast<ptrdiff_t>(block) * block_size_);
   by_hash_.emplace(hash, block);

@@ -70,9 +70,12 @@ class PrefixCache : private Evictor {
   void Insert(const Hash128& seed, std::span<const int32_t> tokens, const BlockLease& lease,
               int from_block);
 
-  // The blocks of `lease` from `from_block` on turned out broken: those of them that are cached are
-  // forgotten. Returns these; other leases may hold them still.
-  std::vector<int32_t> Retract(const BlockLease& lease, int from_block);
+  // Whether numbers are broken shows in the logits behind them, which may come later, or never.
+  // These were sound: the cached blocks of `lease` are proven.
+  void Prove(const BlockLease& lease);
+  // They were broken, or nobody will know: forgets the cached blocks of `lease` that are not
+  // proven. Returns them; other leases may hold them still.
+  std::vector<int32_t> Retract(const BlockLease& lease);
 
   // From now on the digest of a block's bytes is taken when it is inserted, that is when it was
   // computed, and compared before it serves a prompt: a block that was damaged in between is
@@ -97,6 +100,7 @@ class PrefixCache : private Evictor {
   struct Entry {
     Hash128 hash;         // of a cached block
     uint64_t digest = 0;  // of its bytes, where digests are kept
+    bool proven = false;  // of a cached block
     CachedBlockId twin;   // of a block that is not cached: the cached block with the same content
     uint64_t generation = 0;  // of the block when `twin` was noted
   };

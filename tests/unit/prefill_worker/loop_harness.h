@@ -163,16 +163,19 @@ class LoopHarness {
         engine({.num_blocks = options.num_blocks,
                 .block_size = options.block_size,
                 .caching = options.caching,
-                .model = {.max_num_batched_tokens = options.max_num_batched_tokens,
-                          .before_run =
-                              [this](const engine::Batch& batch) {
-                                return before_run ? before_run(batch) : absl::OkStatus();
-                              },
-                          .item_status =
-                              [this](const engine::BatchItem& item) {
-                                return item_status ? item_status(item) : absl::OkStatus();
-                              },
-                          .max_in_flight = options.max_in_flight}}),
+                .model = {
+                    .max_num_batched_tokens = options.max_num_batched_tokens,
+                    .before_run =
+                        [this](const engine::Batch& batch) {
+                          return before_run ? before_run(batch) : absl::OkStatus();
+                        },
+                    .item_status =
+                        [this](const engine::BatchItem& item) {
+                          return item_status ? item_status(item) : absl::OkStatus();
+                        },
+                    .max_in_flight = options.max_in_flight,
+                    .breaks =
+                        [this](const engine::BatchItem& item) { return breaks && breaks(item); }}}),
         inbox(4096),
         sender(engine.memory.region(), remote_.region(), &inbox),
         worker_metrics(&engine.metrics) {
@@ -295,6 +298,7 @@ class LoopHarness {
  public:
   std::function<absl::Status(const engine::Batch&)> before_run;  // as in FakeModelOptions
   std::function<absl::Status(const engine::BatchItem&)> item_status;
+  std::function<bool(const engine::BatchItem&)> breaks;
   FakeClock clock;
   engine::FakeEngine engine;
   engine::BlockPool& pool = engine.pool;

@@ -441,7 +441,7 @@ TEST(PrefillLoop, BlocksOfALostPromptWaitForItsLaunchedStep) {
   };
   h.Step();
   EXPECT_EQ(h.Code(work.id), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(quarantined, 5);  // of 7; two were cached, and nothing writes them any more
+  EXPECT_EQ(quarantined, 7);  // all: the two that were cached are not proven, so they go too
   h.RunToEnd();
   h.ExpectNothingHeld();
 }
@@ -509,6 +509,37 @@ TEST(PrefillLoop, BrokenNumbersDoNotStayInTheCache) {
     EXPECT_EQ(h.replies.at(work.id)->cached_tokens, i == 0 ? 0 : 96);
   }
   h.ExpectNothingHeld();
+}
+
+// Nobody sees the logits that would have shown it.
+TEST(PrefillLoop, BrokenNumbersOfAPromptThatIsGivenUpDoNotStayInTheCache) {
+  const auto cancel = [](LoopHarness* h, const Work& work) {
+    h->inbox.Push(WorkCancelled{work.id});
+  };
+  const auto let_deadline_pass = [](LoopHarness* h, const Work& work) {
+    h->clock.Advance(work.deadline - h->clock.Now());
+  };
+  const auto lose_peer = [](LoopHarness* h, const Work& work) {
+    h->inbox.Push(KvShipped{work.target.id, work.target.epoch, absl::UnavailableError("gone"), {}});
+  };
+  using GiveUp = std::function<void(LoopHarness*, const Work&)>;
+  for (const GiveUp& give_up : {GiveUp(cancel), GiveUp(let_deadline_pass), GiveUp(lose_peer)}) {
+    LoopHarness h;  // 64 tokens a step
+    h.breaks = [](const engine::BatchItem&) { return true; };
+    const std::vector<int32_t> prompt = Tokens(200);
+    Work given_up = h.MakeWork(prompt);
+    given_up.deadline = h.clock.Now() + absl::Seconds(1);
+    h.Submit(given_up);
+    h.Step();
+    h.breaks = nullptr;
+    give_up(&h, given_up);
+    h.Step();
+    const Work next = h.MakeWork(prompt);
+    h.Submit(next);
+    h.RunToEnd();
+    h.ExpectRight(next);
+    EXPECT_EQ(h.replies.at(next.id)->cached_tokens, 0);
+  }
 }
 
 TEST(PrefillLoop, ABlockDamagedInTheCacheIsComputedAgain) {
