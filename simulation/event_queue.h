@@ -27,6 +27,10 @@ class EventQueue {
   }
   void After(absl::Duration delay, std::function<void()> act) { At(Now() + delay, std::move(act)); }
 
+  // When the next event comes; InfiniteFuture where there is none.
+  absl::Time NextAt() const {
+    return events_.empty() ? absl::InfiniteFuture() : events_.begin()->first.first;
+  }
   // The next event, if it comes by `until`. False: there is none, and it is `until` now.
   bool RunNext(absl::Time until) {
     const auto it = events_.begin();

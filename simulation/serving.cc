@@ -10,6 +10,7 @@
 #include "router/api/request_wire.h"
 #include "router/request/stream_sink.h"
 #include "simulation/cluster.h"
+#include "simulation/event_queue.h"
 #include "simulation/timed_kv_network.h"
 
 namespace tandem::simulation {
@@ -106,16 +107,16 @@ class Server {
   Server(const Split& split, const WorkerPlan& worker, const CostModel& cost,
          const ModelWork& model, const Traffic& traffic)
       : traffic_(traffic),
-        start_(clock_.Now()),
+        start_(events_.Now()),
         kv_({worker.link_bytes_per_second, model.KvBytesPerToken() * worker.block_size,
              model.num_layers()},
-            &clock_) {
+            &events_) {
     InProcessClusterOptions options;
     options.unified = split.unified > 0;
     options.prefill_workers = split.prefill;
     options.decode_workers = options.unified ? split.unified : split.decode;
     options.kv = &kv_;
-    options.clock = &clock_;
+    options.clock = &events_.clock();
     options.worker.max_model_len = max_model_len_ = worker.max_model_len;
     options.worker.max_num_seqs = worker.max_num_seqs;
     options.worker.max_num_batched_tokens = worker.max_num_batched_tokens;
@@ -141,20 +142,21 @@ class Server {
   // Sends what is due and steps everybody; then time goes on to where something happens next.
   void Turn() {
     bool moved = cluster_->StepAll();
-    moved |= kv_.Deliver();
+    while (events_.RunNext(events_.Now())) moved = true;
     for (const auto& client : clients_) moved |= client->Read();
     quiet_turns_ = moved ? 0 : quiet_turns_ + 1;
-    absl::Time next = std::min({cluster_->NextStepEnd(), kv_.NextArrival(), NextDue()});
-    next = std::min(next, clock_.Now() + (quiet_turns_ < kHopsUntilQuiet ? kHop : kLongestJump));
-    if (next > clock_.Now()) clock_.Advance(next - clock_.Now());
+    const absl::Time now = events_.Now();
+    absl::Time next = std::min({cluster_->NextStepEnd(), events_.NextAt(), NextDue()});
+    next = std::min(next, now + (quiet_turns_ < kHopsUntilQuiet ? kHop : kLongestJump));
+    if (next > now) events_.clock().Advance(next - now);
     cluster_->core().Wake();
     TakeFinished();
   }
   void SendDue() {
-    while (NextDue() <= clock_.Now()) Send(next_++);
+    while (NextDue() <= events_.Now()) Send(next_++);
   }
 
-  absl::Duration now() { return clock_.Now() - start_; }
+  absl::Duration now() { return events_.Now() - start_; }
   double PrefillBusy() {
     const auto& prefills = cluster_->prefills();
     if (prefills.empty()) return 0;
@@ -182,12 +184,12 @@ class Server {
     Answer answer;
     answer.due = request.due;
     answer.prompt_tokens = request.prompt_tokens;
-    clients_.push_back(std::make_unique<Client>(i, std::move(answer), start_, &clock_));
+    clients_.push_back(std::make_unique<Client>(i, std::move(answer), start_, &events_.clock()));
     router::RequestLimits limits;
     limits.max_model_len = max_model_len_;
-    const absl::Time now = clock_.Now();
-    auto parsed =
-        router::GenerateRequestFromProto(model_, limits, message, now, now + kPatience, &clock_);
+    const absl::Time now = events_.Now();
+    auto parsed = router::GenerateRequestFromProto(model_, limits, message, now, now + kPatience,
+                                                   &events_.clock());
     if (!parsed.ok()) return clients_.back()->Finish(parsed.status());
     clients_.back()->Begin(&cluster_->core(), *std::move(parsed));
   }
@@ -201,7 +203,7 @@ class Server {
   }
 
   const Traffic& traffic_;
-  FakeClock clock_;
+  EventQueue events_;
   const absl::Time start_;
   TimedKvNetwork kv_;
   int max_model_len_ = 0;

@@ -23,7 +23,7 @@ class TimedKvNetwork::Sender final : public kvtransfer::KvSender {
             std::span<const int32_t> ordinals, std::shared_ptr<const ReadyEvent> ready) override {
     if (layer == 0) {  // the other layers follow at once
       const auto* step = dynamic_cast<const engine::TimedEvent*>(ready.get());
-      const absl::Time now = network_->clock_->Now();
+      const absl::Time now = network_->events_->Now();
       network_->Send({id, epoch}, worker_id_, peers_[{id, epoch}], source_blocks.size(),
                      step != nullptr ? step->begins : now, step != nullptr ? step->ends : now);
     }
@@ -73,10 +73,7 @@ std::unique_ptr<kvtransfer::KvSender> TimedKvNetwork::MakeSender(
                         const TransferId& id, uint64_t epoch, const absl::Status& status,
                         const kvtransfer::TransferStats& stats) {
     AtArrival({id, epoch}, [=, this] {
-      {
-        absl::MutexLock lock(&mutex_);
-        arrives_.erase({id, epoch});
-      }
+      arrives_.erase({id, epoch});
       on_done(id, epoch, status, stats);
     });
   };
@@ -90,7 +87,6 @@ void TimedKvNetwork::Send(const Key& key, const std::string& from, const std::st
   const absl::Duration crossing =
       absl::Seconds(static_cast<double>(blocks) * static_cast<double>(options_.bytes_per_block) /
                     options_.bytes_per_second);
-  absl::MutexLock lock(&mutex_);
   const auto until = [&](auto& links, const std::string& name) -> absl::Time& {
     return links.try_emplace(name, absl::InfinitePast()).first->second;
   };
@@ -107,28 +103,8 @@ void TimedKvNetwork::Send(const Key& key, const std::string& from, const std::st
 }
 
 void TimedKvNetwork::AtArrival(const Key& key, std::function<void()> callback) {
-  absl::MutexLock lock(&mutex_);
   const auto it = arrives_.find(key);
-  due_.emplace(it == arrives_.end() ? clock_->Now() : std::max(it->second, clock_->Now()),
-               std::move(callback));
-}
-
-bool TimedKvNetwork::Deliver() {
-  const absl::Time now = clock_->Now();
-  std::vector<std::function<void()>> callbacks;
-  {
-    absl::MutexLock lock(&mutex_);
-    const auto end = due_.upper_bound(now);
-    for (auto it = due_.begin(); it != end; ++it) callbacks.push_back(std::move(it->second));
-    due_.erase(due_.begin(), end);
-  }
-  for (const std::function<void()>& callback : callbacks) callback();
-  return !callbacks.empty();
-}
-
-absl::Time TimedKvNetwork::NextArrival() const {
-  absl::MutexLock lock(&mutex_);
-  return due_.empty() ? absl::InfiniteFuture() : due_.begin()->first;
+  events_->At(it == arrives_.end() ? events_->Now() : it->second, std::move(callback));
 }
 
 }  // namespace tandem

@@ -1,5 +1,6 @@
-// KV shipments that take time on the links of their cards, by a clock that whoever drives the
-// cluster moves.
+// KV shipments that take time on the links of their cards, and move no bytes worth a look: their
+// ends are events of the queue that whoever drives the cluster runs. For long traffic without
+// faults; what can go wrong on the way is virtual_kv_network.h's.
 //
 // A card sends one piece after the other, and receives so too. What a step computes leaves while it
 // is computed, layer by layer: so a transfer is over when its last layer has crossed, or later
@@ -7,17 +8,14 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
-#include "common/base/clock.h"
+#include "simulation/event_queue.h"
 #include "simulation/kv_network.h"
 
 namespace tandem {
@@ -28,19 +26,14 @@ struct TimedKvOptions {
   int num_layers = 1;              // of the model
 };
 
-// Thread-safe, but for Deliver. Outlives the endpoints that it made; `clock` outlives this.
+// Not thread-safe. Outlives the endpoints that it made; `events` outlives this.
 class TimedKvNetwork final : public InProcessKvNetwork {
  public:
-  TimedKvNetwork(TimedKvOptions options, Clock* clock) : options_(options), clock_(clock) {}
+  TimedKvNetwork(TimedKvOptions options, EventQueue* events) : options_(options), events_(events) {}
 
   std::unique_ptr<kvtransfer::KvReceiver> MakeReceiver(
       kvtransfer::KvReceiverOptions options) override;
   std::unique_ptr<kvtransfer::KvSender> MakeSender(kvtransfer::KvSenderOptions options) override;
-
-  // Hands out what has arrived by now. False: nothing had.
-  bool Deliver();
-  // When the next transfer is over; InfiniteFuture where none is on its way.
-  absl::Time NextArrival() const;
 
  private:
   class Sender;
@@ -53,13 +46,10 @@ class TimedKvNetwork final : public InProcessKvNetwork {
   void AtArrival(const Key& key, std::function<void()> callback);
 
   const TimedKvOptions options_;
-  Clock* const clock_;
-  mutable absl::Mutex mutex_;
+  EventQueue* const events_;
   // When a card's link is free again.
-  absl::flat_hash_map<std::string, absl::Time> sends_until_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<std::string, absl::Time> receives_until_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<Key, absl::Time> arrives_ ABSL_GUARDED_BY(mutex_);
-  std::multimap<absl::Time, std::function<void()>> due_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, absl::Time> sends_until_, receives_until_;
+  absl::flat_hash_map<Key, absl::Time> arrives_;
 };
 
 }  // namespace tandem
