@@ -1,6 +1,7 @@
 #include "tests/simulation/scenario.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <random>
@@ -25,6 +26,8 @@ constexpr absl::Duration kPastDeadline = absl::Milliseconds(200);
 // Until quarantines that wait for a sender's word, and senders that wait for a receiver's, are
 // over.
 constexpr absl::Duration kToRest = absl::Seconds(45);
+// Until every stay that broke has begun again and has been told of.
+constexpr absl::Duration kQuiet = absl::Seconds(1);
 constexpr uint64_t kMaxEvents = 5'000'000;
 
 class Random {
@@ -48,6 +51,7 @@ class Random {
 };
 
 struct Planned {
+  std::string name;
   v1::GenerateRequest message;
   engine::SamplingParams sampling;
   std::vector<int32_t> prompt;
@@ -55,6 +59,9 @@ struct Planned {
   VirtualClient* client = nullptr;
   std::string refused;  // at the door
 };
+
+// How many requests are made again of a cluster that has come to rest.
+constexpr size_t kProbes = 5;
 
 // Which messages meet what, and how often.
 struct MessageFaults {
@@ -85,10 +92,14 @@ class Scenario {
     RunUntil(last + absl::Seconds(5), [this] { return past_faults_ && AllEnded(); });
     for (const Planned& planned : work_) CheckClient(planned);
     if (faults_.empty()) CheckSequences();
-    RunUntil(Now() - start_ + kToRest, [] { return false; });
+    RunFor(std::max(last_late_ - Now(), absl::ZeroDuration()) + options_.half_open + kQuiet);
+    CheckIndex();
+    RunFor(kToRest);
     CheckRest();
-    result_.events = cluster_->events().num_events();
     result_.requests = static_cast<int>(work_.size());
+    if (result_.errors.empty()) Probe();
+    result_.events = cluster_->events().num_events();
+    result_.requests += static_cast<int>(work_.size());
     result_.migrations = static_cast<int>(cluster_->core().metrics().migrations.Value());
     if (result_.errors.empty()) cluster_.reset();  // whose own checks find what still leaks
     return std::move(result_);
@@ -115,6 +126,10 @@ class Scenario {
       Error("{} events and no end", kMaxEvents);
       return;
     }
+  }
+
+  void RunFor(absl::Duration time) {
+    RunUntil(Now() - start_ + time, [] { return false; });
   }
 
   // ---- the cluster ----
@@ -190,7 +205,10 @@ class Scenario {
     const int count = random_.Uniform(4, 36);
     const absl::Duration span = random_.Between(absl::Milliseconds(50), absl::Seconds(4));
     work_.resize(static_cast<size_t>(count));
-    for (Planned& planned : work_) PlanRequest(max_len, span, &prefixes, &planned);
+    for (Planned& planned : work_) {
+      planned.name = absl::StrCat("request ", &planned - work_.data());
+      PlanRequest(max_len, span, &prefixes, &planned);
+    }
     Tell("{} requests within {}", count, absl::FormatDuration(span));
   }
 
@@ -251,8 +269,10 @@ class Scenario {
     }
     planned->client = *client;
     if (planned->cancel_after == absl::InfiniteDuration()) return;
-    cluster_->events().After(planned->cancel_after, [client = *client] {
-      if (!client->finished()) client->Cancel();
+    cluster_->events().After(planned->cancel_after, [this, client = *client] {
+      if (client->finished()) return;
+      Met(Fault::kClientGone);
+      client->Cancel();
     });
   }
 
@@ -284,10 +304,18 @@ class Scenario {
       if (!random_.OneIn(4)) continue;
       MessageFaults& faults = message_faults_[kind];
       const double often = random_.Pick({0.002, 0.01, 0.05});
-      for (double* rate : {&faults.lost, &faults.twice, &faults.overtaken, &faults.flipped,
-                           &faults.misplaced, &faults.cut, &faults.delayed}) {
-        if (random_.OneIn(3)) *rate = often;
-      }
+      const bool kv = kind == Message::Kind::kKvFrame || kind == Message::Kind::kKvAnswer;
+      const bool report = kind == Message::Kind::kReport;
+      const auto plan = [&](double* rate, bool may = true) {
+        if (random_.OneIn(3) && may) *rate = often;
+      };
+      plan(&faults.lost);
+      plan(&faults.twice, kv || report || kind == Message::Kind::kPrefillCall);
+      plan(&faults.overtaken, kv || report);
+      plan(&faults.flipped, kv);
+      plan(&faults.misplaced, kind == Message::Kind::kKvFrame);
+      plan(&faults.cut, kv);
+      plan(&faults.delayed);
       faults.longest_delay = random_.Between(absl::Milliseconds(1), absl::Seconds(1));
       Note(fmt::format(
           "{} meet lost {} twice {} overtaken {} flipped {} misplaced {} cut {} "
@@ -317,25 +345,26 @@ class Scenario {
       case 0:
         Note(fmt::format("{}: kill -9 of {}, back after {}", when, name,
                          absl::FormatDuration(lasts)));
-        happenings_.emplace_back(at, [this, worker] { cluster_->Kill(worker); });
+        Happens(Fault::kKill, worker, at, [this, worker] { cluster_->Kill(worker); });
         happenings_.emplace_back(at + lasts, [this, worker] { cluster_->Restart(worker); });
         return;
       case 1:
         Note(fmt::format("{}: {} hangs for {}", when, name, absl::FormatDuration(2 * lasts)));
-        happenings_.emplace_back(at, [this, worker] { cluster_->Hang(worker, true); });
+        Happens(Fault::kHang, worker, at, [this, worker] { cluster_->Hang(worker, true); });
         happenings_.emplace_back(at + 2 * lasts, [this, worker] { cluster_->Hang(worker, false); });
         return;
       case 2:
         Note(fmt::format("{}: the stay of {} breaks", when, name));
-        happenings_.emplace_back(at, [this, worker] { cluster_->BreakStay(worker); });
+        Happens(Fault::kBrokenStay, worker, at, [this, worker] { cluster_->BreakStay(worker); });
         return;
       case 3:
         Note(fmt::format("{}: the KV links of {} break", when, name));
-        happenings_.emplace_back(at, [this, worker] { cluster_->BreakLinks(worker); });
+        Happens(Fault::kBrokenLinks, worker, at, [this, worker] { cluster_->BreakLinks(worker); });
         return;
       case 4:
         Note(fmt::format("{}: the clock jumps by {}", when, absl::FormatDuration(lasts)));
-        happenings_.emplace_back(at, [this, lasts] { cluster_->events().clock().Advance(lasts); });
+        Happens(Fault::kClockJump, worker, at,
+                [this, lasts] { cluster_->events().clock().Advance(lasts); });
         jumped_ += lasts;
         return;
       case 5: {
@@ -350,6 +379,13 @@ class Scenario {
         happenings_.emplace_back(at, [this, worker] { FlipIdleBits(worker); });
     }
   }
+  // What needs a worker that lives counts where there is one.
+  void Happens(Fault fault, size_t worker, absl::Duration at, std::function<void()> act) {
+    happenings_.emplace_back(at, [this, fault, worker, act = std::move(act)] {
+      if (fault == Fault::kClockJump || cluster_->alive(worker)) Met(fault);
+      act();
+    });
+  }
 
   void PlanBrokenSteps() {
     const bool whole = random_.OneIn(2);
@@ -357,39 +393,59 @@ class Scenario {
     broken_steps_ = true;
     for (VirtualWorker& worker : options_.workers) {
       engine::FakeModelOptions& model = worker.options.engine.model;
-      const auto status = [this] {
-        return !past_faults_ && chance_.OneIn(60) ? absl::InternalError("out of luck")
-                                                  : absl::OkStatus();
+      const auto unlucky = [this](Fault fault) {
+        if (past_faults_ || !chance_.OneIn(60)) return false;
+        Met(fault);
+        return true;
       };
       if (whole) {
-        model.before_run = [status](const engine::Batch&) { return status(); };
+        model.before_run = [unlucky](const engine::Batch&) {
+          return unlucky(Fault::kFailedStep) ? absl::InternalError("out of luck")
+                                             : absl::OkStatus();
+        };
       } else {
-        model.item_status = [status](const engine::BatchItem&) { return status(); };
+        model.breaks = [unlucky](const engine::BatchItem&) {
+          return unlucky(Fault::kBrokenNumbers);
+        };
       }
     }
   }
 
+  void Met(Fault fault) { ++result_.met[static_cast<size_t>(fault)]; }
+
   Fate FateOf(const Message& message) {
+    if (past_faults_) return {};
+    const Fate fate = DrawFate(message);
+    last_late_ = std::max(last_late_, Now() + fate.delay);
+    return fate;
+  }
+
+  Fate DrawFate(const Message& message) {
     Fate fate;
-    if (past_faults_) return fate;
     const absl::Duration now = Now() - start_;
     for (const Partition& partition : partitions_) {
       if (now < partition.from || now >= partition.until) continue;
       if (message.from != partition.worker && message.to != partition.worker) continue;
       fate.lost = partition.loses;
       fate.delay = partition.until - now;
+      Met(Fault::kPartition);
       return fate;
     }
     const auto it = message_faults_.find(message.kind);
     if (it == message_faults_.end()) return fate;
     const MessageFaults& faults = it->second;
-    fate.lost = chance_.Chance(faults.lost);
-    fate.twice = chance_.Chance(faults.twice);
-    fate.overtaken = chance_.Chance(faults.overtaken);
-    fate.flipped = chance_.Chance(faults.flipped);
-    fate.misplaced = chance_.Chance(faults.misplaced);
-    fate.cut = chance_.Chance(faults.cut);
-    if (chance_.Chance(faults.delayed)) {
+    const auto draw = [this](Fault fault, double rate) {
+      if (!chance_.Chance(rate)) return false;
+      Met(fault);
+      return true;
+    };
+    fate.lost = draw(Fault::kLost, faults.lost);
+    fate.twice = draw(Fault::kTwice, faults.twice);
+    fate.overtaken = draw(Fault::kOvertaken, faults.overtaken);
+    fate.flipped = draw(Fault::kBitFlip, faults.flipped);
+    fate.misplaced = draw(Fault::kMisplaced, faults.misplaced);
+    fate.cut = draw(Fault::kCut, faults.cut);
+    if (draw(Fault::kLate, faults.delayed)) {
       fate.delay = chance_.Between(absl::ZeroDuration(), faults.longest_delay);
     }
     return fate;
@@ -407,6 +463,7 @@ class Scenario {
       });
       return;
     }
+    Met(Fault::kIdleBitFlip);
     const KvRegion& region = engine.memory.region();
     for (int i = 0; i < region.num_blocks; ++i) {
       std::byte* bytes = region.Block(chance_.Uniform(0, region.layout.num_layers - 1), i);
@@ -427,33 +484,35 @@ class Scenario {
 
   void CheckClient(const Planned& planned) {
     const VirtualClient* client = planned.client;
-    const auto which = static_cast<size_t>(&planned - work_.data());
-    if (client == nullptr) return Error("request {} was never submitted", which);
+    if (client == nullptr) return Error("{} was never submitted", planned.name);
     const absl::Status& outcome = client->outcome();
+    if (planned.read_time > absl::ZeroDuration() && !client->tokens().empty()) {
+      Met(Fault::kSlowReader);
+    }
     Mix(static_cast<uint64_t>(outcome.code()));
     Mix(static_cast<uint64_t>(absl::ToUnixNanos(client->finished_at())));
     for (const int32_t token : client->tokens()) Mix(static_cast<uint64_t>(token));
     if (client->num_finishes() != 1) {
-      return Error("request {} has {} final statuses", which, client->num_finishes());
+      return Error("{} has {} final statuses", planned.name, client->num_finishes());
     }
-    if (!client->counted_right()) Error("request {}: tokens are missing or repeated", which);
+    if (!client->counted_right()) Error("{}: tokens are missing or repeated", planned.name);
     const std::vector<int32_t> want = engine::FakeReferenceTokens(
         planned.prompt, planned.sampling, options_.workers.front().options.max_model_len, kVocab);
     const std::vector<int32_t>& got = client->tokens();
     const auto differ = std::mismatch(got.begin(), got.end(), want.begin(), want.end());
     if (differ.first != got.end()) {
-      Error("request {}: token {} of {} is wrong", which, differ.first - got.begin(), want.size());
+      Error("{}: token {} of {} is wrong", planned.name, differ.first - got.begin(), want.size());
     }
     if (outcome.ok()) {
       const router::GenerateResponse& last = client->last();
       ++result_.served;
       if (got.size() != want.size()) {
-        Error("request {} ended well with {} of {} tokens, from {} and {}", which, got.size(),
+        Error("{} ended well with {} of {} tokens, from {} and {}", planned.name, got.size(),
               want.size(), last.timing.has_value() ? last.timing->prefill_worker : "?",
               last.timing.has_value() ? last.timing->decode_worker : "?");
       }
     } else if (!MayEndWith(planned, outcome)) {
-      Error("request {} ended with {} after {} of {} tokens", which, outcome.ToString(), got.size(),
+      Error("{} ended with {} after {} of {} tokens", planned.name, outcome.ToString(), got.size(),
             want.size());
     }
     // The message that a slow client reads, and the last one after it, have some time more.
@@ -463,7 +522,7 @@ class Scenario {
     }
     const absl::Duration late = client->finished_at() - client->submitted_at() - planned.deadline;
     if (late > grace) {
-      Error("request {} lived {} past its deadline", which, absl::FormatDuration(late));
+      Error("{} lived {} past its deadline", planned.name, absl::FormatDuration(late));
     }
   }
 
@@ -488,7 +547,7 @@ class Scenario {
 
   // Every request has ended, so nothing works for one any more.
   void CheckSequences() {
-    RunUntil(Now() - start_ + kPastDeadline, [] { return false; });
+    RunFor(kPastDeadline);
     for (size_t i = 0; i < cluster_->num_workers(); ++i) {
       if (cluster_->num_sequences(i) == 0) continue;
       Error("{} has {} sequences of requests that ended 200 ms ago",
@@ -498,7 +557,39 @@ class Scenario {
 
   void CheckRest() {
     if (const std::string held = cluster_->Held(); !held.empty()) Error("at rest {}", held);
+    CheckIndex();
+  }
+
+  void CheckIndex() {
     if (const std::string index = cluster_->IndexErrors(); !index.empty()) Error("{}", index);
+  }
+
+  // Whatever has happened, the cluster serves as on its first day.
+  void Probe() {
+    // Before all what did not end well: who knows what it has left.
+    std::shuffle(work_.begin(), work_.end(), std::mt19937_64(seed_));
+    std::stable_partition(work_.begin(), work_.end(),
+                          [](const Planned& planned) { return !planned.client->outcome().ok(); });
+    work_.resize(std::min(kProbes, work_.size()));
+    for (Planned& probe : work_) {
+      absl::StrAppend(&probe.name, " again");
+      probe.cancel_after = absl::InfiniteDuration();
+      probe.read_time = absl::ZeroDuration();
+      probe.deadline = absl::Seconds(60);
+      probe.client = nullptr;
+      Submit(&probe);
+    }
+    RunUntil(Now() - start_ + absl::Seconds(65), [this] { return AllEnded(); });
+    for (const Planned& probe : work_) {
+      CheckClient(probe);
+      if (probe.client == nullptr) continue;
+      const absl::Status& outcome = probe.client->outcome();
+      // Of a prompt that looks like poison the cluster is still afraid.
+      if (outcome.ok() || (!faults_.empty() && absl::IsFailedPrecondition(outcome))) continue;
+      Error("{} ends with {}", probe.name, outcome.ToString());
+    }
+    RunFor(kQuiet);
+    CheckRest();
   }
 
   void Mix(uint64_t value) {
@@ -523,6 +614,7 @@ class Scenario {
   std::vector<std::pair<absl::Duration, std::function<void()>>> happenings_;
   absl::Duration quiet_from_;
   absl::Duration jumped_;
+  absl::Time last_late_ = absl::InfinitePast();  // arrival of what faults have delayed
   bool weak_hash_ = false;
   bool broken_steps_ = false;
   bool past_faults_ = false;
@@ -532,6 +624,15 @@ class Scenario {
 };
 
 }  // namespace
+
+std::string_view FaultName(size_t fault) {
+  static constexpr std::array<std::string_view, kNumFaults> kNames = {
+      "kills",        "hangs",          "broken stays", "broken links",   "clock jumps",
+      "cut off",      "idle bit flips", "failed steps", "broken numbers", "clients gone",
+      "slow readers", "lost",           "twice",        "overtaken",      "late",
+      "cut",          "bit flips",      "misplaced"};
+  return kNames[fault];
+}
 
 SeedResult RunSeed(uint64_t seed) { return Scenario(seed).Run(); }
 

@@ -8,6 +8,8 @@
 //
 // Every seed runs in a process of its own, made from the same fresh one: what ends the process is
 // a failure of that seed alone, and memory looks the same in every run of it.
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -36,12 +38,14 @@ ABSL_FLAG(bool, keep_going, false, "run all, however many fail");
 namespace tandem {
 namespace {
 
-constexpr uint64_t kDefaultSeeds = 400;  // TANDEM_SIMULATION_SEEDS says otherwise
-constexpr int kEnough = 10;              // failures
+constexpr uint64_t kDefaultSeeds = 400;   // TANDEM_SIMULATION_SEEDS says otherwise
+constexpr int kEnough = 10;               // failures
+constexpr int kEnoughForAllFaults = 100;  // seeds
 
 // What a child says of its seed, and how much of its text follows.
 struct Verdict {
   int requests = 0, served = 0, migrations = 0;
+  FaultCounts met = {};
   uint64_t events = 0, fingerprint = 0;
   uint64_t text_bytes = 0;
 };
@@ -77,7 +81,7 @@ Outcome RunInChild(uint64_t seed) {
   if (child == 0) {
     close(ends[0]);
     const SeedResult result = RunSeed(seed);
-    const Verdict verdict = {result.requests, result.served,      result.migrations,
+    const Verdict verdict = {result.requests, result.served,      result.migrations,   result.met,
                              result.events,   result.fingerprint, result.errors.size()};
     WriteAll(ends[1], &verdict, sizeof(verdict));
     WriteAll(ends[1], result.errors.data(), result.errors.size());
@@ -116,6 +120,7 @@ class Totals {
     served_ += outcome.verdict.served;
     migrations_ += outcome.verdict.migrations;
     events_ += outcome.verdict.events;
+    for (size_t i = 0; i < kNumFaults; ++i) met_[i] += outcome.verdict.met[i];
     if (outcome.errors.empty()) return true;
     std::printf("%s    replay: simulation_test --seed=%llu\n", outcome.errors.c_str(),
                 static_cast<unsigned long long>(seed));
@@ -132,13 +137,25 @@ class Totals {
     for (const uint64_t seed : failed_) std::printf(" %llu", static_cast<unsigned long long>(seed));
     std::printf("\n");
   }
+  // What happened how often. A fault that never does is as good as none.
+  bool AllFaultsMet() const {
+    std::printf("met:");
+    for (size_t i = 0; i < kNumFaults; ++i) {
+      std::printf("%s %s %llu", i == 0 ? "" : ",", std::string(FaultName(i)).c_str(),
+                  static_cast<unsigned long long>(met_[i]));
+    }
+    std::printf("\n");
+    return std::find(met_.begin(), met_.end(), 0) == met_.end();
+  }
   bool failed() const { return !failed_.empty(); }
+  int seeds() const { return seeds_; }
 
  private:
   const absl::Time begin_ = absl::Now();
   int seeds_ = 0;
   long long requests_ = 0, served_ = 0, migrations_ = 0;
   uint64_t events_ = 0;
+  std::array<uint64_t, kNumFaults> met_ = {};
   std::vector<uint64_t> failed_;
 };
 
@@ -183,6 +200,11 @@ int Run() {
     if ((seed - from) % 500 == 499) totals.Print();
   }
   totals.Print();
+  const bool all_met = totals.AllFaultsMet();
+  if (!all_met && totals.seeds() >= kEnoughForAllFaults) {
+    std::printf("some fault never happened\n");
+    return 1;
+  }
   return totals.failed() ? 1 : 0;
 }
 
