@@ -391,21 +391,26 @@ class Scenario {
     const bool whole = random_.OneIn(2);
     Note(whole ? "steps fail" : "numbers are broken");
     broken_steps_ = true;
+    // Some do not wait for the logits that would show it.
+    for (Planned& planned : work_) {
+      if (whole || !random_.OneIn(2)) continue;
+      planned.cancel_after = random_.Between(absl::ZeroDuration(), absl::Milliseconds(100));
+    }
     for (VirtualWorker& worker : options_.workers) {
       engine::FakeModelOptions& model = worker.options.engine.model;
-      const auto unlucky = [this](Fault fault) {
-        if (past_faults_ || !chance_.OneIn(60)) return false;
+      const auto unlucky = [this](Fault fault, int one_in) {
+        if (past_faults_ || !chance_.OneIn(one_in)) return false;
         Met(fault);
         return true;
       };
       if (whole) {
         model.before_run = [unlucky](const engine::Batch&) {
-          return unlucky(Fault::kFailedStep) ? absl::InternalError("out of luck")
-                                             : absl::OkStatus();
+          return unlucky(Fault::kFailedStep, 60) ? absl::InternalError("out of luck")
+                                                 : absl::OkStatus();
         };
       } else {
         model.breaks = [unlucky](const engine::BatchItem&) {
-          return unlucky(Fault::kBrokenNumbers);
+          return unlucky(Fault::kBrokenNumbers, 15);
         };
       }
     }
