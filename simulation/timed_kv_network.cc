@@ -1,6 +1,7 @@
 #include "simulation/timed_kv_network.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 #include <vector>
 
