@@ -95,9 +95,10 @@ int RouterServer::Drain(absl::Duration timeout) {
   core_.open_streams().StopAccepting();
   const bool idle = core_.open_streams().AwaitNone(timeout);
   const int cut = idle ? 0 : core_.open_streams().open();
-  // Workers' Join streams never end by themselves: no grace for them.
   public_->Shutdown(absl::ZeroDuration());
-  internal_->Shutdown(absl::ZeroDuration());
+  // Workers' Join streams never end by themselves; the grace is for their last word to be sent.
+  cluster_service_.EndAll();
+  internal_->Shutdown(absl::Seconds(1));
   core_.open_streams().AwaitNone(absl::Seconds(5));
   return cut;
 }

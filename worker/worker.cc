@@ -18,6 +18,7 @@
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/metrics/process_metrics.h"
+#include "common/rpc/end_on_signal.h"
 #include "common/rpc/load_wire.h"
 #include "common/rpc/server.h"
 #include "engine/wire/cluster_wire.h"
@@ -104,7 +105,10 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   AddBuildInfo(&metrics_);
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
   const absl::Time load_start = Clock::Real()->Now();
-  TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
+  {
+    const EndOnSignal end_on_signal("loading the model");
+    TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
+  }
   AddEngineMetrics(&metrics_, FactsOf(*engine_, Clock::Real()->Now() - load_start));
   watchdog_ = MakeWatchdog();
   capability_ = engine::CapabilityOf(*engine_, name);

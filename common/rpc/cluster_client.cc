@@ -228,7 +228,10 @@ class GrpcClusterClient : public ClusterClient {
         return;
       }
       if (was_joined) backoff = kFirstBackoff;
-      if (was_joined || absl::Now() - last_warning > absl::Seconds(10)) {
+      if (status.ok()) {
+        last_warning = absl::Now();  // nobody answers there for a while, and rightly
+        spdlog::info("router {} has stopped; dialling until one answers", options_.router_address);
+      } else if (was_joined || absl::Now() - last_warning > absl::Seconds(10)) {
         last_warning = absl::Now();
         spdlog::warn("{} router {}: {}; dialling again", was_joined ? "lost" : "cannot join",
                      options_.router_address, MessageOf(status));
@@ -239,7 +242,7 @@ class GrpcClusterClient : public ClusterClient {
     }
   }
 
-  // One stream from Hello to its end; calls back meanwhile.
+  // One stream from Hello to its end; calls back meanwhile. OK: the router said that it stops.
   absl::Status RunStream(bool* was_joined) {
     JoinCall stream(&mailbox_);
     {
@@ -270,7 +273,7 @@ class GrpcClusterClient : public ClusterClient {
           stream_ = nullptr;
           mailbox_.joined = false;
           *was_joined = stream.welcomed();
-          return Ended(stream.status());
+          return FromGrpcStatus(stream.status());
         }
         welcome = std::exchange(mailbox_.welcome, std::nullopt);
         call_joined = std::exchange(mailbox_.call_joined, false);
@@ -280,11 +283,6 @@ class GrpcClusterClient : public ClusterClient {
       if (call_joined && options_.on_joined) options_.on_joined();
       if (call_drain && options_.on_drain) options_.on_drain();
     }
-  }
-
-  static absl::Status Ended(const grpc::Status& status) {
-    return status.ok() ? absl::UnavailableError("the router ended the stream")
-                       : FromGrpcStatus(status);
   }
 
   const ClusterClientOptions options_;

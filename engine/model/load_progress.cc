@@ -15,6 +15,7 @@ namespace {
 
 constexpr absl::Duration kLinePeriod = absl::Seconds(5);
 constexpr absl::Duration kBarPeriod = absl::Milliseconds(100);
+constexpr absl::Duration kReportPeriod = absl::Milliseconds(200);
 // What takes less is not worth a line.
 constexpr absl::Duration kWorthSaying = absl::Milliseconds(500);
 constexpr int kBarWidth = 30;
@@ -40,12 +41,16 @@ std::string ProgressText(size_t done, size_t total, absl::Duration elapsed, int 
   return text;
 }
 
-LoadProgress::LoadProgress(std::string what, size_t total_bytes)
+LoadProgress::LoadProgress(std::string what, size_t total_bytes, bool report)
     : what_(std::move(what)),
       total_(total_bytes),
+      report_(report),
       terminal_(isatty(STDERR_FILENO) == 1),
       begin_(Clock::Real()->Now()),
-      next_(begin_ + (terminal_ ? kWorthSaying : kLinePeriod)) {}
+      next_(begin_ + (terminal_ ? kWorthSaying : kLinePeriod)) {
+  absl::MutexLock lock(&mutex_);
+  Report(begin_);
+}
 
 LoadProgress::~LoadProgress() {
   absl::MutexLock lock(&mutex_);
@@ -56,10 +61,18 @@ void LoadProgress::EndBar() {
   if (std::exchange(bar_shown_, false)) std::fputs("\r\033[K", stderr);
 }
 
+void LoadProgress::Report(absl::Time now) {
+  if (!report_ || now < next_report_) return;
+  next_report_ = now + kReportPeriod;
+  fmt::print("loading {} {}\n", done_, total_);
+  std::fflush(stdout);
+}
+
 void LoadProgress::Add(size_t bytes) {
   const absl::Time now = Clock::Real()->Now();
   absl::MutexLock lock(&mutex_);
   done_ += bytes;
+  Report(now);
   if (now < next_) return;
   next_ = now + (terminal_ ? kBarPeriod : kLinePeriod);
   const std::string text = ProgressText(done_, total_, now - begin_, kBarWidth);
@@ -76,6 +89,7 @@ void LoadProgress::Finish() {
   const absl::Duration elapsed = Clock::Real()->Now() - begin_;
   absl::MutexLock lock(&mutex_);
   EndBar();
+  Report(absl::InfiniteFuture());
   if (elapsed < kWorthSaying) return;
   spdlog::info("{}: {:.1f} GB in {:.1f} s, {:.1f} GB/s", what_, Gigabytes(done_),
                absl::ToDoubleSeconds(elapsed),

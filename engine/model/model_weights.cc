@@ -335,7 +335,7 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool copy_embedding
 absl::Status LoadAll(const ModelConfig& config, const LoadOptions& options, TensorSource* source,
                      Device* device, Ops* ops, WeightArena* arena, ModelWeights* weights) {
   const size_t total_bytes = source->TotalBytes(config);
-  LoadProgress progress("loading " + options.model_dir, total_bytes);
+  LoadProgress progress("loading " + options.model_dir, total_bytes, options.report);
   Loader loader(config, options.element, source, device, ops, arena, &progress);
   weights->layers.resize(static_cast<size_t>(config.num_layers));
   for (int i = 0; i < config.num_layers; ++i) {

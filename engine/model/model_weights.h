@@ -83,6 +83,7 @@ struct LoadOptions {
   // cannot be had, or holds other weights, a warning says so, and the copy is this process's own.
   // Only for devices that share the host's memory.
   std::string shared_memory;
+  bool report = false;  // how far it is, on stdout (load_progress.h)
 };
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config

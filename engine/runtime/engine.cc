@@ -212,7 +212,8 @@ class LoadedEngine final : public Engine {
     absl::StatusOr<ModelWeights> weights =
         LoadModelWeights(config_,
                          {options_.model_dir, options_.load_format == "dummy", options_.seed,
-                          element, options_.num_threads, options_.shared_weights},
+                          element, options_.num_threads, options_.shared_weights,
+                          options_.report_loading},
                          device, ops_.get());
     if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
     absl::StatusOr<std::unique_ptr<Decoder>> decoder =

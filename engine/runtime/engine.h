@@ -35,6 +35,8 @@ struct EngineOptions {
   uint64_t seed = 0;           // of dummy weights
   std::string shared_weights;  // memory to share with other workers of the host; "": none
   int num_threads = 0;         // of the CPU, to compute or to load with; 0: one per physical core
+  // How far loading is goes to stdout too, for who started this process (load_progress.h).
+  bool report_loading = false;
   // Token ids from here on are padding rows of the embedding and never drawn. 0: one more than the
   // largest id in MODEL_DIR/tokenizer.json; where that is absent, the whole vocabulary is valid.
   int valid_vocab_size = 0;

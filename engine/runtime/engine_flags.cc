@@ -10,6 +10,8 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->AddChoice("--load-format", &options->load_format, {"auto", "dummy"},
                    "auto: safetensors; dummy: random weights made from config.json and --seed");
   flags->Add("--seed", &options->seed, "Seed of dummy weights");
+  flags->Add("--report-loading", &options->report_loading,
+             "Print `loading DONE TOTAL`, in bytes, on stdout while the weights load");
   flags->Group("Compute");
   flags->Add("--device", &options->device,
              "Where to compute: cpu, cuda in a build that has it, or auto: the best there is");

@@ -8,8 +8,8 @@ namespace tandem::engine {
 
 // Adds --model, --load-format, --dtype, --block-size, --max-model-len, --max-num-batched-tokens,
 // --max-num-seqs, --gpu, --gpu-memory-utilization, --kv-cache-memory-bytes,
-// --enable-prefix-caching,
-// --seed and --num-threads. Both pointers must live until the flags are parsed.
+// --enable-prefix-caching, --seed, --num-threads and --report-loading. Both pointers must live
+// until the flags are parsed.
 void AddEngineFlags(FlagSet* flags, EngineOptions* options);
 
 }  // namespace tandem::engine

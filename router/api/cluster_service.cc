@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/escaping.h"
@@ -20,6 +21,8 @@ namespace {
 
 using internal::v1::RouterMessage;
 using internal::v1::WorkerMessage;
+
+}  // namespace
 
 // One worker's stream. Reads follow one another in gRPC's reactions; writes are queued, because a
 // drain may be asked for from any thread.
@@ -57,6 +60,14 @@ class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>
   }
 
   void OnCancel() override { End(absl::CancelledError("the stream was cancelled")); }
+
+  // From any thread, after Start. Not by End: the membership may be gone when another has ended it.
+  void Stop() {
+    absl::MutexLock lock(&mutex_);
+    if (ended_) return;
+    ended_ = true;
+    Finish(grpc::Status::OK);
+  }
 
   void OnDone() override {
     // Here and not when the last reference goes: a drain that is being asked for may hold one, and
@@ -106,13 +117,27 @@ class JoinReactor : public grpc::ServerBidiReactor<WorkerMessage, RouterMessage>
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-}  // namespace
-
 grpc::ServerBidiReactor<WorkerMessage, RouterMessage>* ClusterService::Join(
     grpc::CallbackServerContext* context) {
   auto reactor = std::make_shared<JoinReactor>();
   reactor->Start(core_, CallerOf(*context->auth_context()));
+  absl::MutexLock lock(&mutex_);
+  std::erase_if(reactors_, [](const auto& weak) { return weak.expired(); });
+  reactors_.push_back(reactor);
+  if (ended_) reactor->Stop();
   return reactor.get();
+}
+
+void ClusterService::EndAll() {
+  std::vector<std::weak_ptr<JoinReactor>> reactors;
+  {
+    absl::MutexLock lock(&mutex_);
+    ended_ = true;
+    reactors.swap(reactors_);
+  }
+  for (const auto& weak : reactors) {
+    if (const auto reactor = weak.lock()) reactor->Stop();
+  }
 }
 
 }  // namespace tandem::router
