@@ -31,6 +31,10 @@ void WorkerToProto(const WorkerView& view, absl::Time now, absl::Duration stalle
   const absl::Time since = std::max(view.reported, identity.joined);
   out->set_seconds_since_report(absl::ToDoubleSeconds(now - since));
   out->set_prefill_tokens_per_second(load.prefill_tokens_per_second);
+  out->set_max_num_seqs(static_cast<uint32_t>(identity.max_num_seqs));
+  if (load.decode_step_milliseconds > 0) {
+    out->set_decode_tokens_per_second(1000.0 * load.running / load.decode_step_milliseconds);
+  }
   out->set_uptime_seconds(absl::ToDoubleSeconds(now - identity.joined));
 }
 
@@ -44,6 +48,8 @@ grpc::ServerUnaryReactor* AdminService::GetCluster(grpc::CallbackServerContext* 
   response->set_model(core_->model().name);
   response->set_capability(view->capability);
   response->set_max_model_len(static_cast<uint32_t>(core_->max_model_len()));
+  response->set_dtype(view->dtype);
+  response->set_block_size(static_cast<uint32_t>(view->block_size));
   response->set_queued_requests(static_cast<uint32_t>(queued));
   response->set_running_requests(
       static_cast<uint32_t>(std::max(0, core_->open_streams().open() - queued)));
