@@ -50,6 +50,35 @@ void AddAdminFlags(FlagSet* flags, AdminTarget* target) {
   flags->SetEnvironment("--internal", "TANDEM_INTERNAL");
 }
 
+namespace {
+
+// Clusters of this user's `tandem up`, and what `address` is in one of them, so that who asked the
+// wrong process learns whom to ask; "" if there are none.
+std::string DescribeNeighbours(const std::string& address) {
+  std::string others;
+  for (const std::string& server : ListClusterNotes()) {
+    const absl::StatusOr<ClusterNote> note = ReadClusterNote(server);
+    if (!note.ok()) continue;
+    if (note->internal_address == address) {
+      return fmt::format("{} is where workers join the router at {}: --server {}", address, server,
+                         server);
+    }
+    const auto cluster = ClusterAdminClient(note->internal_address, note->secret)
+                             .GetCluster(absl::Milliseconds(500));
+    if (!cluster.ok()) continue;
+    for (const v1::Worker& worker : cluster->workers()) {
+      if (worker.address() != address && worker.metrics_address() != address) continue;
+      return fmt::format("{} is worker {}{}; ask its router: --server {}", address,
+                         worker.worker_id(), worker.address() == address ? "" : "'s /metrics",
+                         server);
+    }
+    others += fmt::format("{}{}", others.empty() ? "" : ", ", server);
+  }
+  return others.empty() ? "" : "clusters of this user run at " + others;
+}
+
+}  // namespace
+
 absl::StatusOr<ClusterAdminClient> FindCluster(const AdminTarget& target) {
   const char* secret = std::getenv("TANDEM_CLUSTER_SECRET");
   if (!target.internal.empty()) {
@@ -57,10 +86,12 @@ absl::StatusOr<ClusterAdminClient> FindCluster(const AdminTarget& target) {
   }
   const absl::StatusOr<ClusterNote> note = ReadClusterNote(target.server);
   if (!note.ok()) {
+    const std::string neighbours = DescribeNeighbours(target.server);
     return absl::Status(note.status().code(),
-                        fmt::format("no `tandem up` of this user runs a cluster at {} ({}); for "
+                        fmt::format("no `tandem up` of this user runs a cluster at {} ({}); {}for "
                                     "another give --internal and TANDEM_CLUSTER_SECRET",
-                                    target.server, MessageOf(note.status())));
+                                    target.server, MessageOf(note.status()),
+                                    neighbours.empty() ? "" : neighbours + "; "));
   }
   return ClusterAdminClient(note->internal_address, note->secret);
 }

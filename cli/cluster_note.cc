@@ -1,15 +1,18 @@
 #include "cli/cluster_note.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
+#include <filesystem>
 #include <sstream>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/base/file.h"
+#include "common/base/host_port.h"
 #include "common/base/status.h"
 
 namespace tandem::cli {
@@ -19,14 +22,6 @@ std::string Directory() {
   const char* runtime = std::getenv("XDG_RUNTIME_DIR");
   if (runtime != nullptr && *runtime != '\0') return std::string(runtime) + "/tandem";
   return fmt::format("/tmp/tandem-{}", getuid());
-}
-
-std::string PathOf(const std::string& server) {
-  std::string name = server;
-  for (char& c : name) {
-    if (c == '/') c = '_';
-  }
-  return Directory() + "/" + name;
 }
 
 // A directory of another's making (in /tmp anyone can make one) is not trusted, nor is one that
@@ -42,10 +37,30 @@ absl::Status CheckDirectory() {
 
 }  // namespace
 
+std::string ClusterNotePath(const std::string& server) {
+  std::string name = server;
+  for (char& c : name) {
+    if (c == '/') c = '_';
+  }
+  return Directory() + "/" + name;
+}
+
+std::vector<std::string> ListClusterNotes() {
+  std::vector<std::string> servers;
+  if (!CheckDirectory().ok()) return servers;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(Directory(), error)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file(error) && ParseHostPort(name).ok()) servers.push_back(name);
+  }
+  std::sort(servers.begin(), servers.end());
+  return servers;
+}
+
 absl::Status WriteClusterNote(const std::string& server, const ClusterNote& note) {
   mkdir(Directory().c_str(), 0700);
   TANDEM_RETURN_IF_ERROR(CheckDirectory());
-  const std::string path = PathOf(server);
+  const std::string path = ClusterNotePath(server);
   const std::string fresh = fmt::format("{}.{}", path, getpid());
   const int fd = open(fresh.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600);
   if (fd < 0) return Unavailable("{}: {}", fresh, std::strerror(errno));
@@ -61,7 +76,7 @@ absl::Status WriteClusterNote(const std::string& server, const ClusterNote& note
 }
 
 absl::StatusOr<ClusterNote> ReadClusterNote(const std::string& server) {
-  const std::string path = PathOf(server);
+  const std::string path = ClusterNotePath(server);
   TANDEM_RETURN_IF_ERROR(CheckDirectory());
   if (!FileExists(path)) return NotFound("{}: not there", path);
   TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
@@ -72,6 +87,6 @@ absl::StatusOr<ClusterNote> ReadClusterNote(const std::string& server) {
   return note;
 }
 
-void RemoveClusterNote(const std::string& server) { unlink(PathOf(server).c_str()); }
+void RemoveClusterNote(const std::string& server) { unlink(ClusterNotePath(server).c_str()); }
 
 }  // namespace tandem::cli

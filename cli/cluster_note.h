@@ -4,6 +4,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -19,6 +20,10 @@ struct ClusterNote {
 
 // `server` is the public address. Replaces an older note.
 absl::Status WriteClusterNote(const std::string& server, const ClusterNote& note);
+// The public addresses of all clusters that there are notes of.
+std::vector<std::string> ListClusterNotes();
+// Where things of the cluster at `server` lie; the directory must have been checked.
+std::string ClusterNotePath(const std::string& server);
 // NOT_FOUND: there is none; PERMISSION_DENIED: others could have written it.
 absl::StatusOr<ClusterNote> ReadClusterNote(const std::string& server);
 void RemoveClusterNote(const std::string& server);

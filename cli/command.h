@@ -17,6 +17,7 @@ namespace tandem::cli {
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailed = 1;
 inline constexpr int kExitUsage = 2;
+inline constexpr int kExitKilled = 130;  // what ran was killed, as a second Ctrl-C wished
 
 inline constexpr char kDefaultServer[] = "127.0.0.1:8000";
 
@@ -38,6 +39,8 @@ int RunBench(const Arguments& arguments);
 int RunPlan(const Arguments& arguments);
 int RunStatus(const Arguments& arguments);
 int RunDrain(const Arguments& arguments);
+int RunUndrain(const Arguments& arguments);
+int RunScale(const Arguments& arguments);
 int RunInspect(const Arguments& arguments);
 int RunCompletion(const Arguments& arguments);
 int RunVersion(const Arguments& arguments);

@@ -6,7 +6,7 @@
 namespace tandem::cli {
 
 std::span<const Command> Commands() {
-  static constexpr std::array<Command, 10> kCommands = {{
+  static constexpr std::array<Command, 12> kCommands = {{
       {"up", "start a cluster on this machine and keep it running; also: serve", RunUp},
       {"chat", "talk with the model", RunChat},
       {"generate", "continue one prompt", RunGenerate},
@@ -14,6 +14,8 @@ std::span<const Command> Commands() {
       {"plan", "say how to split some cards between prompts and answers", RunPlan},
       {"status", "show the workers of a running cluster", RunStatus},
       {"drain", "let a worker finish its requests and leave", RunDrain},
+      {"undrain", "take a worker in again that was drained to stay out", RunUndrain},
+      {"scale", "change how many workers of a role run", RunScale},
       {"inspect", "say what a model directory holds and what memory it needs", RunInspect},
       {"completion", "print what makes bash or zsh complete commands and flags", RunCompletion},
       {"version", "print the version, how this was built, and what the machine has", RunVersion},

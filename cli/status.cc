@@ -1,10 +1,20 @@
 // `tandem status`: the workers of a running cluster.
+#include "common/base/status.h"
+
+#include <cstdio>
+#include <unistd.h>
+
+#include "absl/strings/numbers.h"
+#include "absl/time/clock.h"
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 
 #include "cli/cluster_admin_client.h"
 #include "cli/command.h"
-#include "cli/table.h"
+#include "cli/control_socket.h"
+#include "cli/status_text.h"
+#include "cli/terminal.h"
+#include "cli/units.h"
 
 namespace tandem::cli {
 namespace {
@@ -27,66 +37,100 @@ nlohmann::ordered_json WorkerJson(const v1::Worker& worker) {
           {"blocks_quarantined", worker.blocks_quarantined()},
           {"seconds_since_report", worker.seconds_since_report()},
           {"prefill_tokens_per_second", worker.prefill_tokens_per_second()},
+          {"decode_tokens_per_second", worker.decode_tokens_per_second()},
+          {"max_num_seqs", worker.max_num_seqs()},
           {"uptime_seconds", worker.uptime_seconds()}};
 }
 
-void PrintJson(const v1::GetClusterResponse& cluster) {
+// What `tandem up` wants is "wanted", by role, where one says it.
+void PrintJson(const v1::GetClusterResponse& cluster, const nlohmann::json& up) {
   nlohmann::ordered_json out = {{"model", cluster.model()},
                                 {"capability", cluster.capability()},
+                                {"dtype", cluster.dtype()},
+                                {"block_size", cluster.block_size()},
                                 {"max_model_len", cluster.max_model_len()},
                                 {"queued_requests", cluster.queued_requests()},
                                 {"running_requests", cluster.running_requests()},
                                 {"workers", nlohmann::ordered_json::array()}};
   for (const v1::Worker& worker : cluster.workers()) out["workers"].push_back(WorkerJson(worker));
+  if (up.is_object() && up.contains("wanted")) out["wanted"] = up["wanted"];
   fmt::print("{}\n", out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
-void PrintTable(const v1::GetClusterResponse& cluster) {
-  fmt::print("model {} ({}), max_model_len {}\nrequests: {} running, {} queued\n", cluster.model(),
-             cluster.capability(), cluster.max_model_len(), cluster.running_requests(),
-             cluster.queued_requests());
-  std::vector<std::vector<std::string>> rows = {
-      {"worker", "role", "state", "running", "waiting", "waiting tokens", "blocks used", "cached",
-       "free", "total", "prefill tok/s", "up (s)", "address", "metrics"}};
-  for (const v1::Worker& worker : cluster.workers()) {
-    rows.push_back({worker.worker_id(), worker.role(), worker.state(),
-                    std::to_string(worker.running()), std::to_string(worker.waiting()),
-                    std::to_string(worker.waiting_tokens()), std::to_string(worker.blocks_used()),
-                    std::to_string(worker.blocks_cached()), std::to_string(worker.blocks_free()),
-                    std::to_string(worker.blocks_total()),
-                    worker.prefill_tokens_per_second() > 0
-                        ? fmt::format("{:.0f}", worker.prefill_tokens_per_second())
-                        : "-",
-                    fmt::format("{:.0f}", worker.uptime_seconds()), worker.address(),
-                    worker.metrics_address()});
+struct StatusFlags {
+  AdminTarget target;
+  bool json = false;
+  bool wide = false;
+  double watch_s = 0;
+};
+
+// Of a terminal what fits; everything into a pipe.
+StatusOptions TextOptions(const StatusFlags& flags) {
+  StatusOptions options;
+  options.wide = flags.wide;
+  if (IsTerminal(STDOUT_FILENO)) options.width = static_cast<size_t>(TerminalWidth(STDOUT_FILENO));
+  return options;
+}
+
+absl::Status Show(const StatusFlags& flags) {
+  TANDEM_ASSIGN_OR_RETURN(const ClusterAdminClient client, FindCluster(flags.target));
+  TANDEM_ASSIGN_OR_RETURN(const v1::GetClusterResponse cluster, client.GetCluster(kTimeout));
+  // Not of a cluster that was started by hand.
+  nlohmann::json up;
+  if (flags.target.internal.empty()) {
+    if (auto answer = AskUp(flags.target.server, {{"command", "get"}}); answer.ok()) up = *answer;
   }
-  if (cluster.workers().empty()) {
-    fmt::print("no workers have joined\n");
+  if (flags.json) {
+    PrintJson(cluster, up);
   } else {
-    fmt::print("{}", RenderTable(rows));
+    fmt::print("{}", StatusText(cluster, up, TextOptions(flags)));
   }
+  return absl::OkStatus();
+}
+
+// Until the process is ended. A router that is gone for a moment is waited for.
+[[noreturn]] void Watch(const StatusFlags& flags) {
+  const bool clear = IsTerminal(STDOUT_FILENO) && !flags.json;
+  while (true) {
+    if (clear) fmt::print("\033[H\033[2J");
+    const absl::Status status = Show(flags);
+    if (!status.ok()) Fail("status", status, flags.target.server);
+    if (clear) fmt::print("\nevery {}; Ctrl-C ends\n", TimeText(absl::Seconds(flags.watch_s)));
+    std::fflush(stdout);
+    absl::SleepFor(absl::Seconds(flags.watch_s));
+  }
+}
+
+// --watch may stand alone: then every 2 s.
+Arguments WithWatchPeriod(Arguments arguments) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    double ignored = 0;
+    const bool period = i + 1 < arguments.size() && absl::SimpleAtod(arguments[i + 1], &ignored);
+    if (arguments[i] == "--watch" && !period) arguments[i] = "--watch=2";
+  }
+  return arguments;
 }
 
 }  // namespace
 
 int RunStatus(const Arguments& arguments) {
-  FlagSet flags("tandem status", "Shows the workers of a running cluster.");
-  AdminTarget target;
-  bool json = false;
-  AddAdminFlags(&flags, &target);
-  flags.Add("--json", &json, "one JSON object instead of a table");
-  if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
-
-  const auto client = FindCluster(target);
-  if (!client.ok()) return Fail("status", client.status());
-  const auto cluster = client->GetCluster(kTimeout);
-  if (!cluster.ok()) return Fail("status", cluster.status(), target.server);
-  if (json) {
-    PrintJson(*cluster);
-  } else {
-    PrintTable(*cluster);
+  FlagSet parser(
+      "tandem status",
+      "Shows the workers of a running cluster. tok/s: what a prefill worker can compute, "
+      "what a decode worker draws now.");
+  StatusFlags flags;
+  AddAdminFlags(&parser, &flags.target);
+  parser.Add("--json", &flags.json, "one JSON object instead of a table");
+  parser.Add("--wide", &flags.wide, "all columns, however narrow the terminal");
+  parser.Add("--watch", &flags.watch_s, "show it again and again; alone: every 2 s", "s");
+  if (const auto exit_code = ParseOrExit(&parser, WithWatchPeriod(arguments))) return *exit_code;
+  if (flags.watch_s != 0 && !(flags.watch_s >= 0.1 && flags.watch_s <= 3600)) {
+    fmt::print(stderr, "tandem status: --watch must be 0.1 to 3600 s, got {}\n", flags.watch_s);
+    return kExitUsage;
   }
-  return kExitOk;
+  if (flags.watch_s > 0) Watch(flags);
+  const absl::Status status = Show(flags);
+  return status.ok() ? kExitOk : Fail("status", status, flags.target.server);
 }
 
 }  // namespace tandem::cli

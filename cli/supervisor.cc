@@ -9,10 +9,13 @@
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "fmt/format.h"
 
+#include "cli/log_line.h"
+#include "cli/units.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
 
@@ -33,11 +36,13 @@ struct Supervisor::Child {
   ChildSpec spec;
   std::unique_ptr<ChildProcess> process;  // null while dead
   std::optional<ListeningLine> listening;
-  std::string last_line;
+  std::optional<std::string> held_line;  // on stderr; may turn out to be its last
   absl::Time started;
   absl::Time restart_at = absl::InfiniteFuture();
   absl::Duration backoff = kFirstBackoff;
   bool stopping = false;
+  bool held = false;     // not to be started again
+  bool retired = false;  // to be forgotten
   std::optional<int> final_status;
 };
 
@@ -54,8 +59,8 @@ std::optional<ListeningLine> ParseListeningLine(const std::string& line) {
   return out;
 }
 
-Supervisor::Supervisor(std::map<std::string, std::string> environment)
-    : environment_(std::move(environment)) {
+Supervisor::Supervisor(std::map<std::string, std::string> environment, UpScreen* screen)
+    : environment_(std::move(environment)), screen_(screen) {
   sigset_t signals;
   sigemptyset(&signals);
   for (const int signal : {SIGINT, SIGTERM, SIGCHLD}) sigaddset(&signals, signal);
@@ -90,9 +95,55 @@ std::optional<ListeningLine> Supervisor::listening(const std::string& name) cons
   return child == nullptr ? std::nullopt : child->listening;
 }
 
+std::vector<std::string> Supervisor::Names() const {
+  std::vector<std::string> names;
+  for (const auto& child : children_) names.push_back(child->spec.name);
+  return names;
+}
+
+std::string Supervisor::StateOf(const std::string& name) const {
+  const Child* child = Find(name);
+  if (child == nullptr) return "unknown";
+  if (child->process != nullptr) return child->listening.has_value() ? "runs" : "starting";
+  if (child->held) return "held out";
+  return fmt::format("ended ({}), starting it again in {}",
+                     child->final_status ? DescribeWaitStatus(*child->final_status) : "?",
+                     TimeText(std::max(child->restart_at - absl::Now(), absl::ZeroDuration())));
+}
+
+void Supervisor::Watch(int fd, std::function<void()> on_readable) {
+  watched_[fd] = std::move(on_readable);
+}
+
+void Supervisor::RestartTheDead(std::function<std::string(const ChildDeath&)> explain) {
+  restart_ = true;
+  explain_ = std::move(explain);
+  for (const auto& child : children_) ShowHeldLine(child.get());
+}
+
+void Supervisor::Hold(const std::string& name) {
+  Child* child = Find(name);
+  child->held = true;
+  child->restart_at = absl::InfiniteFuture();
+}
+
+void Supervisor::Release(const std::string& name) {
+  Child* child = Find(name);
+  child->held = false;
+  child->backoff = kFirstBackoff;
+  if (child->process == nullptr) child->restart_at = absl::Now();
+}
+
+void Supervisor::Retire(const std::string& name) {
+  Child* child = Find(name);
+  child->held = child->retired = true;
+  child->restart_at = absl::InfiniteFuture();
+  if (child->process != nullptr) child->process->Signal(SIGTERM);
+}
+
 absl::Status Supervisor::Launch(Child* child) {
   child->listening.reset();
-  child->last_line.clear();
+  child->held_line.reset();
   child->restart_at = absl::InfiniteFuture();
   child->started = absl::Now();
   TANDEM_ASSIGN_OR_RETURN(child->process, ChildProcess::Start(child->spec.arguments, environment_));
@@ -100,16 +151,34 @@ absl::Status Supervisor::Launch(Child* child) {
 }
 
 void Supervisor::ReadOutput(Child* child) {
+  const std::string& name = child->spec.name;
   for (const std::string& line : child->process->out().ReadLines()) {
     if (auto listening = ParseListeningLine(line)) {
       child->listening = std::move(listening);
+      loading_.Forget(name);
+    } else if (const auto loading = ParseLoadingLine(line)) {
+      loading_.Report(name, *loading, absl::Now());
     } else {
-      fmt::print(stderr, "{} | {}\n", child->spec.name, line);
+      screen_->Child(name, line);
     }
   }
-  for (const std::string& line : child->process->err().ReadLines()) {
-    fmt::print(stderr, "{} | {}\n", child->spec.name, line);
-    if (!line.empty()) child->last_line = line;
+  for (const std::string& line : child->process->err().ReadLines()) TakeErrorLine(child, line);
+}
+
+void Supervisor::TakeErrorLine(Child* child, const std::string& line) {
+  ShowHeldLine(child);
+  const LineKind kind = KindOf(line);
+  const bool may_be_the_cause = kind == LineKind::kBare || kind == LineKind::kError;
+  if (!restart_ && !child->stopping && may_be_the_cause) {
+    child->held_line = line;
+  } else {
+    screen_->Child(child->spec.name, line);
+  }
+}
+
+void Supervisor::ShowHeldLine(Child* child) {
+  if (const auto line = std::exchange(child->held_line, std::nullopt)) {
+    screen_->Child(child->spec.name, *line);
   }
 }
 
@@ -120,13 +189,26 @@ void Supervisor::Reap(Child* child) {
   child->process.reset();
   child->final_status = status;
   child->listening.reset();
-  if (child->stopping) return;
-  deaths_.push_back({child->spec.name, *status, child->last_line});
-  if (!restart_) return;
+  loading_.Forget(child->spec.name);
+  if (child->stopping) return ShowHeldLine(child);
+  const ChildDeath death = {child->spec.name, *status, TextOf(child->held_line.value_or(""))};
+  deaths_.push_back(death);
+  if (restart_) PlanRestart(child, death);
+}
+
+void Supervisor::PlanRestart(Child* child, const ChildDeath& death) {
+  const std::string ended =
+      fmt::format("{} ended ({})", death.name, DescribeWaitStatus(death.wait_status));
+  if (child->held) {
+    screen_->Say(child->retired ? ended : ended + "; tandem undrain starts it again");
+    return;
+  }
   if (absl::Now() - child->started > kGoodLife) child->backoff = kFirstBackoff;
   child->restart_at = absl::Now() + child->backoff;
-  fmt::print(stderr, "tandem up: {} ended ({}); starting it again in {:.1f} s\n", child->spec.name,
-             DescribeWaitStatus(*status), absl::ToDoubleSeconds(child->backoff));
+  const std::string why = explain_ ? explain_(death) : "";
+  screen_->Say(fmt::format("{}{}{}; starting it again in {:.1f} s", ended, why.empty() ? "" : ": ",
+                           why, absl::ToDoubleSeconds(child->backoff)),
+               Colour::kYellow);
   child->backoff = std::min(2 * child->backoff, kMaxBackoff);
 }
 
@@ -134,7 +216,9 @@ int Supervisor::TakeSignals() {
   int taken = 0;
   signalfd_siginfo info;
   while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
-    if (info.ssi_signo != SIGCHLD) taken = static_cast<int>(info.ssi_signo);
+    if (info.ssi_signo == SIGCHLD) continue;
+    taken = static_cast<int>(info.ssi_signo);
+    from_terminal_ = info.ssi_code == SI_KERNEL;
   }
   return taken;
 }
@@ -149,32 +233,49 @@ int Supervisor::Step(absl::Duration timeout) {
       if (fd >= 0) polls.push_back({.fd = fd, .events = POLLIN, .revents = 0});
     }
   }
+  for (const auto& [fd, on_readable] : watched_) {
+    polls.push_back({.fd = fd, .events = POLLIN, .revents = 0});
+  }
   // `wake` may lie in the infinite future, from where no further millisecond can be added.
   const absl::Duration wait =
       std::clamp(wake - absl::Now(), absl::ZeroDuration(), absl::Minutes(1));
   poll(polls.data(), polls.size(), static_cast<int>(absl::ToInt64Milliseconds(wait)) + 1);
 
   const int signal = TakeSignals();
+  for (const pollfd& ready : polls) {
+    const auto watched = watched_.find(ready.fd);
+    if (watched != watched_.end() && ready.revents != 0) watched->second();
+  }
   for (const auto& child : children_) {
     if (child->process != nullptr) {
       ReadOutput(child.get());
       Reap(child.get());
     } else if (!child->stopping && child->restart_at <= absl::Now()) {
       if (const absl::Status status = Launch(child.get()); !status.ok()) {
-        fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
+        screen_->Say(MessageOf(status), Colour::kRed);
         child->restart_at = absl::Now() + kMaxBackoff;
       }
     }
   }
+  std::erase_if(children_, [](const auto& child) {
+    return child->retired && child->process == nullptr && !child->stopping;
+  });
   return signal;
 }
 
-bool Supervisor::Stop(const std::vector<std::string>& names, absl::Duration bound) {
+void Supervisor::Kill(Child* child) {
+  child->process->Signal(SIGKILL);
+  child->process->Wait();
+  Reap(child);
+}
+
+StopOutcome Supervisor::Stop(const std::vector<std::string>& names, absl::Duration bound) {
   std::vector<Child*> waiting;
   for (const auto& child : children_) {
     const bool named = std::find(names.begin(), names.end(), child->spec.name) != names.end();
     if (!named || child->stopping) continue;
     child->stopping = true;
+    ShowHeldLine(child.get());
     if (child->process == nullptr) continue;
     child->process->Signal(SIGTERM);
     waiting.push_back(child.get());
@@ -187,19 +288,22 @@ bool Supervisor::Stop(const std::vector<std::string>& names, absl::Duration boun
   const absl::Time deadline = absl::Now() + bound;
   bool clean = true;
   while (running()) {
-    const absl::Duration left = deadline - absl::Now();
-    const bool signalled = Step(std::max(left, absl::ZeroDuration())) != 0;
-    const bool impatient = signalled && absl::Now() - stop_began_ > kSameSignal;
-    if (!running() || (!impatient && left > absl::ZeroDuration())) continue;
-    clean = false;
+    const absl::Duration left = std::max(deadline - absl::Now(), absl::ZeroDuration());
+    const bool signalled = Step(killing_ ? absl::ZeroDuration() : left) != 0;
+    const bool again = from_terminal_ || absl::Now() - stop_began_ > kSameSignal;
+    killing_ = killing_ || (signalled && again);
+    if (!killing_ && left > absl::ZeroDuration()) continue;
     for (Child* child : waiting) {
       if (child->process == nullptr) continue;
-      fmt::print(stderr, "tandem up: {} did not stop in time; killing it\n", child->spec.name);
-      child->process->Signal(SIGKILL);
-      child->process->Wait();
-      Reap(child);
+      clean = false;
+      if (!killing_) {
+        screen_->Say(fmt::format("{} did not stop in time; killing it", child->spec.name),
+                     Colour::kYellow);
+      }
+      Kill(child);
     }
   }
+  if (killing_) return StopOutcome::kKilled;
   for (const Child* child : waiting) {
     const int status = *child->final_status;
     const bool exited = WIFEXITED(status) && WEXITSTATUS(status) == 0;
@@ -207,7 +311,7 @@ bool Supervisor::Stop(const std::vector<std::string>& names, absl::Duration boun
     const bool ended_by_term = WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM;
     clean = clean && (exited || ended_by_term);
   }
-  return clean;
+  return clean ? StopOutcome::kClean : StopOutcome::kNotClean;
 }
 
 }  // namespace tandem::cli

@@ -1,5 +1,5 @@
-// Keeps a set of child processes running: forwards what they say, restarts those that die, stops
-// them in order.
+// Keeps a set of child processes running: shows what they say, restarts those that die, stops them
+// in order.
 #pragma once
 
 #include <functional>
@@ -13,6 +13,8 @@
 #include "absl/time/time.h"
 
 #include "cli/child_process.h"
+#include "cli/loading.h"
+#include "cli/up_screen.h"
 
 namespace tandem::cli {
 
@@ -30,18 +32,25 @@ struct ListeningLine {
 };
 std::optional<ListeningLine> ParseListeningLine(const std::string& line);
 
-// How a child died; the last line it wrote on stderr says why.
+// How a child died. `last_line` says why: what it wrote on stderr at last, if that was an error.
 struct ChildDeath {
   std::string name;
   int wait_status = 0;
   std::string last_line;
 };
 
+enum class StopOutcome {
+  kClean,
+  kNotClean,  // some had to be killed, or ended with an error
+  kKilled,    // all at once, as a second signal wished
+};
+
 // Not thread-safe: one thread starts the children and calls Step. It also blocks SIGINT, SIGTERM
 // and SIGCHLD for itself and all threads started later, so create it before any other.
 class Supervisor {
  public:
-  explicit Supervisor(std::map<std::string, std::string> environment);
+  // `screen` outlives this.
+  Supervisor(std::map<std::string, std::string> environment, UpScreen* screen);
   ~Supervisor();
   Supervisor(const Supervisor&) = delete;
   Supervisor& operator=(const Supervisor&) = delete;
@@ -53,18 +62,35 @@ class Supervisor {
   // Waits up to `timeout` for something to happen and deals with it: lines of children, deaths,
   // restarts that are due. Returns the signal (SIGINT, SIGTERM) that came, or 0.
   int Step(absl::Duration timeout);
-  // Until this is called a death is final (see `deaths`); after it the dead are started again,
-  // after 0.2 s at first, at most 10 s.
-  void RestartTheDead() { restart_ = true; }
+  // Also deals with `fd`, by `on_readable`, whenever it can be read.
+  void Watch(int fd, std::function<void()> on_readable);
+  void Unwatch(int fd) { watched_.erase(fd); }
+  // Until this is called a death is final (see `deaths`), and its last line is not shown, because
+  // whoever ends by it says it; after it the dead are started again, after 0.2 s at first, at most
+  // 10 s. `explain` adds to what is said of a death ("": nothing).
+  void RestartTheDead(std::function<std::string(const ChildDeath&)> explain = nullptr);
   const std::vector<ChildDeath>& deaths() const { return deaths_; }
   // What `name` announced last; nothing as long as it has not.
   std::optional<ListeningLine> listening(const std::string& name) const;
+  // How far those that load are.
+  const Loading& loading() const { return loading_; }
+  bool Has(const std::string& name) const { return Find(name) != nullptr; }
+  std::vector<std::string> Names() const;
+  // For people: "runs", "starting", "ended (signal 9 (Killed)), starting it again in 3.2s",
+  // "held out".
+  std::string StateOf(const std::string& name) const;
 
-  // SIGTERM to the named children; waits until they have ended, up to `bound`, or until a signal
-  // that comes more than 1 s after the first Stop; then SIGKILL. True if none had to be killed and
-  // all exit codes were 0 (or SIGTERM ended a child before it came to handling it). They are not
-  // restarted.
-  bool Stop(const std::vector<std::string>& names, absl::Duration bound);
+  // When `name` ends it is not started again, until it is released.
+  void Hold(const std::string& name);
+  void Release(const std::string& name);
+  // SIGTERM; once ended, `name` is forgotten.
+  void Retire(const std::string& name);
+
+  // SIGTERM to the named children; waits until they have ended, up to `bound`, then SIGKILL. They
+  // are not restarted. A second signal kills at once, also those of later calls: Ctrl-C, or a
+  // signal that comes more than 1 s after the first Stop. Clean: none had to be killed and all exit
+  // codes were 0 (or SIGTERM ended a child before it came to handling it).
+  StopOutcome Stop(const std::vector<std::string>& names, absl::Duration bound);
 
  private:
   struct Child;
@@ -72,14 +98,24 @@ class Supervisor {
   Child* Find(const std::string& name) const;
   absl::Status Launch(Child* child);
   void ReadOutput(Child* child);
+  void TakeErrorLine(Child* child, const std::string& line);
+  void ShowHeldLine(Child* child);
   void Reap(Child* child);
+  void PlanRestart(Child* child, const ChildDeath& death);
   int TakeSignals();
+  void Kill(Child* child);
 
   const std::map<std::string, std::string> environment_;
+  UpScreen* const screen_;
   std::vector<std::unique_ptr<Child>> children_;
+  std::map<int, std::function<void()>> watched_;
   std::vector<ChildDeath> deaths_;
+  Loading loading_;
   bool restart_ = false;
+  std::function<std::string(const ChildDeath&)> explain_;
   absl::Time stop_began_ = absl::InfiniteFuture();
+  bool from_terminal_ = false;  // the last signal was a key
+  bool killing_ = false;        // a second signal came
   int signal_fd_ = -1;
 };
 

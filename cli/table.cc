@@ -1,6 +1,8 @@
 #include "cli/table.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <sstream>
 
 namespace tandem::cli {
 namespace {
@@ -8,6 +10,13 @@ namespace {
 size_t Width(const std::string& text) {
   return static_cast<size_t>(
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
+size_t WidestLine(const std::string& text) {
+  size_t widest = 0;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) widest = std::max(widest, Width(line));
+  return widest;
 }
 
 bool LooksNumeric(const std::string& text) {
@@ -42,6 +51,21 @@ std::string RenderTable(const std::vector<std::vector<std::string>>& rows) {
     out += line + "\n";
   }
   return out;
+}
+
+std::string RenderTable(const std::vector<std::vector<std::string>>& rows, size_t width,
+                        const std::vector<std::string>& dispensable) {
+  std::vector<std::vector<std::string>> kept = rows;
+  std::string text = RenderTable(kept);
+  for (const std::string& name : dispensable) {
+    if (WidestLine(text) <= width || kept.empty()) break;
+    const auto column = std::find(kept[0].begin(), kept[0].end(), name) - kept[0].begin();
+    for (auto& row : kept) {
+      if (column < static_cast<std::ptrdiff_t>(row.size())) row.erase(row.begin() + column);
+    }
+    text = RenderTable(kept);
+  }
+  return text;
 }
 
 }  // namespace tandem::cli

@@ -12,13 +12,18 @@
 
 #include "cli/cluster_admin_client.h"
 #include "cli/cluster_note.h"
+#include "cli/cluster_summary.h"
 #include "cli/command.h"
+#include "cli/control_socket.h"
 #include "cli/gpu_placement.h"
 #include "cli/metrics_targets.h"
+#include "cli/oom_kills.h"
 #include "cli/program_flags.h"
 #include "cli/shared_memory.h"
 #include "cli/start_check.h"
 #include "cli/supervisor.h"
+#include "cli/up_screen.h"
+#include "cli/worker_death.h"
 #include "common/base/file.h"
 #include "common/base/host_port.h"
 #include "common/base/model_dir.h"
@@ -34,6 +39,10 @@ constexpr char kDecodeWorker[] = "tandem_decode_worker";
 
 // Of a GPU's memory, for all workers on it together.
 constexpr double kGpuMemoryUtilization = 0.9;
+
+constexpr uint64_t kMaxWorkersOfARole = 64;
+// What is ready sooner is not worth a bar.
+constexpr absl::Duration kWorthABar = absl::Milliseconds(500);
 
 struct UpFlags {
   std::string model;
@@ -59,13 +68,14 @@ struct ManagedFlag {
   const char* instead;
 };
 constexpr char kChosen[] = "every process chooses a free port and says which";
-constexpr std::array<ManagedFlag, 11> kManaged = {{
+constexpr std::array<ManagedFlag, 12> kManaged = {{
     {"--listen", "use --host and --port"},
     {"--internal-listen", "use --internal-port"},
     {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
     {"--router", "the cluster has its own"},
     {"--worker-id", "workers are named prefill-0, decode-0, ..."},
     {"--role", "use --unified N"},
+    {"--report-loading", "it is how the loading bar is made"},
     {"--metrics-listen", "use --metrics-port"},
     {"--kv-listen", kChosen},
     {"--shared-weights", "use --share-weights or --no-share-weights"},
@@ -124,8 +134,9 @@ absl::Status Complete(UpFlags* flags) {
   if (*flags->decode + flags->unified == 0) {
     return InvalidArgument("--decode: must be at least 1 (or --unified at least 1)");
   }
-  if (*flags->prefill > 64 || *flags->decode > 64 || flags->unified > 64) {
-    return InvalidArgument("--prefill, --decode, --unified: at most 64 workers of a kind");
+  if (std::max({*flags->prefill, *flags->decode, flags->unified}) > kMaxWorkersOfARole) {
+    return InvalidArgument("--prefill, --decode, --unified: at most {} workers of a kind",
+                           kMaxWorkersOfARole);
   }
   if (flags->port < 0 || flags->port > 65535) {
     return InvalidArgument("--port: must be from 0 to 65535, got {}", flags->port);
@@ -154,50 +165,77 @@ int NumCores() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
+// A worker that is meant to run.
+struct Worker {
+  std::string name;  // prefill-0
+  std::string role;
+  int place = 0;      // of the GPU places, where there are any
+  bool held = false;  // out of service, as an operator wished
+};
+
 // One run of `tandem up`, from start to stop.
 class LocalCluster {
  public:
-  LocalCluster(UpFlags flags, std::string secret, Supervisor* supervisor)
+  LocalCluster(UpFlags flags, std::string secret, Supervisor* supervisor, UpScreen* screen)
       : flags_(std::move(flags)),
         secret_(std::move(secret)),
         supervisor_(supervisor),
+        screen_(screen),
         targets_(flags_.metrics_sd_file) {}
   ~LocalCluster() {
+    control_.reset();
     if (!address_.empty()) RemoveClusterNote(address_);
   }
 
   int Run(const std::vector<FlagTable>& programs) {
-    if (const absl::Status status = PlanArguments(programs); !status.ok()) {
-      fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
-      return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailed;
-    }
+    // All that can be said against it before anything starts.
+    if (const absl::Status status = PlanArguments(programs); !status.ok()) return Failed(status);
     if (flags_.dry_run) {
       fmt::print("{}", CheckedStartText(start_, checked_));
       return kExitOk;
     }
     for (const std::string& warning : checked_.warnings) {
-      fmt::print(stderr, "tandem up: warning: {}\n", warning);
+      screen_->Say("warning: " + warning, Colour::kYellow);
     }
-    deadline_ = absl::Now() + absl::Seconds(flags_.start_timeout_s);
+    begin_ = absl::Now();
+    oom_kills_ = CountOomKills();
+    screen_->SetQuiet(true);
     const absl::Status started = Start();
+    screen_->SetBar("");
     if (started.ok()) {
-      supervisor_->RestartTheDead();
-      ReportAddresses();
+      screen_->SetQuiet(false);
+      supervisor_->RestartTheDead([this](const ChildDeath& death) { return Explain(death); });
+      ListenForOperators();
       fmt::print("ready {}\n", address_);
       std::fflush(stdout);
+      Report();
       do {
         TellPrometheus();
       } while (supervisor_->Step(absl::Seconds(60)) == 0);
-      return StopAll() ? kExitOk : kExitFailed;
     }
-    if (absl::IsCancelled(started)) return StopAll() ? kExitOk : kExitFailed;
-    fmt::print(stderr, "tandem up: {}\n", MessageOf(started));
-    const bool bad_flags = absl::IsInvalidArgument(started);
-    StopAll();
-    return bad_flags ? kExitUsage : kExitFailed;
+    if (!started.ok() && !absl::IsCancelled(started)) {
+      StopAll();
+      return Failed(started);
+    }
+    SayStopping();
+    switch (StopAll()) {
+      case StopOutcome::kClean:
+        return kExitOk;
+      case StopOutcome::kNotClean:
+        return kExitFailed;
+      case StopOutcome::kKilled:
+        screen_->Say("killed all processes; streams that ran are lost", Colour::kYellow);
+        return kExitKilled;
+    }
+    return kExitFailed;
   }
 
  private:
+  int Failed(const absl::Status& status) {
+    screen_->Say(MessageOf(status), Colour::kRed);
+    return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailed;
+  }
+
   // What each program is given, and who runs it.
   absl::Status PlanArguments(const std::vector<FlagTable>& programs) {
     given_ = DistributeFlags(flags_.forwarded, programs);
@@ -292,46 +330,57 @@ class LocalCluster {
                         supervisor_->listening("router")->metrics_address})
                       .arguments);
     if (const auto noted = WriteClusterNote(address_, {internal_, secret_}); !noted.ok()) {
-      fmt::print(stderr, "tandem up: `tandem status` will need --internal {}: {}\n", internal_,
-                 MessageOf(noted));
+      screen_->Say(
+          fmt::format("`tandem status` will need --internal {}: {}", internal_, MessageOf(noted)),
+          Colour::kYellow);
     }
-    for (uint64_t i = 0; i < *flags_.prefill; ++i) {
-      TANDEM_RETURN_IF_ERROR(StartWorker(fmt::format("prefill-{}", i), kPrefillWorker, {}));
-    }
-    for (uint64_t i = 0; i < *flags_.decode; ++i) {
-      TANDEM_RETURN_IF_ERROR(StartWorker(fmt::format("decode-{}", i), kDecodeWorker, {}));
-    }
-    for (uint64_t i = 0; i < flags_.unified; ++i) {
-      TANDEM_RETURN_IF_ERROR(
-          StartWorker(fmt::format("unified-{}", i), kDecodeWorker, {"--role=unified"}));
+    for (const auto& [role, count] : WantedAtStart()) {
+      for (uint64_t i = 0; i < count; ++i) TANDEM_RETURN_IF_ERROR(StartWorker(role));
     }
     admin_ = std::make_unique<ClusterAdminClient>(internal_, secret_);
     return StepUntil([this] { return AllReady(); });
   }
 
-  absl::Status StartWorker(const std::string& name, const std::string& program,
-                           std::vector<std::string> more) {
-    const std::string metrics =
-        MetricsListen(flags_.host, flags_.metrics_port, 1 + static_cast<int>(workers_.size()));
-    const std::vector<std::string> fixed = {"--router", internal_,          "--worker-id",
-                                            name,       "--metrics-listen", metrics};
-    more.insert(more.begin(), fixed.begin(), fixed.end());
+  std::vector<std::pair<std::string, uint64_t>> WantedAtStart() const {
+    return {{"prefill", *flags_.prefill}, {"decode", *flags_.decode}, {"unified", flags_.unified}};
+  }
+
+  // One more of that role, with the lowest number and place that are free.
+  absl::Status StartWorker(const std::string& role) {
+    Worker worker = {.role = role};
+    for (int i = 0; worker.name.empty(); ++i) {
+      const std::string name = fmt::format("{}-{}", role, i);
+      if (!supervisor_->Has(name)) worker.name = name;
+    }
+    const auto taken = [this](int place) {
+      return std::any_of(workers_.begin(), workers_.end(),
+                         [place](const Worker& other) { return other.place == place; });
+    };
+    while (taken(worker.place)) ++worker.place;
+    std::vector<std::string> more = {
+        "--router", internal_, "--worker-id", worker.name, "--report-loading", "--metrics-listen",
+        MetricsListen(flags_.host, flags_.metrics_port, 1 + worker.place)};
+    if (role == "unified") more.push_back("--role=unified");
     if (!places_.empty()) {
-      const GpuPlace& place = places_[workers_.size()];
-      const std::vector<std::string> flags = PlaceFlags(place);
+      if (static_cast<size_t>(worker.place) >= places_.size()) {
+        return ResourceExhausted(
+            "all {} places on GPUs are taken; start `tandem up` with more workers", places_.size());
+      }
+      const std::vector<std::string> flags = PlaceFlags(places_[worker.place]);
       more.insert(more.end(), flags.begin(), flags.end());
     }
-    workers_.push_back(name);
-    return supervisor_->Start(Spec(name, program, more));
+    workers_.push_back(worker);
+    return supervisor_->Start(
+        Spec(worker.name, role == "prefill" ? kPrefillWorker : kDecodeWorker, more));
   }
 
   bool AllReady() {
     const auto cluster = admin_->GetCluster(absl::Milliseconds(500));
     if (!cluster.ok()) return false;
-    return std::all_of(workers_.begin(), workers_.end(), [&cluster](const std::string& name) {
+    return std::all_of(workers_.begin(), workers_.end(), [&cluster](const Worker& wanted) {
       return std::any_of(cluster->workers().begin(), cluster->workers().end(),
-                         [&name](const v1::Worker& worker) {
-                           return worker.worker_id() == name && worker.state() == "ready";
+                         [&wanted](const v1::Worker& worker) {
+                           return worker.worker_id() == wanted.name && worker.state() == "ready";
                          });
     });
   }
@@ -339,62 +388,186 @@ class LocalCluster {
   // A worker that was started again may have another port.
   void TellPrometheus() {
     std::vector<std::string> addresses;
-    const auto add = [&](const std::string& name) {
+    for (const std::string& name : supervisor_->Names()) {
       const auto listening = supervisor_->listening(name);
       if (listening.has_value()) addresses.push_back(listening->metrics_address);
-    };
-    add("router");
-    for (const std::string& name : workers_) add(name);
+    }
     const absl::Status written = targets_.Set(addresses);
-    if (!written.ok()) fmt::print(stderr, "tandem up: {}\n", MessageOf(written));
+    if (!written.ok()) screen_->Say(MessageOf(written), Colour::kYellow);
   }
 
-  void ReportAddresses() const {
-    std::vector<std::string> names = {"router"};
-    names.insert(names.end(), workers_.begin(), workers_.end());
-    fmt::print(stderr, "tandem up: workers and operators reach the router at {}\n", internal_);
-    for (const std::string& name : names) {
+  // People get a summary, scripts an address a line.
+  void Report() const {
+    const auto router = supervisor_->listening("router");
+    if (screen_->terminal()) {
+      const auto cluster = admin_->GetCluster(absl::Seconds(2));
+      if (!cluster.ok()) return;
+      screen_->Print(SummaryText(*cluster,
+                                 {address_, internal_, router ? router->metrics_address : ""},
+                                 screen_->width()));
+      return;
+    }
+    screen_->Say(fmt::format("workers and operators reach the router at {}", internal_));
+    for (const std::string& name : supervisor_->Names()) {
       const auto listening = supervisor_->listening(name);
       if (!listening) continue;
-      fmt::print(stderr, "tandem up: {} at {}, metrics at http://{}/metrics\n", name,
-                 listening->address, listening->metrics_address);
+      screen_->Say(fmt::format("{} at {}, metrics at http://{}/metrics", name, listening->address,
+                               listening->metrics_address));
     }
   }
 
+  // ---- operators ----
+  void ListenForOperators() {
+    auto control = ControlSocket::Listen(
+        address_, [this](const nlohmann::json& request) { return Answer(request); });
+    if (!control.ok()) {
+      screen_->Say(fmt::format("drain --stay, undrain and scale will not work: {}",
+                               MessageOf(control.status())),
+                   Colour::kYellow);
+      return;
+    }
+    control_ = *std::move(control);
+    supervisor_->Watch(control_->fd(), [this] { control_->Answer(); });
+  }
+
+  absl::StatusOr<nlohmann::json> Answer(const nlohmann::json& request) {
+    const auto text = [&request](const char* name) {
+      const auto found = request.find(name);
+      return found != request.end() && found->is_string() ? found->get<std::string>() : "";
+    };
+    const std::string command = text("command");
+    if (command == "get") return Wanted();
+    if (command == "hold" || command == "release") {
+      TANDEM_RETURN_IF_ERROR(SetHeld(text("worker"), command == "hold"));
+      return Wanted();
+    }
+    if (command == "scale") {
+      const auto count = request.find("count");
+      if (count == request.end() || !count->is_number_unsigned()) {
+        return InvalidArgument("scale: count must be a number");
+      }
+      TANDEM_RETURN_IF_ERROR(Scale(text("role"), count->get<uint64_t>()));
+      return Wanted();
+    }
+    return InvalidArgument("unknown command '{}'", command);
+  }
+
+  // {"wanted": {"decode": 2, ...}, "workers": {"decode-0": {"role": ..., "state": ...}, ...}}
+  nlohmann::json Wanted() const {
+    std::map<std::string, int> wanted;
+    nlohmann::json workers = nlohmann::json::object();
+    for (const Worker& worker : workers_) {
+      wanted[worker.role] += worker.held ? 0 : 1;
+      workers[worker.name] = {{"role", worker.role}, {"state", supervisor_->StateOf(worker.name)}};
+    }
+    return nlohmann::json{{"wanted", wanted}, {"workers", workers}};
+  }
+
+  absl::Status SetHeld(const std::string& name, bool held) {
+    const auto worker = std::find_if(workers_.begin(), workers_.end(),
+                                     [&name](const Worker& w) { return w.name == name; });
+    if (worker == workers_.end()) return NotFound("'{}' is not a worker of this cluster", name);
+    if (!held && !worker->held) return FailedPrecondition("{} is not held out", name);
+    worker->held = held;
+    if (held) {
+      supervisor_->Hold(name);
+    } else {
+      supervisor_->Release(name);
+    }
+    return absl::OkStatus();
+  }
+
+  // Takes the newest away first; those that are held out do not count and stay.
+  absl::Status Scale(const std::string& role, uint64_t count) {
+    if (role != "prefill" && role != "decode" && role != "unified") {
+      return InvalidArgument("the role must be prefill, decode or unified, got '{}'", role);
+    }
+    if (count > kMaxWorkersOfARole) {
+      return InvalidArgument("at most {} workers of a role, got {}", kMaxWorkersOfARole, count);
+    }
+    const auto counts = [&role](const Worker& w) { return w.role == role && !w.held; };
+    auto now = static_cast<uint64_t>(std::count_if(workers_.begin(), workers_.end(), counts));
+    for (; now < count; ++now) TANDEM_RETURN_IF_ERROR(StartWorker(role));
+    for (; now > count; --now) {
+      const auto last = std::find_if(workers_.rbegin(), workers_.rend(), counts);
+      screen_->Say(fmt::format("{} leaves once its requests have ended", last->name));
+      supervisor_->Retire(last->name);
+      workers_.erase(std::next(last).base());
+    }
+    return absl::OkStatus();
+  }
+
+  // ---- ends ----
   // CANCELLED on a signal; the error of the first child that dies.
   template <typename Condition>
   absl::Status StepUntil(Condition condition) {
     while (!condition()) {
       if (supervisor_->Step(absl::Milliseconds(50)) != 0) return Cancelled("stopped by a signal");
       if (!supervisor_->deaths().empty()) return DescribeDeath(supervisor_->deaths().front());
-      if (absl::Now() > deadline_) {
+      if (absl::Now() > begin_ + absl::Seconds(flags_.start_timeout_s)) {
         return DeadlineExceeded("the cluster was not ready within --start-timeout {} s",
                                 flags_.start_timeout_s);
       }
+      ShowProgress();
     }
     return absl::OkStatus();
   }
 
-  static absl::Status DescribeDeath(const ChildDeath& death) {
+  void ShowProgress() {
+    const absl::Time now = absl::Now();
+    if (now - begin_ < kWorthABar) return;
+    const Loading& loading = supervisor_->loading();
+    screen_->SetBar(loading.active() ? loading.Text(now, screen_->width()) : "starting ...");
+  }
+
+  std::string Explain(const ChildDeath& death) {
+    const std::optional<uint64_t> oom_kills = CountOomKills();
+    MemoryAtDeath memory;
+    if (oom_kills && oom_kills_) memory.oom_killed = *oom_kills > *oom_kills_;
+    oom_kills_ = oom_kills;
+    memory.workers = static_cast<int>(workers_.size());
+    memory.worker_bytes = supervisor_->loading().worker_bytes();
+    return ExplainDeath(death.wait_status, memory);
+  }
+
+  absl::Status DescribeDeath(const ChildDeath& death) {
+    const std::string killed = Explain(death);
+    const std::string why = killed.empty() ? death.last_line : killed;
     const std::string message =
         fmt::format("{} failed ({}){}{}", death.name, DescribeWaitStatus(death.wait_status),
-                    death.last_line.empty() ? "" : ": ", death.last_line);
+                    why.empty() ? "" : ": ", why);
     const bool usage = WIFEXITED(death.wait_status) && WEXITSTATUS(death.wait_status) == kExitUsage;
     return usage ? absl::InvalidArgumentError(message) : absl::InternalError(message);
   }
 
+  void SayStopping() {
+    screen_->SetQuiet(true);
+    if (control_ != nullptr) supervisor_->Unwatch(control_->fd());
+    std::string streams;
+    if (admin_ != nullptr) {
+      const auto cluster = admin_->GetCluster(absl::Milliseconds(300));
+      const uint32_t open =
+          cluster.ok() ? cluster->running_requests() + cluster->queued_requests() : 0;
+      streams = fmt::format(", {} stream{} to finish", open, open == 1 ? "" : "s");
+    }
+    screen_->Say(fmt::format("stopping{}; {} again to kill", streams,
+                             screen_->terminal() ? "Ctrl-C" : "signal"));
+  }
+
   // The router first: it lets its streams end, for which it needs the workers.
-  bool StopAll() {
+  StopOutcome StopAll() {
     const absl::Time end = absl::Now() + absl::Seconds(flags_.stop_timeout_s);
-    const bool router_clean = supervisor_->Stop({"router"}, end - absl::Now());
-    const bool workers_clean = supervisor_->Stop(
-        workers_, std::max(end - absl::Now(), absl::Seconds(flags_.stop_timeout_s / 4)));
-    return router_clean && workers_clean;
+    const StopOutcome router = supervisor_->Stop({"router"}, end - absl::Now());
+    const StopOutcome workers =
+        supervisor_->Stop(supervisor_->Names(),
+                          std::max(end - absl::Now(), absl::Seconds(flags_.stop_timeout_s / 4)));
+    return std::max(router, workers);
   }
 
   const UpFlags flags_;
   const std::string secret_;
   Supervisor* const supervisor_;
+  UpScreen* const screen_;
   MetricsTargetsFile targets_;
   std::map<std::string, std::vector<std::string>> given_;  // by program
   std::vector<GpuPlace> places_;                           // of the workers; empty: no GPU
@@ -402,11 +575,13 @@ class LocalCluster {
   StartRequest start_;
   CheckedStart checked_;
   const SharedMemory weights_{"tandem-weights"};  // of all workers, if they share them
-  std::vector<std::string> workers_;              // their names
+  std::vector<Worker> workers_;                   // oldest first
   std::string address_;                           // the router's, public
   std::string internal_;                          // and internal
   std::unique_ptr<ClusterAdminClient> admin_;
-  absl::Time deadline_;
+  std::unique_ptr<ControlSocket> control_;
+  std::optional<uint64_t> oom_kills_;  // as counted last
+  absl::Time begin_;
 };
 
 }  // namespace
@@ -428,8 +603,9 @@ int RunUp(const Arguments& arguments) {
   }
   const std::string secret = ClusterSecret();
   // Before any thread: it blocks signals.
-  Supervisor supervisor({{"TANDEM_CLUSTER_SECRET", secret}});
-  return LocalCluster(std::move(flags), secret, &supervisor).Run(*programs);
+  UpScreen screen(UpScreen::OfStderr());
+  Supervisor supervisor({{"TANDEM_CLUSTER_SECRET", secret}}, &screen);
+  return LocalCluster(std::move(flags), secret, &supervisor, &screen).Run(*programs);
 }
 
 }  // namespace tandem::cli

@@ -99,6 +99,7 @@ class FakeAdmin : public v1::Admin::Service {
     worker->set_worker_id("prefill-0");
     worker->set_role("prefill");
     worker->set_state("ready");
+    worker->set_address("127.0.0.1:4711");
     worker->set_blocks_total(100);
     return grpc::Status::OK;
   }
@@ -295,7 +296,7 @@ TEST_F(CommandTest, TimeoutEndsTheAnswer) {
 TEST_F(CommandTest, StatusAsTableAndJson) {
   const Outcome table = Execute(RunStatus, {});
   EXPECT_EQ(table.exit_code, kExitOk);
-  EXPECT_THAT(table.out, AllOf(HasSubstr("prefill-0"), HasSubstr("ready"), HasSubstr("2048")));
+  EXPECT_THAT(table.out, AllOf(HasSubstr("prefill-0"), HasSubstr("ready"), HasSubstr("2,048")));
   const json out = json::parse(Execute(RunStatus, {"--json"}).out, nullptr, false);
   ASSERT_TRUE(out.is_object());
   EXPECT_EQ(out["model"], "demo");
@@ -330,11 +331,44 @@ TEST(ClusterNote, OnlyThisUserCanReadOrForgeIt) {
 }
 
 TEST_F(CommandTest, Drain) {
-  EXPECT_EQ(Execute(RunDrain, {"prefill-0"}).exit_code, kExitOk);
+  // No other worker of its role is there, and nobody who could be asked.
+  const Outcome last = Execute(RunDrain, {"prefill-0"});
+  EXPECT_EQ(last.exit_code, kExitFailed);
+  EXPECT_THAT(last.err, AllOf(HasSubstr("last prefill worker"), HasSubstr("--force")));
+  EXPECT_EQ(Execute(RunDrain, {"prefill-0", "--force"}).exit_code, kExitOk);
   const Outcome unknown = Execute(RunDrain, {"prefill-9"});
   EXPECT_EQ(unknown.exit_code, kExitFailed);
   EXPECT_THAT(unknown.err, HasSubstr("prefill-9"));
   EXPECT_EQ(Execute(RunDrain, {}).exit_code, kExitUsage);
+}
+
+TEST_F(CommandTest, StayUndrainAndScaleNeedTheUpThatRunsTheCluster) {
+  const Outcome stay = Execute(RunDrain, {"prefill-0", "--force", "--stay"});
+  EXPECT_EQ(stay.exit_code, kExitFailed);
+  EXPECT_THAT(stay.err, HasSubstr("tandem up"));
+  EXPECT_THAT(Execute(RunUndrain, {"prefill-0"}).err, HasSubstr("tandem up"));
+  EXPECT_THAT(Execute(RunScale, {"decode=2"}).err, HasSubstr("tandem up"));
+  EXPECT_THAT(Execute(RunScale, {"decode=0"}).err, HasSubstr("--force"));
+  for (const char* wish : {"decode", "decode=", "decode=x", "decode=-1"}) {
+    EXPECT_EQ(Execute(RunScale, {wish}).exit_code, kExitUsage) << wish;
+  }
+}
+
+TEST_F(CommandTest, StatusOfAWorkersAddressNamesItsRouter) {
+  const std::string router = server_->address();
+  const Outcome worker = Execute(RunStatus, {"--server", "127.0.0.1:4711"});
+  EXPECT_EQ(worker.exit_code, kExitFailed);
+  EXPECT_THAT(worker.err, AllOf(HasSubstr("127.0.0.1:4711 is worker prefill-0"),
+                                HasSubstr("--server " + router)));
+  EXPECT_THAT(Execute(RunStatus, {"--server", internal_->address()}).err,
+              HasSubstr("where workers join the router at " + router));
+  EXPECT_THAT(Execute(RunStatus, {"--server", "127.0.0.1:4712"}).err,
+              HasSubstr("clusters of this user run at " + router));
+}
+
+TEST_F(CommandTest, WatchNeedsASensiblePeriod) {
+  EXPECT_EQ(Execute(RunStatus, {"--watch", "0.01"}).exit_code, kExitUsage);
+  EXPECT_EQ(Execute(RunStatus, {"--watch=-1"}).exit_code, kExitUsage);
 }
 
 class InspectTest : public testing::Test {

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -15,6 +16,9 @@ using testing::HasSubstr;
 const std::map<std::string, std::string> kNothing;
 
 std::vector<std::string> Shell(const std::string& script) { return {"/bin/sh", "-c", script}; }
+
+// Plain lines on stderr, as it stands when they are shown.
+UpScreen screen({.out = stderr});
 
 // Steps until `condition` holds; the test's own time limit bounds it.
 template <typename Condition>
@@ -56,7 +60,7 @@ TEST(ChildProcessTest, DestructorKills) {
 }
 
 TEST(SupervisorTest, SeesListeningAndRestartsTheDead) {
-  Supervisor supervisor(std::map<std::string, std::string>{{"WHO", "127.0.0.1"}});
+  Supervisor supervisor(std::map<std::string, std::string>{{"WHO", "127.0.0.1"}}, &screen);
   ASSERT_TRUE(
       supervisor.Start({"w", Shell("echo \"listening $WHO:1 metrics $WHO:2\"; exec sleep 1000")})
           .ok());
@@ -75,7 +79,7 @@ TEST(SupervisorTest, SeesListeningAndRestartsTheDead) {
 
 // A worker whose CUDA device failed ends with this exit code (engine/device/cuda/cuda_check.h).
 TEST(SupervisorTest, AWorkerWhoseDeviceFailedIsStartedAgain) {
-  Supervisor supervisor(kNothing);
+  Supervisor supervisor(kNothing, &screen);
   supervisor.RestartTheDead();
   testing::internal::CaptureStderr();
   ASSERT_TRUE(supervisor
@@ -94,46 +98,116 @@ TEST(SupervisorTest, AWorkerWhoseDeviceFailedIsStartedAgain) {
 }
 
 TEST(SupervisorTest, DeathIsReportedWithItsLastLine) {
-  Supervisor supervisor(kNothing);
+  Supervisor supervisor(kNothing, &screen);
   testing::internal::CaptureStderr();
   ASSERT_TRUE(supervisor.Start({"w", Shell("echo first >&2; echo port in use >&2; exit 1")}).ok());
   StepUntil(&supervisor, [&] { return !supervisor.deaths().empty(); });
   EXPECT_EQ(supervisor.deaths()[0].name, "w");
   EXPECT_EQ(supervisor.deaths()[0].last_line, "port in use");
-  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("w | first\nw | port in use\n"));
+  // The last line is not shown: who reports the death says it.
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "w | first\n");
+}
+
+TEST(SupervisorTest, ALineOfTheLogIsNoReasonForADeath) {
+  Supervisor supervisor(kNothing, &screen);
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(
+      supervisor.Start({"w", Shell("echo '16:21:50.617 info loading' >&2; kill -9 $$")}).ok());
+  StepUntil(&supervisor, [&] { return !supervisor.deaths().empty(); });
+  EXPECT_EQ(supervisor.deaths()[0].last_line, "");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "w | 16:21:50.617 info loading\n");
+}
+
+TEST(SupervisorTest, AHeldChildIsStartedAgainOnceReleased) {
+  Supervisor supervisor(kNothing, &screen);
+  supervisor.RestartTheDead();
+  const std::string life =
+      "trap 'exit 0' TERM; echo 'listening a:1 metrics a:2'; "
+      "while :; do sleep 0.02; done";
+  ASSERT_TRUE(supervisor.Start({"w", Shell(life)}).ok());
+  StepUntil(&supervisor, [&] { return supervisor.listening("w").has_value(); });
+  EXPECT_EQ(supervisor.StateOf("w"), "runs");
+  supervisor.Hold("w");
+  testing::internal::CaptureStderr();
+  ASSERT_EQ(system("pkill -TERM -P $PPID -x sh"), 0);
+  StepUntil(&supervisor, [&] { return supervisor.StateOf("w") == "held out"; });
+  // Longer than the first restart takes to be due.
+  const absl::Time later = absl::Now() + absl::Milliseconds(400);
+  StepUntil(&supervisor, [&] { return absl::Now() > later; });
+  EXPECT_EQ(supervisor.StateOf("w"), "held out");
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("tandem undrain"));
+  supervisor.Release("w");
+  StepUntil(&supervisor, [&] { return supervisor.listening("w").has_value(); });
+}
+
+TEST(SupervisorTest, ARetiredChildIsForgotten) {
+  Supervisor supervisor(kNothing, &screen);
+  supervisor.RestartTheDead();
+  ASSERT_TRUE(supervisor.Start({"w", {"/bin/sleep", "1000"}}).ok());
+  supervisor.Retire("w");
+  StepUntil(&supervisor, [&] { return !supervisor.Has("w"); });
+  EXPECT_EQ(supervisor.Names(), std::vector<std::string>{});
+}
+
+TEST(SupervisorTest, LoadingIsToldUntilTheChildListens) {
+  Supervisor supervisor(kNothing, &screen);
+  ASSERT_TRUE(supervisor
+                  .Start({"w", Shell("echo 'loading 3 10'; read go; "
+                                     "echo 'listening a:1 metrics a:2'; exec sleep 1000")})
+                  .ok());
+  // stdin is /dev/null, so that `read` ends at once: both lines come, in order.
+  StepUntil(&supervisor, [&] { return supervisor.listening("w").has_value(); });
+  EXPECT_EQ(supervisor.loading().worker_bytes(), 10u);
+  EXPECT_FALSE(supervisor.loading().active());
+}
+
+TEST(SupervisorTest, WatchedDescriptorsAreDealtWith) {
+  Supervisor supervisor(kNothing, &screen);
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  char got = 0;
+  supervisor.Watch(ends[0], [&] { ASSERT_EQ(read(ends[0], &got, 1), 1); });
+  ASSERT_EQ(write(ends[1], "x", 1), 1);
+  StepUntil(&supervisor, [&] { return got == 'x'; });
+  supervisor.Unwatch(ends[0]);
+  ASSERT_EQ(write(ends[1], "y", 1), 1);
+  supervisor.Step(absl::ZeroDuration());
+  EXPECT_EQ(got, 'x');
+  close(ends[0]);
+  close(ends[1]);
 }
 
 TEST(SupervisorTest, StopIsCleanWhereChildrenListenToTerm) {
-  Supervisor supervisor(kNothing);
+  Supervisor supervisor(kNothing, &screen);
   ASSERT_TRUE(supervisor
                   .Start({"good", Shell("trap 'exit 0' TERM; echo 'listening a:1 metrics a:2'; "
                                         "while :; do sleep 0.05; done")})
                   .ok());
   StepUntil(&supervisor, [&] { return supervisor.listening("good").has_value(); });
-  EXPECT_TRUE(supervisor.Stop({"good"}, absl::Seconds(100)));
-  EXPECT_TRUE(supervisor.Stop({"good"}, absl::Seconds(100)));
+  EXPECT_EQ(supervisor.Stop({"good"}, absl::Seconds(100)), StopOutcome::kClean);
+  EXPECT_EQ(supervisor.Stop({"good"}, absl::Seconds(100)), StopOutcome::kClean);
 }
 
 TEST(SupervisorTest, StopIsCleanWhereAChildHasNotComeToHandlingSignals) {
-  Supervisor supervisor(kNothing);
+  Supervisor supervisor(kNothing, &screen);
   ASSERT_TRUE(supervisor.Start({"new", {"/bin/sleep", "1000"}}).ok());
-  EXPECT_TRUE(supervisor.Stop({"new"}, absl::Seconds(100)));
+  EXPECT_EQ(supervisor.Stop({"new"}, absl::Seconds(100)), StopOutcome::kClean);
 }
 
 TEST(SupervisorTest, StopKillsTheDeaf) {
-  Supervisor supervisor(kNothing);
+  Supervisor supervisor(kNothing, &screen);
   ASSERT_TRUE(supervisor
                   .Start({"deaf", Shell("trap '' TERM; echo 'listening a:1 metrics a:2'; "
                                         "while :; do sleep 0.05; done")})
                   .ok());
   StepUntil(&supervisor, [&] { return supervisor.listening("deaf").has_value(); });
   testing::internal::CaptureStderr();
-  EXPECT_FALSE(supervisor.Stop({"deaf"}, absl::Milliseconds(50)));
+  EXPECT_EQ(supervisor.Stop({"deaf"}, absl::Milliseconds(50)), StopOutcome::kNotClean);
   EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("deaf did not stop in time"));
 }
 
 TEST(SupervisorTest, StepReturnsSignals) {
-  Supervisor supervisor(kNothing);
+  Supervisor supervisor(kNothing, &screen);
   raise(SIGTERM);
   EXPECT_EQ(supervisor.Step(absl::InfiniteDuration()), SIGTERM);
   EXPECT_EQ(supervisor.Step(absl::ZeroDuration()), 0);

@@ -21,5 +21,19 @@ TEST(RenderTableTest, CountsCodePointsAndTakesRaggedRows) {
   EXPECT_EQ(RenderTable({}), "");
 }
 
+TEST(RenderTableTest, LeavesOutColumnsUntilItFits) {
+  const std::vector<std::vector<std::string>> rows = {
+      {"name", "n", "where"}, {"a", "1", "127.0.0.1:80"}, {"b"}};
+  EXPECT_EQ(RenderTable(rows, 21, {"where", "n"}), RenderTable(rows));
+  EXPECT_EQ(RenderTable(rows, 20, {"where", "n"}),
+            "name  n\n"
+            "a     1\n"
+            "b\n");
+  EXPECT_EQ(RenderTable(rows, 6, {"where", "n"}),
+            "name\n"
+            "a\n"
+            "b\n");
+}
+
 }  // namespace
 }  // namespace tandem::cli

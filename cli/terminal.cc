@@ -1,0 +1,38 @@
+#include "cli/terminal.h"
+
+#include <cstdlib>
+#include <string_view>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "fmt/format.h"
+
+namespace tandem::cli {
+namespace {
+
+constexpr int kDefaultWidth = 80;
+
+std::string_view Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr ? value : "";
+}
+
+}  // namespace
+
+bool IsTerminal(int fd) { return isatty(fd) == 1; }
+
+int TerminalWidth(int fd) {
+  winsize size = {};
+  return ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : kDefaultWidth;
+}
+
+bool WantsColour(int fd) {
+  return IsTerminal(fd) && Environment("NO_COLOR").empty() && Environment("TERM") != "dumb";
+}
+
+std::string Coloured(Colour colour, const std::string& text, bool wanted) {
+  if (!wanted || colour == Colour::kNone) return text;
+  return fmt::format("\033[{}m{}\033[0m", colour == Colour::kRed ? 31 : 33, text);
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,19 @@
+// What is known of the terminal that a stream is shown on.
+#pragma once
+
+#include <string>
+
+namespace tandem::cli {
+
+bool IsTerminal(int fd);
+// Columns of the terminal at `fd`; 80 where it does not say. Not of a pipe: nothing is cut there.
+int TerminalWidth(int fd);
+// Whether colours are welcome: a terminal that has them, and no NO_COLOR in the environment
+// (no-color.org).
+bool WantsColour(int fd);
+
+enum class Colour { kNone, kYellow, kRed };
+// `text` in that colour, where `wanted`.
+std::string Coloured(Colour colour, const std::string& text, bool wanted);
+
+}  // namespace tandem::cli

@@ -1,0 +1,61 @@
+#include "cli/up_screen.h"
+
+#include <unistd.h>
+
+#include "fmt/format.h"
+
+#include "cli/log_line.h"
+
+namespace tandem::cli {
+namespace {
+
+constexpr char kEraseLine[] = "\r\033[K";
+
+Colour ColourOf(LineKind kind) {
+  switch (kind) {
+    case LineKind::kWarning:
+      return Colour::kYellow;
+    case LineKind::kError:
+      return Colour::kRed;
+    case LineKind::kRoutine:
+    case LineKind::kBare:
+      return Colour::kNone;
+  }
+  return Colour::kNone;
+}
+
+}  // namespace
+
+UpScreen::Options UpScreen::OfStderr() {
+  return {.out = stderr,
+          .terminal = IsTerminal(STDERR_FILENO),
+          .colour = WantsColour(STDERR_FILENO),
+          .width = TerminalWidth(STDERR_FILENO)};
+}
+
+void UpScreen::Child(const std::string& name, const std::string& line) {
+  const LineKind kind = KindOf(line);
+  if (options_.terminal && quiet_ && kind == LineKind::kRoutine) return;
+  Line(Coloured(ColourOf(kind), fmt::format("{} | {}", name, line), options_.colour));
+}
+
+void UpScreen::Say(const std::string& text, Colour colour) {
+  Line(Coloured(colour, "tandem up: " + text, options_.colour));
+}
+
+void UpScreen::Line(const std::string& line) { Print(line + "\n"); }
+
+void UpScreen::Print(const std::string& text) {
+  if (!bar_.empty()) fmt::print(options_.out, "{}", kEraseLine);
+  fmt::print(options_.out, "{}{}", text, bar_);
+  std::fflush(options_.out);
+}
+
+void UpScreen::SetBar(const std::string& text) {
+  if (!options_.terminal || text == bar_) return;
+  fmt::print(options_.out, "{}{}", kEraseLine, text);
+  std::fflush(options_.out);
+  bar_ = text;
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,52 @@
+// What `tandem up` shows on stderr: lines of its processes and its own. On a terminal with colours,
+// a bar that stays below them, and without routine lines while nobody needs them; elsewhere every
+// line as it comes.
+#pragma once
+
+#include <cstdio>
+#include <string>
+
+#include "cli/terminal.h"
+
+namespace tandem::cli {
+
+// Not thread-safe.
+class UpScreen {
+ public:
+  struct Options {
+    std::FILE* out = stderr;
+    bool terminal = false;
+    bool colour = false;
+    int width = 80;  // columns
+  };
+  // As stderr is.
+  static Options OfStderr();
+
+  explicit UpScreen(const Options& options) : options_(options) {}
+  ~UpScreen() { SetBar(""); }
+  UpScreen(const UpScreen&) = delete;
+  UpScreen& operator=(const UpScreen&) = delete;
+
+  bool terminal() const { return options_.terminal; }
+  int width() const { return options_.width; }
+
+  // A line that the process `name` wrote.
+  void Child(const std::string& name, const std::string& line);
+  // "tandem up: text".
+  void Say(const std::string& text, Colour colour = Colour::kNone);
+  // As it is, with its own newlines.
+  void Print(const std::string& text);
+  // On a terminal: lines of children that are neither warnings nor errors are left out.
+  void SetQuiet(bool quiet) { quiet_ = quiet; }
+  // On a terminal: replaces the last line, which stays last; "" takes it away.
+  void SetBar(const std::string& text);
+
+ private:
+  void Line(const std::string& line);
+
+  const Options options_;
+  bool quiet_ = false;
+  std::string bar_;
+};
+
+}  // namespace tandem::cli
