@@ -36,7 +36,8 @@ struct Supervisor::Child {
   ChildSpec spec;
   std::unique_ptr<ChildProcess> process;  // null while dead
   std::optional<ListeningLine> listening;
-  std::optional<std::string> held_line;  // on stderr; may turn out to be its last
+  std::string last_line;   // on stderr, if that was an error: it may say why the child ends
+  bool line_held = false;  // it is not shown yet
   absl::Time started;
   absl::Time restart_at = absl::InfiniteFuture();
   absl::Duration backoff = kFirstBackoff;
@@ -104,8 +105,9 @@ std::vector<std::string> Supervisor::Names() const {
 std::string Supervisor::StateOf(const std::string& name) const {
   const Child* child = Find(name);
   if (child == nullptr) return "unknown";
-  if (child->process != nullptr) return child->listening.has_value() ? "runs" : "starting";
-  if (child->held) return "held out";
+  const bool lives = child->process != nullptr;
+  if (child->held) return lives ? "leaving" : "held out";
+  if (lives) return child->listening.has_value() ? "runs" : "starting";
   return fmt::format("ended ({}), starting it again in {}",
                      child->final_status ? DescribeWaitStatus(*child->final_status) : "?",
                      TimeText(std::max(child->restart_at - absl::Now(), absl::ZeroDuration())));
@@ -143,7 +145,8 @@ void Supervisor::Retire(const std::string& name) {
 
 absl::Status Supervisor::Launch(Child* child) {
   child->listening.reset();
-  child->held_line.reset();
+  child->last_line.clear();
+  child->line_held = false;
   child->restart_at = absl::InfiniteFuture();
   child->started = absl::Now();
   TANDEM_ASSIGN_OR_RETURN(child->process, ChildProcess::Start(child->spec.arguments, environment_));
@@ -168,17 +171,15 @@ void Supervisor::ReadOutput(Child* child) {
 void Supervisor::TakeErrorLine(Child* child, const std::string& line) {
   ShowHeldLine(child);
   const LineKind kind = KindOf(line);
-  const bool may_be_the_cause = kind == LineKind::kBare || kind == LineKind::kError;
-  if (!restart_ && !child->stopping && may_be_the_cause) {
-    child->held_line = line;
-  } else {
-    screen_->Child(child->spec.name, line);
-  }
+  const bool error = kind == LineKind::kBare || kind == LineKind::kError;
+  child->last_line = error ? line : "";
+  child->line_held = error && !restart_ && !child->stopping;
+  if (!child->line_held) screen_->Child(child->spec.name, line);
 }
 
 void Supervisor::ShowHeldLine(Child* child) {
-  if (const auto line = std::exchange(child->held_line, std::nullopt)) {
-    screen_->Child(child->spec.name, *line);
+  if (std::exchange(child->line_held, false)) {
+    screen_->Child(child->spec.name, child->last_line);
   }
 }
 
@@ -191,7 +192,7 @@ void Supervisor::Reap(Child* child) {
   child->listening.reset();
   loading_.Forget(child->spec.name);
   if (child->stopping) return ShowHeldLine(child);
-  const ChildDeath death = {child->spec.name, *status, TextOf(child->held_line.value_or(""))};
+  const ChildDeath death = {child->spec.name, *status, TextOf(child->last_line)};
   deaths_.push_back(death);
   if (restart_) PlanRestart(child, death);
 }

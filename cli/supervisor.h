@@ -76,8 +76,8 @@ class Supervisor {
   const Loading& loading() const { return loading_; }
   bool Has(const std::string& name) const { return Find(name) != nullptr; }
   std::vector<std::string> Names() const;
-  // For people: "runs", "starting", "ended (signal 9 (Killed)), starting it again in 3.2s",
-  // "held out".
+  // For people: "runs", "starting", "ended (signal 9 (Killed)), starting it again in 3.2s"; of one
+  // that is held "leaving", "held out".
   std::string StateOf(const std::string& name) const;
 
   // When `name` ends it is not started again, until it is released.

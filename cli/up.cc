@@ -203,17 +203,16 @@ class LocalCluster {
     const absl::Status started = Start();
     screen_->SetBar("");
     if (started.ok()) {
-      screen_->SetQuiet(false);
       supervisor_->RestartTheDead([this](const ChildDeath& death) { return Explain(death); });
       ListenForOperators();
       fmt::print("ready {}\n", address_);
       std::fflush(stdout);
       Report();
-      do {
-        TellPrometheus();
-      } while (supervisor_->Step(absl::Seconds(60)) == 0);
+      Serve();
     }
     if (!started.ok() && !absl::IsCancelled(started)) {
+      // What the others say of being stopped, or of the same mistake, would bury the cause.
+      screen_->MuteChildren();
       StopAll();
       return Failed(started);
     }
@@ -358,7 +357,12 @@ class LocalCluster {
     };
     while (taken(worker.place)) ++worker.place;
     std::vector<std::string> more = {
-        "--router", internal_, "--worker-id", worker.name, "--report-loading", "--metrics-listen",
+        "--router",
+        internal_,
+        "--worker-id",
+        worker.name,
+        "--report-loading",
+        "--metrics-listen",
         MetricsListen(flags_.host, flags_.metrics_port, 1 + worker.place)};
     if (role == "unified") more.push_back("--role=unified");
     if (!places_.empty()) {
@@ -414,6 +418,16 @@ class LocalCluster {
       screen_->Say(fmt::format("{} at {}, metrics at http://{}/metrics", name, listening->address,
                                listening->metrics_address));
     }
+  }
+
+  // Until a signal. What processes still say of their start is not put below the summary.
+  void Serve() {
+    const absl::Time settled = absl::Now() + absl::Milliseconds(500);
+    do {
+      if (absl::Now() > settled) screen_->SetQuiet(false);
+      TellPrometheus();
+    } while (supervisor_->Step(screen_->quiet() ? absl::Milliseconds(100) : absl::Seconds(60)) ==
+             0);
   }
 
   // ---- operators ----

@@ -35,7 +35,7 @@ UpScreen::Options UpScreen::OfStderr() {
 
 void UpScreen::Child(const std::string& name, const std::string& line) {
   const LineKind kind = KindOf(line);
-  if (options_.terminal && quiet_ && kind == LineKind::kRoutine) return;
+  if (muted_ || (options_.terminal && quiet_ && kind == LineKind::kRoutine)) return;
   Line(Coloured(ColourOf(kind), fmt::format("{} | {}", name, line), options_.colour));
 }
 

@@ -29,6 +29,7 @@ class UpScreen {
 
   bool terminal() const { return options_.terminal; }
   int width() const { return options_.width; }
+  bool quiet() const { return quiet_; }
 
   // A line that the process `name` wrote.
   void Child(const std::string& name, const std::string& line);
@@ -38,6 +39,8 @@ class UpScreen {
   void Print(const std::string& text);
   // On a terminal: lines of children that are neither warnings nor errors are left out.
   void SetQuiet(bool quiet) { quiet_ = quiet; }
+  // No line of a child is shown any more.
+  void MuteChildren() { muted_ = true; }
   // On a terminal: replaces the last line, which stays last; "" takes it away.
   void SetBar(const std::string& text);
 
@@ -46,6 +49,7 @@ class UpScreen {
 
   const Options options_;
   bool quiet_ = false;
+  bool muted_ = false;
   std::string bar_;
 };
 

@@ -27,7 +27,7 @@ TEST(Loading, OneBarForAllWorkers) {
   loading.Report("prefill-0", {6'000'000'000, 8'000'000'000}, kBegin);
   loading.Report("decode-0", {2'000'000'000, 8'000'000'000}, kBegin);
   EXPECT_EQ(loading.Text(kBegin + absl::Seconds(4), 90),
-            "loading 2 workers [============>            ]  50 %, 8.0 of 16.0 GB, 2.0 GB/s, 4.0s "
+            "loading 2 workers [=============>            ]  50 %, 8.0 of 16.0 GB, 2.0 GB/s, 4.0s "
             "left");
   loading.Forget("prefill-0");
   loading.Forget("decode-0");

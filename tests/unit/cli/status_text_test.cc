@@ -50,19 +50,19 @@ size_t WidestLine(const std::string& text) {
 }
 
 TEST(StatusText, At120ColumnsWithAddresses) {
-  EXPECT_EQ(
-      StatusText(Cluster(), nullptr, {.width = 120}),
-      "demo (bfloat16), longest sequence 2,048 tokens\n"
-      "12 running, 0 queued, 1,234 tok/s\n"
-      "prefill 1, decode 1\n"
-      "\n"
-      "worker     role     state     running  waiting  KV used  cached  tok/s  up     address\n"
-      "decode-0   decode   ready          12        0     12 %    30 %  1,234  2m14s  "
-      "127.0.0.1:43211\n"
-      "prefill-0  prefill  ready          12        0     12 %    30 %  5,432  2m14s  "
-      "127.0.0.1:43211\n"
-      "prefill-1  prefill  draining       12        0     12 %    30 %  5,432  2m14s  "
-      "127.0.0.1:43211\n");
+  EXPECT_EQ(StatusText(Cluster(), nullptr, {.width = 120}),
+            "demo (bfloat16), longest sequence 2,048 tokens\n"
+            "12 running, 0 queued, 1,234 tok/s\n"
+            "prefill 1, decode 1\n"
+            "\n"
+            "worker     role     state     running  waiting  KV used  cached  tok/s     up         "
+            " address\n"
+            "decode-0   decode   ready          12        0     12 %    30 %  1,234  2m14s  "
+            "127.0.0.1:43211\n"
+            "prefill-0  prefill  ready          12        0     12 %    30 %  5,432  2m14s  "
+            "127.0.0.1:43211\n"
+            "prefill-1  prefill  draining       12        0     12 %    30 %  5,432  2m14s  "
+            "127.0.0.1:43211\n");
 }
 
 TEST(StatusText, At80ColumnsWithout) {

@@ -78,6 +78,14 @@ TEST_F(UpScreenTest, ATerminalGetsColoursAndIsSparedRoutine) {
                          kError + "\033[0m\ndecode-0 | " + kInfo + "\n");
 }
 
+TEST_F(UpScreenTest, ChildrenCanBeMuted) {
+  UpScreen screen(Options(false, false));
+  screen.MuteChildren();
+  screen.Child("router", kError);
+  screen.Say("why");
+  EXPECT_EQ(Shown(), "tandem up: why\n");
+}
+
 TEST_F(UpScreenTest, TheBarStaysBelowTheLines) {
   {
     UpScreen screen(Options(true, false));
