@@ -209,12 +209,11 @@ class LoadedEngine final : public Engine {
   absl::Status LoadModel() {
     const Element element = options_.dtype == "float32" ? Element::kFloat32 : Element::kBFloat16;
     Device* device = &backend_->device();
-    absl::StatusOr<ModelWeights> weights =
-        LoadModelWeights(config_,
-                         {options_.model_dir, options_.load_format == "dummy", options_.seed,
-                          element, options_.num_threads, options_.shared_weights,
-                          options_.report_loading},
-                         device, ops_.get());
+    absl::StatusOr<ModelWeights> weights = LoadModelWeights(
+        config_,
+        {options_.model_dir, options_.load_format == "dummy", options_.seed, element,
+         options_.num_threads, options_.shared_weights, options_.report_loading},
+        device, ops_.get());
     if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
     absl::StatusOr<std::unique_ptr<Decoder>> decoder =
         Decoder::Create(config_, *std::move(weights), Limits(), device, ops_.get());
