@@ -1,6 +1,6 @@
 // Lines typed at a terminal: editing, history, pasted text of any length, several lines.
 //
-// Over libedit (docs/adr/007). While one lives, the terminal is its own: between two reads keys are
+// Over libedit (docs/adr/008). While one lives, the terminal is its own: between two reads keys are
 // not echoed and wait for the next one, so that typing does not mix with what is printed.
 #pragma once
 
