@@ -32,7 +32,8 @@ absl::Status CheckText(const std::string& model_dir, CheckedModel* model) {
   const std::string path = model_dir + "/tokenizer.json";
   model->has_tokenizer = FileExists(path);
   if (!model->has_tokenizer) {
-    model->warnings.push_back("there is no tokenizer.json: prompts and answers are token ids only");
+    model->warnings.emplace_back(
+        "there is no tokenizer.json: prompts and answers are token ids only");
     return absl::OkStatus();
   }
   TANDEM_ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer, Tokenizer::Load(path));
@@ -43,7 +44,7 @@ absl::Status CheckText(const std::string& model_dir, CheckedModel* model) {
   TANDEM_ASSIGN_OR_RETURN(const ChatTemplate chat_template, ChatTemplate::Load(model_dir));
   model->has_chat_template = chat_template.has_template();
   if (!model->has_chat_template) {
-    model->warnings.push_back("there is no chat template: `tandem chat` is refused");
+    model->warnings.emplace_back("there is no chat template: `tandem chat` is refused");
   }
   return absl::OkStatus();
 }

@@ -88,8 +88,9 @@ std::string AbsentText(const v1::GetClusterResponse& cluster, const nlohmann::js
   if (!up.is_object() || !up.contains("workers")) return "";
   std::string text;
   for (const auto& [name, worker] : up["workers"].items()) {
-    const bool joined = std::any_of(cluster.workers().begin(), cluster.workers().end(),
-                                    [&name](const v1::Worker& w) { return w.worker_id() == name; });
+    const bool joined =
+        std::any_of(cluster.workers().begin(), cluster.workers().end(),
+                    [&name = name](const v1::Worker& w) { return w.worker_id() == name; });
     const std::string state = worker.value("state", "");
     // "runs": it listens, and is about to join.
     if (!joined) text += fmt::format("{}: {}\n", name, state == "runs" ? "joining" : state);
