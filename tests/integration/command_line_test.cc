@@ -102,7 +102,8 @@ TEST(CommandLine, MetricsPortsOutliveRestarts) {
   };
   const std::string before = process_id(base + 2);
   ASSERT_NE(before, "");
-  const Completed drained = RunCommand({Tandem(), "drain", "decode-0", "--server", up.address}, 60);
+  const Completed drained =
+      RunCommand({Tandem(), "drain", "decode-0", "--force", "--server", up.address}, 60);
   ASSERT_EQ(drained.exit_code, 0) << drained.err;
   std::string after;
   for (int i = 0; i < 1500 && (after.empty() || after == before); ++i) {

@@ -98,6 +98,7 @@ Outcome RunThrough(int prefill, int decode, int unified, const std::string& tran
   spec.worker_flags = {"--dtype=float32", "--max-num-batched-tokens=384", "--num-threads=1",
                        "--kv-cache-memory-bytes=256MiB", "--kv-transport=" + transport};
   spec.decode_flags = {"--local-prefill-max-tokens=0"};
+  spec.router_flags = {"--max-wait=300"};  // nobody is refused, however slow the machine
   auto cluster = TestCluster::Start(spec);
   Outcome run;
   if (cluster == nullptr) return run;
