@@ -36,7 +36,9 @@ UpScreen::Options UpScreen::OfStderr() {
 void UpScreen::Child(const std::string& name, const std::string& line) {
   const LineKind kind = KindOf(line);
   if (muted_ || (options_.terminal && quiet_ && kind == LineKind::kRoutine)) return;
-  Line(Coloured(ColourOf(kind), fmt::format("{} | {}", name, line), options_.colour));
+  // A line of the log says itself whose it is, and JSON stays JSON.
+  const std::string shown = kind == LineKind::kBare ? fmt::format("{} | {}", name, line) : line;
+  Line(Coloured(ColourOf(kind), shown, options_.colour));
 }
 
 void UpScreen::Say(const std::string& text, Colour colour) {

@@ -31,7 +31,7 @@ class UpScreen {
   int width() const { return options_.width; }
   bool quiet() const { return quiet_; }
 
-  // A line that the process `name` wrote.
+  // A line that the process `name` wrote; behind its name, unless it is one of the log.
   void Child(const std::string& name, const std::string& line);
   // "tandem up: text".
   void Say(const std::string& text, Colour colour = Colour::kNone);

@@ -115,7 +115,7 @@ TEST(SupervisorTest, ALineOfTheLogIsNoReasonForADeath) {
       supervisor.Start({"w", Shell("echo '16:21:50.617 info loading' >&2; kill -9 $$")}).ok());
   StepUntil(&supervisor, [&] { return !supervisor.deaths().empty(); });
   EXPECT_EQ(supervisor.deaths()[0].last_line, "");
-  EXPECT_EQ(testing::internal::GetCapturedStderr(), "w | 16:21:50.617 info loading\n");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "16:21:50.617 info loading\n");
 }
 
 TEST(SupervisorTest, AHeldChildIsStartedAgainOnceReleased) {

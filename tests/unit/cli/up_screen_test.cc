@@ -61,9 +61,10 @@ TEST_F(UpScreenTest, APipeGetsEveryLineAndNoControlCodes) {
   screen.SetBar("loading");
   screen.Child("decode-0", kInfo);
   screen.Child("router", kWarning);
+  screen.Child("router", "port in use");
   screen.Say("it failed", Colour::kRed);
-  EXPECT_EQ(Shown(), std::string("decode-0 | ") + kInfo + "\nrouter | " + kWarning +
-                         "\ntandem up: it failed\n");
+  EXPECT_EQ(Shown(), std::string(kInfo) + "\n" + kWarning +
+                         "\nrouter | port in use\ntandem up: it failed\n");
 }
 
 TEST_F(UpScreenTest, ATerminalGetsColoursAndIsSparedRoutine) {
@@ -74,8 +75,8 @@ TEST_F(UpScreenTest, ATerminalGetsColoursAndIsSparedRoutine) {
   screen.Child("router", kError);
   screen.SetQuiet(false);
   screen.Child("decode-0", kInfo);
-  EXPECT_EQ(Shown(), std::string("\033[33mrouter | ") + kWarning + "\033[0m\n\033[31mrouter | " +
-                         kError + "\033[0m\ndecode-0 | " + kInfo + "\n");
+  EXPECT_EQ(Shown(), std::string("\033[33m") + kWarning + "\033[0m\n\033[31m" + kError +
+                         "\033[0m\n" + kInfo + "\n");
 }
 
 TEST_F(UpScreenTest, ChildrenCanBeMuted) {
