@@ -105,7 +105,7 @@ std::vector<std::string> Remedies(const StartInputs& in) {
   if (!in.share_weights) {
     StartInputs changed = in;
     changed.share_weights = true;
-    consider(changed, "--share-weights");
+    consider(changed, "--share-weights=on");
   }
   if (in.kv_bytes > 0) {
     StartInputs changed = in;

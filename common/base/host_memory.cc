@@ -130,4 +130,12 @@ HostMemory ReadHostMemory(const std::string& root) {
   return memory;
 }
 
+bool SharedMemoryHasHugePages(const std::string& root) {
+  std::ifstream file(root + "/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  std::string modes;
+  std::getline(file, modes);  // all of them; what holds is in brackets
+  return modes.find('[') != modes.npos && modes.find("[never]") == modes.npos &&
+         modes.find("[deny]") == modes.npos;
+}
+
 }  // namespace tandem

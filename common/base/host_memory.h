@@ -17,4 +17,7 @@ struct HostMemory {
 // version 1 and 2. `root` begins the paths of all files, for tests.
 HostMemory ReadHostMemory(const std::string& root = "");
 
+// Whether the kernel gives shared memory huge pages to who asks for them (madvise).
+bool SharedMemoryHasHugePages(const std::string& root = "");
+
 }  // namespace tandem

@@ -64,7 +64,7 @@ TEST(StartPlan, TwoCopiesOfSevenBDoNotFitInto24GiB) {
   EXPECT_THAT(std::string(plan.status().message()),
               AllOf(HasSubstr("2 x 14.2 GiB"), HasSubstr("2 workers"),
                     HasSubstr("24.0 GiB of 24.0 GiB are available"), HasSubstr("this machine"),
-                    HasSubstr("What would fit: --share-weights; or 1 instead of 2 workers")));
+                    HasSubstr("What would fit: --share-weights=on; or 1 instead of 2 workers")));
 }
 
 TEST(StartPlan, SaysThePoolThatWouldFit) {

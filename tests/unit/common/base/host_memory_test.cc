@@ -95,6 +95,15 @@ TEST_F(HostMemoryTest, Version1WithinAContainer) {
   EXPECT_EQ(memory.limited_by, "/sys/fs/cgroup/memory/memory.limit_in_bytes");
 }
 
+TEST_F(HostMemoryTest, TheKernelSaysWhetherSharedMemoryHasHugePages) {
+  EXPECT_FALSE(SharedMemoryHasHugePages(dir_));  // a kernel without them
+  const std::string file = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+  Write(file, "always within_size advise [never] deny force\n");
+  EXPECT_FALSE(SharedMemoryHasHugePages(dir_));
+  Write(file, "always within_size [advise] never deny force\n");
+  EXPECT_TRUE(SharedMemoryHasHugePages(dir_));
+}
+
 TEST(ReadHostMemory, ThisMachineHasSome) {
   const HostMemory memory = ReadHostMemory();
   EXPECT_GT(memory.total, size_t{64} << 20);
