@@ -270,7 +270,7 @@ class LocalCluster {
     TANDEM_ASSIGN_OR_RETURN(checked_, std::move(checked));
     if (!checked_.plan) return absl::OkStatus();
     if (start_.share_weights && !SharedMemoryHasHugePages()) {
-      checked_.plan->warnings.emplace_back(
+      checked_.warnings.emplace_back(
           "the weights that workers share lie in pages of 4 KiB, which makes steps up to a fourth "
           "slower; cure: echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled");
     }
