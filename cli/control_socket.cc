@@ -17,22 +17,6 @@ namespace {
 constexpr size_t kMaxMessageBytes = 1 << 20;
 constexpr int kAnswerWithinSeconds = 10;
 
-// A socket that is closed with its object.
-class Socket {
- public:
-  explicit Socket(int fd) : fd_(fd) {}
-  ~Socket() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Socket(const Socket&) = delete;
-  Socket& operator=(const Socket&) = delete;
-  int fd() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
-
 absl::StatusOr<sockaddr_un> AddressOf(const std::string& path) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
@@ -79,32 +63,29 @@ absl::StatusOr<std::unique_ptr<ControlSocket>> ControlSocket::Listen(const std::
   TANDEM_RETURN_IF_ERROR(ReadClusterNote(server).status());  // the directory is ours alone
   const std::string path = PathOf(server);
   TANDEM_ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path));
-  Socket listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  Fd listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   unlink(path.c_str());  // of one that was killed
-  if (listener.fd() < 0 ||
-      bind(listener.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
-      listen(listener.fd(), 8) != 0) {
+  if (listener.get() < 0 ||
+      bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
+      listen(listener.get(), 8) != 0) {
     return Unavailable("{}: {}", path, std::strerror(errno));
   }
   return std::unique_ptr<ControlSocket>(
-      new ControlSocket(path, listener.Release(), std::move(handler)));
+      new ControlSocket(path, std::move(listener), std::move(handler)));
 }
 
-ControlSocket::~ControlSocket() {
-  close(fd_);
-  unlink(path_.c_str());
-}
+ControlSocket::~ControlSocket() { unlink(path_.c_str()); }
 
 void ControlSocket::Answer() {
-  const Socket caller(accept4(fd_, nullptr, nullptr, SOCK_CLOEXEC));
-  if (caller.fd() < 0) return;
-  SetTimeouts(caller.fd(), {.tv_sec = 0, .tv_usec = 200'000});
+  const Fd caller(accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  if (caller.get() < 0) return;
+  SetTimeouts(caller.get(), {.tv_sec = 0, .tv_usec = 200'000});
   const nlohmann::json request =
-      nlohmann::json::parse(ReceiveAll(caller.fd()), nullptr, /*allow_exceptions=*/false);
+      nlohmann::json::parse(ReceiveAll(caller.get()), nullptr, /*allow_exceptions=*/false);
   absl::StatusOr<nlohmann::json> answer = InvalidArgument("the request is not a JSON object");
   if (request.is_object()) answer = handler_(request);
-  SendAll(caller.fd(), answer.ok() ? answer->dump()
-                                   : nlohmann::json{{"error", MessageOf(answer.status())}}.dump());
+  SendAll(caller.get(), answer.ok() ? answer->dump()
+                                    : nlohmann::json{{"error", MessageOf(answer.status())}}.dump());
 }
 
 absl::StatusOr<nlohmann::json> AskUp(const std::string& server, const nlohmann::json& request) {
@@ -112,17 +93,17 @@ absl::StatusOr<nlohmann::json> AskUp(const std::string& server, const nlohmann::
     return NotFound("no `tandem up` of this user runs a cluster at {}", server);
   }
   TANDEM_ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(PathOf(server)));
-  const Socket up(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  SetTimeouts(up.fd(), {.tv_sec = kAnswerWithinSeconds, .tv_usec = 0});
-  if (connect(up.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+  const Fd up(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  SetTimeouts(up.get(), {.tv_sec = kAnswerWithinSeconds, .tv_usec = 0});
+  if (connect(up.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return NotFound("the `tandem up` of the cluster at {} is gone: {}", server,
                     std::strerror(errno));
   }
-  if (!SendAll(up.fd(), request.dump())) {
+  if (!SendAll(up.get(), request.dump())) {
     return Unavailable("the `tandem up` of the cluster at {}: {}", server, std::strerror(errno));
   }
   nlohmann::json answer =
-      nlohmann::json::parse(ReceiveAll(up.fd()), nullptr, /*allow_exceptions=*/false);
+      nlohmann::json::parse(ReceiveAll(up.get()), nullptr, /*allow_exceptions=*/false);
   if (!answer.is_object()) {
     return Unavailable("the `tandem up` of the cluster at {} did not answer within {} s", server,
                        kAnswerWithinSeconds);

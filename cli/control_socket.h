@@ -7,9 +7,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
+
+#include "common/base/fd.h"
 
 namespace tandem::cli {
 
@@ -26,16 +29,16 @@ class ControlSocket {
   ControlSocket& operator=(const ControlSocket&) = delete;
 
   // Readable when somebody asks.
-  int fd() const { return fd_; }
+  int fd() const { return fd_.get(); }
   // Answers one who asks. Waits for the request, which is sent at once, but 0.2 s at most.
   void Answer();
 
  private:
-  ControlSocket(std::string path, int fd, Handler handler)
-      : path_(std::move(path)), fd_(fd), handler_(std::move(handler)) {}
+  ControlSocket(std::string path, Fd fd, Handler handler)
+      : path_(std::move(path)), fd_(std::move(fd)), handler_(std::move(handler)) {}
 
   const std::string path_;
-  const int fd_;
+  const Fd fd_;
   const Handler handler_;
 };
 

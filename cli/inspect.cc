@@ -4,6 +4,7 @@
 
 #include "cli/command.h"
 #include "cli/model_check.h"
+#include "cli/units.h"
 #include "common/base/file.h"
 #include "common/base/host_memory.h"
 #include "common/base/model_config.h"
@@ -26,15 +27,6 @@ struct Findings {
   int64_t kv_bytes = 0;  // memory - weights, at least 0
   int64_t tokens = 0;    // whole blocks that fit
 };
-
-// 1,234,567
-std::string Grouped(int64_t number) {
-  std::string out = std::to_string(number);
-  for (int64_t i = static_cast<int64_t>(out.size()) - 3; i > 0; i -= 3) {
-    out.insert(static_cast<size_t>(i), ",");
-  }
-  return out;
-}
 
 void PrintJson(const Findings& f) {
   const nlohmann::ordered_json out = {
@@ -69,39 +61,38 @@ void PrintText(const Findings& f) {
   const ModelConfig& c = f.config;
   const std::string dtype(DTypeName(f.layout.dtype));
   fmt::print("architecture      {}\n", c.architecture);
-  fmt::print("parameters        {}\n", Grouped(f.parameters));
+  fmt::print("parameters        {}\n", CountText(f.parameters));
   fmt::print("shape             {} layers, hidden {}, intermediate {}, vocabulary {}{}\n",
-             c.num_layers, c.hidden_size, c.intermediate_size, Grouped(c.vocab_size),
+             c.num_layers, c.hidden_size, c.intermediate_size, CountText(c.vocab_size),
              c.tie_word_embeddings ? ", tied embeddings" : "");
   fmt::print("attention         {} query heads, {} KV heads of {}\n", c.num_heads, c.num_kv_heads,
              c.head_dim);
   const bool scaled = !std::holds_alternative<std::monostate>(c.rope_scaling);
-  fmt::print("longest sequence  {} tokens{}\n", Grouped(c.MaxModelLen()),
+  fmt::print("longest sequence  {} tokens{}\n", CountText(c.MaxModelLen()),
              scaled ? fmt::format(" ({})", DescribeRopeScaling(c.rope_scaling)) : "");
   fmt::print(
       "checkpoint        {}, {}\n", DTypeName(c.checkpoint_dtype),
       f.checked.weight_files > 0
-          ? fmt::format("{} B ({}), {} file{}, all whole", Grouped(f.checked.checkpoint_bytes),
+          ? fmt::format("{} B ({}), {} file{}, all whole", CountText(f.checked.checkpoint_bytes),
                         FormatBytes(f.checked.checkpoint_bytes), f.checked.weight_files,
                         f.checked.weight_files == 1 ? "" : "s")
           : "no safetensors files (--load-format dummy only)");
   fmt::print("text              tokenizer {}, chat template {}\n",
              f.checked.has_tokenizer ? "yes" : "none",
              f.checked.has_chat_template ? "yes" : "none");
-  fmt::print("weights           {} B ({}) as {}\n", Grouped(f.weight_bytes),
+  fmt::print("weights           {} B ({}) as {}\n", CountText(f.weight_bytes),
              FormatBytes(f.weight_bytes), dtype);
-  fmt::print("KV per token      {} B as {}\n",
-             Grouped(static_cast<int64_t>(f.layout.BytesPerToken())), dtype);
-  fmt::print("KV per block      {} B ({} tokens)\n",
-             Grouped(static_cast<int64_t>(f.layout.BlockBytes())), f.layout.block_size);
+  fmt::print("KV per token      {} B as {}\n", CountText(f.layout.BytesPerToken()), dtype);
+  fmt::print("KV per block      {} B ({} tokens)\n", CountText(f.layout.BlockBytes()),
+             f.layout.block_size);
   if (f.kv_bytes == 0) {
     fmt::print("fits              nothing: the weights alone do not fit into {}\n",
                FormatBytes(f.memory));
     return;
   }
   fmt::print("fits              {} tokens of KV in {} beside the weights: {} sequences of {}\n",
-             Grouped(f.tokens), FormatBytes(f.memory),
-             Grouped(f.tokens / std::max(1, c.MaxModelLen())), Grouped(c.MaxModelLen()));
+             CountText(f.tokens), FormatBytes(f.memory),
+             CountText(f.tokens / std::max(1, c.MaxModelLen())), CountText(c.MaxModelLen()));
 }
 
 }  // namespace

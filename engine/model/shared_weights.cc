@@ -17,6 +17,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/block_hash.h"
+#include "common/base/fd.h"
 #include "common/base/status.h"
 
 namespace tandem::engine {
@@ -45,20 +46,6 @@ std::array<char, 16> Bytes16(std::string_view hashed) {
   std::copy_n(bytes.begin(), out.size(), out.begin());
   return out;
 }
-
-class FileDescriptor {
- public:
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  ~FileDescriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
 
 // What was taken so far.
 class Parts {
@@ -210,8 +197,8 @@ absl::Status UseSharedWeights(const std::string& path, const std::string& key,
                               const std::function<absl::Status(WeightArena*)>& fill,
                               const std::function<absl::Status(WeightArena*)>& use) {
   // Opened anew by each: a lock belongs to who opened.
-  const FileDescriptor file(open(path.c_str(), O_RDWR | O_CLOEXEC));
-  if (file.get() < 0) return Unavailable("it cannot be opened: {}", strerror(errno));
+  const Fd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  if (!file.valid()) return Unavailable("it cannot be opened: {}", strerror(errno));
   TANDEM_ASSIGN_OR_RETURN(bool sealed, IsSealed(file.get()));
   if (!sealed) {
     TANDEM_RETURN_IF_ERROR(Lock(file.get()));

@@ -4,8 +4,6 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <unistd.h>
-#include <utility>
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
@@ -13,17 +11,6 @@
 namespace tandem::kvtransfer {
 
 std::string ErrnoText(int error) { return std::strerror(error); }
-
-Fd::Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-
-Fd& Fd::operator=(Fd&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-
-Fd::~Fd() {
-  if (fd_ >= 0) close(fd_);
-}
 
 absl::Status Poll(std::span<pollfd> entries, absl::Duration timeout) {
   const absl::Time deadline = Clock::Real()->Now() + timeout;

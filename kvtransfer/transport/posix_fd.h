@@ -8,26 +8,11 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 
+#include "common/base/fd.h"
+
 namespace tandem::kvtransfer {
 
 std::string ErrnoText(int error);
-
-// Owns a descriptor.
-class Fd {
- public:
-  Fd() = default;
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  Fd(Fd&& other) noexcept;
-  Fd& operator=(Fd&& other) noexcept;
-  ~Fd();
-  int get() const { return fd_; }
-  bool valid() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
 
 // Waits until one of `entries` has an event. OK also for errors of a descriptor: the next call on
 // it reports them. DEADLINE_EXCEEDED after `timeout`.
