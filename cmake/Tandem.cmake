@@ -135,8 +135,8 @@ endfunction()
 function(tandem_test NAME)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})
-  target_link_libraries(${NAME} PRIVATE tandem_options tandem_test_support ${ARG_LINK} GTest::gmock
-                        GTest::gtest_main)
+  target_link_libraries(${NAME} PRIVATE tandem_options tandem_test_support tandem_test_main
+                        ${ARG_LINK})
   target_compile_options(${NAME} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${TANDEM_TEST_OPTIMISATION}>)
   if("gpu" IN_LIST ARG_LABELS)
     target_link_libraries(${NAME} PRIVATE tandem_cuda_options)

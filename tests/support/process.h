@@ -7,6 +7,8 @@
 #include <sys/types.h>
 #include <vector>
 
+#include "tests/support/temp_dir.h"
+
 namespace tandem {
 
 // Not thread-safe. The destructor kills (SIGKILL) and reaps; no child outlives its test.
@@ -50,19 +52,5 @@ struct Completed {
 // Runs a command to its end.
 Completed RunCommand(const std::vector<std::string>& args, double seconds,
                      const std::string& input = "");
-
-// A fresh directory under TMPDIR, removed with the object.
-class TempDir {
- public:
-  TempDir();
-  ~TempDir();
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-void WriteFile(const std::string& path, const std::string& content);
-std::string ReadWholeFile(const std::string& path);
 
 }  // namespace tandem

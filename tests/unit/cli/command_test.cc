@@ -20,6 +20,7 @@
 #include "tandem/v1/inference.grpc.pb.h"
 #include "tests/support/credentials.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_dir.h"
 
 namespace tandem::cli {
 namespace {
@@ -127,7 +128,7 @@ class CommandTest : public testing::Test {
         {&admin_});
     EXPECT_TRUE(internal.ok()) << internal.status();
     internal_ = *std::move(internal);
-    setenv("XDG_RUNTIME_DIR", testing::TempDir().c_str(), 1);
+    setenv("XDG_RUNTIME_DIR", home_.path().c_str(), 1);
     EXPECT_TRUE(WriteClusterNote(server_->address(), {internal_->address(), "s"}).ok());
     // A terminal would make the chat interactive.
     const int null_fd = open("/dev/null", O_RDONLY);
@@ -151,6 +152,8 @@ class CommandTest : public testing::Test {
     return run;
   }
 
+  // Notes of its own: an ended test's server may have had this one's port.
+  const TempDir home_;
   FakeInference inference_;
   FakeAdmin admin_;
   std::unique_ptr<RpcServer> server_;
@@ -318,10 +321,9 @@ TEST_F(CommandTest, OperatorsAreTakenToTheClusterByNoteOrByFlags) {
 }
 
 TEST(ClusterNote, OnlyThisUserCanReadOrForgeIt) {
-  const std::string home = testing::TempDir() + "/notes";
+  const TempDir dir;
+  const std::string& home = dir.path();
   setenv("XDG_RUNTIME_DIR", home.c_str(), 1);
-  std::filesystem::remove_all(home);
-  std::filesystem::create_directories(home);
   ASSERT_TRUE(WriteClusterNote("127.0.0.1:8000", {"127.0.0.1:8001", "s3cret"}).ok());
   EXPECT_EQ(*ReadClusterNote("127.0.0.1:8000"), (ClusterNote{"127.0.0.1:8001", "s3cret"}));
   const auto permissions = std::filesystem::status(home + "/tandem/127.0.0.1:8000").permissions();
@@ -384,20 +386,16 @@ class InspectTest : public testing::Test {
   }
   // Qwen2.5-7B's shape.
   InspectTest() {
-    dir_ = testing::TempDir() + "tandem_inspect";
-    const std::string command = "mkdir -p " + dir_;
-    EXPECT_EQ(system(command.c_str()), 0);
-    std::FILE* file = std::fopen((dir_ + "/config.json").c_str(), "w");
-    std::fputs(R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+    WriteFile(dir_ + "/config.json",
+              R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
       "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
       "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
       "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-      "tie_word_embeddings": false, "torch_dtype": "bfloat16", "hidden_act": "silu"})",
-               file);
-    std::fclose(file);
+      "tie_word_embeddings": false, "torch_dtype": "bfloat16", "hidden_act": "silu"})");
   }
 
-  std::string dir_;
+  const TempDir folder_;
+  const std::string& dir_ = folder_.path();
 };
 
 TEST_F(InspectTest, NumbersOfQwen25At7B) {

@@ -1,7 +1,6 @@
 #include "cli/control_socket.h"
 
 #include <cstdlib>
-#include <filesystem>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -9,6 +8,7 @@
 
 #include "cli/cluster_note.h"
 #include "common/base/status.h"
+#include "tests/support/temp_dir.h"
 
 namespace tandem::cli {
 namespace {
@@ -17,15 +17,9 @@ constexpr char kServer[] = "127.0.0.1:8123";
 
 class ControlSocketTest : public testing::Test {
  protected:
-  ControlSocketTest() {
-    // Short: a socket's path has at most 107 bytes.
-    char name[] = "/tmp/tandem-control-XXXXXX";
-    home_ = mkdtemp(name);
-    setenv("XDG_RUNTIME_DIR", home_.c_str(), 1);
-  }
-  ~ControlSocketTest() override { std::filesystem::remove_all(home_); }
+  ControlSocketTest() { setenv("XDG_RUNTIME_DIR", home_.path().c_str(), 1); }
 
-  std::string home_;
+  const TempDir home_;
 };
 
 TEST_F(ControlSocketTest, AnswersWhatItIsAsked) {
@@ -57,7 +51,7 @@ TEST_F(ControlSocketTest, NobodyThere) {
 }
 
 TEST_F(ControlSocketTest, APathThatIsTooLongIsNamed) {
-  const std::string deep = home_ + "/" + std::string(100, 'd');
+  const std::string deep = home_.path() + "/" + std::string(100, 'd');
   std::filesystem::create_directories(deep);
   setenv("XDG_RUNTIME_DIR", deep.c_str(), 1);
   ASSERT_TRUE(WriteClusterNote(kServer, {"127.0.0.1:1", "s"}).ok());
