@@ -15,9 +15,7 @@ void WorkerToProto(const WorkerView& view, absl::Time now, absl::Duration stalle
   const LoadReport& load = *view.load;
   out->set_worker_id(identity.id);
   out->set_role(std::string(WorkerRoleName(identity.role)));
-  out->set_state(view.draining                        ? "draining"
-                 : view.Stalled(now) >= stalled_after ? "stalled"
-                                                      : "ready");
+  out->set_state(std::string(view.State(now, stalled_after)));
   out->set_address(identity.address);
   out->set_metrics_address(identity.metrics_address);
   out->set_running(static_cast<uint32_t>(load.running));

@@ -85,7 +85,9 @@ void RouterCore::LookForStuck() {
   next_look_ = now + kLookForStuck;
   std::set<PrefixIndex::Slot> stuck;
   const std::shared_ptr<const ClusterView> view = registry_.view();  // others replace it meanwhile
+  RouterMetrics::WorkerCounts counts;
   for (const WorkerView& worker : view->workers) {
+    ++counts[{WorkerRoleName(worker.identity->role), worker.State(now, stalled_after_)}];
     const absl::Duration stalled = worker.Stalled(now);
     if (stalled < std::min(stalled_after_, lost_after_)) continue;
     const bool lost = stalled >= lost_after_;
@@ -100,6 +102,7 @@ void RouterCore::LookForStuck() {
     }
   }
   stuck_ = std::move(stuck);
+  metrics_.SetWorkers(counts);
 }
 
 // Looks no more often than LookForStuck makes the driver turn.

@@ -104,8 +104,8 @@ class RouterCore {
 
  private:
   void OnClusterChanged();
-  // Moves the streams of workers that hang: first those that lose nothing by it, then all. At most
-  // every kLookForStuck. The driver's thread.
+  // Moves the streams of workers that hang, first those that lose nothing by it, then all, and
+  // counts the workers by state. At most every kLookForStuck. The driver's thread.
   void LookForStuck();
   void SummariseLoad();
 

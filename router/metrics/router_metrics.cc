@@ -12,12 +12,17 @@ size_t IndexOf(absl::StatusCode code) {
   return index < kNumCodes ? index : static_cast<size_t>(absl::StatusCode::kUnknown);
 }
 
+prometheus::Histogram& Ttft(Metrics* metrics, const char* cache) {
+  return metrics->Histogram("tandem_ttft_seconds",
+                            "Request received to first message written; a hit had half of its "
+                            "prompt or more in a cache.",
+                            RequestBuckets(), {{"cache", cache}});
+}
+
 }  // namespace
 
 RouterMetrics::RouterMetrics(Metrics* metrics)
-    : ttft(metrics->Histogram("tandem_ttft_seconds", "Request received to first message written.",
-                              RequestBuckets())),
-      inter_token(metrics->Histogram("tandem_inter_token_latency_seconds",
+    : inter_token(metrics->Histogram("tandem_inter_token_latency_seconds",
                                      "Gap between consecutive tokens as the router gets them.",
                                      TokenGapBuckets())),
       time_per_output_token(metrics->Histogram(
@@ -41,7 +46,9 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
           "Streams that lost their decode worker after the first token and went on elsewhere.")),
       poison_refusals(
           metrics->Counter("tandem_poison_refusals_total",
-                           "Requests refused because workers died with the same prompt.")) {
+                           "Requests refused because workers died with the same prompt.")),
+      ttft_hit_(Ttft(metrics, "hit")),
+      ttft_miss_(Ttft(metrics, "miss")) {
   for (const StageInfo& info : kStages) {
     stages_[static_cast<size_t>(info.stage)] =
         &metrics->Histogram("tandem_request_stage_seconds", "Time that requests spent, by stage.",
@@ -61,6 +68,13 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
     retries_[i] =
         &metrics->Counter("tandem_retries_total", "Requests sent to another worker, by why.",
                           {{"reason", kRetries[i]}});
+  }
+  for (const char* role : {"prefill", "decode", "unified"}) {
+    for (const char* state : {"ready", "stalled", "draining"}) {
+      workers_[{role, state}] =
+          &metrics->Gauge("tandem_router_workers", "Workers that have joined, by role and state.",
+                          {{"worker_role", role}, {"state", state}});
+    }
   }
   for (size_t code = 0; code < kNumCodes; ++code) {
     const MetricLabels label = {
@@ -85,6 +99,17 @@ double RouterMetrics::AllRequests() const {
 
 prometheus::Counter& RouterMetrics::rejected(absl::StatusCode code) {
   return *rejected_[IndexOf(code)];
+}
+
+prometheus::Histogram& RouterMetrics::ttft(size_t prompt_tokens, size_t cached_tokens) {
+  return cached_tokens > 0 && 2 * cached_tokens >= prompt_tokens ? ttft_hit_ : ttft_miss_;
+}
+
+void RouterMetrics::SetWorkers(const WorkerCounts& counts) {
+  for (const auto& [role_and_state, gauge] : workers_) {
+    const auto count = counts.find(role_and_state);
+    gauge->Set(count == counts.end() ? 0 : count->second);
+  }
 }
 
 }  // namespace tandem::router

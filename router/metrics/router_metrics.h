@@ -4,6 +4,9 @@
 #pragma once
 
 #include <array>
+#include <map>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,6 +22,8 @@ class RouterMetrics {
   // Why a worker was chosen: its cache, its load, or because others had failed the request.
   enum class DecisionReason { kPrefix, kLoad, kRetry };
   enum class RetryReason { kWorkerLost, kWorkerFull };
+  // By role ("prefill", "decode", "unified") and state ("ready", "stalled", "draining").
+  using WorkerCounts = std::map<std::pair<std::string_view, std::string_view>, int>;
 
   // `metrics` outlives this.
   explicit RouterMetrics(Metrics* metrics);
@@ -33,10 +38,14 @@ class RouterMetrics {
   // By the status a request ended with.
   prometheus::Counter& requests(absl::StatusCode code);
   double AllRequests() const;
+  // Of a request of whose `prompt_tokens` so many came from a cache: a hit if they are half of
+  // them.
+  prometheus::Histogram& ttft(size_t prompt_tokens, size_t cached_tokens);
   // Those of them that no worker was asked to serve.
   prometheus::Counter& rejected(absl::StatusCode code);
+  // Who is in the cluster now; what `counts` lacks is 0.
+  void SetWorkers(const WorkerCounts& counts);
 
-  prometheus::Histogram& ttft;                   // tandem_ttft_seconds
   prometheus::Histogram& inter_token;            // tandem_inter_token_latency_seconds
   prometheus::Histogram& time_per_output_token;  // tandem_time_per_output_token_seconds
   prometheus::Histogram& duration;               // tandem_request_duration_seconds
@@ -55,6 +64,9 @@ class RouterMetrics {
   std::array<prometheus::Counter*, 2> retries_;
   std::vector<prometheus::Counter*> requests_;  // by absl::StatusCode
   std::vector<prometheus::Counter*> rejected_;  // by absl::StatusCode
+  prometheus::Histogram& ttft_hit_;             // tandem_ttft_seconds{cache}
+  prometheus::Histogram& ttft_miss_;
+  std::map<WorkerCounts::key_type, prometheus::Gauge*> workers_;  // tandem_router_workers
 };
 
 }  // namespace tandem::router

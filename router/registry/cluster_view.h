@@ -66,6 +66,11 @@ struct WorkerView {
   absl::Duration Stalled(absl::Time now) const {
     return reported == absl::InfinitePast() ? absl::ZeroDuration() : now - progressed;
   }
+  // As operators read it. One that gets nowhere for `stalled_after` gets no request.
+  std::string_view State(absl::Time now, absl::Duration stalled_after) const {
+    if (draining) return "draining";
+    return Stalled(now) >= stalled_after ? "stalled" : "ready";
+  }
   bool prefills() const { return identity->role == WorkerRole::kPrefill; }
 };
 

@@ -64,6 +64,7 @@ void StreamMeter::OnTokens(size_t count, int cached_tokens) {
   const absl::Time now = clock_->Now();
   if (completion_tokens_ == 0) {
     first_token_ = now;
+    cached_tokens_ = static_cast<size_t>(std::max(0, cached_tokens));
     metrics_->predicted_hit_tokens.Increment(predicted_cached_tokens_);
     metrics_->actual_hit_tokens.Increment(cached_tokens);
     metrics_->prompt_tokens.Increment(static_cast<double>(request_->tokens.size()));
@@ -81,7 +82,8 @@ void StreamMeter::OnTokens(size_t count, int cached_tokens) {
 void StreamMeter::OnWrite() {
   if (first_write_ != kNotYet) return;
   first_write_ = clock_->Now();
-  metrics_->ttft.Observe(absl::ToDoubleSeconds(first_write_ - request_->received));
+  metrics_->ttft(request_->tokens.size(), cached_tokens_)
+      .Observe(absl::ToDoubleSeconds(first_write_ - request_->received));
 }
 
 Timing StreamMeter::CurrentTiming() const {

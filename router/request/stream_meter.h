@@ -64,6 +64,7 @@ class StreamMeter {
   absl::Time left_ = kNotYet;         // a migration runs since
   absl::Time waits_since_ = kNotYet;  // for a token: the last one, or the end of a pause behind it
   int completion_tokens_ = 0;
+  size_t cached_tokens_ = 0;  // as the first token's worker said
   absl::Time queued_since_;
   absl::Time started_ = kNotYet;  // sent to the decode worker
   absl::Duration queued_;         // before each of the workers that it was sent to

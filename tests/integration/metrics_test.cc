@@ -56,6 +56,9 @@ TEST(Metrics, EveryProcessCountsTheRequest) {
 
   const std::string router = TestCluster::Scrape(cluster->router());
   EXPECT_EQ(Sum(router, "tandem_ttft_seconds_count"), kRequests);
+  // The first of the equal prompts was computed, 192 of 200 tokens of the others were cached.
+  EXPECT_EQ(Sum(router, "tandem_ttft_seconds_count", "cache=\"miss\""), 1);
+  EXPECT_EQ(Sum(router, "tandem_ttft_seconds_count", "cache=\"hit\""), kRequests - 1);
   EXPECT_EQ(Sum(router, "tandem_request_duration_seconds_count"), kRequests);
   EXPECT_GT(Sum(router, "tandem_inter_token_latency_seconds_count"), 0);
   EXPECT_GT(Sum(router, "tandem_time_per_output_token_seconds_count"), 0);

@@ -152,6 +152,38 @@ TEST_F(RouterCoreTest, ARequestGoesFromAClientToAPairOfWorkersAndBack) {
   EXPECT_DOUBLE_EQ(client.timing.stages[Stage::kTotal], 250);
 }
 
+TEST_F(RouterCoreTest, MetricsCountWorkersByState) {
+  const auto count = [&](const std::string& role, const std::string& state) {
+    core_->Step(absl::ZeroDuration());
+    const std::string line =
+        "tandem_router_workers{state=\"" + state + "\",worker_role=\"" + role + "\"} ";
+    const std::string page = metrics_.Render();
+    const size_t at = page.find(line);
+    EXPECT_NE(at, page.npos) << page;
+    return at == page.npos ? -1 : std::stoi(page.substr(at + line.size()));
+  };
+  EXPECT_EQ(count("decode", "ready"), 0);
+  const auto prefill = Join("p", "prefill");
+  const auto decode = Join("d", "decode");
+  const auto hangs = Join("e", "decode");
+  Report(decode.get(), 0);
+  Report(hangs.get(), 0);
+  clock_.Advance(core_->stalled_after());
+  Report(decode.get(), 0);
+  internal::v1::WorkerMessage message;
+  message.mutable_heartbeat()->set_seconds_without_progress(
+      absl::ToDoubleSeconds(core_->stalled_after()));
+  EXPECT_OK(hangs->Handle(message));
+  EXPECT_EQ(count("decode", "ready"), 1);
+  EXPECT_EQ(count("decode", "stalled"), 1);
+  EXPECT_EQ(count("prefill", "ready"), 1);
+  EXPECT_OK(core_->DrainWorker("d"));
+  clock_.Advance(absl::Milliseconds(100));
+  EXPECT_EQ(count("decode", "ready"), 0);
+  EXPECT_EQ(count("decode", "draining"), 1);
+  EXPECT_EQ(count("unified", "ready"), 0);
+}
+
 TEST_F(RouterCoreTest, AManualClockDrivesTheWaitForWorkers) {
   Client& client = Submit("r");
   Settle();
