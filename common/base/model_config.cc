@@ -126,15 +126,14 @@ void ReadParts(const ModelFamily& family, ConfigReader* reader, ModelConfig* con
   config->rms_norm_eps = static_cast<float>(reader->Number("rms_norm_eps", 1e-6, 0.0, 1.0));
   const std::string act = reader->String("hidden_act", "silu");
   if (act != "silu") reader->Fail("hidden_act", fmt::format("\"{}\": only silu is supported", act));
-  if (reader->Has("quantization_config")) {
-    const json& quantization = (*reader)["quantization_config"];
-    const json method =
-        quantization.is_object() ? quantization.value("quant_method", json()) : json();
-    reader->Fail("quantization_config",
-                 fmt::format("(quant_method {}) is not supported yet; give a bf16, fp16 or fp32 "
-                             "checkpoint",
-                             ConfigReader::Show(method)));
-  }
+}
+
+void ReadQuantisation(ConfigReader* reader, ModelConfig* config) {
+  if (!reader->Has("quantization_config")) return;
+  absl::StatusOr<CheckpointQuantisation> found = CheckpointQuantisation::Parse(
+      (*reader)["quantization_config"], "", reader->origin() + ": quantization_config");
+  if (found.ok()) config->quantisation = *found;
+  reader->Take(found.status());
 }
 
 }  // namespace
@@ -143,7 +142,11 @@ absl::StatusOr<ModelConfig> ModelConfig::Load(const std::string& model_dir) {
   TANDEM_RETURN_IF_ERROR(CheckModelDir("--model", model_dir));
   const std::string path = model_dir + "/config.json";
   TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, size_t{16} << 20));
-  return Parse(text, path);
+  TANDEM_ASSIGN_OR_RETURN(ModelConfig config, Parse(text, path));
+  if (!config.quantisation.has_value()) {
+    TANDEM_ASSIGN_OR_RETURN(config.quantisation, CheckpointQuantisation::LoadFile(model_dir));
+  }
+  return config;
 }
 
 absl::StatusOr<ModelConfig> ModelConfig::Parse(const std::string& text, const std::string& origin) {
@@ -160,6 +163,7 @@ absl::StatusOr<ModelConfig> ModelConfig::Parse(const std::string& text, const st
   CheckNoWindow(*family, config, &reader);
   ReadDType(&reader, &config);
   ReadRope(&reader, &config);
+  ReadQuantisation(&reader, &config);
   if (reader.Has("eos_token_id")) {
     ReadEos(root["eos_token_id"], config.vocab_size, &reader, &config.eos_token_ids);
   }

@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "common/base/checkpoint_quantisation.h"
 #include "common/base/dtype.h"
 #include "common/base/kv_layout.h"
 
@@ -57,11 +58,12 @@ struct ModelConfig {
   float rms_norm_eps = 1e-6f;  // of every norm
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
-  DType checkpoint_dtype = DType::kBFloat16;  // dtype or torch_dtype
-  std::vector<int32_t> eos_token_ids;         // generation_config.json overrides
+  DType checkpoint_dtype = DType::kBFloat16;           // dtype or torch_dtype
+  std::optional<CheckpointQuantisation> quantisation;  // of linear layers; none: not quantised
+  std::vector<int32_t> eos_token_ids;                  // generation_config.json overrides
 
-  // Reads and validates MODEL_DIR/config.json. Errors name the key, what it holds and what is
-  // supported.
+  // Reads and validates MODEL_DIR/config.json, and what says of the quantisation where that does
+  // not. Errors name the key, what it holds and what is supported.
   static absl::StatusOr<ModelConfig> Load(const std::string& model_dir);
   static absl::StatusOr<ModelConfig> Parse(const std::string& json, const std::string& origin);
 

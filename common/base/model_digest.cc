@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/base/block_hash.h"
+#include "common/base/checkpoint_quantisation.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/base/weight_files.h"
@@ -115,6 +116,10 @@ absl::StatusOr<std::string> CheckpointDigest(const std::string& model_dir) {
   // All samples at once: one after the other, a disk far away takes milliseconds for each.
   for (const WeightFile& file : files) file.PrefetchSamples();
   std::string all = HashBytes(config).ToBytes();
+  for (const std::string& path : CheckpointQuantisation::Files(model_dir)) {
+    TANDEM_ASSIGN_OR_RETURN(const std::string quantisation, ReadFile(path));
+    all += HashBytes(quantisation).ToBytes();
+  }
   auto name = listed.names.begin();
   for (const WeightFile& file : files) {
     all += fmt::format("{}:{}:", *name++, file.bytes());

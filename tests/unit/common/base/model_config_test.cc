@@ -163,11 +163,6 @@ TEST(ModelFamilyTest, AWindowIsRefusedUnlessEverySequenceFitsIn) {
               HasSubstr("layer_types has \"sliding_attention\""));
 }
 
-TEST(ModelFamilyTest, QuantisedCheckpointsAreRefusedByTheirMethod) {
-  EXPECT_THAT(ErrorOf(With(Llama(), "quantization_config", {{"quant_method", "awq"}})),
-              HasSubstr("quantization_config (quant_method \"awq\")"));
-}
-
 TEST(RopeConfigTest, EveryFormOfEveryAgeIsRead) {
   const json llama3 = {{"factor", 8.0},
                        {"low_freq_factor", 1.0},
