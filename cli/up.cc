@@ -69,7 +69,7 @@ struct ManagedFlag {
   const char* instead;
 };
 constexpr char kChosen[] = "every process chooses a free port and says which";
-constexpr std::array<ManagedFlag, 12> kManaged = {{
+constexpr std::array<ManagedFlag, 13> kManaged = {{
     {"--listen", "use --host and --port"},
     {"--internal-listen", "use --internal-port"},
     {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
@@ -78,6 +78,7 @@ constexpr std::array<ManagedFlag, 12> kManaged = {{
     {"--role", "use --unified N"},
     {"--report-loading", "it is how the loading bar is made"},
     {"--metrics-listen", "use --metrics-port"},
+    {"--health-listen", "up watches its workers itself"},
     {"--kv-listen", kChosen},
     {"--shared-weights", "use --share-weights"},
     {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},

@@ -56,6 +56,9 @@ class Worker final : public WorkerProcess {
   absl::Status Init(const engine::EngineOptions& options);
   const std::string& address() const override { return server_->address(); }
   const std::string& metrics_address() const override { return metrics_.address(); }
+  std::string health_address() const override {
+    return health_ == nullptr ? "" : health_->address();
+  }
   absl::Status Drain() override {
     Stop(absl::Seconds(process_.drain_timeout));
     absl::MutexLock lock(&mutex_);
@@ -66,6 +69,7 @@ class Worker final : public WorkerProcess {
   std::unique_ptr<Watchdog> MakeWatchdog();
   Frame MakeFrame();
   absl::Status Join();
+  void SetServing(bool serving);
   internal::v1::Hello MakeHello(const std::string& address, const std::string& metrics) const;
   void Refuse(const absl::Status& status);
   void Stop(absl::Duration drain);
@@ -80,6 +84,7 @@ class Worker final : public WorkerProcess {
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<Role> role_;
   std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<RpcServer> health_;       // null without --health-listen
   std::unique_ptr<ClusterClient> cluster_;  // set before the loop's thread starts
   bool role_started_ = false;
   std::unique_ptr<Watchdog> watchdog_;
@@ -104,6 +109,12 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   AddProcessMetrics(&metrics_, labels);
   AddBuildInfo(&metrics_);
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
+  if (!process_.health_listen.empty()) {
+    // Before the model is loaded: a probe is to hear "not yet" then, and not that nobody is there.
+    // Open to anyone, who learns no more; the RPC service below answers only who has the secret.
+    TANDEM_ASSIGN_OR_RETURN(health_,
+                            RpcServer::Start({.listen_address = process_.health_listen}, {}));
+  }
   const absl::Time load_start = Clock::Real()->Now();
   {
     const EndOnSignal end_on_signal("loading the model");
@@ -130,8 +141,13 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
     watchdog_->Stop();
     loop_done_.Notify();
   });
-  server_->SetServing(true);
+  SetServing(true);
   return absl::OkStatus();
+}
+
+void Worker::SetServing(bool serving) {
+  server_->SetServing(serving);
+  if (health_ != nullptr) health_->SetServing(serving);
 }
 
 std::unique_ptr<Watchdog> Worker::MakeWatchdog() {
@@ -220,7 +236,7 @@ void Worker::Stop(absl::Duration drain) {
   if (thread_.joinable()) {
     // The router first, so that it sends no more before health and loop refuse it.
     if (cluster_ != nullptr) cluster_->PostDraining();
-    server_->SetServing(false);
+    SetServing(false);
     role_->Post(DrainWanted{});
     if (!loop_done_.WaitForNotificationWithTimeout(drain)) {
       spdlog::warn("giving up what still runs after {}", absl::FormatDuration(drain));

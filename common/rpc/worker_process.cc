@@ -20,6 +20,8 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
   flags->Add("--listen", &o->listen, "address of the RPC service; port 0: any", "HOST:PORT");
   flags->Add("--metrics-listen", &o->metrics_listen, "address of /metrics; port 0: any",
              "HOST:PORT");
+  flags->Add("--health-listen", &o->health_listen,
+             "address that answers grpc.health.v1 to anyone, for probes; empty: none", "HOST:PORT");
   flags->Add("--advertise-host", &o->advertise_host,
              "host that others reach this worker by; default: the host of --listen");
   flags->Add("--worker-id", &o->worker_id, "name in the cluster; default: drawn at random");
@@ -87,7 +89,9 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   StartLog(options.worker_id, options.log);
   absl::StatusOr<std::unique_ptr<WorkerProcess>> worker = parts.start(&signals);
   if (!worker.ok()) return fail(1, worker.status());
-  fmt::print("listening {} metrics {}\n", (*worker)->address(), (*worker)->metrics_address());
+  const std::string health = (*worker)->health_address();
+  fmt::print("listening {} metrics {}{}\n", (*worker)->address(), (*worker)->metrics_address(),
+             health.empty() ? "" : " health " + health);
   std::fflush(stdout);
   signals.Wait();
   spdlog::info("draining");

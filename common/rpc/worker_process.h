@@ -19,6 +19,7 @@ struct WorkerProcessOptions {
   std::string router;  // HOST:PORT; empty: stand alone
   std::string listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
+  std::string health_listen;      // empty: none
   std::string advertise_host;     // empty: the host of `listen`
   std::string worker_id;          // empty: drawn at random
   std::string served_model_name;  // empty: the model directory's name
@@ -36,6 +37,7 @@ class WorkerProcess {
 
   virtual const std::string& address() const = 0;  // as bound
   virtual const std::string& metrics_address() const = 0;
+  virtual std::string health_address() const = 0;  // "" without --health-listen
   // Refuses new work, finishes what runs (up to drain_timeout), leaves the cluster. An error if the
   // router had refused the worker: one line that says why.
   virtual absl::Status Drain() = 0;
@@ -50,9 +52,10 @@ absl::StatusOr<std::string> AdvertisedAddress(const WorkerProcessOptions& option
                                               const std::string& bound);
 
 // The whole of main(): parses `flags`, starts the worker, prints "listening HOST:PORT metrics
-// HOST:PORT", waits for a signal or for the worker to wake `signals`, drains. Call before any
-// thread is started. `kind` ("prefill") begins a drawn worker id. Exit codes: 0 stopped cleanly, 1
-// an error whose one line stands on stderr, 2 bad flags (as told by the parser or `validate`).
+// HOST:PORT", and "health HOST:PORT" where there is one, waits for a signal or for the worker to
+// wake `signals`, drains. Call before any thread is started. `kind` ("prefill") begins a drawn
+// worker id. Exit codes: 0 stopped cleanly, 1 an error whose one line stands on stderr, 2 bad flags
+// (as told by the parser or `validate`).
 struct WorkerMain {
   FlagSet* flags = nullptr;
   WorkerProcessOptions* options = nullptr;

@@ -101,5 +101,39 @@ TEST(Drain, DrainWorkerTakesNoNewRequests) {
   EXPECT_EQ(cluster->worker("decode-1").process->Wait(60), 0) << cluster->Logs();
 }
 
+// A worker's RPC service answers members of the cluster alone; a probe has no secret.
+TEST(Drain, ProbesSeeItOnAPortOfTheirOwn) {
+  ClusterSpec spec = Spec();
+  spec.prefill = 1;
+  spec.decode = 1;
+  // So that the one stream, which nobody could take over, lasts until the probe has seen the drain.
+  spec.decode_flags = {"--health-listen=127.0.0.1:0", "--drain-timeout=600", "--min-step-ms=100"};
+  auto cluster = TestCluster::Start(spec);
+  ASSERT_NE(cluster, nullptr);
+  Member& worker = cluster->worker("decode-0");
+  const auto health = [&worker] {
+    return RunCommand(
+        {BinaryPath("tandem"), "health", "--timeout=60", "--server", worker.health_address}, 120);
+  };
+  const Completed before = health();
+  EXPECT_EQ(before.exit_code, 0) << before.err;
+  EXPECT_EQ(before.out, worker.health_address + " SERVING\n");
+
+  TestClient client(cluster->channel());
+  grpc::ClientContext context;
+  std::thread stream([&] {
+    client.Generate(TokenRequest(RandomTokens(64, 512, 1), 3000), &context, [](const Answer&) {});
+  });
+  EXPECT_TRUE(cluster->WaitForStreams(1, 60)) << cluster->Logs();
+  worker.process->Signal(SIGTERM);
+  Completed draining = health();
+  while (draining.exit_code == 0) draining = health();  // the signal is on its way
+  EXPECT_EQ(draining.exit_code, 1);
+  EXPECT_EQ(draining.out, worker.health_address + " NOT_SERVING\n") << draining.err;
+  context.TryCancel();
+  stream.join();
+  EXPECT_EQ(worker.process->Wait(120), 0) << cluster->Logs();
+}
+
 }  // namespace
 }  // namespace tandem

@@ -78,10 +78,14 @@ void TestCluster::Launch(Member* member, std::vector<std::string> args) {
   member->process = Process::Spawn(args, {std::string("TANDEM_CLUSTER_SECRET=") + kClusterSecret},
                                    member->stderr_path);
   const auto line = member->process->ReadLine(kStartSeconds);
-  std::string listening, metrics, internal;
-  std::istringstream(line.value_or("")) >> listening >> member->address >> metrics >>
-      member->metrics_address >> internal >> member->internal_address;
-  if (listening != "listening" || metrics != "metrics") {
+  std::map<std::string, std::string> addresses;
+  std::istringstream words(line.value_or(""));
+  for (std::string name, address; words >> name >> address;) addresses[name] = address;
+  member->address = addresses["listening"];
+  member->metrics_address = addresses["metrics"];
+  member->internal_address = addresses["internal"];
+  member->health_address = addresses["health"];
+  if (member->address.empty() || member->metrics_address.empty()) {
     ADD_FAILURE() << member->id << " did not start: stdout '" << line.value_or("(nothing)")
                   << "', stderr:\n"
                   << ReadWholeFile(member->stderr_path);

@@ -41,6 +41,7 @@ struct Member {
   std::string address;
   std::string metrics_address;
   std::string internal_address;  // of the router
+  std::string health_address;    // of a worker with --health-listen
   std::unique_ptr<Process> process;
   std::string stderr_path;
 };

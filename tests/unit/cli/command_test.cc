@@ -368,6 +368,22 @@ TEST_F(CommandTest, StatusOfAWorkersAddressNamesItsRouter) {
               HasSubstr("clusters of this user run at " + router));
 }
 
+TEST_F(CommandTest, HealthIsAnExitCodeAndALine) {
+  const std::string address = server_->address();
+  const Outcome starting = Execute(RunHealth, {});
+  EXPECT_EQ(starting.exit_code, kExitFailed);
+  EXPECT_EQ(starting.out, address + " NOT_SERVING\n");
+  server_->SetServing(true);
+  const Outcome serving = Execute(RunHealth, {});
+  EXPECT_EQ(serving.exit_code, kExitOk) << serving.err;
+  EXPECT_EQ(serving.out, address + " SERVING\n");
+  server_->Shutdown(absl::ZeroDuration());
+  const Outcome gone = Execute(RunHealth, {});
+  EXPECT_EQ(gone.exit_code, kExitFailed);
+  EXPECT_THAT(gone.err, HasSubstr("tandem health: server " + address + ": UNAVAILABLE"));
+  EXPECT_EQ(Execute(RunHealth, {"--timeout=0"}).exit_code, kExitUsage);
+}
+
 TEST_F(CommandTest, WatchNeedsASensiblePeriod) {
   EXPECT_EQ(Execute(RunStatus, {"--watch", "0.01"}).exit_code, kExitUsage);
   EXPECT_EQ(Execute(RunStatus, {"--watch=-1"}).exit_code, kExitUsage);
