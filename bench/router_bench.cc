@@ -168,7 +168,7 @@ LoadReport RandomLoad(std::mt19937& random, int workers, bool prefill, bool link
   load.running = static_cast<int>(random() % 60);
   load.blocks_free = load.admits_blocks = 100'000;
   for (int d = 1; prefill && links && d < workers; d += 2) {
-    load.link_bytes_per_second[fmt::format("worker-{:04}", d)] =
+    load.links[fmt::format("worker-{:04}", d)].bytes_per_second =
         1.8e10 + static_cast<double>(random() % 1000) * 4e6;
   }
   return load;

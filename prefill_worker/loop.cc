@@ -410,7 +410,7 @@ LoadReport Loop::Load() const {
   load.prefill_fit_tokens = rate_.Tokens();
   load.saturated_tokens_per_second = saturated_.TokensPerSecond();
   for (const auto& [peer, rate] : parts_.sender->LinkRates()) {
-    load.link_bytes_per_second[peer] = rate;
+    load.links[peer].bytes_per_second = rate;
   }
   return load;
 }

@@ -6,6 +6,8 @@
 #include <map>
 #include <string>
 
+#include "common/base/kv_link.h"
+
 namespace tandem {
 
 struct LoadReport {
@@ -36,8 +38,8 @@ struct LoadReport {
   std::map<std::string, PrefillFailures> prefill_failures;
   // Of a decode worker: prompt tokens that it will ask prefill workers for, by their ids.
   std::map<std::string, int64_t> prefill_backlog;
-  // Of a prefill worker: measured rates to the decode workers it shipped to, by their ids.
-  std::map<std::string, double> link_bytes_per_second;
+  // Of a prefill worker: its ways to the decode workers that it shipped to, by their ids.
+  std::map<std::string, KvLink> links;
 };
 
 }  // namespace tandem

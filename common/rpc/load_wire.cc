@@ -1,6 +1,38 @@
 #include "common/rpc/load_wire.h"
 
 namespace tandem {
+namespace {
+
+void LinkToProto(const std::string& peer, const KvLink& link, internal::v1::LinkRate* out) {
+  out->set_peer_worker_id(peer);
+  out->set_bytes_per_second(link.bytes_per_second);
+  out->set_transport(link.transport);
+  out->set_small_bytes_per_second(link.test.small_rate);
+  out->set_medium_bytes_per_second(link.test.medium_rate);
+  out->set_large_bytes_per_second(link.test.large_rate);
+  out->set_large_bytes(link.test.large_bytes);
+  out->set_latency_seconds(link.test.latency_seconds);
+  out->set_least_bytes_per_second(link.least_bytes_per_second);
+  out->set_slow(link.slow);
+  out->set_refused(link.refused);
+  out->set_note(link.note);
+}
+
+KvLink LinkFromProto(const internal::v1::LinkRate& proto) {
+  return {.bytes_per_second = proto.bytes_per_second(),
+          .transport = proto.transport(),
+          .test = {.small_rate = proto.small_bytes_per_second(),
+                   .medium_rate = proto.medium_bytes_per_second(),
+                   .large_rate = proto.large_bytes_per_second(),
+                   .large_bytes = proto.large_bytes(),
+                   .latency_seconds = proto.latency_seconds()},
+          .least_bytes_per_second = proto.least_bytes_per_second(),
+          .slow = proto.slow(),
+          .refused = proto.refused(),
+          .note = proto.note()};
+}
+
+}  // namespace
 
 internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
   internal::v1::LoadReport proto;
@@ -18,11 +50,7 @@ internal::v1::LoadReport LoadReportToProto(const LoadReport& report) {
   proto.set_prefill_fit_tokens(report.prefill_fit_tokens);
   proto.set_saturated_tokens_per_second(report.saturated_tokens_per_second);
   proto.set_decode_step_milliseconds(report.decode_step_milliseconds);
-  for (const auto& [peer, rate] : report.link_bytes_per_second) {
-    internal::v1::LinkRate* link = proto.add_links();
-    link->set_peer_worker_id(peer);
-    link->set_bytes_per_second(rate);
-  }
+  for (const auto& [peer, link] : report.links) LinkToProto(peer, link, proto.add_links());
   for (const auto& [peer, failures] : report.prefill_failures) {
     internal::v1::PrefillFailures* out = proto.add_prefill_failures();
     out->set_worker_id(peer);
@@ -54,7 +82,7 @@ LoadReport LoadReportFromProto(const internal::v1::LoadReport& proto) {
   report.saturated_tokens_per_second = proto.saturated_tokens_per_second();
   report.decode_step_milliseconds = proto.decode_step_milliseconds();
   for (const internal::v1::LinkRate& link : proto.links()) {
-    report.link_bytes_per_second[link.peer_worker_id()] = link.bytes_per_second();
+    report.links[link.peer_worker_id()] = LinkFromProto(link);
   }
   for (const internal::v1::PrefillFailures& failures : proto.prefill_failures()) {
     report.prefill_failures[failures.worker_id()] = {static_cast<int>(failures.failures()),

@@ -36,6 +36,22 @@ void WorkerToProto(const WorkerView& view, absl::Time now, absl::Duration stalle
   out->set_uptime_seconds(absl::ToDoubleSeconds(now - identity.joined));
 }
 
+void LinkToProto(const std::string& src, const std::string& dst, const KvLink& link,
+                 v1::Link* out) {
+  out->set_src(src);
+  out->set_dst(dst);
+  out->set_transport(link.transport);
+  out->set_bytes_per_second(link.bytes_per_second);
+  out->set_small_bytes_per_second(link.test.small_rate);
+  out->set_medium_bytes_per_second(link.test.medium_rate);
+  out->set_large_bytes_per_second(link.test.large_rate);
+  out->set_large_bytes(link.test.large_bytes);
+  out->set_latency_seconds(link.test.latency_seconds);
+  out->set_least_bytes_per_second(link.least_bytes_per_second);
+  out->set_state(link.refused ? "refused" : link.slow ? "slow" : "ok");
+  out->set_note(link.note);
+}
+
 }  // namespace
 
 grpc::ServerUnaryReactor* AdminService::GetCluster(grpc::CallbackServerContext* context,
@@ -52,8 +68,14 @@ grpc::ServerUnaryReactor* AdminService::GetCluster(grpc::CallbackServerContext* 
   response->set_running_requests(
       static_cast<uint32_t>(std::max(0, core_->open_streams().open() - queued)));
   const absl::Time now = core_->clock()->Now();
-  for (const WorkerView& worker : view->workers)
+  for (const WorkerView& worker : view->workers) {
     WorkerToProto(worker, now, core_->stalled_after(), response->add_workers());
+    for (const auto& [peer, link] : worker.load->links) {
+      // A sender remembers peers that have left.
+      if (view->Find(peer) == nullptr) continue;
+      LinkToProto(worker.identity->id, peer, link, response->add_links());
+    }
+  }
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -22,7 +22,8 @@
 // mean of all workers counts as a thousand tokens more that were computed at that rate: a fleet of
 // fast and slow cards is priced as it is, and nobody by his first prompt. Until a worker has a
 // rate, that mean, then a prior. A link that was not used yet counts as fast as the fastest that is
-// known, so that a worker that has just come is tried, and measured. The longest cached prefix does
+// known, so that a worker that has just come is tried, and measured; one that its sender refuses is
+// the last resort. The longest cached prefix does
 // not win by itself: it only shortens prefill and transfer, so a prefix that everyone shares cannot
 // draw everyone to one worker.
 #pragma once

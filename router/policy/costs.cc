@@ -9,6 +9,9 @@ namespace {
 constexpr double kQuantumMs = 0.1;
 // So many tokens of its own make a worker's rate count as much as the mean of all.
 constexpr double kMeanCountsTokens = 1024;
+// Of a pair whose link is refused: taken only where there is no other way, for then the attempt
+// says what is wrong.
+constexpr double kRefusedMs = 1e9;
 
 }  // namespace
 
@@ -133,10 +136,12 @@ double Costs::ExposedTransferMs(int p, int shipped, double bytes_per_second) con
 }
 
 double Costs::ExposedTransferMs(int p, int d) const {
-  const auto& links = view_.workers[p].load->link_bytes_per_second;
+  const auto& links = view_.workers[p].load->links;
   const auto link = links.find(view_.workers[d].identity->id);
-  const bool known = link != links.end() && link->second > 0;
-  return ExposedTransferMs(p, Shipped(d), known ? link->second : default_link_rate_);
+  if (link == links.end()) return ExposedTransferMs(p, Shipped(d), default_link_rate_);
+  if (link->second.refused) return kRefusedMs;
+  const double rate = link->second.bytes_per_second;
+  return ExposedTransferMs(p, Shipped(d), rate > 0 ? rate : default_link_rate_);
 }
 
 double Costs::LeastExposedTransferMs(int p, int shipped) const {

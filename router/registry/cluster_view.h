@@ -56,8 +56,8 @@ struct WorkerView {
 
   void Take(LoadReport report) {
     fastest_link = 0;
-    for (const auto& [peer, rate] : report.link_bytes_per_second) {
-      fastest_link = std::max(fastest_link, rate);
+    for (const auto& [peer, link] : report.links) {
+      fastest_link = std::max(fastest_link, link.bytes_per_second);
     }
     load = std::make_shared<const LoadReport>(std::move(report));
   }

@@ -313,6 +313,30 @@ TEST_F(RouterServerTest, AFullWorkerIsTriedAgainWhenItReportsTheRoom) {
   EXPECT_EQ(calls, 2);
 }
 
+TEST_F(RouterServerTest, LinksBetweenWorkersThatAreThereAreShown) {
+  StartRouter();
+  auto prefill = Join("p", "prefill");
+  auto decode = Join("d", "decode");
+  internal::v1::LoadReport load;
+  for (const char* peer : {"d", "gone"}) {
+    internal::v1::LinkRate* link = load.add_links();
+    link->set_peer_worker_id(peer);
+    link->set_transport("tcp");
+    link->set_bytes_per_second(2e9);
+    link->set_least_bytes_per_second(3e9);
+    link->set_slow(true);
+    link->set_note("shm: the peer is on another host");
+  }
+  prefill->cluster().PostLoad(load);
+  Await([&] { return Cluster().links_size() == 1; });
+  const v1::Link link = Cluster().links(0);
+  EXPECT_EQ(link.src() + " -> " + link.dst(), "p -> d");
+  EXPECT_EQ(link.transport(), "tcp");
+  EXPECT_EQ(link.bytes_per_second(), 2e9);
+  EXPECT_EQ(link.state(), "slow");
+  EXPECT_EQ(link.note(), "shm: the peer is on another host");
+}
+
 TEST_F(RouterServerTest, AFullQueueRefusesWithRetryInfoAndTheWaitingOneIsServed) {
   options_.core.dispatcher.max_queued_requests = 1;
   StartRouter();

@@ -136,7 +136,17 @@ TEST(LoadWire, NoFieldIsForgotten) {
   report.promised_blocks = 13;
   report.promised_sequences = 14;
   report.prefill_backlog = {{"p", 15}};
-  report.link_bytes_per_second = {{"d", 10.0}};
+  report.links["d"] = {.bytes_per_second = 10,
+                       .transport = "tcp",
+                       .test = {.small_rate = 1,
+                                .medium_rate = 2,
+                                .large_rate = 3,
+                                .large_bytes = 4,
+                                .latency_seconds = 5},
+                       .least_bytes_per_second = 6,
+                       .slow = true,
+                       .refused = true,
+                       .note = "why"};
   report.prefill_failures = {{"p", {.in_a_row = 2, .seconds_ago = 0.5}}};
   const internal::v1::LoadReport proto = LoadReportToProto(report);
   std::vector<const FieldDescriptor*> set;

@@ -138,9 +138,9 @@ TEST(CostPolicy, ShortRestIsPrefilledWhereItIsDecoded) {
 TEST(CostPolicy, SlowLinkIsAvoided) {
   ClusterView view = TwoByTwo();
   LoadReport slow = PrefillLoad(10000);
-  slow.link_bytes_per_second = {{"decode-0", 1e7}, {"decode-1", 1e7}};
+  slow.links = {{"decode-0", {1e7}}, {"decode-1", {1e7}}};
   LoadReport mixed = PrefillLoad(10000);
-  mixed.link_bytes_per_second = {{"decode-0", 1e7}, {"decode-1", 1e10}};
+  mixed.links = {{"decode-0", {1e7}}, {"decode-1", {1e10}}};
   view.workers[2] = MakeWorker("prefill-0", WorkerRole::kPrefill, slow);
   view.workers[3] = MakeWorker("prefill-1", WorkerRole::kPrefill, mixed);
   const auto route = Query(view, 1000).Choose(view);
@@ -149,11 +149,33 @@ TEST(CostPolicy, SlowLinkIsAvoided) {
   EXPECT_EQ(route->prefill.front().id, "prefill-1");
 }
 
+TEST(CostPolicy, ARefusedLinkIsTheLastResort) {
+  ClusterView view = TwoByTwo();
+  LoadReport refused = PrefillLoad(10000);
+  refused.links = {{"decode-0", {.bytes_per_second = 1e10}}, {"decode-1", {.refused = true}}};
+  LoadReport slow = PrefillLoad(10000, 50000);  // five seconds of work wait there
+  slow.links = {{"decode-0", {1e6}}, {"decode-1", {1e6}}};
+  view.workers[2] = MakeWorker("prefill-0", WorkerRole::kPrefill, refused);
+  view.workers[3] = MakeWorker("prefill-1", WorkerRole::kPrefill, slow);
+  EXPECT_EQ(Query(view, 1000).Choose(view)->decode.id, "decode-0");
+
+  Query query(view, 1000);
+  query.excluded[0] = Exclusion::kLost;
+  auto route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_THAT(PrefillIds(*route), ElementsAre("prefill-1", "prefill-0"));
+
+  query.excluded[3] = Exclusion::kLost;
+  route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_THAT(PrefillIds(*route), ElementsAre("prefill-0"));
+}
+
 // A worker that has just come, whose links nobody knows, is not left out beside one with fast ones.
 TEST(CostPolicy, ALinkThatWasNeverUsedIsTried) {
   ClusterView view = TwoByTwo();
   LoadReport known = PrefillLoad(10000);
-  known.link_bytes_per_second = {{"decode-0", 1e12}, {"decode-1", 1e12}};
+  known.links = {{"decode-0", {1e12}}, {"decode-1", {1e12}}};
   view.workers[3] = MakeWorker("prefill-1", WorkerRole::kPrefill, known);
   Query query(view, 4000);
   query.routed[3].prefill_tokens = 5;  // a little busier
@@ -373,7 +395,7 @@ RandomCluster MakeRandomCluster(std::mt19937& random, int workers, bool links, b
       load.blocks_used = 50 * draw(10);
     }
     for (int d = 1; links && prefill && d < workers; d += 2) {
-      if (draw(3) > 0) load.link_bytes_per_second[fmt::format("w{:04}", d)] = 5e8 * (1 + draw(8));
+      if (draw(3) > 0) load.links[fmt::format("w{:04}", d)].bytes_per_second = 5e8 * (1 + draw(8));
     }
     const WorkerRole role = prefill       ? WorkerRole::kPrefill
                             : draw(8) > 0 ? WorkerRole::kDecode

@@ -73,7 +73,7 @@ TEST_F(MembershipTest, HelloIsWelcomedAndReportsAndEventsArrive) {
   load.mutable_load()->add_links()->set_peer_worker_id("d");
   ASSERT_OK(membership->Handle(load));
   EXPECT_EQ(registry_.view()->Find("u")->load->running, 3);
-  EXPECT_EQ(registry_.view()->Find("u")->load->link_bytes_per_second.count("d"), 1u);
+  EXPECT_EQ(registry_.view()->Find("u")->load->links.count("d"), 1u);
   WorkerMessage blocks;
   blocks.mutable_blocks()->add_stored(Hash128{1, 2}.ToBytes());
   ASSERT_OK(membership->Handle(blocks));
