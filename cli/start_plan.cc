@@ -110,7 +110,8 @@ std::vector<std::string> Remedies(const StartInputs& in) {
   if (in.kv_bytes > 0) {
     StartInputs changed = in;
     changed.kv_bytes = 0;
-    consider(changed, fmt::format("--kv-cache-memory-bytes={}", Figures(changed).kv_pool));
+    consider(changed, fmt::format("--kv-cache-memory-bytes={}",
+                                  ExactBytes(static_cast<int64_t>(Figures(changed).kv_pool))));
   }
   if (in.dtype == DType::kFloat32) {
     StartInputs changed = in;
@@ -163,9 +164,23 @@ absl::StatusOr<StartPlan> PlanStart(const StartInputs& in) {
         "sequences are cut to {} tokens, of the {} that the model allows: a KV pool of {} holds "
         "no more; --kv-cache-memory-bytes={} would",
         plan.max_model_len, wanted, Size(plan.kv_pool),
-        static_cast<size_t>(LayoutOf(in).BlocksFor(wanted)) * LayoutOf(in).BlockBytes()));
+        ExactBytes(LayoutOf(in).BlocksFor(wanted) *
+                   static_cast<int64_t>(LayoutOf(in).BlockBytes()))));
   }
   return plan;
+}
+
+absl::Status CheckMoreWorkers(const StartInputs& in) {
+  if (Fits(in)) return absl::OkStatus();
+  StartInputs fewer = in;
+  while (fewer.workers > 0 && !Fits(fewer)) --fewer.workers;
+  const StartPlan plan = Figures(in);
+  return ResourceExhausted(
+      "{} workers in all do not fit into memory: they would take {}, each a KV pool of {}{}, and "
+      "what runs now and what is left make {} ({}); {} would fit",
+      in.workers, Size(plan.total), Size(plan.kv_pool),
+      plan.copies > 1 ? fmt::format(" and weights of {}", Size(plan.weights)) : "",
+      Size(in.memory.available), in.memory.limited_by, fewer.workers);
 }
 
 std::string StartPlanText(const StartInputs& in, const StartPlan& plan,

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 #include "common/base/host_memory.h"
@@ -46,6 +47,10 @@ struct StartPlan {
 // RESOURCE_EXHAUSTED with all figures where it does not fit, and with each change that alone would
 // make it fit; INVALID_ARGUMENT where --max-model-len or the pool cannot be.
 absl::StatusOr<StartPlan> PlanStart(const StartInputs& inputs);
+
+// Whether `inputs.workers`, whose pools have `kv_bytes`, fit into what those that run already hold
+// and what is left. RESOURCE_EXHAUSTED says how many would.
+absl::Status CheckMoreWorkers(const StartInputs& inputs);
 
 // For `tandem up --dry-run`: a table with a row for each worker, and the sum. `threads`: of each.
 std::string StartPlanText(const StartInputs& inputs, const StartPlan& plan,

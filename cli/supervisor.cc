@@ -17,6 +17,7 @@
 #include "cli/log_line.h"
 #include "cli/units.h"
 #include "common/base/check.h"
+#include "common/base/host_memory.h"
 #include "common/base/status.h"
 
 namespace tandem::cli {
@@ -94,6 +95,12 @@ void Supervisor::SetArguments(const std::string& name, std::vector<std::string> 
 std::optional<ListeningLine> Supervisor::listening(const std::string& name) const {
   const Child* child = Find(name);
   return child == nullptr ? std::nullopt : child->listening;
+}
+
+std::optional<size_t> Supervisor::MemoryOf(const std::string& name) const {
+  const Child* child = Find(name);
+  if (child == nullptr || child->process == nullptr) return 0;
+  return ReadProcessMemory(child->process->pid());
 }
 
 std::vector<std::string> Supervisor::Names() const {

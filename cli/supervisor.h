@@ -74,6 +74,8 @@ class Supervisor {
   std::optional<ListeningLine> listening(const std::string& name) const;
   // How far those that load are.
   const Loading& loading() const { return loading_; }
+  // Bytes that `name` holds at present; none where that cannot be told.
+  std::optional<size_t> MemoryOf(const std::string& name) const;
   bool Has(const std::string& name) const { return Find(name) != nullptr; }
   std::vector<std::string> Names() const;
   // For people: "runs", "starting", "ended (signal 9 (Killed)), starting it again in 3.2s"; of one

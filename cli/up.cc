@@ -1,9 +1,6 @@
 // `tandem up`: a cluster on this machine, supervised.
 #include <algorithm>
-#include <array>
-#include <csignal>
 #include <cstdlib>
-#include <sched.h>
 #include <sys/wait.h>
 
 #include "absl/strings/escaping.h"
@@ -15,157 +12,31 @@
 #include "cli/cluster_summary.h"
 #include "cli/command.h"
 #include "cli/control_socket.h"
-#include "cli/gpu_placement.h"
 #include "cli/metrics_targets.h"
 #include "cli/oom_kills.h"
 #include "cli/program_flags.h"
-#include "cli/shared_memory.h"
-#include "cli/start_check.h"
 #include "cli/supervisor.h"
+#include "cli/up_flags.h"
+#include "cli/up_plan.h"
 #include "cli/up_screen.h"
 #include "cli/worker_death.h"
 #include "common/base/file.h"
 #include "common/base/host_memory.h"
 #include "common/base/host_port.h"
-#include "common/base/model_dir.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 
 namespace tandem::cli {
 namespace {
 
-constexpr char kRouter[] = "tandem_router";
-constexpr char kPrefillWorker[] = "tandem_prefill_worker";
-constexpr char kDecodeWorker[] = "tandem_decode_worker";
-
-// Of a GPU's memory, for all workers on it together.
-constexpr double kGpuMemoryUtilization = 0.9;
-
-constexpr uint64_t kMaxWorkersOfARole = 64;
 // What is ready sooner is not worth a bar.
 constexpr absl::Duration kWorthABar = absl::Milliseconds(500);
-
-struct UpFlags {
-  std::string model;
-  std::string model_dir;  // the same without a flag's name
-  std::optional<uint64_t> prefill;
-  std::optional<uint64_t> decode;
-  uint64_t unified = 0;
-  std::string host = "127.0.0.1";
-  int port = 8000;
-  int internal_port = 0;
-  int metrics_port = 0;
-  std::string metrics_sd_file;
-  double start_timeout_s = 600;
-  double stop_timeout_s = 45;
-  std::string share_weights = "auto";
-  bool dry_run = false;
-  std::vector<std::string> forwarded;
-};
-
-// Flags of the processes that `tandem up` sets itself, and what to use instead.
-struct ManagedFlag {
-  const char* name;
-  const char* instead;
-};
-constexpr char kChosen[] = "every process chooses a free port and says which";
-constexpr std::array<ManagedFlag, 13> kManaged = {{
-    {"--listen", "use --host and --port"},
-    {"--internal-listen", "use --internal-port"},
-    {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
-    {"--router", "the cluster has its own"},
-    {"--worker-id", "workers are named prefill-0, decode-0, ..."},
-    {"--role", "use --unified N"},
-    {"--report-loading", "it is how the loading bar is made"},
-    {"--metrics-listen", "use --metrics-port"},
-    {"--health-listen", "up watches its workers itself"},
-    {"--kv-listen", kChosen},
-    {"--shared-weights", "use --share-weights"},
-    {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},
-    {"--advertise-host", "all workers are local"},
-}};
-
-void AddFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags* flags) {
-  parser->AddPositional("MODEL_DIR", &flags->model_dir, "the same as --model MODEL_DIR", false);
-  parser->Group("Cluster");
-  parser->Add("--model", &flags->model, "checkpoint; required", "directory");
-  parser->Add("--prefill", &flags->prefill, "prefill workers; default 1, or 0 with --unified");
-  parser->Add("--decode", &flags->decode, "decode workers; default 1, or 0 with --unified");
-  parser->Add("--unified", &flags->unified, "workers that do both by themselves");
-  parser->Add("--host", &flags->host, "where the router listens");
-  parser->Add("--port", &flags->port, "the router's port; 0: any");
-  parser->Add("--internal-port", &flags->internal_port,
-              "the router's port for workers and operators, on 127.0.0.1; 0: any");
-  parser->Add("--metrics-port", &flags->metrics_port,
-              "port of the router's /metrics on --host; workers have those behind it, prefill "
-              "first; 0: any");
-  parser->Add("--metrics-sd-file", &flags->metrics_sd_file,
-              "kept up to date with all metrics addresses, for Prometheus' file_sd_configs",
-              "*.json");
-  parser->Add("--start-timeout", &flags->start_timeout_s, "time to become ready", "s");
-  parser->Add("--stop-timeout", &flags->stop_timeout_s, "time to finish requests when stopped",
-              "s");
-  parser->AddChoice("--share-weights", &flags->share_weights, {"auto", "on", "off"},
-                    "workers on the CPU keep one copy of the weights together instead of one "
-                    "each; auto: where shared memory has huge pages, or copies would not fit");
-  parser->Add("--dry-run", &flags->dry_run,
-              "check model, flags and memory, say what each worker would take, and end");
-  for (const FlagTable& program : programs) parser->AddForeign(program, &flags->forwarded);
-  for (const auto& [name, instead] : kManaged) {
-    parser->Refuse(name, fmt::format("is set by tandem up itself; {}", instead));
-  }
-  parser->SetEnvironment("--cluster-secret", "");  // read by ClusterSecret, and by the processes
-  parser->Example("tandem up models/demo");
-  parser->Example("tandem up models/demo --prefill 2 --decode 2 --port 8800");
-  parser->Example("tandem up models/demo --unified 1 --max-model-len 1k --max-num-seqs 32");
-  parser->Example("tandem up --config cluster.yaml  # model: models/demo, prefill: 2, ...");
-}
-
-// Worker counts are filled in; errors name the flag.
-absl::Status Complete(UpFlags* flags) {
-  if (!flags->model_dir.empty()) flags->model = flags->model_dir;
-  if (flags->model.empty()) {
-    return InvalidArgument("the model is missing: tandem up DIR, or --model DIR");
-  }
-  TANDEM_RETURN_IF_ERROR(ResolveModelDir("--model", &flags->model));
-  const uint64_t otherwise = flags->unified > 0 ? 0 : 1;
-  if (!flags->prefill) flags->prefill = otherwise;
-  if (!flags->decode) flags->decode = otherwise;
-  if (*flags->decode > 0 && *flags->prefill == 0) {
-    return InvalidArgument("--prefill: must be at least 1 where there are decode workers");
-  }
-  if (*flags->decode + flags->unified == 0) {
-    return InvalidArgument("--decode: must be at least 1 (or --unified at least 1)");
-  }
-  if (std::max({*flags->prefill, *flags->decode, flags->unified}) > kMaxWorkersOfARole) {
-    return InvalidArgument("--prefill, --decode, --unified: at most {} workers of a kind",
-                           kMaxWorkersOfARole);
-  }
-  if (flags->port < 0 || flags->port > 65535) {
-    return InvalidArgument("--port: must be from 0 to 65535, got {}", flags->port);
-  }
-  if (flags->internal_port < 0 || flags->internal_port > 65535) {
-    return InvalidArgument("--internal-port: must be from 0 to 65535, got {}",
-                           flags->internal_port);
-  }
-  const auto workers = static_cast<int>(*flags->prefill + *flags->decode + flags->unified);
-  if (flags->metrics_port < 0 || flags->metrics_port > 65535 - workers) {
-    return InvalidArgument("--metrics-port: must be from 0 to {} with {} workers, got {}",
-                           65535 - workers, workers, flags->metrics_port);
-  }
-  return absl::OkStatus();
-}
 
 std::string RandomSecret() { return absl::BytesToHexString(RandomBytes(16)); }
 
 std::string ClusterSecret() {
   const char* given = std::getenv("TANDEM_CLUSTER_SECRET");
   return given != nullptr && *given != '\0' ? given : RandomSecret();
-}
-
-int NumCores() {
-  cpu_set_t set;
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
 // A worker that is meant to run.
@@ -192,12 +63,14 @@ class LocalCluster {
 
   int Run(const std::vector<FlagTable>& programs) {
     // All that can be said against it before anything starts.
-    if (const absl::Status status = PlanArguments(programs); !status.ok()) return Failed(status);
+    auto plan = UpPlan::Make(flags_, programs, ThisMachine());
+    if (!plan.ok()) return Failed(plan.status());
+    plan_ = *std::move(plan);
     if (flags_.dry_run) {
-      fmt::print("{}", CheckedStartText(start_, checked_));
+      fmt::print("{}", plan_->Text());
       return kExitOk;
     }
-    for (const std::string& warning : checked_.warnings) {
+    for (const std::string& warning : plan_->warnings()) {
       screen_->Say("warning: " + warning, Colour::kYellow);
     }
     begin_ = absl::Now();
@@ -238,118 +111,19 @@ class LocalCluster {
     return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailed;
   }
 
-  // What each program is given, and who runs it.
-  absl::Status PlanArguments(const std::vector<FlagTable>& programs) {
-    given_ = DistributeFlags(flags_.forwarded, programs);
-    const uint64_t workers = *flags_.prefill + *flags_.decode + flags_.unified;
-    const int threads = std::max<int>(1, NumCores() / static_cast<int>(workers));
-    for (const char* program : {kPrefillWorker, kDecodeWorker}) {
-      // First, so that a --num-threads of the user comes later and wins.
-      std::vector<std::string>& given = given_[program];
-      given.insert(given.begin(), fmt::format("--num-threads={}", threads));
-    }
-    PlaceWorkers(static_cast<int>(workers));
-    start_ = {.model_dir = flags_.model,
-              .flags = given_[kDecodeWorker],
-              .workers = WorkerNames(),
-              .threads = threads,
-              .share_weights = flags_.share_weights == "on" ||
-                               (flags_.share_weights == "auto" && SharedMemoryHasHugePages()),
-              .on_cpu = places_.empty()};
-    if (weights_.path().empty()) start_.share_weights = false;
-    const HostMemory memory = ReadHostMemory();
-    absl::StatusOr<CheckedStart> checked = CheckStart(start_, memory);
-    if (absl::IsResourceExhausted(checked.status()) && flags_.share_weights == "auto" &&
-        !weights_.path().empty()) {
-      StartRequest shared = start_;
-      shared.share_weights = true;
-      if (absl::StatusOr<CheckedStart> fits = CheckStart(shared, memory); fits.ok()) {
-        start_ = std::move(shared);
-        checked = std::move(fits);
-      }
-    }
-    TANDEM_ASSIGN_OR_RETURN(checked_, std::move(checked));
-    if (!checked_.plan) return absl::OkStatus();
-    if (start_.share_weights && !SharedMemoryHasHugePages()) {
-      checked_.warnings.emplace_back(
-          "the weights that workers share lie in pages of 4 KiB, which makes steps up to a fourth "
-          "slower; cure: echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled");
-    }
-    GiveMemory(*checked_.plan);
-    return absl::OkStatus();
-  }
-
-  std::vector<std::string> WorkerNames() const {
-    std::vector<std::string> names;
-    const auto add = [&names](const char* role, uint64_t count) {
-      for (uint64_t i = 0; i < count; ++i) names.push_back(fmt::format("{}-{}", role, i));
-    };
-    add("prefill", *flags_.prefill);
-    add("decode", *flags_.decode);
-    add("unified", flags_.unified);
-    return names;
-  }
-
-  // Workers start at once and cannot see what the others are about to take.
-  void GiveMemory(const StartPlan& plan) {
-    for (const char* program : {kPrefillWorker, kDecodeWorker}) {
-      std::vector<std::string>& given = given_[program];
-      if (checked_.inputs.kv_bytes == 0) {
-        given.push_back(fmt::format("--kv-cache-memory-bytes={}", plan.kv_pool));
-      }
-      if (start_.share_weights) given.push_back("--shared-weights=" + weights_.path());
-    }
-  }
-
-  // One GPU each, in turn; those that share one share its memory, unless the user said how much.
-  void PlaceWorkers(int workers) {
-    const std::vector<std::string>& given = given_[kDecodeWorker];
-    const auto says = [&given](const std::string& start) {
-      return std::any_of(given.begin(), given.end(), [&start](const std::string& argument) {
-        return argument.starts_with(start);
-      });
-    };
-    if (says("--device=cpu")) return;
-    places_ = PlaceOnGpus(workers, CountGpus("/dev", std::getenv("CUDA_VISIBLE_DEVICES")));
-    shares_memory_ = !says("--gpu-memory-utilization=") && !says("--kv-cache-memory-bytes=");
-  }
-
-  // Flags of the next worker to start.
-  std::vector<std::string> PlaceFlags(const GpuPlace& place) const {
-    std::vector<std::string> flags = {fmt::format("--gpu={}", place.gpu)};
-    if (shares_memory_ && place.memory_share < 1) {
-      flags.push_back(fmt::format("--gpu-memory-utilization={:.4f}",
-                                  kGpuMemoryUtilization * place.memory_share));
-    }
-    return flags;
-  }
-
-  ChildSpec Spec(const std::string& name, const std::string& program,
-                 const std::vector<std::string>& more) {
-    ChildSpec spec{.name = name, .arguments = {ProgramPath(program), "--model", flags_.model}};
-    spec.arguments.insert(spec.arguments.end(), more.begin(), more.end());
-    const std::vector<std::string>& given = given_[program];
-    spec.arguments.insert(spec.arguments.end(), given.begin(), given.end());
-    return spec;
-  }
-
   absl::Status Start() {
     const std::string listen = HostPort{flags_.host, flags_.port}.ToString();
     const std::string internal = HostPort{"127.0.0.1", flags_.internal_port}.ToString();
     TANDEM_RETURN_IF_ERROR(supervisor_->Start(
-        Spec("router", kRouter,
-             {"--listen", listen, "--internal-listen", internal, "--metrics-listen",
-              MetricsListen(flags_.host, flags_.metrics_port, 0)})));
+        {"router",
+         plan_->Router(listen, internal, MetricsListen(flags_.host, flags_.metrics_port, 0))}));
     TANDEM_RETURN_IF_ERROR(
         StepUntil([this] { return supervisor_->listening("router").has_value(); }));
-    address_ = supervisor_->listening("router")->address;
-    internal_ = supervisor_->listening("router")->internal_address;
+    const ListeningLine router = *supervisor_->listening("router");
+    address_ = router.address;
+    internal_ = router.internal_address;
     // Started again, the router must be found where it was.
-    supervisor_->SetArguments(
-        "router", Spec("router", kRouter,
-                       {"--listen", address_, "--internal-listen", internal_, "--metrics-listen",
-                        supervisor_->listening("router")->metrics_address})
-                      .arguments);
+    supervisor_->SetArguments("router", plan_->Router(address_, internal_, router.metrics_address));
     if (const auto noted = WriteClusterNote(address_, {internal_, secret_}); !noted.ok()) {
       screen_->Say(
           fmt::format("`tandem status` will need --internal {}: {}", internal_, MessageOf(noted)),
@@ -378,26 +152,10 @@ class LocalCluster {
                          [place](const Worker& other) { return other.place == place; });
     };
     while (taken(worker.place)) ++worker.place;
-    std::vector<std::string> more = {
-        "--router",
-        internal_,
-        "--worker-id",
-        worker.name,
-        "--report-loading",
-        "--metrics-listen",
-        MetricsListen(flags_.host, flags_.metrics_port, 1 + worker.place)};
-    if (role == "unified") more.push_back("--role=unified");
-    if (!places_.empty()) {
-      if (static_cast<size_t>(worker.place) >= places_.size()) {
-        return ResourceExhausted(
-            "all {} places on GPUs are taken; start `tandem up` with more workers", places_.size());
-      }
-      const std::vector<std::string> flags = PlaceFlags(places_[worker.place]);
-      more.insert(more.end(), flags.begin(), flags.end());
-    }
+    TANDEM_ASSIGN_OR_RETURN(std::vector<std::string> arguments,
+                            plan_->Worker(worker.name, worker.role, worker.place, internal_));
     workers_.push_back(worker);
-    return supervisor_->Start(
-        Spec(worker.name, role == "prefill" ? kPrefillWorker : kDecodeWorker, more));
+    return supervisor_->Start({worker.name, std::move(arguments)});
   }
 
   bool AllReady() {
@@ -523,6 +281,7 @@ class LocalCluster {
     }
     const auto counts = [&role](const Worker& w) { return w.role == role && !w.held; };
     auto now = static_cast<uint64_t>(std::count_if(workers_.begin(), workers_.end(), counts));
+    if (count > now) TANDEM_RETURN_IF_ERROR(CheckMemoryFor(workers_.size() + (count - now)));
     for (; now < count; ++now) TANDEM_RETURN_IF_ERROR(StartWorker(role));
     for (; now > count; --now) {
       const auto last = std::find_if(workers_.rbegin(), workers_.rend(), counts);
@@ -531,6 +290,20 @@ class LocalCluster {
       workers_.erase(std::next(last).base());
     }
     return absl::OkStatus();
+  }
+
+  // Those that are held out count too: they may come back.
+  absl::Status CheckMemoryFor(size_t workers) const {
+    HostMemory memory = ReadHostMemory();
+    for (const std::string& name : supervisor_->Names()) {
+      const bool stays = std::any_of(workers_.begin(), workers_.end(),
+                                     [&name](const Worker& worker) { return worker.name == name; });
+      if (!stays && name != "router") continue;
+      const std::optional<size_t> held = supervisor_->MemoryOf(name);
+      if (!held) return absl::OkStatus();
+      memory.available += *held;
+    }
+    return plan_->CheckWorkers(static_cast<int>(workers), memory);
   }
 
   // ---- ends ----
@@ -586,6 +359,7 @@ class LocalCluster {
           cluster.ok() ? cluster->running_requests() + cluster->queued_requests() : 0;
       streams = fmt::format(", {} stream{} to finish", open, open == 1 ? "" : "s");
     }
+    if (screen_->terminal()) screen_->Print("\n");  // behind the ^C
     screen_->Say(fmt::format("stopping{}; {} again to kill", streams,
                              screen_->terminal() ? "Ctrl-C" : "signal"));
   }
@@ -605,15 +379,10 @@ class LocalCluster {
   Supervisor* const supervisor_;
   UpScreen* const screen_;
   MetricsTargetsFile targets_;
-  std::map<std::string, std::vector<std::string>> given_;  // by program
-  std::vector<GpuPlace> places_;                           // of the workers; empty: no GPU
-  bool shares_memory_ = false;                             // nobody said what a worker may take
-  StartRequest start_;
-  CheckedStart checked_;
-  const SharedMemory weights_{"tandem-weights"};  // of all workers, if they share them
-  std::vector<Worker> workers_;                   // oldest first
-  std::string address_;                           // the router's, public
-  std::string internal_;                          // and internal
+  std::unique_ptr<UpPlan> plan_;
+  std::vector<Worker> workers_;  // oldest first
+  std::string address_;          // the router's, public
+  std::string internal_;         // and internal
   std::unique_ptr<ClusterAdminClient> admin_;
   std::unique_ptr<ControlSocket> control_;
   std::optional<uint64_t> oom_kills_;  // as counted last
@@ -627,14 +396,15 @@ int RunUp(const Arguments& arguments) {
                  "Starts a router, prefill and decode workers on this machine and keeps them "
                  "running; prints `ready HOST:PORT` once they serve. Flags of the router and of "
                  "the workers are passed on.");
-  const auto programs = AskForFlags(
-      {{ProgramPath(kRouter)}, {ProgramPath(kPrefillWorker)}, {ProgramPath(kDecodeWorker)}});
+  const auto programs = AskForFlags({{ProgramPath(kRouterProgram)},
+                                     {ProgramPath(kPrefillProgram)},
+                                     {ProgramPath(kDecodeProgram)}});
   if (!programs.ok()) return Fail("up", programs.status());
   UpFlags flags;
-  AddFlags(&parser, *programs, &flags);
+  AddUpFlags(&parser, *programs, &flags);
   if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
-  if (const absl::Status status = Complete(&flags); !status.ok()) {
-    fmt::print(stderr, "tandem up: {}\n", MessageOf(status));
+  if (const absl::Status status = CompleteUpFlags(&flags); !status.ok()) {
+    Complain(fmt::format("tandem up: {}", MessageOf(status)));
     return kExitUsage;
   }
   const std::string secret = ClusterSecret();

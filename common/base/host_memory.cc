@@ -130,6 +130,14 @@ HostMemory ReadHostMemory(const std::string& root) {
   return memory;
 }
 
+std::optional<size_t> ReadProcessMemory(int pid, const std::string& root) {
+  const std::string path = root + "/proc/" + std::to_string(pid) + "/smaps_rollup";
+  const std::optional<size_t> own = ReadKey(path, "Pss_Anon:");
+  const std::optional<size_t> shared = ReadKey(path, "Pss_Shmem:");
+  if (!own || !shared) return std::nullopt;
+  return (*own + *shared) * 1024;
+}
+
 bool SharedMemoryHasHugePages(const std::string& root) {
   std::ifstream file(root + "/sys/kernel/mm/transparent_hugepage/shmem_enabled");
   std::string modes;

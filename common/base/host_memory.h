@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string>
 
 namespace tandem {
@@ -16,6 +17,10 @@ struct HostMemory {
 // Asks the machine and every control group that this process is in, its own and those above it, of
 // version 1 and 2. `root` begins the paths of all files, for tests.
 HostMemory ReadHostMemory(const std::string& root = "");
+
+// Bytes that a process holds and would give back at its end: its own memory, and its part of what
+// it shares with others; not files that are mapped. None where that cannot be read.
+std::optional<size_t> ReadProcessMemory(int pid, const std::string& root = "");
 
 // Whether the kernel gives shared memory huge pages to who asks for them (madvise).
 bool SharedMemoryHasHugePages(const std::string& root = "");

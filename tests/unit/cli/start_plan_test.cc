@@ -4,6 +4,7 @@
 #include "gtest/gtest.h"
 
 #include "cli/start_check.h"
+#include "common/config/bytes.h"
 #include "tests/support/paths.h"
 
 namespace tandem::cli {
@@ -76,7 +77,8 @@ TEST(StartPlan, SaysThePoolThatWouldFit) {
   const std::string flag = "--kv-cache-memory-bytes=";
   const size_t at = message.find(flag);
   ASSERT_NE(at, message.npos) << message;
-  in.kv_bytes = std::stoll(message.substr(at + flag.size()));
+  const size_t value = at + flag.size();
+  in.kv_bytes = ParseBytes(message.substr(value, message.find(';', value) - value)).value();
   EXPECT_OK(PlanStart(in));
 }
 
@@ -99,7 +101,7 @@ TEST(StartPlan, AShortenedLengthIsAWarning) {
   ASSERT_OK(plan);
   EXPECT_EQ(plan->max_model_len, 160);
   EXPECT_THAT(plan->warnings, ElementsAre(AllOf(HasSubstr("cut to 160 tokens, of the 32768"),
-                                                HasSubstr("--kv-cache-memory-bytes=1879048192"))));
+                                                HasSubstr("--kv-cache-memory-bytes=1792MiB"))));
   in.max_model_len = 161;
   EXPECT_EQ(PlanStart(in).status().code(), absl::StatusCode::kInvalidArgument);
   in.max_model_len = 40'000;

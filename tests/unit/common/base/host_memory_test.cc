@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -102,6 +103,14 @@ TEST_F(HostMemoryTest, TheKernelSaysWhetherSharedMemoryHasHugePages) {
   EXPECT_FALSE(SharedMemoryHasHugePages(dir_));
   Write(file, "always within_size [advise] never deny force\n");
   EXPECT_TRUE(SharedMemoryHasHugePages(dir_));
+}
+
+TEST_F(HostMemoryTest, OfAProcessCountsWhatWouldComeBackAtItsEnd) {
+  Write("/proc/7/smaps_rollup",
+        "55d0-7ffd ---p 00000000 00:00 0 [rollup]\nRss: 9000 kB\nPss: 5000 kB\n"
+        "Pss_Anon: 1024 kB\nPss_File: 2928 kB\nPss_Shmem: 1048 kB\n");
+  EXPECT_EQ(ReadProcessMemory(7, dir_), size_t{2072} << 10);
+  EXPECT_EQ(ReadProcessMemory(8, dir_), std::nullopt);
 }
 
 TEST(ReadHostMemory, ThisMachineHasSome) {
