@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bench/cuda_timing.cuh"
+#include "bench/usage.h"
 #include "engine/kernels/cuda/decode_attention.h"
 #include "engine/kernels/cuda/prefill_attention.h"
 #include "engine/kernels/cuda/turns.h"
@@ -178,6 +179,11 @@ void Main(int argc, char** argv) {
 }  // namespace tandem::engine::cuda
 
 int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv,
+                         "cuda_attention_bench [--shapes ITEMSxROWS@START,...] [--batch-invariant] "
+                         "[--no-overlap]")) {
+    return 0;
+  }
   tandem::engine::cuda::Main(argc, argv);
   return 0;
 }

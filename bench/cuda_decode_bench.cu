@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bench/cuda_timing.cuh"
+#include "bench/usage.h"
 #include "engine/kernels/cuda/decode_attention.h"
 #include "engine/kernels/cuda/skinny_linear.h"
 #include "engine/kernels/cuda/step.h"
@@ -324,6 +325,11 @@ void Main(int argc, char** argv) {
 }  // namespace tandem::engine::cuda
 
 int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv,
+                         "cuda_decode_bench [--steps BATCH:CONTEXT,...] [--ops BATCH,...] "
+                         "[--without KERNELS,...] [--no-overlap]")) {
+    return 0;
+  }
   tandem::engine::cuda::Main(argc, argv);
   return 0;
 }

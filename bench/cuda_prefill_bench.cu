@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bench/cuda_timing.cuh"
+#include "bench/usage.h"
 #include "engine/kernels/cuda/hopper_linear.h"
 #include "tests/gpu/device_array.h"
 
@@ -206,6 +207,10 @@ void Main(int argc, char** argv) {
 }  // namespace tandem::engine::cuda
 
 int main(int argc, char** argv) {
+  if (tandem::AnswerHelp(argc, argv,
+                         "cuda_prefill_bench [--rows COUNT,...] [--whole] [--no-overlap]")) {
+    return 0;
+  }
   tandem::engine::cuda::Main(argc, argv);
   return 0;
 }
