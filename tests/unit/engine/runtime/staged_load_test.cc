@@ -12,6 +12,7 @@
 #include "engine/runtime/decoder_runner.h"
 #include "tests/fakes/deferred_backend.h"
 #include "tests/support/paths.h"
+#include "tests/support/same_weights.h"
 
 namespace tandem::engine {
 namespace {
@@ -31,31 +32,6 @@ Loaded Load(std::unique_ptr<Backend> backend, const std::string& dir, bool dummy
   loaded.weights = LoadModelWeights(config, {dir, dummy, 3, element, /*num_threads=*/2},
                                     &loaded.backend->device(), loaded.ops.get());
   return loaded;
-}
-
-bool Same(const Buffer& a, const Buffer& b) {
-  return a.size() == b.size() && (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size()) == 0);
-}
-bool Same(const LinearWeights& a, const LinearWeights& b) {
-  return Same(a.memory, b.memory) && Same(a.bias.memory, b.bias.memory);
-}
-
-void ExpectSame(const ModelWeights& a, const ModelWeights& b) {
-  ASSERT_EQ(a.layers.size(), b.layers.size());
-  for (size_t i = 0; i < a.layers.size(); ++i) {
-    const LayerWeights &x = a.layers[i], &y = b.layers[i];
-    EXPECT_TRUE(Same(x.qkv, y.qkv)) << i;
-    EXPECT_TRUE(Same(x.output, y.output)) << i;
-    EXPECT_TRUE(Same(x.gate_up, y.gate_up)) << i;
-    EXPECT_TRUE(Same(x.down, y.down)) << i;
-    EXPECT_TRUE(Same(x.input_norm.memory, y.input_norm.memory)) << i;
-    EXPECT_TRUE(Same(x.q_norm.memory, y.q_norm.memory)) << i;
-  }
-  EXPECT_TRUE(Same(a.head, b.head));
-  EXPECT_TRUE(Same(a.final_norm.memory, b.final_norm.memory));
-  ASSERT_EQ(a.embedding.bytes, b.embedding.bytes);
-  EXPECT_EQ(std::memcmp(a.embedding_data(), b.embedding_data(), a.embedding.bytes), 0);
-  EXPECT_EQ(a.digest, b.digest);
 }
 
 std::unique_ptr<Backend> Deferred() {
