@@ -1,7 +1,6 @@
 #include "cli/units.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "fmt/format.h"
@@ -14,19 +13,6 @@ std::string CountText(uint64_t count) {
     out.insert(static_cast<size_t>(i), ",");
   }
   return out;
-}
-
-std::string SizeText(uint64_t bytes) {
-  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
-  auto size = static_cast<double>(bytes);
-  size_t unit = 0;
-  // 1023.6 KiB would be shown as 1024.
-  while (size >= 1023.5 && unit + 1 < kUnits.size()) {
-    size /= 1024;
-    ++unit;
-  }
-  const bool whole = unit == 0 || size >= 99.95;
-  return fmt::format("{:.{}f} {}", size, whole ? 0 : 1, kUnits[unit]);
 }
 
 std::string TimeText(absl::Duration time) {

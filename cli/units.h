@@ -10,8 +10,6 @@ namespace tandem::cli {
 
 // "13,891".
 std::string CountText(uint64_t count);
-// "512 B", "188 KiB", "7.6 GiB".
-std::string SizeText(uint64_t bytes);
 // "3.2s", "47s", "2m14s", "5h03m", "12d04h".
 std::string TimeText(absl::Duration time);
 // "12 %"; what is more than nothing is at least "1 %", and what is less than all at most "99 %".

@@ -5,7 +5,7 @@
 
 #include "fmt/format.h"
 
-#include "cli/units.h"
+#include "common/config/bytes.h"
 
 namespace tandem::cli {
 
@@ -15,8 +15,9 @@ std::string ExplainDeath(int wait_status, const MemoryAtDeath& memory) {
     return "killed from outside, not by the kernel for want of memory";
   std::string load;
   if (memory.worker_bytes > 0) {
-    load = fmt::format(": {} worker{} x {} of weights", memory.workers,
-                       memory.workers == 1 ? "" : "s", SizeText(memory.worker_bytes));
+    load =
+        fmt::format(": {} worker{} x {} of weights", memory.workers, memory.workers == 1 ? "" : "s",
+                    FormatBytes(static_cast<int64_t>(memory.worker_bytes)));
   }
   if (memory.oom_killed == true) {
     return fmt::format(

@@ -71,13 +71,15 @@ std::string ExactBytes(int64_t bytes) {
 
 std::string FormatBytes(int64_t bytes) {
   constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
+  auto size = static_cast<double>(bytes);
   size_t unit = 0;
-  while (value >= 1024 && unit + 1 < kUnits.size()) {
-    value /= 1024;
+  // 1023.6 KiB would be shown as 1024.
+  while (size >= 1023.5 && unit + 1 < kUnits.size()) {
+    size /= 1024;
     ++unit;
   }
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
+  const bool whole = unit == 0 || size >= 99.95;
+  return fmt::format("{:.{}f} {}", size, whole ? 0 : 1, kUnits[unit]);
 }
 
 }  // namespace tandem

@@ -20,7 +20,7 @@ absl::StatusOr<int64_t> ParseCount(std::string_view text);
 // What ParseBytes reads as exactly this number, as short as that can be: "1GiB", "1000".
 std::string ExactBytes(int64_t bytes);
 
-// "57,344 B" is the caller's affair; this is for people: "14.2 GiB".
+// For people: "512 B", "188 KiB", "7.6 GiB".
 std::string FormatBytes(int64_t bytes);
 
 }  // namespace tandem

@@ -12,13 +12,6 @@ TEST(Units, Counts) {
   EXPECT_EQ(CountText(1'234'567), "1,234,567");
 }
 
-TEST(Units, Sizes) {
-  EXPECT_EQ(SizeText(512), "512 B");
-  EXPECT_EQ(SizeText(192'512), "188 KiB");
-  EXPECT_EQ(SizeText(1'048'575), "1.0 MiB");
-  EXPECT_EQ(SizeText(uint64_t{7'800} << 20), "7.6 GiB");
-}
-
 TEST(Units, Times) {
   EXPECT_EQ(TimeText(absl::Milliseconds(-3)), "0.0s");
   EXPECT_EQ(TimeText(absl::Milliseconds(3'240)), "3.2s");

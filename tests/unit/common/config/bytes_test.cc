@@ -26,6 +26,8 @@ TEST(FormatBytesTest, PicksTheUnit) {
   EXPECT_EQ(FormatBytes(0), "0 B");
   EXPECT_EQ(FormatBytes(1023), "1023 B");
   EXPECT_EQ(FormatBytes(57344), "56.0 KiB");
+  EXPECT_EQ(FormatBytes(192'512), "188 KiB");
+  EXPECT_EQ(FormatBytes(1'048'575), "1.0 MiB");
   EXPECT_EQ(FormatBytes(int64_t{3} << 29), "1.5 GiB");
 }
 
