@@ -14,6 +14,7 @@
 #include "cli/inference_client.h"
 #include "cli/line_editor.h"
 #include "cli/sampling_flags.h"
+#include "cli/units.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 #include "common/text/utf8.h"
@@ -203,7 +204,7 @@ class TerminalChat {
   void Run(const v1::Model& model) {
     for (const std::string& message : history_.Load()) editor_->AddHistory(message);
     fmt::print("{} at {}, {} tokens at most. /help for help, Ctrl-D to leave.\n", model.id(),
-               flags_.server, model.max_model_len());
+               flags_.server, CountText(model.max_model_len()));
     while (const auto message = ReadMessage()) {
       if (IsBlank(*message)) continue;
       editor_->AddHistory(*message);
@@ -299,11 +300,7 @@ int ConverseAtTerminal(const ChatFlags& flags, SignalWaiter* signals, InferenceC
   const absl::StatusOr<v1::Model> model = client->GetModel();
   if (!model.ok()) {
     if (cancel.TakeCancelled()) return kExitInterrupted;
-    Fail("chat", model.status(), flags.server);
-    if (absl::IsUnavailable(model.status())) {
-      fmt::print(stderr, "Start a cluster with tandem up, or name another with --server.\n");
-    }
-    return kExitFailed;
+    return Fail("chat", model.status(), flags.server);
   }
   TerminalChat(flags, client, &editor).Run(*model);
   return kExitOk;

@@ -1,16 +1,39 @@
 #include "cli/command.h"
 
+#include <unistd.h>
+
 #include "fmt/format.h"
 
+#include "cli/terminal.h"
 #include "common/base/status.h"
+#include "common/base/wrap_words.h"
 #include "common/rpc/status.h"
 
 namespace tandem::cli {
 
+namespace {
+
+// What gRPC says of an address where nobody listens ends with the cause, behind much else.
+std::string Unreachable(const std::string& server, const absl::Status& status) {
+  const std::string message = MessageOf(status);
+  if (!message.starts_with("failed to connect")) return "";
+  return fmt::format(
+      "nothing answers at {} ({}); start a cluster with `tandem up`, or name another with --server",
+      server, message.substr(message.rfind(": ") + 2));
+}
+
+}  // namespace
+
+void Complain(const std::string& text) {
+  const bool wrap = IsTerminal(STDERR_FILENO);
+  fmt::print(stderr, "{}\n",
+             wrap ? WrapWords(text, static_cast<size_t>(TerminalWidth(STDERR_FILENO)), 0) : text);
+}
+
 std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments) {
   const absl::Status status = flags->Parse(arguments);
   if (!status.ok()) {
-    fmt::print(stderr, "{}: {}\n", flags->program(), MessageOf(status));
+    Complain(fmt::format("{}: {}", flags->program(), MessageOf(status)));
     return kExitUsage;
   }
   if (flags->HelpRequested()) {
@@ -44,9 +67,12 @@ std::string DescribeError(const absl::Status& status) {
 }
 
 int Fail(const std::string& command, const absl::Status& status, const std::string& server) {
-  const bool name_server = status.code() == absl::StatusCode::kUnavailable && !server.empty();
-  fmt::print(stderr, "tandem {}: {}{}\n", command,
-             name_server ? fmt::format("server {}: ", server) : "", DescribeError(status));
+  std::string error = DescribeError(status);
+  if (absl::IsUnavailable(status) && !server.empty()) {
+    const std::string unreachable = Unreachable(server, status);
+    error = unreachable.empty() ? fmt::format("server {}: {}", server, error) : unreachable;
+  }
+  Complain(fmt::format("tandem {}: {}", command, error));
   return kExitFailed;
 }
 

@@ -52,6 +52,8 @@ std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments);
 // Adds --server, which every command takes from TANDEM_SERVER, else 127.0.0.1:8000.
 void AddServerFlag(FlagSet* flags, std::string* server);
 
+// A line on stderr; on a terminal it ends between words.
+void Complain(const std::string& text);
 // One line for people: "INVALID_ARGUMENT: temperature must be >= 0 (field sampling.temperature)".
 std::string DescribeError(const absl::Status& status);
 // Prints "tandem COMMAND: error" on stderr and returns kExitFailed. `server` ("" for none) is named

@@ -9,40 +9,30 @@
 namespace tandem::cli {
 namespace {
 
-// Of one word, or of the value of "level".
 LineKind KindOfLevel(const std::string& word) {
-  static const std::map<std::string_view, LineKind> kLevels = {
-      {"trace", LineKind::kRoutine},   {"debug", LineKind::kRoutine},
-      {"info", LineKind::kRoutine},    {"T", LineKind::kRoutine},
-      {"D", LineKind::kRoutine},       {"I", LineKind::kRoutine},
-      {"warning", LineKind::kWarning}, {"warn", LineKind::kWarning},
-      {"W", LineKind::kWarning},       {"error", LineKind::kError},
-      {"E", LineKind::kError},         {"critical", LineKind::kError},
-      {"C", LineKind::kError}};
+  static const std::map<std::string_view, LineKind> kLevels = {{"debug", LineKind::kRoutine},
+                                                               {"info", LineKind::kRoutine},
+                                                               {"warn", LineKind::kWarning},
+                                                               {"error", LineKind::kError}};
   const auto found = kLevels.find(word);
   return found == kLevels.end() ? LineKind::kBare : found->second;
 }
 
-// A line of text, from its level on: "error decode-0: out of blocks" or "decode-0 error ...".
-struct Words {
+struct Entry {
   LineKind kind = LineKind::kBare;
-  std::string rest;  // behind the level
+  std::string message;
 };
 
-Words SplitText(const std::string& line) {
-  // A log line begins with its time.
-  if (line.empty() || line[0] < '0' || line[0] > '9') return {};
-  constexpr int kWords = 4;  // date, time, level and name, in some order
+// "2026-11-28T22:54:02.123Z error decode-0: out of blocks"
+Entry SplitText(const std::string& line) {
   std::istringstream in(line);
-  std::string word;
-  for (int i = 0; i < kWords && in >> word; ++i) {
-    const LineKind kind = KindOfLevel(word);
-    if (kind == LineKind::kBare) continue;
-    Words out{kind, ""};
-    std::getline(in >> std::ws, out.rest);
-    return out;
+  std::string time, level, process;
+  if (!(in >> time >> level >> process) || !time.ends_with('Z') || !process.ends_with(':')) {
+    return {};
   }
-  return {};
+  Entry out{KindOfLevel(level), ""};
+  std::getline(in >> std::ws, out.message);
+  return out;
 }
 
 nlohmann::json Parse(const std::string& line) {
@@ -67,12 +57,8 @@ std::string TextOf(const std::string& line) {
     const std::string message = Member(Parse(line), "message");
     return message.empty() ? line : message;
   }
-  const Words words = SplitText(line);
-  if (words.kind == LineKind::kBare) return line;
-  // The name of the process, if it stands there.
-  const size_t space = words.rest.find(' ');
-  const bool named = space != std::string::npos && space > 0 && words.rest[space - 1] == ':';
-  return named ? words.rest.substr(space + 1) : words.rest;
+  const Entry entry = SplitText(line);
+  return entry.kind == LineKind::kBare ? line : entry.message;
 }
 
 }  // namespace tandem::cli

@@ -1,4 +1,5 @@
-// How much a line that a child process wrote on stderr matters. Pure.
+// How much a line that a child process wrote on stderr matters; the log's formats are those of
+// common/base/log.h. Pure.
 #pragma once
 
 #include <string>
@@ -12,7 +13,6 @@ enum class LineKind {
   kBare,  // not of the log: the one line of a program that ends, or what a library prints
 };
 
-// Looks for the level among the first words of a line of log, or in its JSON.
 LineKind KindOf(const std::string& line);
 
 // What a line says, without time, level and name.

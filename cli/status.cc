@@ -93,6 +93,7 @@ absl::Status Show(const StatusFlags& flags) {
   const bool clear = IsTerminal(STDOUT_FILENO) && !flags.json;
   while (true) {
     if (clear) fmt::print("\033[H\033[2J");
+    std::fflush(stdout);  // or it would wipe away what goes to stderr
     const absl::Status status = Show(flags);
     if (!status.ok()) Fail("status", status, flags.target.server);
     if (clear) fmt::print("\nevery {}; Ctrl-C ends\n", TimeText(absl::Seconds(flags.watch_s)));

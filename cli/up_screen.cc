@@ -5,11 +5,13 @@
 #include "fmt/format.h"
 
 #include "cli/log_line.h"
+#include "common/base/wrap_words.h"
 
 namespace tandem::cli {
 namespace {
 
 constexpr char kEraseLine[] = "\r\033[K";
+constexpr size_t kIndent = 4;  // of a long line's further ones
 
 Colour ColourOf(LineKind kind) {
   switch (kind) {
@@ -38,14 +40,17 @@ void UpScreen::Child(const std::string& name, const std::string& line) {
   if (muted_ || (options_.terminal && quiet_ && kind == LineKind::kRoutine)) return;
   // A line of the log says itself whose it is, and JSON stays JSON.
   const std::string shown = kind == LineKind::kBare ? fmt::format("{} | {}", name, line) : line;
-  Line(Coloured(ColourOf(kind), shown, options_.colour));
+  Line(shown, ColourOf(kind));
 }
 
-void UpScreen::Say(const std::string& text, Colour colour) {
-  Line(Coloured(colour, "tandem up: " + text, options_.colour));
-}
+void UpScreen::Say(const std::string& text, Colour colour) { Line("tandem up: " + text, colour); }
 
-void UpScreen::Line(const std::string& line) { Print(line + "\n"); }
+void UpScreen::Line(const std::string& line, Colour colour) {
+  const auto width = static_cast<size_t>(options_.width);
+  const std::string shown =
+      options_.terminal && line.size() > width ? WrapWords(line, width, kIndent) : line;
+  Print(Coloured(colour, shown, options_.colour) + "\n");
+}
 
 void UpScreen::Print(const std::string& text) {
   if (!bar_.empty()) fmt::print(options_.out, "{}", kEraseLine);

@@ -45,7 +45,7 @@ class UpScreen {
   void SetBar(const std::string& text);
 
  private:
-  void Line(const std::string& line);
+  void Line(const std::string& line, Colour colour);
 
   const Options options_;
   bool quiet_ = false;

@@ -1,20 +1,31 @@
 #include "common/config/flag_table.h"
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/str_split.h"
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
 
 #include "common/base/status.h"
+#include "common/base/wrap_words.h"
 
 namespace tandem {
 namespace {
 
 constexpr size_t kHelpColumn = 30;
 constexpr size_t kMinTextWidth = 24;
+
+constexpr std::array<const char*, 5> kKinds = {"text", "integer", "natural", "number", "bytes"};
+
+// Those that are not known are texts: nothing is checked.
+ValueKind KindNamed(const std::string& name) {
+  const auto found = std::find(kKinds.begin(), kKinds.end(), name);
+  return found == kKinds.end() ? ValueKind::kText
+                               : static_cast<ValueKind>(std::distance(kKinds.begin(), found));
+}
 
 nlohmann::ordered_json InfoJson(const FlagInfo& info) {
   return {{"name", info.name},
@@ -24,6 +35,7 @@ nlohmann::ordered_json InfoJson(const FlagInfo& info) {
           {"environment", info.environment},
           {"help", info.help},
           {"choices", info.choices},
+          {"kind", kKinds.at(static_cast<size_t>(info.kind))},
           {"boolean", info.boolean},
           {"required", info.required},
           {"foreign", info.foreign}};
@@ -36,31 +48,12 @@ FlagInfo ParseInfo(const nlohmann::json& json) {
                 .default_text = json.value("default", ""),
                 .environment = json.value("environment", ""),
                 .help = json.value("help", ""),
+                .kind = KindNamed(json.value("kind", "")),
                 .boolean = json.value("boolean", false),
                 .required = json.value("required", false),
                 .foreign = json.value("foreign", false)};
   if (json.contains("choices")) info.choices = json["choices"].get<std::vector<std::string>>();
   return info;
-}
-
-// `text` in lines of at most `width`, each after the first begun by `indent` blanks.
-std::string Wrap(const std::string& text, size_t indent, size_t width) {
-  std::string out;
-  size_t column = indent;
-  const std::vector<std::string> words =
-      absl::StrSplit(text, absl::ByAnyChar(" \n"), absl::SkipEmpty());
-  for (const std::string& word : words) {
-    if (column > indent && column + 1 + word.size() > width) {
-      out += fmt::format("\n{:{}}", "", indent);
-      column = indent;
-    } else if (column > indent) {
-      out += ' ';
-      ++column;
-    }
-    out += word;
-    column += word.size();
-  }
-  return out;
 }
 
 std::string ShownName(const FlagInfo& info) {
@@ -80,7 +73,9 @@ std::string DescribeFlag(const FlagInfo& info, size_t width) {
   const std::string gap = left.size() + 2 <= kHelpColumn
                               ? std::string(kHelpColumn - left.size(), ' ')
                               : fmt::format("\n{:{}}", "", kHelpColumn);
-  return left + gap + Wrap(text, kHelpColumn, std::max(width, kHelpColumn + kMinTextWidth)) + "\n";
+  return left + gap +
+         WrapWords(text, std::max(width, kHelpColumn + kMinTextWidth), kHelpColumn, kHelpColumn) +
+         "\n";
 }
 
 // In order of first appearance, the general one last.
@@ -126,9 +121,9 @@ std::string PartText(const FlagTable& table, const std::string& wanted, size_t w
     if (info.name.find(word) != std::string::npos) out += DescribeFlag(info, width);
   }
   if (!out.empty()) return out;
-  return Wrap(fmt::format("{}: no group and no flag is called '{}'; groups: {}", table.program,
-                          wanted, fmt::join(groups, ", ")),
-              0, width) +
+  return WrapWords(fmt::format("{}: no group and no flag is called '{}'; groups: {}", table.program,
+                               wanted, fmt::join(groups, ", ")),
+                   width, 0) +
          "\n";
 }
 
@@ -177,15 +172,15 @@ std::string HelpText(const FlagTable& whole, const std::string& wanted, int widt
   if (!wanted.empty() && wanted != "all") return PartText(whole, wanted, columns);
   FlagTable table = whole;
   if (wanted.empty()) std::erase_if(table.flags, [](const FlagInfo& info) { return info.foreign; });
-  std::string out = Wrap(table.description, 0, columns) + "\n\n" + Usage(table) + "\n";
+  std::string out = WrapWords(table.description, columns, 0) + "\n\n" + Usage(table) + "\n";
   for (const FlagInfo& info : table.positionals) out += DescribeFlag(info, columns);
   for (const std::string& group : Groups(table)) out += GroupText(table, group, columns);
   if (table.flags.size() < whole.flags.size()) {
     out += "\n" +
-           Wrap(fmt::format("Flags of the programs that it starts are taken too: --help=all "
-                            "shows them, --help=GROUP those of one of {}.",
-                            fmt::join(Groups(whole), ", ")),
-                0, columns) +
+           WrapWords(fmt::format("Flags of the programs that it starts are taken too: --help=all "
+                                 "shows them, --help=GROUP those of one of {}.",
+                                 fmt::join(Groups(whole), ", ")),
+                     columns, 0) +
            "\n";
   }
   if (!table.examples.empty()) {

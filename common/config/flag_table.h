@@ -11,6 +11,15 @@
 
 namespace tandem {
 
+// What can be checked of a value without knowing the flag.
+enum class ValueKind {
+  kText,
+  kInteger,
+  kNatural,  // a non-negative integer
+  kNumber,
+  kBytes,  // as ParseBytes reads them
+};
+
 struct FlagInfo {
   std::string name;   // with its dashes; a positional argument has none
   std::string group;  // heading in the help
@@ -19,6 +28,7 @@ struct FlagInfo {
   std::string environment;  // variable that sets it; "" for none
   std::string help;
   std::vector<std::string> choices;
+  ValueKind kind = ValueKind::kText;
   bool boolean = false;   // takes --no-name too
   bool required = false;  // positional arguments only
   bool foreign = false;   // handed on to another program

@@ -30,6 +30,9 @@ constexpr int kMaxListed = 1 << 16;  // values of one list
 constexpr int kWidthElsewhere = 80;  // of help that goes to no terminal
 constexpr int kMaxWidth = 120;       // longer lines are hard to read
 constexpr char kTokens[] = "tokens";
+constexpr char kAnInteger[] = "an integer";
+constexpr char kANatural[] = "a non-negative integer";
+constexpr char kANumber[] = "a number";
 
 template <typename T>
 absl::Status ParseNumber(const std::string& text, const char* accepted, T* out) {
@@ -85,6 +88,40 @@ absl::Status CheckChoice(const std::string& text, const std::vector<std::string>
                          nearest ? fmt::format("; did you mean {}?", *nearest) : "");
 }
 
+absl::Status ParseFinite(const std::string& text, double* out) {
+  double value = 0;
+  TANDEM_RETURN_IF_ERROR(ParseNumber(text, kANumber, &value));
+  if (!std::isfinite(value)) {
+    return InvalidArgument("'{}' is not accepted; give a finite number", text);
+  }
+  *out = value;
+  return absl::OkStatus();
+}
+
+// Of a flag of another program, which will read the value itself.
+absl::Status CheckValue(const FlagInfo& info, const std::string& text) {
+  const bool tokens = info.unit == kTokens;
+  bool truth{};
+  int64_t integer{};
+  uint64_t natural{};
+  double number{};
+  if (info.boolean) return ParseBool(text, &truth);
+  if (!info.choices.empty()) return CheckChoice(text, info.choices);
+  switch (info.kind) {
+    case ValueKind::kText:
+      return absl::OkStatus();
+    case ValueKind::kInteger:
+      return ParseValue(text, tokens, kAnInteger, &integer);
+    case ValueKind::kNatural:
+      return ParseValue(text, tokens, kANatural, &natural);
+    case ValueKind::kNumber:
+      return ParseFinite(text, &number);
+    case ValueKind::kBytes:
+      return ParseBytes(text).status();
+  }
+  return absl::OkStatus();
+}
+
 struct Flag {
   FlagInfo info;
   std::function<absl::Status(const std::string&)> set;
@@ -97,8 +134,8 @@ struct Flag {
 
 template <typename T>
 Flag OptionalFlag(const std::string& name, std::optional<T>* target, const std::string& help,
-                  const std::string& unit, const char* accepted) {
-  return {.info = {.name = name, .unit = unit, .help = help},
+                  const std::string& unit, ValueKind kind, const char* accepted) {
+  return {.info = {.name = name, .unit = unit, .help = help, .kind = kind},
           .set = [target, accepted, tokens = unit == kTokens](const std::string& text) {
             T value{};
             TANDEM_RETURN_IF_ERROR(ParseValue(text, tokens, accepted, &value));
@@ -244,20 +281,26 @@ void FlagSet::Add(const std::string& name, bool* target, const std::string& help
 
 void FlagSet::Add(const std::string& name, int* target, const std::string& help,
                   const std::string& unit) {
-  impl_->AddFlag(
-      {.info = {.name = name, .unit = unit, .default_text = std::to_string(*target), .help = help},
-       .set = [target, tokens = unit == kTokens](const std::string& text) {
-         return ParseValue(text, tokens, "an integer", target);
-       }});
+  impl_->AddFlag({.info = {.name = name,
+                           .unit = unit,
+                           .default_text = std::to_string(*target),
+                           .help = help,
+                           .kind = ValueKind::kInteger},
+                  .set = [target, tokens = unit == kTokens](const std::string& text) {
+                    return ParseValue(text, tokens, kAnInteger, target);
+                  }});
 }
 
 void FlagSet::Add(const std::string& name, uint64_t* target, const std::string& help,
                   const std::string& unit) {
-  impl_->AddFlag(
-      {.info = {.name = name, .unit = unit, .default_text = std::to_string(*target), .help = help},
-       .set = [target, tokens = unit == kTokens](const std::string& text) {
-         return ParseValue(text, tokens, "a non-negative integer", target);
-       }});
+  impl_->AddFlag({.info = {.name = name,
+                           .unit = unit,
+                           .default_text = std::to_string(*target),
+                           .help = help,
+                           .kind = ValueKind::kNatural},
+                  .set = [target, tokens = unit == kTokens](const std::string& text) {
+                    return ParseValue(text, tokens, kANatural, target);
+                  }});
 }
 
 void FlagSet::Add(const std::string& name, double* target, const std::string& help,
@@ -265,16 +308,9 @@ void FlagSet::Add(const std::string& name, double* target, const std::string& he
   impl_->AddFlag({.info = {.name = name,
                            .unit = unit,
                            .default_text = fmt::format("{}", *target),
-                           .help = help},
-                  .set = [target](const std::string& text) {
-                    double value = 0;
-                    TANDEM_RETURN_IF_ERROR(ParseNumber(text, "a number", &value));
-                    if (!std::isfinite(value)) {
-                      return InvalidArgument("'{}' is not accepted; give a finite number", text);
-                    }
-                    *target = value;
-                    return absl::OkStatus();
-                  }});
+                           .help = help,
+                           .kind = ValueKind::kNumber},
+                  .set = [target](const std::string& text) { return ParseFinite(text, target); }});
 }
 
 void FlagSet::Add(const std::string& name, std::string* target, const std::string& help,
@@ -288,17 +324,17 @@ void FlagSet::Add(const std::string& name, std::string* target, const std::strin
 
 void FlagSet::Add(const std::string& name, std::optional<int64_t>* target, const std::string& help,
                   const std::string& unit) {
-  impl_->AddFlag(OptionalFlag(name, target, help, unit, "an integer"));
+  impl_->AddFlag(OptionalFlag(name, target, help, unit, ValueKind::kInteger, kAnInteger));
 }
 
 void FlagSet::Add(const std::string& name, std::optional<uint64_t>* target, const std::string& help,
                   const std::string& unit) {
-  impl_->AddFlag(OptionalFlag(name, target, help, unit, "a non-negative integer"));
+  impl_->AddFlag(OptionalFlag(name, target, help, unit, ValueKind::kNatural, kANatural));
 }
 
 void FlagSet::Add(const std::string& name, std::optional<double>* target, const std::string& help,
                   const std::string& unit) {
-  impl_->AddFlag(OptionalFlag(name, target, help, unit, "a number"));
+  impl_->AddFlag(OptionalFlag(name, target, help, unit, ValueKind::kNumber, kANumber));
 }
 
 void FlagSet::AddRepeated(const std::string& name, std::vector<std::string>* target,
@@ -320,12 +356,15 @@ void FlagSet::AddList(const std::string& name, std::vector<std::string>* target,
 }
 
 void FlagSet::AddBytes(const std::string& name, int64_t* target, const std::string& help) {
-  impl_->AddFlag(
-      {.info = {.name = name, .unit = "bytes", .default_text = ExactBytes(*target), .help = help},
-       .set = [target](const std::string& text) -> absl::Status {
-         TANDEM_ASSIGN_OR_RETURN(*target, ParseBytes(text));
-         return absl::OkStatus();
-       }});
+  impl_->AddFlag({.info = {.name = name,
+                           .unit = "bytes",
+                           .default_text = ExactBytes(*target),
+                           .help = help,
+                           .kind = ValueKind::kBytes},
+                  .set = [target](const std::string& text) -> absl::Status {
+                    TANDEM_ASSIGN_OR_RETURN(*target, ParseBytes(text));
+                    return absl::OkStatus();
+                  }});
 }
 
 void FlagSet::AddChoice(const std::string& name, std::string* target,
@@ -354,9 +393,7 @@ void FlagSet::AddForeign(const FlagTable& table, std::vector<std::string>* given
   for (const FlagInfo& info : table.flags) {
     if (impl_->Find(info.name) != nullptr || info.group == kGeneralGroup) continue;
     impl_->AddFlag({.info = info, .set = [info, given](const std::string& text) {
-                      if (!info.choices.empty()) {
-                        TANDEM_RETURN_IF_ERROR(CheckChoice(text, info.choices));
-                      }
+                      TANDEM_RETURN_IF_ERROR(CheckValue(info, text));
                       given->push_back(fmt::format("{}={}", info.name, text));
                       return absl::OkStatus();
                     }});

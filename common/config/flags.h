@@ -76,8 +76,8 @@ class FlagSet {
   void AddPositional(const std::string& name, std::string* target, const std::string& help,
                      bool required);
   // Takes the flags of another program, but for those that are ours too: what is given of them goes
-  // to `given` as --name=value; of values only choices are checked (`tandem up ... [worker
-  // flags]`).
+  // to `given` as --name=value once its kind is right; ranges are that program's affair (`tandem up
+  // ... [worker flags]`).
   void AddForeign(const FlagTable& table, std::vector<std::string>* given);
   // Refuses a flag added before, wherever it is given, and says why; no help shows it.
   void Refuse(const std::string& name, const std::string& why);

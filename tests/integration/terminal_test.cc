@@ -269,5 +269,15 @@ TEST_F(Terminal, GenerateThatIsInterruptedEndsTheLineAndSaysNoMore) {
   EXPECT_EQ(generate->screen().cursor_column(), 0);
 }
 
+// What went wrong was wiped away with the last screen.
+TEST_F(Terminal, AWatchThatReachesNobodySaysSoBetweenWords) {
+  PtyProcess watch({BinaryPath("tandem"), "status", "--watch", "--server", "127.0.0.1:1",
+                    "--internal", "127.0.0.1:1"},
+                   {"TANDEM_CLUSTER_SECRET=none"});
+  EXPECT_TRUE(watch.WaitFor("nothing answers at 127.0.0.1:1 (Connection refused); start a\ncluster",
+                            kPatience))
+      << watch.screen().Text();
+}
+
 }  // namespace
 }  // namespace tandem

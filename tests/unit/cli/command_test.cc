@@ -235,6 +235,14 @@ TEST_F(CommandTest, UnreachableServerIsNamed) {
   EXPECT_THAT(run.err, HasSubstr(address));
 }
 
+TEST_F(CommandTest, WhereNobodyListensPeopleAreToldHowToStart) {
+  const Outcome run = Execute(RunGenerate, {"--server", "127.0.0.1:1", "hello"});
+  EXPECT_EQ(run.exit_code, kExitFailed);
+  EXPECT_EQ(run.err,
+            "tandem generate: nothing answers at 127.0.0.1:1 (Connection refused); start a cluster "
+            "with `tandem up`, or name another with --server\n");
+}
+
 TEST_F(CommandTest, ChatKeepsTheConversation) {
   const Outcome run =
       Execute(RunChat, {"--system", "be brief"}, "one\n\ntwo\n/reset\nthree\n/quit\nfour\n");

@@ -11,6 +11,7 @@ namespace {
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
 using testing::Not;
 using testing::UnorderedElementsAre;
 
@@ -22,6 +23,9 @@ class ForeignFlagsTest : public testing::Test {
     decode.Group("Memory");
     decode.Add("--block-size", &number_, "block size", "tokens");
     decode.Add("--role", &text_, "what to do");
+    decode.Add("--step-timeout", &seconds_, "longest step", "s");
+    decode.Add("--window", &natural_, "prefills at once");
+    decode.AddBytes("--pool", &bytes_, "KV pool");
     FlagSet prefill("prefill", "Computes.");
     prefill.Group("Memory");
     prefill.Add("--block-size", &number_, "block size", "tokens");
@@ -40,6 +44,9 @@ class ForeignFlagsTest : public testing::Test {
   int number_ = 16;
   int port_ = 8000;
   bool truth_ = true;
+  double seconds_ = 1;
+  uint64_t natural_ = 4;
+  int64_t bytes_ = 1024;
   std::string text_, model_;
   std::vector<std::string> given_;
   std::vector<FlagTable> programs_;
@@ -65,6 +72,27 @@ TEST_F(ForeignFlagsTest, MistakesAreFoundBeforeAnythingStarts) {
   EXPECT_EQ(Error({"--prt", "1"}), "unknown flag --prt; did you mean --port?");
   EXPECT_THAT(Error({"--role=unified"}), HasSubstr("--unified N"));
   EXPECT_THAT(Error({"model", "stray"}), HasSubstr("'stray'"));
+  EXPECT_EQ(Error({"--block-size=much"}), "--block-size: 'much' is not accepted; give an integer");
+  EXPECT_EQ(Error({"--window", "-1"}),
+            "--window: '-1' is not accepted; give a non-negative integer");
+  EXPECT_EQ(Error({"--step-timeout=1s"}), "--step-timeout: '1s' is not accepted; give a number");
+  EXPECT_THAT(Error({"--pool=1 XiB"}), HasSubstr("--pool: '1 XiB' is not a number of bytes"));
+  EXPECT_EQ(Error({"--enable-prefix-caching=maybe"}),
+            "--enable-prefix-caching: 'maybe' is not accepted; give true or false");
+  EXPECT_THAT(given_, IsEmpty());
+}
+
+// What a program says of its flags is all that `tandem up` knows of them.
+TEST_F(ForeignFlagsTest, TheirKindsAreToldToo) {
+  for (const FlagTable& program : programs_) {
+    const auto told = ParseTable(TableJson(program));
+    ASSERT_OK(told);
+    FlagSet flags("tandem up", "Starts a cluster.");
+    flags.AddForeign(*told, &given_);
+    EXPECT_EQ(flags.Parse({"--block-size=much"}).message(),
+              "--block-size: 'much' is not accepted; give an integer");
+    EXPECT_OK(flags.Parse({"--block-size=32k"}));
+  }
 }
 
 TEST_F(ForeignFlagsTest, HelpShowsThemWhereAsked) {

@@ -112,10 +112,14 @@ TEST(SupervisorTest, ALineOfTheLogIsNoReasonForADeath) {
   Supervisor supervisor(kNothing, &screen);
   testing::internal::CaptureStderr();
   ASSERT_TRUE(
-      supervisor.Start({"w", Shell("echo '16:21:50.617 info loading' >&2; kill -9 $$")}).ok());
+      supervisor
+          .Start({"w",
+                  Shell("echo '2026-11-24T16:21:50.617Z info  decode-0: loading' >&2; kill -9 $$")})
+          .ok());
   StepUntil(&supervisor, [&] { return !supervisor.deaths().empty(); });
   EXPECT_EQ(supervisor.deaths()[0].last_line, "");
-  EXPECT_EQ(testing::internal::GetCapturedStderr(), "16:21:50.617 info loading\n");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+            "2026-11-24T16:21:50.617Z info  decode-0: loading\n");
 }
 
 TEST(SupervisorTest, AHeldChildIsStartedAgainOnceReleased) {

@@ -6,33 +6,36 @@
 #include "gtest/gtest.h"
 
 #include "cli/log_line.h"
+#include "common/base/log.h"
 
 namespace tandem::cli {
 namespace {
 
-constexpr char kInfo[] = "16:05:56.016 decode-0 info loading";
-constexpr char kWarning[] = "2026-11-24T16:05:55.969 W router: slow";
+constexpr char kInfo[] = "2026-11-24T16:05:55.969Z info  decode-0: loading";
+constexpr char kWarning[] = "2026-11-24T16:05:55.969Z warn  router: slow";
 constexpr char kError[] = R"({"time":"x","level":"error","message":"bad"})";
 
 TEST(KindOf, FindsTheLevelInEveryFormat) {
-  EXPECT_EQ(KindOf(kInfo), LineKind::kRoutine);
-  EXPECT_EQ(KindOf("2026-11-24T16:05:55.969 I router: up"), LineKind::kRoutine);
-  EXPECT_EQ(KindOf("2026-11-24T16:05:55.969 info  decode-0 an error was cured"),
-            LineKind::kRoutine);
-  EXPECT_EQ(KindOf(R"({"time":"x", "level": "info", "message":"error"})"), LineKind::kRoutine);
-  EXPECT_EQ(KindOf(kWarning), LineKind::kWarning);
-  EXPECT_EQ(KindOf("16:05:56.016 decode-0 warning lost router"), LineKind::kWarning);
-  EXPECT_EQ(KindOf(kError), LineKind::kError);
-  EXPECT_EQ(KindOf("16:05:56.016 decode-0 critical done"), LineKind::kError);
+  for (const LogFormat format : {LogFormat::kText, LogFormat::kJson}) {
+    const auto kind = [format](const char* level) {
+      return KindOf(LogLine(format, absl::UnixEpoch(), level, "decode-0", "an error: was cured"));
+    };
+    EXPECT_EQ(kind("debug"), LineKind::kRoutine);
+    EXPECT_EQ(kind("info"), LineKind::kRoutine);
+    EXPECT_EQ(kind("warn"), LineKind::kWarning);
+    EXPECT_EQ(kind("error"), LineKind::kError);
+  }
   for (const char* bare : {"tandem_router: port in use", "FATAL the loop", "", "{", "7 of 9"}) {
     EXPECT_EQ(KindOf(bare), LineKind::kBare) << bare;
   }
 }
 
 TEST(TextOf, LeavesTheHeadOut) {
-  EXPECT_EQ(TextOf("2026-11-28T22:54:02.123Z error router: port: in use"), "port: in use");
-  EXPECT_EQ(TextOf("16:05:56.016 decode-0 error out of blocks"), "out of blocks");
-  EXPECT_EQ(TextOf(kError), "bad");
+  for (const LogFormat format : {LogFormat::kText, LogFormat::kJson}) {
+    const std::string line =
+        LogLine(format, absl::UnixEpoch(), "error", "decode-0", "port: in use");
+    EXPECT_EQ(TextOf(line.substr(0, line.size() - 1)), "port: in use");
+  }
   EXPECT_EQ(TextOf("tandem_router: port in use"), "tandem_router: port in use");
   EXPECT_EQ(TextOf(R"({"level": 3})"), R"({"level": 3})");
 }
@@ -77,6 +80,15 @@ TEST_F(UpScreenTest, ATerminalGetsColoursAndIsSparedRoutine) {
   screen.Child("decode-0", kInfo);
   EXPECT_EQ(Shown(), std::string("\033[33m") + kWarning + "\033[0m\n\033[31m" + kError +
                          "\033[0m\n" + kInfo + "\n");
+}
+
+TEST_F(UpScreenTest, LongLinesEndBetweenWordsOnATerminal) {
+  UpScreen screen({.out = file_, .terminal = true, .width = 24});
+  screen.Say("the port is in use there");
+  screen.Child("router", kInfo);
+  EXPECT_EQ(Shown(),
+            "tandem up: the port is\n    in use there\n"
+            "2026-11-24T16:05:55.969Z\n    info decode-0:\n    loading\n");
 }
 
 TEST_F(UpScreenTest, ChildrenCanBeMuted) {
