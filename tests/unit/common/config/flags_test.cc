@@ -325,6 +325,7 @@ TEST_F(FlagsTest, ListFlagsAnswersInJsonAndStaysOutOfTheHelp) {
                                      {"environment", "TANDEM_BLOCK_SIZE"},
                                      {"help", "KV block size"},
                                      {"choices", nlohmann::json::array()},
+                                     {"kind", "integer"},
                                      {"boolean", false},
                                      {"required", false},
                                      {"foreign", false}};
