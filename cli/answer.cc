@@ -31,6 +31,7 @@ ordered_json TimingJson(const v1::Timing& proto) {
   out["prefill_worker"] = timing.prefill_worker;
   out["decode_worker"] = timing.decode_worker;
   out["transport"] = timing.transport;
+  out["returned_tokens"] = timing.returned_tokens;
   out["prefill_attempts"] = timing.prefill_attempts;
   out["preemptions"] = timing.preemptions;
   return out;

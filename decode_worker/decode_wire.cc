@@ -7,6 +7,7 @@
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 #include "engine/wire/wire.h"
+#include "worker/kv_target_wire.h"
 
 namespace tandem::decode {
 namespace {
@@ -25,7 +26,9 @@ absl::StatusOr<PrefillOutcome> ReadOutcome(const internal::v1::PrefillResponse& 
     outcome.prompt_logprobs.push_back(std::move(value));
   }
   outcome.cached_tokens = static_cast<int>(response.cached_tokens());
+  outcome.returned_tokens = static_cast<int>(response.returned_tokens());
   outcome.queue = absl::Milliseconds(response.queue_ms());
+  outcome.kv_return = absl::Milliseconds(response.kv_return_ms());
   outcome.prefill = absl::Milliseconds(response.prefill_ms());
   outcome.kv_bytes = response.kv_bytes();
   outcome.worker_id = response.worker_id();
@@ -74,7 +77,8 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
   work.priority = request.priority();
   for (const auto& candidate : request.route().prefill()) {
     if (static_cast<int>(work.prefill.size()) == kMaxCandidates) break;
-    work.prefill.push_back({candidate.worker_id(), candidate.address(), candidate.voucher()});
+    work.prefill.push_back({candidate.worker_id(), candidate.address(), candidate.voucher(),
+                            candidate.return_address()});
   }
   return work;
 }
@@ -89,6 +93,7 @@ internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerId
   request.set_cache_salt(call.cache_salt);
   request.set_priority(call.priority);
   request.set_capability_digest(identity.capability_digest);
+  request.set_gives_back(call.gives_back);
   internal::v1::KvTarget& target = *request.mutable_target();
   target.set_transfer_id(call.transfer.ToBytes());
   target.set_epoch(call.epoch);
@@ -101,6 +106,23 @@ internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerId
   target.set_voucher(call.peer.voucher);
   target.set_num_blocks(static_cast<uint32_t>(identity.num_blocks));
   return request;
+}
+
+absl::StatusOr<BlocksWanted> WantedFromProto(const internal::v1::KvTarget& wanted,
+                                             const PrefillCall& call) {
+  BlocksWanted out;
+  out.call_id = call.call_id;
+  TANDEM_ASSIGN_OR_RETURN(out.target, worker::KvTargetFromProto(wanted, "wanted"));
+  const uint64_t end = uint64_t{wanted.first_block()} + uint64_t(wanted.block_ids_size());
+  if (!call.gives_back || end > static_cast<uint64_t>(call.first_block)) {
+    return BadField("wanted.block_ids", "must end before block {}, got {} from block {}",
+                    call.gives_back ? call.first_block : 0, wanted.block_ids_size(),
+                    wanted.first_block());
+  }
+  out.first_block = static_cast<int>(wanted.first_block());
+  out.target.address = call.peer.return_address;
+  out.target.peer_worker_id = call.peer.worker_id;
+  return out;
 }
 
 absl::StatusOr<PrefillOutcome> OutcomeFromProto(const internal::v1::PrefillResponse& response,

@@ -35,6 +35,9 @@ struct CallerIdentity {
 };
 
 internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerIdentity& identity);
+// What the worker that has `call` wants of it. INVALID_ARGUMENT for what it was not offered.
+absl::StatusOr<BlocksWanted> WantedFromProto(const internal::v1::KvTarget& wanted,
+                                             const PrefillCall& call);
 // INTERNAL for an answer that makes no sense: that is the prefill worker's fault, not the
 // request's.
 absl::StatusOr<PrefillOutcome> OutcomeFromProto(const internal::v1::PrefillResponse& response,

@@ -35,9 +35,16 @@ struct KvQuiet {
   TransferId id;
   uint64_t epoch = 0;
 };
+struct KvGiven {  // KvSender::on_done
+  TransferId id;
+  uint64_t epoch = 0;
+  absl::Status status;
+  kvtransfer::TransferStats stats;
+};
 
-using Event = std::variant<WorkArrived, WorkCancelled, PrefillReply, KvSealed, KvFailed, KvQuiet,
-                           worker::SnapshotWanted, worker::DrainWanted, worker::StopWanted>;
+using Event =
+    std::variant<WorkArrived, WorkCancelled, PrefillReply, BlocksWanted, KvSealed, KvFailed,
+                 KvQuiet, KvGiven, worker::SnapshotWanted, worker::DrainWanted, worker::StopWanted>;
 
 // Work is refused when it is full; all other events get in.
 using EventInbox = Inbox<Event>;

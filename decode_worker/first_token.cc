@@ -26,8 +26,11 @@ FinishReason EndAfter(const engine::SamplingParams& sampling, int generated, int
 void AddOutcome(const PrefillOutcome& outcome, absl::Duration call, Timing* timing) {
   StageTimes& stages = timing->stages;
   stages[Stage::kPrefillQueue] = absl::ToDoubleMilliseconds(outcome.queue);
+  stages[Stage::kKvReturn] = absl::ToDoubleMilliseconds(outcome.kv_return);
   stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(outcome.prefill);
-  stages[Stage::kPrefillCall] = absl::ToDoubleMilliseconds(call - outcome.queue - outcome.prefill);
+  stages[Stage::kPrefillCall] =
+      absl::ToDoubleMilliseconds(call - outcome.queue - outcome.kv_return - outcome.prefill);
+  timing->returned_tokens = outcome.returned_tokens;
   timing->kv_bytes = outcome.kv_bytes;
   timing->prefill_worker = outcome.worker_id;
 }

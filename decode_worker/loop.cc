@@ -28,7 +28,8 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
       running_(parts.pool, parts.cache, &steps_),
       admission_(options_.admission, parts.pool, parts.cache, parts.clock),
       prefills_(WithBounds(options_.prefill, options_.admission.limits, parts.pool->counts().total),
-                parts.receiver, parts.caller, parts.pool, parts.clock, parts.metrics),
+                parts.receiver, parts.sender, parts.caller, parts.pool, parts.cache, parts.clock,
+                parts.metrics),
       publisher_(options_.publish, parts.waker, parts.metrics),
       reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
                 &parts.metrics->worker, parts.clock),
@@ -184,6 +185,10 @@ void Loop::Handle(PrefillReply event) {
   if (!s->attempt->kv_failure.ok()) return prefills_.Lose(s, s->attempt->kv_failure);
   RunIfComplete(s);
 }
+
+void Loop::Handle(BlocksWanted event) { prefills_.OnWanted(std::move(event)); }
+
+void Loop::Handle(KvGiven event) { prefills_.OnGiven(event); }
 
 void Loop::Handle(KvSealed event) {
   Sequence* s = prefills_.OnSealed(event.id, event.epoch, event.stats);
@@ -351,8 +356,10 @@ void Loop::Close(Sequence* s, const absl::Status& status) {
 
 void Loop::EndTurn() {
   running_.Sweep();
-  publisher_.Flush();
+  // Before its last token wakes the reader: whoever answers it at once finds its blocks in the
+  // router's index.
   reporter_.Report([this] { return MakeLoad(); });
+  publisher_.Flush();
 }
 
 LoadReport Loop::MakeLoad() const {
@@ -365,6 +372,7 @@ LoadReport Loop::MakeLoad() const {
   }
   load.waiting += backlog_.size();
   load.prefill_failures = prefills_.Failures();
+  for (const auto& [peer, rate] : prefills_.LinkRates()) load.links[peer].bytes_per_second = rate;
   load.prefill_backlog = backlog_.Tokens();
   const Promised held = backlog_.HeldBack(parts_.clock->Now());
   load.admits_blocks = draining_ ? 0 : admission_.AdmissibleBlocks(running_.MakeView(), held);

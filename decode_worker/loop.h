@@ -46,13 +46,15 @@ struct LoopOptions {
   int row_tile = 1;  // see Pace
 };
 
-// All outlive the loop. `receiver` and `caller` may be null where `unified`, `waker` always: then
-// readers are woken on the loop's thread.
+// All outlive the loop. `receiver` and `caller` may be null where `unified`; `sender` always: then
+// prefill workers are given no blocks back; `waker` always: then readers are woken on the loop's
+// thread.
 struct LoopParts {
   engine::ModelRunner* runner = nullptr;
   engine::BlockPool* pool = nullptr;
   engine::PrefixCache* cache = nullptr;
   kvtransfer::KvReceiver* receiver = nullptr;
+  kvtransfer::KvSender* sender = nullptr;
   PrefillCaller* caller = nullptr;
   StreamWaker* waker = nullptr;
   Clock* clock = nullptr;
@@ -88,9 +90,11 @@ class Loop {
   void Handle(WorkArrived event);
   void Handle(WorkCancelled event);
   void Handle(PrefillReply event);
+  void Handle(BlocksWanted event);
   void Handle(KvSealed event);
   void Handle(KvFailed event);
   void Handle(KvQuiet event);
+  void Handle(KvGiven event);
   void Handle(worker::SnapshotWanted event);
   void Handle(worker::DrainWanted event);
   void Handle(worker::StopWanted event);

@@ -12,11 +12,6 @@ namespace tandem::decode {
 namespace {
 
 void AddFlags(FlagSet* flags, WorkerOptions* o) {
-  flags->Group("Network");
-  flags->Add("--kv-listen", &o->kv_listen,
-             "address where prefill workers deliver KV blocks; port 0: any; default: the host of "
-             "--listen, any port",
-             "HOST:PORT");
   flags->Group("Batching");
   flags->AddChoice("--role", &o->role, {"decode", "unified"},
                    "unified: prefill everything here, the baseline without disaggregation");

@@ -14,6 +14,7 @@
 #include "decode_worker/request.h"
 #include "engine/runtime/batch.h"
 #include "engine/runtime/sampling_params.h"
+#include "kvtransfer/channel/kv_endpoints.h"
 
 namespace tandem::decode {
 
@@ -31,6 +32,7 @@ struct PrefillCall {
   std::string token;               // of KvReceiver::Expect
   int first_block = 0;             // of the prompt, that is shipped
   std::vector<int32_t> block_ids;  // where prompt block first_block + i goes
+  bool gives_back = false;         // blocks before first_block, where the peer wants them
   absl::Time deadline;             // the loop's clock
   // To be sent when the reply arrives, before the loop hears of it.
   std::shared_ptr<FirstToken> first_token;
@@ -41,7 +43,9 @@ struct PrefillOutcome {
   TokenLogprob first_token;
   std::vector<TokenLogprob> prompt_logprobs;
   int cached_tokens = 0;
+  int returned_tokens = 0;  // of those: were given back to it
   absl::Duration queue;
+  absl::Duration kv_return;  // until they were, or were not
   absl::Duration prefill;
   uint64_t kv_bytes = 0;
   std::string worker_id;
@@ -56,7 +60,16 @@ struct PrefillReply {
   bool reached = true;                     // false: the worker never had the call
 };
 
+// The worker wants blocks of the prompt of the call `call_id`: target.target_blocks[i] receives
+// prompt block first_block + i. Where its pool is reached the route says.
+struct BlocksWanted {
+  uint64_t call_id = 0;
+  kvtransfer::KvSendTarget target;
+  int first_block = 0;
+};
+
 // Thread-safe. Replies reach the loop through its inbox: exactly one per Call, also after Cancel.
+// BlocksWanted may come before it.
 class PrefillCaller {
  public:
   virtual ~PrefillCaller() = default;

@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "spdlog/spdlog.h"
 
 #include "common/base/check.h"
+#include "common/base/status.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 
@@ -20,13 +22,58 @@ constexpr size_t kShortPrompt = 2048;
 
 }  // namespace
 
-struct PrefillClient::Active {
-  uint64_t call_id = 0;
-  std::shared_ptr<Stub> stub;  // outlives the call
-  grpc::ClientContext context;
-  internal::v1::PrefillRequest request;
-  internal::v1::PrefillResponse response;
-  std::shared_ptr<FirstToken> first_token;
+// One call, as gRPC's threads see it.
+class PrefillClient::Active final : public grpc::ClientReadReactor<internal::v1::PrefillEvent> {
+ public:
+  Active(PrefillClient* client, PrefillCall call) : client_(client), call_(std::move(call)) {}
+
+  const PrefillCall& call() const { return call_; }
+  // `self` is kept until gRPC is done with the call.
+  void Start(std::shared_ptr<Stub> stub, absl::Duration left, std::shared_ptr<Active> self) {
+    stub_ = std::move(stub);
+    self_ = std::move(self);
+    request_ = CallToProto(call_, client_->identity_);
+    call_.tokens = {};
+    // By what is left of it: gRPC's deadlines are of the wall clock, the loop's clock is not.
+    if (left < absl::InfiniteDuration()) {
+      context_.set_deadline(absl::ToChronoTime(absl::Now() + left));
+    }
+    stub_->async()->Prefill(&context_, &request_, this);
+    StartRead(&event_);
+    StartCall();
+  }
+  void Cancel() { context_.TryCancel(); }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return;
+    if (event_.has_wanted()) {
+      client_->OnWanted(call_, event_.wanted());
+    } else if (event_.has_done() && !std::exchange(answered_, true)) {
+      client_->OnAnswer(call_, event_.done());
+    }
+    StartRead(&event_);
+  }
+  void OnDone(const grpc::Status& status) override {
+    const std::shared_ptr<Active> self = std::move(self_);
+    if (!answered_) {
+      const absl::Status why =
+          status.ok()
+              ? Internal("prefill worker {} ended the call without an answer", call_.peer.worker_id)
+              : FromGrpcStatus(status);
+      client_->OnFailure(call_, why, Reached(context_));
+    }
+    client_->Forget(call_.call_id);
+  }
+
+ private:
+  PrefillClient* const client_;
+  PrefillCall call_;            // without its tokens once it is under way
+  std::shared_ptr<Stub> stub_;  // outlives the call
+  std::shared_ptr<Active> self_;
+  grpc::ClientContext context_;
+  internal::v1::PrefillRequest request_;
+  internal::v1::PrefillEvent event_;
+  bool answered_ = false;
 };
 
 PrefillClient::PrefillClient(CallerIdentity identity,
@@ -42,7 +89,7 @@ PrefillClient::PrefillClient(CallerIdentity identity,
 
 PrefillClient::~PrefillClient() {
   absl::MutexLock lock(&mutex_);
-  for (auto& [id, active] : active_) active->context.TryCancel();
+  for (auto& [id, active] : active_) active->Cancel();
   mutex_.Await(absl::Condition(
       +[](decltype(active_)* active) { return active->empty(); }, &active_));
 }
@@ -62,50 +109,53 @@ std::shared_ptr<PrefillClient::Stub> PrefillClient::StubFor(const PrefillPeer& p
 }
 
 void PrefillClient::Call(PrefillCall call) {
-  auto active = std::make_shared<Active>();
-  active->call_id = call.call_id;
-  active->first_token = call.first_token;
+  auto active = std::make_shared<Active>(this, std::move(call));
   {
     absl::MutexLock lock(&mutex_);
-    active_[active->call_id] = active;
+    active_[active->call().call_id] = active;
   }
-  if (call.tokens.size() <= kShortPrompt) return Send(active, call);
-  const bool taken =
-      senders_.TryRun([this, active, call = std::move(call)] { Send(active, call); });
+  if (active->call().tokens.size() <= kShortPrompt) return Send(active);
+  const bool taken = senders_.TryRun([this, active] { Send(active); });
   TANDEM_CHECK(taken, "a pool without a bound refuses nothing");
 }
 
-void PrefillClient::Send(const std::shared_ptr<Active>& active, const PrefillCall& call) {
-  active->stub = StubFor(call.peer);
-  active->request = CallToProto(call, identity_);
-  // By what is left of it: gRPC's deadlines are of the wall clock, the loop's clock is not.
-  const absl::Duration left = call.deadline - clock_->Now();
-  if (left < absl::InfiniteDuration()) {
-    active->context.set_deadline(absl::ToChronoTime(absl::Now() + left));
-  }
-  // The reaction keeps `active`, and with it the stub, alive.
-  active->stub->async()->Prefill(&active->context, &active->request, &active->response,
-                                 [this, active](grpc::Status status) { OnDone(active, status); });
+void PrefillClient::Send(const std::shared_ptr<Active>& active) {
+  const PrefillCall& call = active->call();
+  active->Start(StubFor(call.peer), call.deadline - clock_->Now(), active);
 }
 
-void PrefillClient::OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status) {
-  PrefillReply reply{.call_id = active->call_id, .at = clock_->Now()};
-  if (status.ok()) {
-    reply.outcome = OutcomeFromProto(active->response, vocab_size_);
-    reply.sent = reply.outcome.ok() && active->first_token->Send(*reply.outcome, reply.at);
-  } else {
-    reply.outcome = FromGrpcStatus(status);
-    reply.reached = Reached(active->context);
+void PrefillClient::OnWanted(const PrefillCall& call, const internal::v1::KvTarget& wanted) {
+  absl::StatusOr<BlocksWanted> blocks = WantedFromProto(wanted, call);
+  if (blocks.ok()) {
+    inbox_->Push(*std::move(blocks));
+  } else {  // it will not get them, and computes them
+    spdlog::warn("{}: prefill worker {} wants what it was not offered: {}", call.request_id,
+                 call.peer.worker_id, blocks.status().ToString());
   }
+}
+
+void PrefillClient::OnAnswer(const PrefillCall& call,
+                             const internal::v1::PrefillResponse& response) {
+  PrefillReply reply{.call_id = call.call_id, .at = clock_->Now()};
+  reply.outcome = OutcomeFromProto(response, vocab_size_);
+  reply.sent = reply.outcome.ok() && call.first_token->Send(*reply.outcome, reply.at);
   inbox_->Push(std::move(reply));
+}
+
+void PrefillClient::OnFailure(const PrefillCall& call, const absl::Status& why, bool reached) {
+  inbox_->Push(PrefillReply{
+      .call_id = call.call_id, .outcome = why, .at = clock_->Now(), .reached = reached});
+}
+
+void PrefillClient::Forget(uint64_t call_id) {
   absl::MutexLock lock(&mutex_);
-  active_.erase(active->call_id);
+  active_.erase(call_id);
 }
 
 void PrefillClient::Cancel(uint64_t call_id) {
   absl::MutexLock lock(&mutex_);
   auto it = active_.find(call_id);
-  if (it != active_.end()) it->second->context.TryCancel();
+  if (it != active_.end()) it->second->Cancel();
 }
 
 }  // namespace tandem::decode

@@ -35,15 +35,19 @@ class PrefillClient final : public PrefillCaller {
 
  private:
   using Stub = internal::v1::Prefill::Stub;
-  struct Active;
+  class Active;
   struct Connection {
     std::string address;
     std::shared_ptr<Stub> stub;
   };
 
-  void Send(const std::shared_ptr<Active>& active, const PrefillCall& call);
+  void Send(const std::shared_ptr<Active>& active);
   std::shared_ptr<Stub> StubFor(const PrefillPeer& peer) ABSL_LOCKS_EXCLUDED(mutex_);
-  void OnDone(const std::shared_ptr<Active>& active, const grpc::Status& status);
+  // Of a call; on gRPC's threads.
+  void OnWanted(const PrefillCall& call, const internal::v1::KvTarget& wanted);
+  void OnAnswer(const PrefillCall& call, const internal::v1::PrefillResponse& response);
+  void OnFailure(const PrefillCall& call, const absl::Status& why, bool reached);
+  void Forget(uint64_t call_id) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const CallerIdentity identity_;
   const std::shared_ptr<const ClusterCredentials> credentials_;

@@ -19,7 +19,8 @@ constexpr size_t kMaxFailed = 1024;
 }  // namespace
 
 RemotePrefills::RemotePrefills(RemotePrefillOptions options, kvtransfer::KvReceiver* receiver,
-                               PrefillCaller* caller, engine::BlockPool* pool, Clock* clock,
+                               kvtransfer::KvSender* sender, PrefillCaller* caller,
+                               engine::BlockPool* pool, engine::PrefixCache* cache, Clock* clock,
                                DecodeMetrics* metrics)
     : options_(std::move(options)),
       receiver_(receiver),
@@ -27,7 +28,8 @@ RemotePrefills::RemotePrefills(RemotePrefillOptions options, kvtransfer::KvRecei
       pool_(pool),
       clock_(clock),
       metrics_(metrics),
-      window_(options_.window) {}
+      window_(options_.window),
+      returns_(options_.worker_id, options_.num_layers, sender, cache, &metrics->worker) {}
 
 absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl::Time now) {
   TANDEM_CHECK(s->attempt == nullptr, "a second attempt beside a running one");
@@ -73,6 +75,8 @@ PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& at
   call.epoch = attempt.epoch;
   call.first_block = first_block;
   call.block_ids.assign(shipped.begin(), shipped.end());
+  call.gives_back =
+      returns_.possible() && !attempt.peer.return_address.empty() && first_block == s.lease.size();
   call.first_token = attempt.first_token;
   call.deadline = std::min(s.work.deadline, clock_->Now() + options_.call_timeout);
   return call;
@@ -88,6 +92,7 @@ Sequence* RemotePrefills::EndCall(uint64_t call_id) {
   if (it == calls_.end()) return nullptr;
   Sequence* s = it->second;
   calls_.erase(it);
+  returns_.Abort(call_id);
   window_.Remove(s->attempt->peer.worker_id, s->attempt->asked_tokens, s->attempt->target.size());
   return s;
 }
@@ -133,6 +138,15 @@ void RemotePrefills::OnQuiet(const TransferId& id, uint64_t epoch) {
   if (transfer->sequence != nullptr) return;
   pool_->ReleaseQuarantine(transfer->ticket);
   transfers_.erase(id);
+}
+
+void RemotePrefills::OnWanted(BlocksWanted wanted) {
+  const auto it = calls_.find(wanted.call_id);
+  if (it != calls_.end()) returns_.Give(*it->second, std::move(wanted));
+}
+
+void RemotePrefills::OnGiven(const KvGiven& given) {
+  returns_.OnGiven(given.id, given.epoch, given.status, given.stats);
 }
 
 bool RemotePrefills::SealIsLate(Sequence* s) {

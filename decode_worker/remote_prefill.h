@@ -16,6 +16,8 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -23,10 +25,13 @@
 #include "common/base/clock.h"
 #include "common/base/load_report.h"
 #include "decode_worker/decode_metrics.h"
+#include "decode_worker/event.h"
 #include "decode_worker/prefill_caller.h"
 #include "decode_worker/prefill_window.h"
+#include "decode_worker/returns.h"
 #include "decode_worker/sequence.h"
 #include "engine/kv/block_pool.h"
+#include "engine/kv/prefix_cache.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 
 namespace tandem::decode {
@@ -35,6 +40,7 @@ struct RemotePrefillOptions {
   std::string worker_id;  // of this worker
   std::string kv_transport = "auto";
   int block_size = 16;                                 // tokens
+  int num_layers = 0;                                  // of the pool
   absl::Duration call_timeout = absl::Minutes(10);     // of one Prefill call
   absl::Duration kv_seal_timeout = absl::Seconds(10);  // after the first token, without progress
   PrefillWindowOptions window;
@@ -44,8 +50,8 @@ class RemotePrefills {
  public:
   // All outlive this.
   RemotePrefills(RemotePrefillOptions options, kvtransfer::KvReceiver* receiver,
-                 PrefillCaller* caller, engine::BlockPool* pool, Clock* clock,
-                 DecodeMetrics* metrics);
+                 kvtransfer::KvSender* sender, PrefillCaller* caller, engine::BlockPool* pool,
+                 engine::PrefixCache* cache, Clock* clock, DecodeMetrics* metrics);
 
   // Whether the first of `work.prefill` is to be asked for one more prompt now.
   bool MayAsk(const Work& work, int tokens, int blocks) const {
@@ -62,6 +68,9 @@ class RemotePrefills {
   Sequence* OnSealed(const TransferId& id, uint64_t epoch, const kvtransfer::TransferStats& stats);
   Sequence* OnFailed(const TransferId& id, uint64_t epoch, const absl::Status& status);
   void OnQuiet(const TransferId& id, uint64_t epoch);
+  // The prefill worker wants blocks of the prompt back.
+  void OnWanted(BlocksWanted wanted);
+  void OnGiven(const KvGiven& given);
   // Whether the blocks take too long: the first token is out, and nothing of them has arrived for
   // so long. One that only waits for its share of a link is not late.
   bool SealIsLate(Sequence* sequence);
@@ -84,8 +93,10 @@ class RemotePrefills {
 
   // Workers that failed since they last served a prompt.
   std::map<std::string, LoadReport::PrefillFailures> Failures() const;
-  // Transfers that are not quiet yet.
-  size_t num_transfers() const { return transfers_.size(); }
+  // To the workers that blocks were given back to.
+  std::vector<std::pair<std::string, double>> LinkRates() const { return returns_.LinkRates(); }
+  // Transfers that are not quiet yet, either way.
+  size_t num_transfers() const { return transfers_.size() + returns_.num_transfers(); }
 
  private:
   struct Transfer {
@@ -115,6 +126,7 @@ class RemotePrefills {
   uint64_t last_call_id_ = 0;
   absl::flat_hash_map<uint64_t, Sequence*> calls_;  // without a reply
   PrefillWindow window_;                            // of these
+  Returns returns_;                                 // of these
   absl::flat_hash_map<TransferId, Transfer> transfers_;
   absl::flat_hash_map<std::string, Failed> failed_;  // by worker; bounded by kMaxFailed
 };

@@ -15,6 +15,8 @@ struct PrefillPeer {
   std::string worker_id;
   std::string address;  // HOST:PORT
   std::string voucher;  // the router's word to it for this worker's KV address
+  // HOST:PORT where it takes blocks that this worker holds of the prompt; empty: it computes them.
+  std::string return_address;
 };
 
 // A validated request.

@@ -4,12 +4,12 @@
 #include <limits>
 #include <utility>
 
-#include "common/base/host_port.h"
 #include "common/base/status.h"
 #include "decode_worker/decode_service.h"
 #include "decode_worker/intake.h"
 #include "decode_worker/loop.h"
 #include "decode_worker/prefill_client.h"
+#include "worker/kv_ends.h"
 #include "worker/worker.h"
 
 namespace tandem::decode {
@@ -49,6 +49,7 @@ class DecodeRole final : public worker::Role {
   EventInbox inbox_;
   std::unique_ptr<DecodeMetrics> metrics_;
   std::unique_ptr<kvtransfer::KvReceiver> receiver_;
+  std::unique_ptr<kvtransfer::KvSender> sender_;
   std::unique_ptr<PrefillClient> prefill_client_;
   std::unique_ptr<Intake> intake_;
   std::unique_ptr<DecodeService> service_;
@@ -75,20 +76,7 @@ absl::Status DecodeRole::Start(const worker::Frame& frame) {
 }
 
 absl::Status DecodeRole::StartTransfers(const worker::Frame& frame) {
-  TANDEM_ASSIGN_OR_RETURN(const HostPort listen,
-                          KvListenAddress(options_.kv_listen, *frame.process));
-  TANDEM_RETURN_IF_ERROR(
-      RequireSecretBeyondLoopback(frame.process->cluster_secret, "--kv-listen", listen.ToString()));
-  kvtransfer::KvReceiverOptions kv;
-  kv.listen_host = listen.host;
-  kv.port = listen.port;
-  kv.advertise_host = AdvertisedHost(*frame.process, listen.host);
-  kv.region = frame.engine->region();
-  kv.worker_id = frame.process->worker_id;
-  kv.cluster_secret = frame.process->cluster_secret;
-  kv.capability_digest = frame.capability_digest;
-  kv.transports = frame.process->kv_transport;
-  kv.metrics = frame.metrics;
+  TANDEM_ASSIGN_OR_RETURN(kvtransfer::KvReceiverOptions kv, worker::MakeReceiverOptions(frame));
   kv.on_sealed = [this](const TransferId& id, uint64_t epoch,
                         const kvtransfer::TransferStats& stats) {
     inbox_.Push(KvSealed{id, epoch, stats});
@@ -98,6 +86,13 @@ absl::Status DecodeRole::StartTransfers(const worker::Frame& frame) {
   };
   kv.on_quiet = [this](const TransferId& id, uint64_t epoch) { inbox_.Push(KvQuiet{id, epoch}); };
   TANDEM_ASSIGN_OR_RETURN(receiver_, kvtransfer::KvReceiver::Start(std::move(kv)));
+
+  kvtransfer::KvSenderOptions giving = worker::MakeSenderOptions(frame);
+  giving.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
+                          const kvtransfer::TransferStats& stats) {
+    inbox_.Push(KvGiven{id, epoch, status, stats});
+  };
+  TANDEM_ASSIGN_OR_RETURN(sender_, kvtransfer::KvSender::Start(std::move(giving)));
 
   CallerIdentity identity;
   identity.kv_address = receiver_->address();
@@ -128,6 +123,7 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
   if (engine.device != "cpu") loop.row_tile = kGpuRowTile;
   loop.prefill.worker_id = frame.process->worker_id;
   loop.prefill.block_size = engine.block_size;
+  loop.prefill.num_layers = frame.engine->region().layout.num_layers;
   loop.prefill.kv_transport = frame.process->kv_transport;
   loop.prefill.call_timeout = absl::Seconds(options_.prefill_timeout);
   loop.prefill.window.tokens = options_.prefill_window;
@@ -137,6 +133,7 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
   parts.pool = &frame.engine->pool();
   parts.cache = &frame.engine->cache();
   parts.receiver = receiver_.get();
+  parts.sender = sender_.get();
   parts.caller = prefill_client_.get();
   parts.waker = waker_.get();
   parts.clock = frame.clock;
@@ -154,23 +151,6 @@ void DecodeRole::FillHello(internal::v1::Hello* hello) const {
 }
 
 }  // namespace
-
-absl::StatusOr<HostPort> KvListenAddress(const std::string& kv_listen,
-                                         const WorkerProcessOptions& process) {
-  TANDEM_ASSIGN_OR_RETURN(const HostPort rpc, ParseHostPort(process.listen));
-  HostPort kv = {rpc.host, 0};
-  if (!kv_listen.empty()) {
-    TANDEM_ASSIGN_OR_RETURN(kv, ParseHostPort(kv_listen));
-  }
-  const std::string announced = AdvertisedHost(process, rpc.host);
-  if (IsLoopback(kv.host) && !IsLoopback(announced)) {
-    return InvalidArgument(
-        "KV blocks would be awaited at {} (--kv-listen; else the host of --listen), which no other "
-        "host reaches, but this worker is announced as {}: listen there, or on 0.0.0.0",
-        kv.ToString(), announced);
-  }
-  return kv;
-}
 
 absl::StatusOr<std::unique_ptr<WorkerProcess>> StartWorker(const WorkerOptions& options,
                                                            SignalWaiter* signals) {

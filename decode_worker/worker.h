@@ -6,7 +6,6 @@
 
 #include "absl/status/statusor.h"
 
-#include "common/base/host_port.h"
 #include "common/rpc/worker_process.h"
 #include "engine/runtime/engine.h"
 
@@ -16,7 +15,6 @@ namespace tandem::decode {
 struct WorkerOptions {
   engine::EngineOptions engine;
   WorkerProcessOptions process;
-  std::string kv_listen;        // HOST:PORT; empty: the host of --listen, any port
   std::string role = "decode";  // decode, unified
   int local_prefill_max_tokens = 32;
   int prefill_window = 4096;     // tokens
@@ -24,11 +22,6 @@ struct WorkerOptions {
   double kv_seal_timeout = 10;   // s
   double prefill_timeout = 600;  // s
 };
-
-// Where to listen for KV blocks. INVALID_ARGUMENT where others, who are told this worker's host,
-// would not reach it there.
-absl::StatusOr<HostPort> KvListenAddress(const std::string& kv_listen,
-                                         const WorkerProcessOptions& process);
 
 // As worker::StartWorker.
 absl::StatusOr<std::unique_ptr<WorkerProcess>> StartWorker(const WorkerOptions& options,

@@ -20,6 +20,20 @@ struct WorkArrived {
 struct WorkCancelled {  // by the caller, its deadline, or a broken connection
   uint64_t id = 0;      // Work::id; unknown ones are ignored
 };
+struct KvSealed {  // KvReceiver's callbacks
+  TransferId id;
+  uint64_t epoch = 0;
+  kvtransfer::TransferStats stats;
+};
+struct KvFailed {
+  TransferId id;
+  uint64_t epoch = 0;
+  absl::Status status;
+};
+struct KvQuiet {
+  TransferId id;
+  uint64_t epoch = 0;
+};
 struct KvShipped {  // KvSender::on_done
   TransferId id;
   uint64_t epoch = 0;
@@ -27,8 +41,8 @@ struct KvShipped {  // KvSender::on_done
   kvtransfer::TransferStats stats;
 };
 
-using Event = std::variant<WorkArrived, WorkCancelled, KvShipped, worker::SnapshotWanted,
-                           worker::DrainWanted, worker::StopWanted>;
+using Event = std::variant<WorkArrived, WorkCancelled, KvSealed, KvFailed, KvQuiet, KvShipped,
+                           worker::SnapshotWanted, worker::DrainWanted, worker::StopWanted>;
 
 // Work is refused when it is full; all other events get in.
 using EventInbox = Inbox<Event>;

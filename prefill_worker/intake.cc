@@ -9,14 +9,15 @@ namespace tandem::prefill {
 Intake::Intake(RequestLimits limits, EventInbox* inbox, Clock* clock)
     : limits_(std::move(limits)), inbox_(inbox), clock_(clock) {}
 
-void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Reply reply,
-                    absl::Duration left) {
+void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Want want,
+                    Reply reply, absl::Duration left) {
   absl::StatusOr<Work> work = WorkFromProto(request, limits_);
   if (!work.ok()) return reply(work.status());
   work->id = id;
   work->arrived = clock_->Now();
   // By what is left of it: the loop's clock does not follow a wall clock that is set.
   work->deadline = work->arrived + left;
+  if (request.gives_back()) work->want = std::move(want);
   work->reply = reply;
   Event event = WorkArrived{*std::move(work)};
   if (inbox_->TryPush(std::move(event))) return;
@@ -27,6 +28,10 @@ void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Re
 
 internal::v1::PrefillResponse Intake::ToProto(const Outcome& outcome) const {
   return OutcomeToProto(outcome, limits_.worker_id);
+}
+
+internal::v1::KvTarget Intake::ToProto(const Wanted& wanted) const {
+  return WantedToProto(wanted, limits_.num_blocks);
 }
 
 void Intake::Cancel(uint64_t id) { inbox_->Push(WorkCancelled{id}); }

@@ -17,8 +17,9 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
       parts_(parts),
       steps_(parts.runner, parts.pool, parts.clock),
       shipper_(parts.sender, options_.layout),
-      reporter_(options_.report, std::move(reports), parts.pool, parts.cache, parts.metrics,
-                parts.clock) {
+      returns_(options_.returns, parts.receiver, parts.pool, parts.clock, parts.metrics),
+      reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
+                &parts.metrics->worker, parts.clock) {
   parts_.cache->KeepDigests(
       [sender = parts_.sender](std::span<const int32_t> blocks) { return sender->Digest(blocks); });
 }
@@ -49,6 +50,12 @@ void Loop::AdmitArrivals(absl::Duration wait) {
     reporter_.NoteChange();
   }
   DropLate();
+  for (Sequence* s : returns_.Late()) {
+    spdlog::warn("{}: the blocks asked back from {} do not come, computing them here",
+                 s->work.request_id, s->work.target.peer_worker_id);
+    GiveUpReturn(s, ReturnResult::kLate);
+    reporter_.NoteChange();
+  }
   if (!stop_) AdmitWaiting();
 }
 
@@ -65,7 +72,7 @@ void Loop::DropLate() {
       shipper_.Abort(*s);  // its blocks go when the sender has let go of them
       continue;
     }
-    parts_.metrics->requests_cancelled.Increment();
+    parts_.metrics->worker.requests_cancelled.Increment();
     Fail(s, DeadlineExceeded("the deadline passed after {} of {} prompt tokens", s->computed,
                              s->length()));
   }
@@ -96,7 +103,7 @@ absl::Status Loop::Accept(const Work& work) const {
 void Loop::Handle(WorkArrived event) {
   Work& work = event.work;
   if (const absl::Status status = Accept(work); !status.ok()) {
-    parts_.metrics->requests_rejected.Increment();
+    parts_.metrics->worker.requests_rejected.Increment();
     work.reply(status);
     return;
   }
@@ -113,17 +120,48 @@ void Loop::Handle(WorkArrived event) {
 void Loop::Handle(WorkCancelled event) {
   Sequence* s = Find(event.id);
   if (s == nullptr) return;
-  parts_.metrics->requests_cancelled.Increment();
+  parts_.metrics->worker.requests_cancelled.Increment();
   Fail(s, Cancelled("prefill was cancelled by its caller or its deadline"));
+}
+
+void Loop::Handle(KvSealed event) {
+  int blocks = 0;
+  Sequence* s = returns_.OnSealed(event.id, event.epoch, event.stats, &blocks);
+  if (s == nullptr) return;
+  const auto filled = static_cast<size_t>(blocks) * static_cast<size_t>(options_.layout.block_size);
+  parts_.cache->Insert(s->hash_seed, std::span(s->work.tokens).first(filled), s->lease,
+                       blocks - s->returned / options_.layout.block_size);
+  if (const absl::Status status = Start(s, blocks); !status.ok()) {
+    parts_.metrics->worker.requests_failed.Increment();
+    Fail(s, status);
+  }
+}
+
+void Loop::Handle(KvFailed event) {
+  Sequence* s = returns_.OnFailed(event.id, event.epoch);
+  if (s == nullptr) return;
+  spdlog::warn("{}: the blocks asked back from {} were lost, computing them here: {}",
+               s->work.request_id, s->work.target.peer_worker_id, event.status.ToString());
+  GiveUpReturn(s, Returns::ResultOf(event.status));
+}
+
+void Loop::Handle(KvQuiet event) { returns_.OnQuiet(event.id, event.epoch); }
+
+void Loop::GiveUpReturn(Sequence* s, ReturnResult why) {
+  returns_.Abandon(s, why);
+  s->lease.Release();
+  s->phase = Phase::kWaiting;
+  waiting_.Insert(s);
 }
 
 void Loop::Handle(KvShipped event) {
   const auto it = sequences_.find(TransferKey{event.id, event.epoch});
   if (it == sequences_.end()) return;
   Sequence* s = it->second.get();
-  TANDEM_CHECK(s->phase != Phase::kWaiting, "a transfer ended that was never opened");
+  TANDEM_CHECK(s->phase == Phase::kRunning || s->phase == Phase::kShipping,
+               "a transfer ended that was never opened");
   const kvtransfer::KvSendTarget& target = s->work.target;
-  KvLinkMetrics& link = parts_.metrics->KvLink(
+  KvLinkMetrics& link = parts_.metrics->worker.KvLink(
       options_.worker_id, target.peer_worker_id,
       event.stats.transport.empty() ? target.transport : event.stats.transport);
   link.bytes.Increment(static_cast<double>(event.stats.bytes));
@@ -134,7 +172,7 @@ void Loop::Handle(KvShipped event) {
   }
   if (s->phase == Phase::kRunning) {
     // The peer is gone or gave up: nobody waits for this prompt any more.
-    parts_.metrics->requests_failed.Increment();
+    parts_.metrics->worker.requests_failed.Increment();
     parts_.cache->Retract(s->lease);
     std::erase(running_, s);
     by_work_id_.erase(s->work.id);
@@ -163,7 +201,7 @@ void Loop::AdmitWaiting() {
     // An earlier one of this round may have evicted what this one would have shared.
     if (absl::IsResourceExhausted(status)) break;
     if (status.ok()) continue;
-    parts_.metrics->requests_failed.Increment();
+    parts_.metrics->worker.requests_failed.Increment();
     Fail(sequence, status);
   }
 }
@@ -178,14 +216,24 @@ absl::Status Loop::Admit(Sequence* s) {
       parts_.pool->Reserve(options_.layout.BlocksFor(s->length()) - cached_blocks));
   lease.Append(std::move(rest));
   s->lease = std::move(lease);
+  if (returns_.Begin(s, cached_blocks)) {
+    waiting_.Remove(s);
+    return absl::OkStatus();
+  }
+  TANDEM_RETURN_IF_ERROR(Start(s, cached_blocks));
+  waiting_.Remove(s);
+  return absl::OkStatus();
+}
+
+absl::Status Loop::Start(Sequence* s, int cached_blocks) {
+  s->phase = Phase::kWaiting;
   if (const absl::Status status = shipper_.Begin(s, cached_blocks); !status.ok()) {
     s->lease.Release();
     return status;
   }
-  s->cached = s->computed = s->launched = cached_blocks * block_size;
+  s->cached = s->computed = s->launched = cached_blocks * options_.layout.block_size;
   s->inserted_blocks = cached_blocks;
   s->phase = Phase::kRunning;
-  waiting_.Remove(s);
   running_.push_back(s);
   return absl::OkStatus();
 }
@@ -273,7 +321,7 @@ bool Loop::CollectAndPublish(bool launched) {
 }
 
 void Loop::Publish(worker::CollectedStep step) {
-  WorkerMetrics& metrics = *parts_.metrics;
+  WorkerMetrics& metrics = parts_.metrics->worker;
   const int num_tokens = step.NumTokens();
   metrics.step_seconds.Observe(absl::ToDoubleSeconds(step.took));
   metrics.batch_tokens.Observe(num_tokens);
@@ -327,20 +375,22 @@ void Loop::Finish(Sequence* s, TokenLogprob first_token) {
       .first_token = std::move(first_token),
       .prompt_logprobs = std::move(s->prompt_logprobs),
       .cached_tokens = s->cached,
-      .queue = s->started - s->work.arrived,
+      .returned_tokens = s->returned,
+      .queue = s->started - s->work.arrived - s->return_took,
+      .kv_return = s->return_took,
       .prefill = now - s->started,
       .kv_bytes = s->work.target.target_blocks.size() * options_.layout.BlockBytes(),
   };
-  parts_.metrics->stage(Stage::kPrefillQueue).Observe(absl::ToDoubleSeconds(outcome.queue));
-  parts_.metrics->stage(Stage::kPrefill).Observe(absl::ToDoubleSeconds(outcome.prefill));
-  parts_.metrics->requests_finished.Increment();
-  parts_.metrics->generation_tokens.Increment();
+  parts_.metrics->worker.stage(Stage::kPrefillQueue).Observe(absl::ToDoubleSeconds(outcome.queue));
+  parts_.metrics->worker.stage(Stage::kPrefill).Observe(absl::ToDoubleSeconds(outcome.prefill));
+  parts_.metrics->worker.requests_finished.Increment();
+  parts_.metrics->worker.generation_tokens.Increment();
   s->work.reply(std::move(outcome));
 }
 
 void Loop::FailComputed(Sequence* s, const absl::Status& status) {
   const std::vector<int32_t> broken = parts_.cache->Retract(s->lease);
-  parts_.metrics->requests_failed.Increment();
+  parts_.metrics->worker.requests_failed.Increment();
   Fail(s, status);
   // Those that share them computed on top of them. (A prompt that was replied to had sound logits.)
   for (const int32_t block : broken) {
@@ -353,6 +403,11 @@ void Loop::FailComputed(Sequence* s, const absl::Status& status) {
       if (other == running_.end()) break;
       FailComputed(*other, Unavailable("prefill worker {}: a block of a shared prefix was broken",
                                        options_.worker_id));
+    }
+    // Nothing was computed for these yet: they look again what is cached.
+    const std::vector<Sequence*> returning = returns_.waiting();
+    for (Sequence* other : returning) {
+      if (holds(other)) GiveUpReturn(other, ReturnResult::kCancelled);
     }
   }
 }
@@ -369,7 +424,7 @@ void Loop::NoteDamagedBlocks() {
       "{} cached KV blocks were damaged in memory since they were computed; they are "
       "computed again",
       more);
-  parts_.metrics->damaged_blocks.Increment(static_cast<double>(more));
+  parts_.metrics->worker.damaged_blocks.Increment(static_cast<double>(more));
 }
 
 // ---- ends ----
@@ -382,6 +437,10 @@ Sequence* Loop::Find(uint64_t id) const {
 void Loop::Fail(Sequence* s, const absl::Status& status) {
   by_work_id_.erase(s->work.id);
   s->work.reply(status);
+  if (s->phase == Phase::kReturning) {
+    returns_.Abandon(s, ReturnResult::kCancelled);
+    s->phase = Phase::kWaiting;
+  }
   if (s->phase == Phase::kWaiting) {
     waiting_.Remove(s);
     Forget(s);
@@ -406,6 +465,9 @@ LoadReport Loop::Load() const {
   load.waiting = static_cast<int>(waiting_.size());
   load.waiting_tokens = waiting_.num_tokens();
   for (const Sequence* s : running_) load.waiting_tokens += s->length() - s->computed;
+  for (const Sequence* s : returns_.waiting()) {
+    load.waiting_tokens += s->length() - s->coming_back->end_block * options_.layout.block_size;
+  }
   load.prefill_tokens_per_second = rate_.TokensPerSecond();
   load.prefill_fit_tokens = rate_.Tokens();
   load.saturated_tokens_per_second = saturated_.TokensPerSecond();

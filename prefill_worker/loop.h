@@ -16,6 +16,9 @@
 // oldest step in flight. Where the runner takes two steps, the next chunk of a prompt is launched
 // before the one before it is collected.
 //
+// Blocks of a prompt that its caller holds and the prefix cache here lacks may be fetched before it
+// is computed (Returns). Once they have come, they are cached like computed ones.
+//
 // A prompt past its deadline is dropped wherever it stands; its caller's cancellation, which says
 // the same, may be late or lost.
 //
@@ -37,11 +40,12 @@
 #include "common/base/kv_layout.h"
 #include "common/base/load_report.h"
 #include "common/base/rate_meter.h"
-#include "common/metrics/worker_metrics.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/prefix_cache.h"
 #include "engine/runtime/model_runner.h"
 #include "prefill_worker/event.h"
+#include "prefill_worker/prefill_metrics.h"
+#include "prefill_worker/returns.h"
 #include "prefill_worker/scheduler.h"
 #include "prefill_worker/sequence.h"
 #include "prefill_worker/shipper.h"
@@ -55,20 +59,22 @@ struct LoopOptions {
   Limits limits;
   KvLayout layout;
   int max_waiting = 1024;  // prompts waiting for blocks; more are refused
+  ReturnOptions returns;
   worker::ReporterOptions report;
   std::string worker_id;
   std::string cluster_secret;  // with model_digest and a request's salt: the block hash seed
   std::string model_digest;
 };
 
-// All outlive the loop.
+// All outlive the loop. `receiver` null: no blocks are asked back from callers.
 struct LoopParts {
   engine::ModelRunner* runner = nullptr;
   engine::BlockPool* pool = nullptr;
   engine::PrefixCache* cache = nullptr;
   kvtransfer::KvSender* sender = nullptr;
+  kvtransfer::KvReceiver* receiver = nullptr;
   Clock* clock = nullptr;
-  WorkerMetrics* metrics = nullptr;
+  PrefillMetrics* metrics = nullptr;
   EventInbox* inbox = nullptr;
 };
 
@@ -89,12 +95,17 @@ class Loop {
 
   // Of now, without the blocks by state.
   LoadReport Load() const;
+  // Blocks on their way back that may still be written.
+  size_t num_returns() const { return returns_.num_transfers(); }
 
  private:
   // Admit.
   void AdmitArrivals(absl::Duration wait);
   void Handle(WorkArrived event);
   void Handle(WorkCancelled event);
+  void Handle(KvSealed event);
+  void Handle(KvFailed event);
+  void Handle(KvQuiet event);
   void Handle(KvShipped event);
   void Handle(worker::SnapshotWanted event);
   void Handle(worker::DrainWanted event);
@@ -104,6 +115,10 @@ class Loop {
   absl::Status Accept(const Work& work) const;
   void AdmitWaiting();
   absl::Status Admit(Sequence* sequence);
+  // With the first `cached_blocks` of its lease filled. On error it holds none.
+  absl::Status Start(Sequence* sequence, int cached_blocks);
+  // Its blocks do not come back: it waits again, to be computed without them.
+  void GiveUpReturn(Sequence* sequence, ReturnResult why);
   // Before its first chunk: takes over blocks that others computed since it was admitted.
   void ShareNewlyCached(Sequence* sequence);
 
@@ -133,6 +148,7 @@ class Loop {
 
   worker::LaunchedSteps steps_;
   Shipper shipper_;
+  Returns returns_;
   worker::Reporter reporter_;
   absl::flat_hash_map<TransferKey, std::unique_ptr<Sequence>> sequences_;
   absl::flat_hash_map<uint64_t, Sequence*> by_work_id_;  // not yet replied to

@@ -15,6 +15,9 @@ absl::Status Validate(const WorkerOptions& o) {
   if (o.max_waiting < 1) {
     return InvalidArgument("--max-waiting must be >= 1, got {}", o.max_waiting);
   }
+  if (!(o.kv_return_timeout >= 0)) {
+    return InvalidArgument("--kv-return-timeout must be >= 0 s, got {}", o.kv_return_timeout);
+  }
   return absl::OkStatus();
 }
 
@@ -25,9 +28,13 @@ int Main(int argc, char** argv) {
   engine::AddEngineFlags(&flags, &options.engine);
   AddWorkerProcessFlags(&flags, &options.process);
   flags.Group("Batching");
-  flags.Group("Batching");
   flags.Add("--max-waiting", &options.max_waiting,
             "prompts that may wait for KV blocks; more are refused");
+  flags.Group("Timeouts");
+  flags.Add("--kv-return-timeout", &options.kv_return_timeout,
+            "how long no block may arrive of those that a decode worker gives back before they are "
+            "computed here; 0: none are asked for",
+            "s");
   flags.AnswerVersion(VersionText(flags.program()));
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "prefill"};
   parts.validate = [&] {

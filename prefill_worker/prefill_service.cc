@@ -4,6 +4,8 @@
 #include <optional>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
@@ -19,23 +21,39 @@ namespace {
 constexpr absl::Duration kRetryWhenFull = absl::Milliseconds(200);
 
 // One call. Lives until gRPC is done with it, which is after Finish().
-class PrefillReactor final : public grpc::ServerUnaryReactor {
+class PrefillReactor final : public grpc::ServerWriteReactor<internal::v1::PrefillEvent> {
  public:
-  PrefillReactor(Intake* intake, WorkPool* writers, internal::v1::PrefillResponse* response)
-      : intake_(intake), writers_(writers), id_(intake->NewId()), response_(response) {}
+  PrefillReactor(Intake* intake, WorkPool* writers)
+      : intake_(intake), writers_(writers), id_(intake->NewId()) {}
 
   void Start(const internal::v1::PrefillRequest& request, absl::Duration left) {
     intake_->Submit(
-        id_, request, [this](absl::StatusOr<Outcome> outcome) { Answer(std::move(outcome)); },
-        left);
+        id_, request, [this](const Wanted& wanted) { Ask(wanted); },
+        [this](absl::StatusOr<Outcome> outcome) { Answer(std::move(outcome)); }, left);
   }
 
   void OnCancel() override {
     if (const uint64_t id = id_; id != 0) intake_->Cancel(id);
   }
+  void OnWriteDone(bool /*ok*/) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      asking_ = false;
+    }
+    EndIfDue();
+  }
   void OnDone() override { delete this; }
 
  private:
+  // The loop's thread, at most once and before Answer.
+  void Ask(const Wanted& wanted) {
+    *asked_.mutable_wanted() = intake_->ToProto(wanted);
+    {
+      absl::MutexLock lock(&mutex_);
+      asking_ = true;
+    }
+    StartWrite(&asked_);
+  }
   // Mostly the loop's thread.
   void Answer(absl::StatusOr<Outcome> outcome) {
     id_ = 0;  // refused or over: the loop need not hear of it
@@ -45,15 +63,43 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
   }
   void End(const absl::StatusOr<Outcome>& outcome) {
     const absl::Status status = outcome.status();
-    if (outcome.ok()) *response_ = intake_->ToProto(*outcome);
-    Finish(ToGrpcStatus(absl::IsResourceExhausted(status) ? WithRetryAfter(status, kRetryWhenFull)
-                                                          : status));
+    if (outcome.ok()) *answer_.mutable_done() = intake_->ToProto(*outcome);
+    {
+      absl::MutexLock lock(&mutex_);
+      end_ = ToGrpcStatus(absl::IsResourceExhausted(status) ? WithRetryAfter(status, kRetryWhenFull)
+                                                            : status);
+    }
+    EndIfDue();
+  }
+  // One write at a time: the question first. This may be gone when it returns.
+  void EndIfDue() {
+    std::optional<grpc::Status> end;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!asking_) end = std::exchange(end_, std::nullopt);
+    }
+    if (!end.has_value()) return;
+    if (end->ok()) {
+      StartWriteAndFinish(&answer_, grpc::WriteOptions(), *end);
+    } else {
+      Finish(*end);
+    }
   }
 
   Intake* const intake_;
   WorkPool* const writers_;
   std::atomic<uint64_t> id_;  // 0: nothing to cancel
-  internal::v1::PrefillResponse* const response_;
+  internal::v1::PrefillEvent asked_, answer_;
+  absl::Mutex mutex_;
+  bool asking_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<grpc::Status> end_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Answers with an error and nothing else.
+class RefusalReactor final : public grpc::ServerWriteReactor<internal::v1::PrefillEvent> {
+ public:
+  explicit RefusalReactor(const absl::Status& status) { Finish(ToGrpcStatus(status)); }
+  void OnDone() override { delete this; }
 };
 
 }  // namespace
@@ -74,16 +120,13 @@ absl::Status PrefillService::CheckTarget(const grpc::AuthContext& context,
   return WithRetryAfter(absl::ResourceExhaustedError(vouched.message()), kRetryWhenFull);
 }
 
-grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* context,
-                                                  const internal::v1::PrefillRequest* request,
-                                                  internal::v1::PrefillResponse* response) {
+grpc::ServerWriteReactor<internal::v1::PrefillEvent>* PrefillService::Prefill(
+    grpc::CallbackServerContext* context, const internal::v1::PrefillRequest* request) {
   if (const absl::Status status = CheckTarget(*context->auth_context(), request->target());
       !status.ok()) {
-    grpc::ServerUnaryReactor* refusal = context->DefaultReactor();
-    refusal->Finish(ToGrpcStatus(status));
-    return refusal;
+    return new RefusalReactor(status);
   }
-  auto* reactor = new PrefillReactor(intake_, writers_, response);
+  auto* reactor = new PrefillReactor(intake_, writers_);
   reactor->Start(*request, absl::FromChrono(context->deadline()) - absl::Now());
   return reactor;
 }

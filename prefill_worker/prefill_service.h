@@ -1,4 +1,4 @@
-// The RPC edge of the prefill worker: one unary call per prompt.
+// The RPC edge of the prefill worker: one call per prompt.
 #pragma once
 
 #include "absl/status/status.h"
@@ -20,9 +20,8 @@ class PrefillService final : public internal::v1::Prefill::CallbackService {
   PrefillService(Intake* intake, const VoucherCheck* vouchers, WorkPool* writers)
       : intake_(intake), vouchers_(vouchers), writers_(writers) {}
 
-  grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext* context,
-                                    const internal::v1::PrefillRequest* request,
-                                    internal::v1::PrefillResponse* response) override;
+  grpc::ServerWriteReactor<internal::v1::PrefillEvent>* Prefill(
+      grpc::CallbackServerContext* context, const internal::v1::PrefillRequest* request) override;
 
  private:
   absl::Status CheckTarget(const grpc::AuthContext& caller,

@@ -8,19 +8,12 @@
 #include "common/rpc/status.h"
 #include "common/rpc/token_wire.h"
 #include "engine/wire/wire.h"
+#include "worker/kv_target_wire.h"
 
 namespace tandem::prefill {
 namespace {
 
 absl::Status CheckTarget(const internal::v1::KvTarget& target, int prompt_blocks) {
-  TransferId id;
-  if (!TransferId::FromBytes(target.transfer_id(), &id)) {
-    return BadField("target.transfer_id", "must have 16 bytes, got {}",
-                    target.transfer_id().size());
-  }
-  if (target.transport().empty()) {
-    return BadField("target.transport", "must be set");
-  }
   if (target.address().empty()) {
     return BadField("target.address", "must be HOST:PORT, got nothing");
   }
@@ -30,24 +23,7 @@ absl::Status CheckTarget(const internal::v1::KvTarget& target, int prompt_blocks
                     "and first_block must make up the prompt's {} blocks, got {} ids from block {}",
                     prompt_blocks, target.block_ids_size(), target.first_block());
   }
-  for (int i = 0; i < target.block_ids_size(); ++i) {
-    if (target.block_ids(i) < target.num_blocks()) continue;
-    return BadField(fmt::format("target.block_ids[{}]", i), "is {}; the pool has {} blocks",
-                    target.block_ids(i), target.num_blocks());
-  }
   return absl::OkStatus();
-}
-
-kvtransfer::KvSendTarget TargetFromProto(const internal::v1::KvTarget& target) {
-  kvtransfer::KvSendTarget out;
-  TransferId::FromBytes(target.transfer_id(), &out.id);
-  out.epoch = target.epoch();
-  out.transport = target.transport();
-  out.address = target.address();
-  out.token = target.token();
-  out.peer_worker_id = target.worker_id();
-  out.target_blocks.assign(target.block_ids().begin(), target.block_ids().end());
-  return out;
 }
 
 }  // namespace
@@ -73,6 +49,7 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
   TANDEM_ASSIGN_OR_RETURN(
       work.sampling,
       engine::SamplingFromProto(request.sampling(), request.eos_token_ids(), limits.vocab_size));
+  TANDEM_ASSIGN_OR_RETURN(work.target, worker::KvTargetFromProto(request.target(), "target"));
   TANDEM_RETURN_IF_ERROR(
       CheckTarget(request.target(), BlocksFor(request.token_ids_size(), limits.block_size)));
   if (request.prompt_length() > static_cast<uint32_t>(request.token_ids_size())) {
@@ -80,7 +57,6 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
                     request.token_ids_size(), request.prompt_length());
   }
   work.prompt_length = static_cast<int>(request.prompt_length());
-  work.target = TargetFromProto(request.target());
   work.first_block = static_cast<int>(request.target().first_block());
   work.request_id = request.request_id();
   work.cache_salt = request.cache_salt();
@@ -99,7 +75,22 @@ internal::v1::PrefillResponse OutcomeToProto(const Outcome& outcome, const std::
   response.set_prefill_ms(absl::ToDoubleMilliseconds(outcome.prefill));
   response.set_kv_bytes(outcome.kv_bytes);
   response.set_worker_id(worker_id);
+  response.set_kv_return_ms(absl::ToDoubleMilliseconds(outcome.kv_return));
+  response.set_returned_tokens(static_cast<uint32_t>(outcome.returned_tokens));
   return response;
+}
+
+internal::v1::KvTarget WantedToProto(const Wanted& wanted, int num_blocks) {
+  const kvtransfer::KvSendTarget& from = wanted.target;
+  internal::v1::KvTarget target;
+  target.set_transfer_id(from.id.ToBytes());
+  target.set_epoch(from.epoch);
+  target.set_transport(from.transport);
+  target.set_token(from.token);
+  target.set_first_block(static_cast<uint32_t>(wanted.first_block));
+  engine::TokensToProto(from.target_blocks, target.mutable_block_ids());
+  target.set_num_blocks(static_cast<uint32_t>(num_blocks));
+  return target;
 }
 
 }  // namespace tandem::prefill

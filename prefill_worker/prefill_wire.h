@@ -17,6 +17,7 @@ struct RequestLimits {
   int vocab_size = 0;
   int max_model_len = 0;  // tokens
   int block_size = 16;    // tokens
+  int num_blocks = 0;     // of this worker's pool
 };
 
 // All of Work that the request says; errors name the field. INVALID_ARGUMENT, or
@@ -24,5 +25,7 @@ struct RequestLimits {
 absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
                                    const RequestLimits& limits);
 internal::v1::PrefillResponse OutcomeToProto(const Outcome& outcome, const std::string& worker_id);
+// `num_blocks`: of this worker's pool.
+internal::v1::KvTarget WantedToProto(const Wanted& wanted, int num_blocks);
 
 }  // namespace tandem::prefill

@@ -16,13 +16,22 @@
 
 namespace tandem::prefill {
 
+// Blocks of a prompt that its caller is to send back: target.target_blocks[i] receives prompt block
+// first_block + i.
+struct Wanted {
+  kvtransfer::KvSendTarget target;
+  int first_block = 0;
+};
+
 struct Outcome {
   TokenLogprob first_token;
   std::vector<TokenLogprob> prompt_logprobs;
   int cached_tokens = 0;
-  absl::Duration queue;    // arrived to first chunk started
-  absl::Duration prefill;  // first chunk started to first token sampled
-  uint64_t kv_bytes = 0;   // shipped and still to be shipped
+  int returned_tokens = 0;   // of those: came back from the caller
+  absl::Duration queue;      // arrived to first chunk started, less kv_return
+  absl::Duration kv_return;  // waited for blocks that the caller was asked for
+  absl::Duration prefill;    // first chunk started to first token sampled
+  uint64_t kv_bytes = 0;     // shipped and still to be shipped
 };
 
 // A validated request.
@@ -39,6 +48,9 @@ struct Work {
   int first_block = 0;
   absl::Time arrived;  // Clock
   absl::Time deadline = absl::InfiniteFuture();
+  // Asks the caller for blocks before `first_block`; null: it gives none. Called at most once,
+  // before `reply`, on the loop's thread; must not block.
+  std::function<void(const Wanted&)> want;
   // Called exactly once, on the loop's thread; must not block.
   std::function<void(absl::StatusOr<Outcome>)> reply;
 };

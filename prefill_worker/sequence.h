@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -16,12 +17,23 @@
 namespace tandem::prefill {
 
 enum class Phase {
-  kWaiting,   // holds no blocks
-  kRunning,   // the prompt is computed chunk by chunk
-  kShipping,  // replied; the sender still reads the blocks
+  kWaiting,    // holds no blocks
+  kReturning,  // holds its blocks, some of which its caller writes
+  kRunning,    // the prompt is computed chunk by chunk
+  kShipping,   // replied; the sender still reads the blocks
 };
 
 using TransferKey = std::pair<TransferId, uint64_t>;  // id, epoch
+
+// Blocks on their way back from the caller.
+struct Return {
+  TransferKey key;
+  int first_block = 0;  // of the lease: [first_block, end_block)
+  int end_block = 0;
+  absl::Time began_at;
+  uint64_t bytes_seen = 0;  // of them, at `progressed_at`
+  absl::Time progressed_at;
+};
 
 struct Sequence {
   Work work;
@@ -34,8 +46,12 @@ struct Sequence {
   int cached = 0;
   int computed = 0;
   int launched = 0;
-  int pushed_blocks = 0;                      // all layers are, or will be, with the sender
-  int inserted_blocks = 0;                    // known to the prefix cache
+  int pushed_blocks = 0;                // all layers are, or will be, with the sender
+  int inserted_blocks = 0;              // known to the prefix cache
+  std::unique_ptr<Return> coming_back;  // kReturning only
+  bool return_tried = false;
+  int returned = 0;  // of `cached`, in tokens
+  absl::Duration return_took;
   absl::Time started = absl::InfinitePast();  // first chunk
   std::vector<TokenLogprob> prompt_logprobs;
 

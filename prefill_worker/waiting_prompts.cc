@@ -1,6 +1,7 @@
 #include "prefill_worker/waiting_prompts.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/base/kv_layout.h"
 #include "prefill_worker/scheduler.h"
@@ -20,9 +21,12 @@ int64_t WaitingPrompts::num_tokens() const {
 }
 
 void WaitingPrompts::Insert(Sequence* sequence) {
+  const auto place = [](const Sequence* s) {
+    return std::pair(-int64_t{s->work.priority}, s->work.id);
+  };
   const auto behind = std::upper_bound(
-      prompts_.begin(), prompts_.end(), sequence->work.priority,
-      [](int priority, const Sequence* other) { return priority > other->work.priority; });
+      prompts_.begin(), prompts_.end(), sequence,
+      [&](const Sequence* one, const Sequence* other) { return place(one) < place(other); });
   prompts_.insert(behind, sequence);
 }
 

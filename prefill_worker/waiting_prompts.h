@@ -16,7 +16,7 @@ class WaitingPrompts {
   size_t size() const { return prompts_.size(); }
   int64_t num_tokens() const;
 
-  // Behind all of the same or a higher priority.
+  // Behind all of a higher priority, and of the same that arrived before it.
   void Insert(Sequence* sequence);
   void Remove(const Sequence* sequence);
   // Those that get their blocks now, where `available_blocks` are there, in order; they are not

@@ -10,6 +10,7 @@
 #include "prefill_worker/intake.h"
 #include "prefill_worker/loop.h"
 #include "prefill_worker/prefill_service.h"
+#include "worker/kv_ends.h"
 #include "worker/worker.h"
 
 namespace tandem::prefill {
@@ -28,7 +29,10 @@ class PrefillRole final : public worker::Role {
   std::vector<std::string> callers() const override { return {kDecodeRole}; }
   absl::Status Start(const worker::Frame& frame) override;
   grpc::Service* service() override { return service_.get(); }
-  void FillHello(internal::v1::Hello* hello) const override { hello->set_role("prefill"); }
+  void FillHello(internal::v1::Hello* hello) const override {
+    hello->set_role("prefill");
+    if (receiver_ != nullptr) hello->set_kv_address(receiver_->address());
+  }
   void OnWelcome(const internal::v1::Welcome& welcome) override {
     vouchers_.SetKey(welcome.vouch_key());
   }
@@ -39,13 +43,15 @@ class PrefillRole final : public worker::Role {
 
  private:
   absl::Status StartSender(const worker::Frame& frame);
+  absl::Status StartReceiver(const worker::Frame& frame);
   void MakeLoop(const worker::Frame& frame);
 
   const WorkerOptions options_;
 
   // Each uses those above it.
   EventInbox inbox_;
-  std::unique_ptr<WorkerMetrics> metrics_;
+  std::unique_ptr<PrefillMetrics> metrics_;
+  std::unique_ptr<kvtransfer::KvReceiver> receiver_;  // null: no blocks are asked back
   std::unique_ptr<kvtransfer::KvSender> sender_;
   std::unique_ptr<Loop> loop_;
   std::unique_ptr<Intake> intake_;
@@ -55,7 +61,8 @@ class PrefillRole final : public worker::Role {
 };
 
 absl::Status PrefillRole::Start(const worker::Frame& frame) {
-  metrics_ = std::make_unique<WorkerMetrics>(frame.metrics);
+  metrics_ = std::make_unique<PrefillMetrics>(frame.metrics);
+  if (options_.kv_return_timeout > 0) TANDEM_RETURN_IF_ERROR(StartReceiver(frame));
   TANDEM_RETURN_IF_ERROR(StartSender(frame));
   MakeLoop(frame);
   RequestLimits limits;
@@ -64,6 +71,7 @@ absl::Status PrefillRole::Start(const worker::Frame& frame) {
   limits.vocab_size = frame.engine->config().vocab_size;
   limits.max_model_len = frame.engine->options().max_model_len;
   limits.block_size = frame.engine->region().layout.block_size;
+  limits.num_blocks = frame.engine->region().num_blocks;
   intake_ = std::make_unique<Intake>(std::move(limits), &inbox_, frame.clock);
   service_ = std::make_unique<PrefillService>(
       intake_.get(), frame.process->router.empty() ? nullptr : &vouchers_, &writers_);
@@ -71,18 +79,26 @@ absl::Status PrefillRole::Start(const worker::Frame& frame) {
 }
 
 absl::Status PrefillRole::StartSender(const worker::Frame& frame) {
-  kvtransfer::KvSenderOptions sender;
-  sender.region = frame.engine->region();
-  sender.worker_id = frame.process->worker_id;
-  sender.cluster_secret = frame.process->cluster_secret;
-  sender.capability_digest = frame.capability_digest;
-  sender.transports = frame.process->kv_transport;
-  sender.metrics = frame.metrics;
+  kvtransfer::KvSenderOptions sender = worker::MakeSenderOptions(frame);
   sender.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
                           const kvtransfer::TransferStats& stats) {
     inbox_.Push(KvShipped{id, epoch, status, stats});
   };
   TANDEM_ASSIGN_OR_RETURN(sender_, kvtransfer::KvSender::Start(std::move(sender)));
+  return absl::OkStatus();
+}
+
+absl::Status PrefillRole::StartReceiver(const worker::Frame& frame) {
+  TANDEM_ASSIGN_OR_RETURN(kvtransfer::KvReceiverOptions kv, worker::MakeReceiverOptions(frame));
+  kv.on_sealed = [this](const TransferId& id, uint64_t epoch,
+                        const kvtransfer::TransferStats& stats) {
+    inbox_.Push(KvSealed{id, epoch, stats});
+  };
+  kv.on_failed = [this](const TransferId& id, uint64_t epoch, const absl::Status& status) {
+    inbox_.Push(KvFailed{id, epoch, status});
+  };
+  kv.on_quiet = [this](const TransferId& id, uint64_t epoch) { inbox_.Push(KvQuiet{id, epoch}); };
+  TANDEM_ASSIGN_OR_RETURN(receiver_, kvtransfer::KvReceiver::Start(std::move(kv)));
   return absl::OkStatus();
 }
 
@@ -92,6 +108,10 @@ void PrefillRole::MakeLoop(const worker::Frame& frame) {
   loop.limits = {engine.max_num_batched_tokens, engine.max_num_seqs};
   loop.layout = frame.engine->region().layout;
   loop.max_waiting = options_.max_waiting;
+  loop.returns.worker_id = frame.process->worker_id;
+  loop.returns.kv_transport = frame.process->kv_transport;
+  loop.returns.block_size = engine.block_size;
+  loop.returns.timeout = absl::Seconds(options_.kv_return_timeout);
   loop.worker_id = frame.process->worker_id;
   loop.cluster_secret = frame.process->cluster_secret;
   loop.model_digest = frame.engine->model_digest();
@@ -100,6 +120,7 @@ void PrefillRole::MakeLoop(const worker::Frame& frame) {
   parts.pool = &frame.engine->pool();
   parts.cache = &frame.engine->cache();
   parts.sender = sender_.get();
+  parts.receiver = receiver_.get();
   parts.clock = frame.clock;
   parts.metrics = metrics_.get();
   parts.inbox = &inbox_;

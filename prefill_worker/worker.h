@@ -14,7 +14,8 @@ namespace tandem::prefill {
 struct WorkerOptions {
   engine::EngineOptions engine;
   WorkerProcessOptions process;
-  int max_waiting = 1024;  // prompts waiting for KV blocks
+  int max_waiting = 1024;        // prompts waiting for KV blocks
+  double kv_return_timeout = 2;  // s; 0: no blocks are asked back from decode workers
 };
 
 // As worker::StartWorker.

@@ -14,8 +14,8 @@ struct Message {
     kCall,          // router -> decode worker: a request
     kTokens,        // and what comes back on its stream
     kPrefillCall,   // decode worker -> prefill worker
-    kPrefillReply,  // and back
-    kKvFrame,       // prefill worker -> decode worker
+    kPrefillReply,  // and back, as is what it wants
+    kKvFrame,       // from the worker that holds blocks to the one that takes them
     kKvAnswer,      // and back
   };
   Kind kind;

@@ -284,8 +284,7 @@ class VirtualCluster::PrefillCaller final : public decode::PrefillCaller {
 
   void Call(decode::PrefillCall call) override {
     const auto active = std::make_shared<Active>();
-    active->call_id = call.call_id;
-    active->first_token = call.first_token;
+    active->call = call;
     active_[call.call_id] = active;
     const std::shared_ptr<Process> client = client_.lock();
     active->death_note = client->NoteForDeath([this, active] { CancelAtServer(active); });
@@ -319,13 +318,14 @@ class VirtualCluster::PrefillCaller final : public decode::PrefillCaller {
 
  private:
   struct Active {
-    uint64_t call_id = 0;
-    std::shared_ptr<decode::FirstToken> first_token;
+    decode::PrefillCall call;
     std::shared_ptr<Process> server;
     uint64_t id = 0;  // at the server
     uint64_t death_note = 0, server_death_note = 0;
     bool cancelled = false;
+    bool broken = false;  // at the worker's end
     bool ended = false;
+    absl::Time last = absl::InfinitePast();
   };
 
   void Arrive(const std::shared_ptr<Active>& active, const std::string& address,
@@ -344,29 +344,59 @@ class VirtualCluster::PrefillCaller final : public decode::PrefillCaller {
     });
     prefill::Intake& intake = active->server->prefill->intake();
     active->id = intake.NewId();
-    intake.Submit(active->id, request,
-                  [this, active, &intake](const absl::StatusOr<prefill::Outcome>& outcome) {
-                    if (!outcome.ok()) return Reply(active, outcome.status());
-                    Reply(active, intake.ToProto(*outcome));
-                  });
+    intake.Submit(
+        active->id, request,
+        [this, active, &intake](const prefill::Wanted& wanted) {
+          Ask(active, intake.ToProto(wanted));
+        },
+        [this, active, &intake](const absl::StatusOr<prefill::Outcome>& outcome) {
+          if (!outcome.ok()) return Reply(active, outcome.status());
+          Reply(active, intake.ToProto(*outcome));
+        });
     if (twice) {
-      intake.Submit(intake.NewId(), request,
-                    [](const absl::StatusOr<prefill::Outcome>& /*outcome*/) {});
+      intake.Submit(
+          intake.NewId(), request, [](const prefill::Wanted& /*wanted*/) {},
+          [](const absl::StatusOr<prefill::Outcome>& /*outcome*/) {});
     }
     cluster_->Wake(active->server);
+  }
+  // On the loop of the prefill worker.
+  void Ask(const std::shared_ptr<Active>& active, const internal::v1::KvTarget& wanted) {
+    if (active->server->dead) return;
+    const Fate fate = FateOfAnswer(*active);
+    if (fate.lost) {
+      active->broken = true;
+      CancelAtServer(active);
+      cluster_->events_.At(ArrivesAt(active.get(), fate),
+                           [this, active] { End(active, Unavailable("the connection was lost")); });
+      return;
+    }
+    cluster_->events_.At(ArrivesAt(active.get(), fate), [this, active, wanted] {
+      const std::shared_ptr<Process> client = client_.lock();
+      if (active->ended || client->dead) return;
+      auto blocks = decode::WantedFromProto(wanted, active->call);
+      TANDEM_CHECK(blocks.ok(), "{}", blocks.status().ToString());
+      inbox_->Push(*std::move(blocks));
+      cluster_->Wake(client);
+    });
+  }
+  Fate FateOfAnswer(const Active& active) const {
+    return cluster_->FateOf(Message::Kind::kPrefillReply, active.server->id, client_.lock()->id);
+  }
+  absl::Time ArrivesAt(Active* active, const Fate& fate) const {
+    active->last = std::max(active->last,
+                            active->server->clock.Now() + cluster_->options_.latency + fate.delay);
+    return active->last;
   }
   // On the loop of the prefill worker, or while the call arrives.
   void Reply(const std::shared_ptr<Active>& active,
              absl::StatusOr<internal::v1::PrefillResponse> response) {
     if (active->server->dead) return;
     active->id = 0;
-    const std::shared_ptr<Process> client = client_.lock();
-    const Fate fate =
-        cluster_->FateOf(Message::Kind::kPrefillReply, active->server->id, client->id);
+    if (active->broken) return;
+    const Fate fate = FateOfAnswer(*active);
     if (fate.lost) response = Unavailable("the reply was lost");
-    const absl::Time arrives =
-        active->server->clock.Now() + cluster_->options_.latency + fate.delay;
-    cluster_->events_.At(arrives,
+    cluster_->events_.At(ArrivesAt(active.get(), fate),
                          [this, active, response = std::move(response)] { End(active, response); });
   }
   void End(const std::shared_ptr<Active>& active,
@@ -374,13 +404,13 @@ class VirtualCluster::PrefillCaller final : public decode::PrefillCaller {
     const std::shared_ptr<Process> client = client_.lock();
     if (active->ended || client->dead) return;
     active->ended = true;
-    active_.erase(active->call_id);
+    active_.erase(active->call.call_id);
     client->on_death.erase(active->death_note);
     if (active->server != nullptr) active->server->on_death.erase(active->server_death_note);
-    decode::PrefillReply reply{.call_id = active->call_id, .at = client->clock.Now()};
+    decode::PrefillReply reply{.call_id = active->call.call_id, .at = client->clock.Now()};
     if (response.ok()) {
       reply.outcome = decode::OutcomeFromProto(*response, vocab_size_);
-      reply.sent = reply.outcome.ok() && active->first_token->Send(*reply.outcome, reply.at);
+      reply.sent = reply.outcome.ok() && active->call.first_token->Send(*reply.outcome, reply.at);
     } else {
       reply.outcome = response.status();
       reply.reached = reached;
@@ -714,11 +744,24 @@ size_t VirtualCluster::num_sequences(size_t worker) const {
   return process.decode != nullptr ? process.decode->num_sequences() : 0;
 }
 
+int VirtualCluster::returned_tokens() const {
+  double tokens = 0;
+  for (const auto& process : processes_) {
+    if (process->prefill != nullptr) tokens += process->prefill->metrics().returned_tokens.Value();
+  }
+  return static_cast<int>(tokens);
+}
+
 std::string VirtualCluster::Held() {
   std::string held;
   for (size_t i = 0; i < workers_.size(); ++i) {
     if (!alive(i)) continue;
     const engine::BlockPoolCounts counts = engine(i).pool.counts();
+    if (const auto& prefill = workers_[i].process->prefill) {
+      if (prefill->num_returns() > 0) {
+        absl::StrAppend(&held, workers_[i].process->id, ": ", prefill->num_returns(), " returns; ");
+      }
+    }
     if (counts.free + counts.cached == counts.total) continue;
     absl::StrAppend(&held, workers_[i].process->id, ": ", counts.used, " blocks used, ",
                     counts.quarantined, " quarantined of ", counts.total, "; ");

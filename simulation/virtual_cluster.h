@@ -137,6 +137,8 @@ class VirtualCluster {
   bool hangs(size_t worker) const { return workers_[worker].hangs; }
   engine::FakeEngine& engine(size_t worker);
   size_t num_sequences(size_t worker) const;  // of a decode worker
+  // Of all that have lived: prompt tokens that came back from decode to prefill workers.
+  int returned_tokens() const;
   // What living workers and the router hold for requests; "" where nothing is.
   std::string Held();
   // Where the router's prefix index and what a living worker has cached differ; "" where nowhere.

@@ -4,6 +4,7 @@
 #include <utility>
 #include <variant>
 
+#include "common/base/check.h"
 #include "common/base/status.h"
 #include "common/rpc/cluster_client.h"
 #include "common/rpc/load_wire.h"
@@ -42,7 +43,45 @@ prefill::RequestLimits PrefillLimits(const InProcessWorkerOptions& options) {
           .capability_digest = CapabilityDigest(MakeCapability(options)),
           .vocab_size = options.engine.model.vocab_size,
           .max_model_len = options.max_model_len,
-          .block_size = options.engine.block_size};
+          .block_size = options.engine.block_size,
+          .num_blocks = options.engine.num_blocks};
+}
+
+// Either kind of worker, by the events of its inbox.
+template <typename Sealed, typename Failed, typename Quiet, typename Inbox>
+std::unique_ptr<kvtransfer::KvReceiver> MakeReceiver(const InProcessWorkerOptions& options,
+                                                     const KvRegion& region, InProcessKvNetwork* kv,
+                                                     Inbox* inbox) {
+  kvtransfer::KvReceiverOptions receiver;
+  receiver.region = region;
+  receiver.worker_id = options.worker_id;
+  receiver.capability_digest = CapabilityDigest(MakeCapability(options));
+  receiver.on_sealed = [inbox](const TransferId& id, uint64_t epoch,
+                               const kvtransfer::TransferStats& stats) {
+    inbox->Push(Sealed{id, epoch, stats});
+  };
+  receiver.on_failed = [inbox](const TransferId& id, uint64_t epoch, const absl::Status& status) {
+    inbox->Push(Failed{id, epoch, status});
+  };
+  receiver.on_quiet = [inbox](const TransferId& id, uint64_t epoch) {
+    inbox->Push(Quiet{id, epoch});
+  };
+  return kv->MakeReceiver(std::move(receiver));
+}
+
+template <typename Done, typename Inbox>
+std::unique_ptr<kvtransfer::KvSender> MakeSender(const InProcessWorkerOptions& options,
+                                                 const KvRegion& region, InProcessKvNetwork* kv,
+                                                 Inbox* inbox) {
+  kvtransfer::KvSenderOptions sender;
+  sender.region = region;
+  sender.worker_id = options.worker_id;
+  sender.capability_digest = CapabilityDigest(MakeCapability(options));
+  sender.on_done = [inbox](const TransferId& id, uint64_t epoch, const absl::Status& status,
+                           const kvtransfer::TransferStats& stats) {
+    inbox->Push(Done{id, epoch, status, stats});
+  };
+  return kv->MakeSender(std::move(sender));
 }
 
 }  // namespace
@@ -75,18 +114,18 @@ InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& opt
       metrics_(&engine_.metrics),
       inbox_(kInboxCapacity),
       intake_(PrefillLimits(options), &inbox_, clock) {
-  kvtransfer::KvSenderOptions sender;
-  sender.region = engine_.memory.region();
-  sender.worker_id = options.worker_id;
-  sender.capability_digest = CapabilityDigest(MakeCapability(options));
-  sender.on_done = [this](const TransferId& id, uint64_t epoch, const absl::Status& status,
-                          const kvtransfer::TransferStats& stats) {
-    inbox_.Push(prefill::KvShipped{id, epoch, status, stats});
-  };
-  sender_ = kv->MakeSender(std::move(sender));
+  const KvRegion region = engine_.memory.region();
+  if (options.returns) {
+    receiver_ = MakeReceiver<prefill::KvSealed, prefill::KvFailed, prefill::KvQuiet>(
+        options, region, kv, &inbox_);
+  }
+  sender_ = MakeSender<prefill::KvShipped>(options, region, kv, &inbox_);
   prefill::LoopOptions loop;
   loop.limits = {options.max_num_batched_tokens, options.max_num_seqs};
-  loop.layout = engine_.memory.region().layout;
+  loop.layout = region.layout;
+  loop.returns.worker_id = options.worker_id;
+  loop.returns.kv_transport = kv->transport();
+  loop.returns.block_size = options.engine.block_size;
   loop.worker_id = options.worker_id;
   loop.cluster_secret = options.cluster_secret;
   loop.model_digest = options.model_digest;
@@ -95,6 +134,7 @@ InProcessPrefillWorker::InProcessPrefillWorker(const InProcessWorkerOptions& opt
   parts.pool = &engine_.pool;
   parts.cache = &engine_.cache;
   parts.sender = sender_.get();
+  parts.receiver = receiver_.get();
   parts.clock = clock;
   parts.metrics = &metrics_;
   parts.inbox = &inbox_;
@@ -105,6 +145,12 @@ InProcessPrefillWorker::~InProcessPrefillWorker() {
   // While there is a sender to abort what it ships.
   inbox_.Push(worker::StopWanted{});
   Step();
+}
+
+internal::v1::Hello InProcessPrefillWorker::hello() const {
+  internal::v1::Hello hello = MakeHello(options_, "prefill", address());
+  if (receiver_ != nullptr) hello.set_kv_address(receiver_->address());
+  return hello;
 }
 
 InProcessPrefillCaller::InProcessPrefillCaller(decode::CallerIdentity identity, int vocab_size,
@@ -127,6 +173,11 @@ void InProcessPrefillCaller::Call(decode::PrefillCall call) {
     }
     active.intake->Submit(
         active.id, decode::CallToProto(call, identity_),
+        [this, call, intake = active.intake](const prefill::Wanted& wanted) {
+          auto blocks = decode::WantedFromProto(intake->ToProto(wanted), call);
+          TANDEM_CHECK(blocks.ok(), "{}", blocks.status().ToString());
+          inbox_->Push(*std::move(blocks));
+        },
         [this, call_id, first_token = call.first_token,
          intake = active.intake](const absl::StatusOr<prefill::Outcome>& outcome) {
           {
@@ -181,21 +232,10 @@ InProcessDecodeWorker::InProcessDecodeWorker(const InProcessWorkerOptions& optio
       metrics_(&engine_.metrics),
       inbox_(kInboxCapacity),
       intake_({options.engine.model.vocab_size, options.max_model_len}, &inbox_, clock) {
-  kvtransfer::KvReceiverOptions receiver;
-  receiver.region = engine_.memory.region();
-  receiver.worker_id = options.worker_id;
-  receiver.capability_digest = CapabilityDigest(MakeCapability(options));
-  receiver.on_sealed = [this](const TransferId& id, uint64_t epoch,
-                              const kvtransfer::TransferStats& stats) {
-    inbox_.Push(decode::KvSealed{id, epoch, stats});
-  };
-  receiver.on_failed = [this](const TransferId& id, uint64_t epoch, const absl::Status& status) {
-    inbox_.Push(decode::KvFailed{id, epoch, status});
-  };
-  receiver.on_quiet = [this](const TransferId& id, uint64_t epoch) {
-    inbox_.Push(decode::KvQuiet{id, epoch});
-  };
-  receiver_ = kv->MakeReceiver(std::move(receiver));
+  const KvRegion region = engine_.memory.region();
+  receiver_ = MakeReceiver<decode::KvSealed, decode::KvFailed, decode::KvQuiet>(options, region, kv,
+                                                                                &inbox_);
+  sender_ = MakeSender<decode::KvGiven>(options, region, kv, &inbox_);
   decode::CallerIdentity identity;
   identity.kv_transport = kv->transport();
   identity.kv_address = receiver_->address();
@@ -218,11 +258,13 @@ InProcessDecodeWorker::InProcessDecodeWorker(const InProcessWorkerOptions& optio
   loop.prefill.worker_id = options.worker_id;
   loop.prefill.kv_transport = kv->transport();
   loop.prefill.block_size = options.engine.block_size;
+  loop.prefill.num_layers = region.layout.num_layers;
   decode::LoopParts parts;
   parts.runner = &engine_.runner();
   parts.pool = &engine_.pool;
   parts.cache = &engine_.cache;
   parts.receiver = receiver_.get();
+  parts.sender = sender_.get();
   parts.caller = caller_.get();
   parts.clock = clock;
   parts.metrics = &metrics_;

@@ -37,6 +37,7 @@ struct InProcessWorkerOptions {
   int max_num_batched_tokens = 128;
   int local_prefill_max_tokens = 16;  // of a decode worker
   bool unified = false;               // a decode worker that prefills everything itself
+  bool returns = true;                // a prefill worker has blocks given back
   // Of a decode worker, as decode::LoopOptions has them.
   absl::Duration target_step;
   int row_tile = 1;
@@ -58,7 +59,7 @@ class InProcessPrefillWorker {
   ~InProcessPrefillWorker();
 
   prefill::Intake& intake() { return intake_; }
-  internal::v1::Hello hello() const { return MakeHello(options_, "prefill", address()); }
+  internal::v1::Hello hello() const;
   // As Cluster/Join's "joined" would.
   void PostSnapshotWanted() { inbox_.Push(worker::SnapshotWanted{}); }
   // As a prefill candidate is named in a route.
@@ -66,13 +67,16 @@ class InProcessPrefillWorker {
   // False if there was nothing to compute.
   bool Step() { return loop_->Step(absl::ZeroDuration()); }
   absl::Duration IdleWait() const { return loop_->IdleWait(); }
+  size_t num_returns() const { return loop_->num_returns(); }
   engine::FakeEngine& engine() { return engine_; }
+  prefill::PrefillMetrics& metrics() { return metrics_; }
 
  private:
   const InProcessWorkerOptions options_;
   engine::FakeEngine engine_;
-  WorkerMetrics metrics_;
+  prefill::PrefillMetrics metrics_;
   prefill::EventInbox inbox_;
+  std::unique_ptr<kvtransfer::KvReceiver> receiver_;
   std::unique_ptr<prefill::Loop> loop_;
   std::unique_ptr<kvtransfer::KvSender> sender_;  // goes before the loop, whose blocks it reads
   prefill::Intake intake_;
@@ -139,6 +143,7 @@ class InProcessDecodeWorker {
   decode::DecodeMetrics metrics_;
   decode::EventInbox inbox_;
   std::unique_ptr<kvtransfer::KvReceiver> receiver_;
+  std::unique_ptr<kvtransfer::KvSender> sender_;
   std::unique_ptr<decode::PrefillCaller> caller_;
   decode::Intake intake_;
   std::unique_ptr<decode::Loop> loop_;

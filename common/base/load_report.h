@@ -38,7 +38,7 @@ struct LoadReport {
   std::map<std::string, PrefillFailures> prefill_failures;
   // Of a decode worker: prompt tokens that it will ask prefill workers for, by their ids.
   std::map<std::string, int64_t> prefill_backlog;
-  // Of a prefill worker: its ways to the decode workers that it shipped to, by their ids.
+  // Its ways to the workers that it shipped blocks to, by their ids.
   std::map<std::string, KvLink> links;
 };
 

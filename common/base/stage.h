@@ -17,6 +17,7 @@ enum class Stage {
   kQueue,
   kFailedAttempts,
   kPrefillQueue,
+  kKvReturn,
   kPrefill,
   kPrefillCall,
   kDelivery,
@@ -40,7 +41,7 @@ struct StageInfo {
   bool in_ttft = false;
 };
 
-inline constexpr std::array<StageInfo, 15> kStages = {{
+inline constexpr std::array<StageInfo, 16> kStages = {{
     {Stage::kTokenize, "tokenize", "chat template and tokenizer, in the router", true, true},
     {Stage::kQueue, "queue", "in the router and at the decode worker, before blocks were reserved",
      false, true},
@@ -48,6 +49,9 @@ inline constexpr std::array<StageInfo, 15> kStages = {{
      "with workers that refused, failed or were lost before the first token", false, true},
     {Stage::kPrefillQueue, "prefill_queue", "at the worker that prefilled, before its first chunk",
      false, true},
+    {Stage::kKvReturn, "kv_return",
+     "blocks of earlier turns on their way back from the decode worker, or awaited in vain", false,
+     true},
     {Stage::kPrefill, "prefill", "first chunk started to first token sampled", false, true},
     {Stage::kPrefillCall, "prefill_call", "the way to the prefill worker and back", false, true},
     {Stage::kDelivery, "delivery", "the rest: between router and decode worker, and to the client",

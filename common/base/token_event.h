@@ -40,6 +40,7 @@ struct Timing {
   std::string decode_worker;
   std::string transport;  // "local" where nothing was shipped
   int prefill_attempts = 0;
+  int returned_tokens = 0;  // of the prompt, whose KV came back from the decode worker
   int preemptions = 0;
   int migrations = 0;
 };

@@ -52,7 +52,7 @@ class ClusterClient {
 };
 
 // Grows with every change after which old and new processes must not be one cluster.
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 // How a block lies in a pool: heads, tokens, head dimension.
 inline constexpr char kBlockLayout[] = "HND";
 

@@ -100,6 +100,7 @@ void TimingToProto(const Timing& timing, v1::Timing* out) {
   out->set_decode_worker(timing.decode_worker);
   out->set_transport(timing.transport);
   out->set_prefill_attempts(static_cast<uint32_t>(timing.prefill_attempts));
+  out->set_returned_tokens(static_cast<uint32_t>(timing.returned_tokens));
   out->set_preemptions(static_cast<uint32_t>(timing.preemptions));
   out->set_migrations(static_cast<uint32_t>(timing.migrations));
 }
@@ -114,6 +115,7 @@ Timing TimingFromProto(const v1::Timing& proto) {
   timing.decode_worker = proto.decode_worker();
   timing.transport = proto.transport();
   timing.prefill_attempts = static_cast<int>(proto.prefill_attempts());
+  timing.returned_tokens = static_cast<int>(proto.returned_tokens());
   timing.preemptions = static_cast<int>(proto.preemptions());
   timing.migrations = static_cast<int>(proto.migrations());
   return timing;

@@ -29,6 +29,10 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
       "--served-model-name", &o->served_model_name,
       "name that clients ask for; default: the name of the model directory, or ORG/NAME of the "
       "Hugging Face cache");
+  flags->Add("--kv-listen", &o->kv_listen,
+             "address where other workers deliver KV blocks; port 0: any; default: the host of "
+             "--listen, any port",
+             "HOST:PORT");
   flags->Add("--kv-transport", &o->kv_transport,
              "how KV blocks travel between workers: auto (the best that both have), or some of "
              "cuda_ipc,shm,tcp in order of preference",

@@ -24,6 +24,7 @@ struct WorkerProcessOptions {
   std::string worker_id;          // empty: drawn at random
   std::string served_model_name;  // empty: the model directory's name
   std::string cluster_secret;     // default: TANDEM_CLUSTER_SECRET
+  std::string kv_listen;          // HOST:PORT; empty: the host of `listen`, any port
   std::string kv_transport = "auto";
   double drain_timeout = 30;  // s
   double step_timeout = 60;   // s; 0: none

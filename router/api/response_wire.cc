@@ -21,6 +21,7 @@ void DecodeRequestToProto(const Route& route, const Request& request,
     candidate->set_worker_id(prefill.id);
     candidate->set_address(prefill.address);
     candidate->set_voucher(Vouch(prefill.vouch_key, route.decode.id, route.decode.kv_address));
+    candidate->set_return_address(prefill.return_address);
   }
   proto->set_reason(route.reason);
   proto->set_may_lose(static_cast<uint32_t>(route.may_lose));

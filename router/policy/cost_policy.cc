@@ -137,24 +137,31 @@ Route ToRoute(const CostPolicyOptions& options, const ClusterView& view, const R
   route.decode = ToRouteWorker(decode);
   route.incarnation = decode.identity->incarnation;
   route.reported = decode.reported;
+  int returned = 0;
   if (best.prefill >= 0) {
     const std::vector<Candidate> ranked =
         PrefillsFor(query, costs, best.decode, prefill, options.max_prefill_candidates);
     for (const Candidate& candidate : ranked) {
-      route.prefill.push_back(ToRouteWorker(view.workers[candidate.prefill]));
+      const WorkerView& worker = view.workers[candidate.prefill];
+      route.prefill.push_back(ToRouteWorker(worker));
+      if (costs.Returned(candidate.prefill, best.decode) > 0) {
+        route.prefill.back().return_address = worker.identity->kv_address;
+      }
     }
     best = ranked.front();
+    returned = costs.Returned(best.prefill, best.decode);
   }
   route.cost_ms = best.cost_ms;
   const int computes_at = best.prefill >= 0 ? best.prefill : best.decode;
   route.predicted_cached_tokens =
-      std::min(query.cached_tokens[computes_at], std::max(0, query.prompt_tokens - 1));
-  route.uncached_tokens = costs.Uncached(computes_at);
+      std::min(query.cached_tokens[computes_at] + returned, std::max(0, query.prompt_tokens - 1));
+  route.uncached_tokens = costs.Uncached(computes_at) - returned;
   route.wait_ms = costs.WaitMs(computes_at);
   route.reason =
       fmt::format("{} on {}: {:.1f} ms, {} of {} tokens cached there",
                   best.prefill >= 0 ? "prefill" : "local", view.workers[computes_at].identity->id,
-                  best.cost_ms, route.predicted_cached_tokens, query.prompt_tokens);
+                  best.cost_ms, route.predicted_cached_tokens - returned, query.prompt_tokens);
+  if (returned > 0) route.reason += fmt::format(", {} come back", returned);
   return route;
 }
 

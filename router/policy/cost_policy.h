@@ -5,6 +5,9 @@
 //   queue(p) + prefill(uncached tokens on p) + exposed transfer(bytes not on d, link p->d)
 //     + decode penalty(d) + remote overhead + burden
 //
+// where d may give p back what it holds of the prompt and p lacks (mostly the last turn's answer):
+// then those tokens cost their transfer over d->p instead of prefill, if that is less;
+//
 // and where d may prefill by itself, one more candidate
 //
 //   queue(d) + prefill(uncached tokens on d) + stall of d's running sequences + decode penalty(d).

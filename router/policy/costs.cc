@@ -129,23 +129,33 @@ int Costs::Shipped(int d) const {
   return std::max(0, query_.prompt_tokens - query_.cached_tokens[d]);
 }
 
-double Costs::ExposedTransferMs(int p, int shipped, double bytes_per_second) const {
-  const double total_ms = static_cast<double>(shipped) *
-                          static_cast<double>(view_.kv_bytes_per_token) / bytes_per_second * 1e3;
-  return std::max(total_ms - PrefillMs(p), total_ms / std::max(1, view_.num_layers));
+double Costs::TransferMs(int tokens, double bytes_per_second) const {
+  if (bytes_per_second <= 0) return kRefusedMs;
+  return static_cast<double>(tokens) * static_cast<double>(view_.kv_bytes_per_token) /
+         bytes_per_second * 1e3;
 }
 
-double Costs::ExposedTransferMs(int p, int d) const {
-  const auto& links = view_.workers[p].load->links;
-  const auto link = links.find(view_.workers[d].identity->id);
-  if (link == links.end()) return ExposedTransferMs(p, Shipped(d), default_link_rate_);
-  if (link->second.refused) return kRefusedMs;
+double Costs::LinkRate(int from, int to) const {
+  const auto& links = view_.workers[from].load->links;
+  const auto link = links.find(view_.workers[to].identity->id);
+  if (link == links.end()) return default_link_rate_;
+  if (link->second.refused) return 0;
   const double rate = link->second.bytes_per_second;
-  return ExposedTransferMs(p, Shipped(d), rate > 0 ? rate : default_link_rate_);
+  return rate > 0 ? rate : default_link_rate_;
 }
 
-double Costs::LeastExposedTransferMs(int p, int shipped) const {
-  return ExposedTransferMs(p, shipped, std::max(view_.workers[p].fastest_link, default_link_rate_));
+int Costs::Returnable(int p, int d) const {
+  if (view_.workers[p].identity->kv_address.empty()) return 0;
+  // Whole blocks, and the last token is computed.
+  const int block_size = std::max(1, view_.block_size);
+  const int most = (query_.prompt_tokens - 1) / block_size * block_size;
+  return std::max(0, std::min(query_.cached_tokens[d], most) - query_.cached_tokens[p]);
+}
+
+int Costs::Returned(int p, int d) const {
+  const int returnable = Returnable(p, d);
+  const Links links = LinksOf(p, d);
+  return RemoteMs(p, d, links, returnable) < RemoteMs(p, d, links, 0) ? returnable : 0;
 }
 
 double Costs::LocalMs(int d) const {
@@ -153,9 +163,26 @@ double Costs::LocalMs(int d) const {
   return QueueMs(d) + (1 + options_.burden) * PrefillMs(d) + stall + DecodePenaltyMs(d);
 }
 
-double Costs::RemoteMs(int p, int d, double exposed) const {
-  return QueueMs(p) + (1 + options_.burden) * PrefillMs(p) + exposed + DecodePenaltyMs(d) +
+double Costs::RemoteMs(int p, int d, const Links& links, int returned) const {
+  const double prefill = (Uncached(p) - returned) / PrefillRate(p) * 1e3;
+  const double back =
+      returned > 0 ? TransferMs(returned, links.to_prefill) + options_.remote_overhead_ms : 0;
+  const double there = TransferMs(Shipped(d), links.to_decode);
+  const double exposed = std::max(there - prefill, there / std::max(1, view_.num_layers));
+  return QueueMs(p) + back + (1 + options_.burden) * prefill + exposed + DecodePenaltyMs(d) +
          options_.remote_overhead_ms;
+}
+
+double Costs::RemoteMs(int p, int d) const {
+  const Links links = LinksOf(p, d);
+  return std::min(RemoteMs(p, d, links, 0), RemoteMs(p, d, links, Returnable(p, d)));
+}
+
+double Costs::LeastRemoteMs(int p, int d) const {
+  // Each of the two sums falls as links get faster.
+  const Links links = {std::max(view_.workers[p].fastest_link, default_link_rate_),
+                       default_link_rate_};
+  return std::min(RemoteMs(p, d, links, 0), RemoteMs(p, d, links, Returnable(p, d)));
 }
 
 int64_t InQuanta(double cost_ms) { return std::llround(cost_ms / kQuantumMs); }

@@ -36,25 +36,33 @@ class Costs {
   double DecodePenaltyMs(int d) const;
   // Tokens of KV that d lacks.
   int Shipped(int d) const;
-  double ExposedTransferMs(int p, int d) const;
-  // No more than that for any d that lacks so many tokens.
-  double LeastExposedTransferMs(int p, int shipped) const;
+  // Leading tokens that p lacks and d gives back to it, because that is faster than to compute
+  // them.
+  int Returned(int p, int d) const;
 
   // ---- sums ----
   double LocalMs(int d) const;
-  double RemoteMs(int p, int d) const { return RemoteMs(p, d, ExposedTransferMs(p, d)); }
-  double LeastRemoteMs(int p, int d) const {
-    return RemoteMs(p, d, LeastExposedTransferMs(p, Shipped(d)));
-  }
+  double RemoteMs(int p, int d) const;
+  // No more than RemoteMs for any decode worker in d's place that holds as much.
+  double LeastRemoteMs(int p, int d) const;
 
  private:
+  // Bytes per second between a prefill and a decode worker; 0: refused.
+  struct Links {
+    double to_decode, to_prefill;
+  };
   double PrefillRate(int w) const;
   int64_t QueuedTokens(int w) const;
   // How full a decode worker is, 0..1: by sequences or by blocks, whichever is scarcer.
   double Occupancy(int d) const;
   int Sequences(int d) const;
-  double ExposedTransferMs(int p, int shipped, double bytes_per_second) const;
-  double RemoteMs(int p, int d, double exposed) const;
+  double TransferMs(int tokens, double bytes_per_second) const;
+  double LinkRate(int from, int to) const;
+  Links LinksOf(int p, int d) const { return {LinkRate(p, d), LinkRate(d, p)}; }
+  // Leading tokens that p lacks and d could give back.
+  int Returnable(int p, int d) const;
+  // Where d gives back so many of them.
+  double RemoteMs(int p, int d, const Links& links, int returned) const;
 
   const CostPolicyOptions& options_;
   const ClusterView& view_;

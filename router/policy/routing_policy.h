@@ -48,6 +48,8 @@ struct Route {
     std::string address;     // HOST:PORT
     std::string kv_address;  // of a decode worker, for which its prefill workers need
     std::string vouch_key;   // a word of the router's under this key (common/auth/voucher.h)
+    // Of a prefill worker: where the decode worker gives it blocks back; empty: it computes them.
+    std::string return_address;
   };
   Worker decode;
   uint64_t incarnation = 0;     // of the decode worker's process
@@ -55,7 +57,7 @@ struct Route {
   std::vector<Worker> prefill;  // best first; empty: the decode worker prefills itself
   double cost_ms = 0;
   double wait_ms = 0;               // until the worker that prefills begins with it
-  int predicted_cached_tokens = 0;  // on the worker that will prefill
+  int predicted_cached_tokens = 0;  // on the worker that will prefill, or given back to it
   int uncached_tokens = 0;          // what that worker will compute
   std::string reason;               // one line for logs
   int may_lose = 2;                 // workers that may be lost with the request; at least 1

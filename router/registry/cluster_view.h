@@ -36,7 +36,7 @@ struct WorkerIdentity {
   WorkerRole role = WorkerRole::kPrefill;
   std::string address;          // HOST:PORT of its RPC service
   std::string metrics_address;  // HOST:PORT
-  std::string kv_address;       // HOST:PORT; of decode workers
+  std::string kv_address;       // HOST:PORT where it takes KV blocks; empty: it takes none
   std::string vouch_key;        // of prefill workers: common/auth/voucher.h
   int max_model_len = 0;        // tokens
   int max_num_seqs = 0;

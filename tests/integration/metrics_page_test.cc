@@ -2,6 +2,7 @@
 // nothing to say about them. After a change:
 //
 //   TANDEM_WRITE_METRICS_PAGE=1 build/release/tests/metrics_page_test
+#include <array>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -15,9 +16,9 @@
 
 #include "common/metrics/metrics.h"
 #include "common/metrics/process_metrics.h"
-#include "common/metrics/worker_metrics.h"
 #include "decode_worker/decode_metrics.h"
 #include "kvtransfer/channel/kv_counter_block.h"
+#include "prefill_worker/prefill_metrics.h"
 #include "router/metrics/router_metrics.h"
 #include "tests/support/paths.h"
 #include "tests/support/process.h"
@@ -40,22 +41,22 @@ struct Page {
     }
     worker::AddEngineMetrics(&metrics, {});
     if (role == "prefill") {
-      prefill = std::make_unique<WorkerMetrics>(&metrics);
-      prefill->KvLink("prefill-0", "decode-0", "shm");
-      kv = std::make_unique<kvtransfer::KvCounterBlock>(&metrics, "sender");
+      prefill = std::make_unique<prefill::PrefillMetrics>(&metrics);
+      prefill->worker.KvLink("prefill-0", "decode-0", "shm");
     } else {
       decode = std::make_unique<decode::DecodeMetrics>(&metrics);
       decode->worker.KvLink("prefill-0", "decode-0", "shm");
-      kv = std::make_unique<kvtransfer::KvCounterBlock>(&metrics, "receiver");
     }
+    kv = {std::make_unique<kvtransfer::KvCounterBlock>(&metrics, "sender"),
+          std::make_unique<kvtransfer::KvCounterBlock>(&metrics, "receiver")};
   }
 
   const std::string role;
   Metrics metrics;
   std::unique_ptr<router::RouterMetrics> router;
-  std::unique_ptr<WorkerMetrics> prefill;
+  std::unique_ptr<prefill::PrefillMetrics> prefill;
   std::unique_ptr<decode::DecodeMetrics> decode;
-  std::unique_ptr<kvtransfer::KvCounterBlock> kv;
+  std::array<std::unique_ptr<kvtransfer::KvCounterBlock>, 2> kv;
 };
 
 const char* TypeName(prometheus::MetricType type) {

@@ -103,10 +103,12 @@ class Strangers : public testing::Test {
       internal::v1::PrefillRequest request;
       request.add_token_ids(1);
       request.set_capability_digest("guess");
-      internal::v1::PrefillResponse response;
+      internal::v1::PrefillEvent event;
       auto stub = internal::v1::Prefill::NewStub(
           channel_to(cluster_->worker("prefill-0").address, kPrefillRole));
-      const grpc::Status status = stub->Prefill(&context, request, &response);
+      auto reader = stub->Prefill(&context, request);
+      EXPECT_FALSE(reader->Read(&event));
+      const grpc::Status status = reader->Finish();
       EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
     }
     {
@@ -214,8 +216,11 @@ TEST_F(Strangers, APrefillWorkerDialsOnlyWhatTheRouterVouchesFor) {
     target.set_num_blocks(16);
     target.add_block_ids(0);
     target.set_voucher(voucher);
-    internal::v1::PrefillResponse response;
-    return internal::v1::Prefill::NewStub(channel)->Prefill(&context, request, &response);
+    internal::v1::PrefillEvent event;
+    const auto stub = internal::v1::Prefill::NewStub(channel);
+    auto reader = stub->Prefill(&context, request);
+    EXPECT_FALSE(reader->Read(&event));
+    return reader->Finish();
   };
   for (const std::string& voucher : {std::string(), std::string(32, 'v')}) {
     const grpc::Status status = ship_to_us(voucher);

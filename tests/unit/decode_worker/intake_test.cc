@@ -67,6 +67,50 @@ TEST(DecodeWire, AMalformedAnswerIsThePrefillWorkersFault) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("first_token"));
 }
 
+// A prefill worker gets blocks that it was offered, at the address that the router named.
+TEST(DecodeWire, OnlyWhatWasOfferedIsGivenBack) {
+  PrefillCall call;
+  call.call_id = 7;
+  call.peer = {"p0", "p:1", "", "p:2"};
+  call.first_block = 5;
+  call.gives_back = true;
+  internal::v1::KvTarget wanted;
+  wanted.set_transfer_id(std::string(16, 't'));
+  wanted.set_epoch(3);
+  wanted.set_transport("tcp");
+  wanted.set_address("elsewhere:1");
+  wanted.set_worker_id("p1");
+  wanted.set_num_blocks(10);
+  wanted.set_first_block(2);
+  for (const uint32_t id : {7, 8, 9}) wanted.add_block_ids(id);
+  const auto read = WantedFromProto(wanted, call);
+  ASSERT_OK(read);
+  EXPECT_EQ(read->call_id, 7u);
+  EXPECT_EQ(read->first_block, 2);
+  EXPECT_EQ(read->target.address, "p:2");
+  EXPECT_EQ(read->target.peer_worker_id, "p0");
+  EXPECT_THAT(read->target.target_blocks, testing::ElementsAre(7, 8, 9));
+
+  const auto message = [&](internal::v1::KvTarget changed, const PrefillCall& of) {
+    const absl::Status status = WantedFromProto(changed, of).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status.ToString();
+    return std::string(status.message());
+  };
+  internal::v1::KvTarget more = wanted;
+  more.set_first_block(3);
+  EXPECT_THAT(message(more, call), HasSubstr("wanted.block_ids must end before block 5"));
+  more.set_first_block(4'294'967'295u);
+  EXPECT_THAT(message(more, call), HasSubstr("wanted.block_ids"));
+  internal::v1::KvTarget outside = wanted;
+  outside.set_block_ids(1, 10);
+  EXPECT_THAT(message(outside, call), HasSubstr("wanted.block_ids[1] is 10; the pool has 10"));
+  internal::v1::KvTarget nameless = wanted;
+  nameless.set_transfer_id("short");
+  EXPECT_THAT(message(nameless, call), HasSubstr("wanted.transfer_id must have 16 bytes"));
+  call.gives_back = false;
+  EXPECT_THAT(message(wanted, call), HasSubstr("must end before block 0"));
+}
+
 TEST(Intake, WorkGetsGrowingIdsAndADeadlineOfTheLoopsClock) {
   FakeClock clock;
   EventInbox inbox(8);

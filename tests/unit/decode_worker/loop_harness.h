@@ -2,6 +2,7 @@
 // the test says, and readers that read when it says so. One thread, a clock that stands still.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -48,6 +49,41 @@ class FakeReceiver : public kvtransfer::KvReceiver {
 
  private:
   std::string address_ = "127.0.0.1:1";
+};
+
+// Notes what is given back, and reads it when a test says so.
+class FakeGiver : public kvtransfer::KvSender {
+ public:
+  struct Transfer {
+    kvtransfer::KvSendTarget target;
+    std::map<std::pair<int, int32_t>, int32_t> pushed;  // (layer, ordinal) -> own block
+    bool finished = false;
+    bool aborted = false;
+  };
+
+  absl::Status Open(kvtransfer::KvSendTarget target) override {
+    transfers.push_back({.target = std::move(target)});
+    return absl::OkStatus();
+  }
+  void Push(const TransferId& id, uint64_t /*epoch*/, int layer, std::span<const int32_t> blocks,
+            std::span<const int32_t> ordinals,
+            std::shared_ptr<const ReadyEvent> /*ready*/) override {
+    for (size_t i = 0; i < blocks.size(); ++i) Of(id).pushed[{layer, ordinals[i]}] = blocks[i];
+  }
+  void Finish(const TransferId& id, uint64_t /*epoch*/) override { Of(id).finished = true; }
+  void Abort(const TransferId& id, uint64_t /*epoch*/) override { Of(id).aborted = true; }
+  std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
+    return std::vector<uint64_t>(blocks.size());
+  }
+  std::vector<std::pair<std::string, double>> LinkRates() const override { return {{"p0", 5e8}}; }
+
+  std::vector<Transfer> transfers;
+
+ private:
+  Transfer& Of(const TransferId& id) {
+    return *std::find_if(transfers.begin(), transfers.end(),
+                         [&](const Transfer& transfer) { return transfer.target.id == id; });
+  }
 };
 
 // One Prefill call and the transfer that belongs to it, as the far side sees them.
@@ -145,6 +181,7 @@ class LoopHarness {
     parts.pool = &pool;
     parts.cache = &cache;
     parts.receiver = &receiver;
+    parts.sender = &giver;
     parts.caller = &caller;
     parts.clock = &clock;
     parts.metrics = &decode_metrics;
@@ -177,7 +214,8 @@ class LoopHarness {
     event.work.arrived = clock.Now();
     event.work.deadline = clock.Now() + timeout;
     for (int i = 0; i < peers; ++i) {
-      event.work.prefill.push_back({"p" + std::to_string(i), "host:" + std::to_string(i)});
+      event.work.prefill.push_back(
+          {"p" + std::to_string(i), "host:" + std::to_string(i), "", return_address});
     }
     event.stream = client.stream;
     inbox.Push(std::move(event));
@@ -310,6 +348,7 @@ class LoopHarness {
       options.loop.admission.max_model_len = options.num_blocks * options.block_size;
     }
     options.loop.prefill.block_size = options.block_size;
+    options.loop.prefill.num_layers = kLayers;
     options.loop.admission.worker_id = options.loop.prefill.worker_id = "d0";
     options.loop.report.min_interval = absl::ZeroDuration();  // the clock stands still
     return options;
@@ -328,7 +367,9 @@ class LoopHarness {
   DecodeMetrics decode_metrics;
   EventInbox inbox;
   FakeReceiver receiver;
+  FakeGiver giver;
   FakeCaller caller;
+  std::string return_address;  // of the candidates in a route
   LoadReport last_load;
   std::set<std::string> stored;  // what the router would know
   std::vector<std::unique_ptr<Client>> clients;

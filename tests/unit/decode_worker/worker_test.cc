@@ -19,6 +19,7 @@
 #include "tandem/internal/v1/decode.grpc.pb.h"
 #include "tests/support/credentials.h"
 #include "tests/support/paths.h"
+#include "worker/kv_ends.h"
 
 namespace tandem::decode {
 namespace {
@@ -171,8 +172,9 @@ TEST_F(WorkerTest, KvIsAwaitedWhereTheWorkerIsAnnounced) {
   const auto listen = [](const std::string& kv, const std::string& rpc, const std::string& host) {
     WorkerProcessOptions process;
     process.listen = rpc;
+    process.kv_listen = kv;
     process.advertise_host = host;
-    const auto address = KvListenAddress(kv, process);
+    const auto address = worker::KvListenAddress(process);
     return address.ok() ? address->ToString() : "refused";
   };
   EXPECT_EQ(listen("", "127.0.0.1:7000", ""), "127.0.0.1:0");

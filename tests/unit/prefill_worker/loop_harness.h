@@ -143,6 +143,50 @@ class FakeKvSender : public kvtransfer::KvSender {
   std::map<std::pair<uint64_t, uint64_t>, Transfer> transfers_;
 };
 
+// Notes what is expected and cancelled; a test moves the bytes and says what becomes of them.
+class FakeKvReceiver : public kvtransfer::KvReceiver {
+ public:
+  explicit FakeKvReceiver(EventInbox* inbox) : inbox_(inbox) {}
+
+  const std::string& address() const override { return address_; }
+  absl::StatusOr<std::string> Expect(const TransferId& id, uint64_t epoch,
+                                     std::vector<int32_t> blocks,
+                                     const std::string& sender) override {
+    EXPECT_TRUE(expected.emplace(std::pair(id.value.low, epoch), std::move(blocks)).second);
+    senders.push_back(sender);
+    last_id = id;
+    return "token";
+  }
+  void Cancel(const TransferId& id, uint64_t epoch) override {
+    cancelled.emplace(id.value.low, epoch);
+  }
+  uint64_t BytesArrived(const TransferId& /*id*/, uint64_t /*epoch*/) const override {
+    return bytes_arrived;
+  }
+
+  void Seal(const Wanted& wanted, uint64_t bytes) {
+    kvtransfer::TransferStats stats{.bytes = bytes, .transport = "tcp"};
+    inbox_->Push(KvSealed{wanted.target.id, wanted.target.epoch, stats});
+  }
+  void Fail(const Wanted& wanted, const absl::Status& why) {
+    inbox_->Push(KvFailed{wanted.target.id, wanted.target.epoch, why});
+  }
+  void Quiet(const Wanted& wanted) { inbox_->Push(KvQuiet{wanted.target.id, wanted.target.epoch}); }
+  bool WasCancelled(const Wanted& wanted) const {
+    return cancelled.contains({wanted.target.id.value.low, wanted.target.epoch});
+  }
+
+  std::map<std::pair<uint64_t, uint64_t>, std::vector<int32_t>> expected;
+  std::set<std::pair<uint64_t, uint64_t>> cancelled;
+  std::vector<std::string> senders;  // that were named, in order
+  TransferId last_id;
+  uint64_t bytes_arrived = 0;
+
+ private:
+  EventInbox* const inbox_;
+  const std::string address_ = "127.0.0.1:2";
+};
+
 struct HarnessOptions {
   int num_blocks = 64;
   int block_size = 16;
@@ -178,19 +222,24 @@ class LoopHarness {
                         [this](const engine::BatchItem& item) { return breaks && breaks(item); }}}),
         inbox(4096),
         sender(engine.memory.region(), remote_.region(), &inbox),
-        worker_metrics(&engine.metrics) {
+        receiver(&inbox),
+        metrics(&engine.metrics) {
     LoopOptions loop_options;
     loop_options.limits = {options_.max_num_batched_tokens, options_.max_num_seqs};
     loop_options.layout = engine.memory.region().layout;
     loop_options.max_waiting = options_.max_waiting;
+    loop_options.returns.worker_id = "p0";
+    loop_options.returns.kv_transport = "tcp";
+    loop_options.returns.block_size = options_.block_size;
     loop_options.worker_id = "p0";
     LoopParts parts;
     parts.runner = options.runner != nullptr ? options.runner : &engine.runner();
     parts.pool = &pool;
     parts.cache = &cache;
     parts.sender = &sender;
+    parts.receiver = &receiver;
     parts.clock = &clock;
-    parts.metrics = &worker_metrics;
+    parts.metrics = &metrics;
     parts.inbox = &inbox;
     worker::Reports told;
     told.load = [this](const LoadReport& load) { reports.push_back(load); };
@@ -218,6 +267,41 @@ class LoopHarness {
       EXPECT_TRUE(replies.emplace(id, std::move(outcome)).second) << "two replies";
     };
     return work;
+  }
+
+  // The same of a caller that gives the blocks before `first_block` back: notes what it is asked
+  // for in `wanted`, and has the true blocks in its pool (GiveBack).
+  Work MakeWorkOfHolder(std::vector<int32_t> tokens, int first_block) {
+    Work work = MakeWork(std::move(tokens), first_block);
+    work.want = [this](const Wanted& asked) { wanted.push_back(asked); };
+    return work;
+  }
+  // Writes what was asked for into this worker's pool, as `tokens` have it.
+  void GiveBack(const Wanted& asked, const std::vector<int32_t>& tokens) {
+    std::vector<int32_t> table = CallersBlocks(static_cast<int>(tokens.size()));
+    engine::Batch batch;
+    batch.items.push_back({.tokens = tokens,
+                           .start = 0,
+                           .num_tokens = static_cast<int>(tokens.size()),
+                           .prompt_length = static_cast<int>(tokens.size()),
+                           .block_table = table});
+    ASSERT_OK(remote_runner_.Run(batch));
+    const KvRegion& here = engine.memory.region();
+    for (size_t i = 0; i < asked.target.target_blocks.size(); ++i) {
+      const int32_t from = table[static_cast<size_t>(asked.first_block) + i];
+      for (int layer = 0; layer < here.layout.num_layers; ++layer) {
+        std::memcpy(here.Block(layer, asked.target.target_blocks[i]),
+                    remote_.region().Block(layer, from), here.layout.BlockLayerBytes());
+      }
+    }
+  }
+  // Where the caller holds a prompt: the upper half of its pool.
+  std::vector<int32_t> CallersBlocks(int tokens) const {
+    std::vector<int32_t> blocks;
+    for (int i = 0; i < BlocksFor(tokens, options_.block_size); ++i) {
+      blocks.push_back(kRemoteBlocks / 2 + i);
+    }
+    return blocks;
   }
 
   uint64_t Submit(Work work) {
@@ -284,6 +368,7 @@ class LoopHarness {
     EXPECT_EQ(sender.num_open(), 0u);
     EXPECT_EQ(loop->Load().running, 0);
     EXPECT_EQ(loop->Load().waiting, 0);
+    EXPECT_EQ(loop->num_returns(), 0u);
   }
 
  private:
@@ -306,7 +391,10 @@ class LoopHarness {
   engine::FakeModelRunner& runner = engine.fake;
   EventInbox inbox;
   FakeKvSender sender;
-  WorkerMetrics worker_metrics;
+  FakeKvReceiver receiver;
+  PrefillMetrics metrics;
+  WorkerMetrics& worker_metrics = metrics.worker;
+  std::vector<Wanted> wanted;
   std::map<uint64_t, absl::StatusOr<Outcome>> replies;
   std::vector<LoadReport> reports;
   std::vector<engine::BlockEvents> block_events;

@@ -25,7 +25,8 @@ RequestLimits Options() {
           .capability_digest = kCapability,
           .vocab_size = 1000,
           .max_model_len = 100,
-          .block_size = 16};
+          .block_size = 16,
+          .num_blocks = 64};
 }
 
 Request ValidRequest(uint64_t transfer = 1) {
@@ -122,19 +123,30 @@ class PrefillServiceRpc : public testing::Test {
     server_->Shutdown(absl::Seconds(5));
   }
 
-  struct Call {
+  struct Call final : grpc::ClientReadReactor<internal::v1::PrefillEvent> {
+    void OnReadDone(bool ok) override {
+      if (!ok) return;
+      if (event.has_wanted()) wanted.push_back(event.wanted());
+      if (event.has_done()) response = event.done();
+      StartRead(&event);
+    }
+    void OnDone(const grpc::Status& how) override {
+      status = how;
+      done.Notify();
+    }
+
     grpc::ClientContext context;
     Request request;
+    internal::v1::PrefillEvent event;
+    std::vector<internal::v1::KvTarget> wanted;  // to be read once it is done
     internal::v1::PrefillResponse response;
     grpc::Status status;
     absl::Notification done;
   };
   void StartCall(Call* call) {
-    stub_->async()->Prefill(&call->context, &call->request, &call->response,
-                            [call](grpc::Status status) {
-                              call->status = std::move(status);
-                              call->done.Notify();
-                            });
+    stub_->async()->Prefill(&call->context, &call->request, call);
+    call->StartRead(&call->event);
+    call->StartCall();
   }
   // The loop's turns, until `call` has its answer.
   void TurnUntilDone(Call* call) {
@@ -223,6 +235,35 @@ TEST_F(PrefillServiceRpc, ShipsOnlyWhereTheRouterVouchesFor) {
   // Before the router has said anything: ask again.
   vouchers_.SetKey("");
   EXPECT_EQ(code_of([](Target*) {}), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+// Over the call itself, before its answer.
+TEST_F(PrefillServiceRpc, AsksTheCallerForWhatItHolds) {
+  Call call;
+  call.request = ValidRequest();
+  call.request.set_gives_back(true);
+  StartCall(&call);
+  while (h_.receiver.expected.empty()) h_.loop->Step(absl::Milliseconds(5));
+  const auto& [key, blocks] = *h_.receiver.expected.begin();
+  Wanted wanted;
+  wanted.target.epoch = key.second;
+  wanted.target.id = h_.receiver.last_id;
+  wanted.target.target_blocks = blocks;
+  const std::vector<int32_t> prompt(call.request.token_ids().begin(),
+                                    call.request.token_ids().end());
+  h_.GiveBack(wanted, prompt);
+  h_.receiver.Seal(wanted, 1);
+  h_.receiver.Quiet(wanted);
+  TurnUntilDone(&call);
+  ASSERT_TRUE(call.status.ok()) << call.status.error_message();
+  ASSERT_EQ(call.wanted.size(), 1u);
+  EXPECT_EQ(call.wanted[0].transfer_id(), h_.receiver.last_id.ToBytes());
+  EXPECT_EQ(call.wanted[0].first_block(), 0u);
+  EXPECT_EQ(call.wanted[0].block_ids_size(), 1);
+  EXPECT_EQ(call.wanted[0].token(), "token");
+  EXPECT_EQ(call.wanted[0].num_blocks(), 64u);
+  EXPECT_EQ(call.response.cached_tokens(), 16u);
+  EXPECT_EQ(call.response.returned_tokens(), 16u);
 }
 
 TEST_F(PrefillServiceRpc, CancelledCallIsForgotten) {

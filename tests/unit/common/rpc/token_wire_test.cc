@@ -45,6 +45,7 @@ TEST(StageTable, EveryStageAndEveryOtherFieldSurvivesTheWire) {
   timing.prefill_attempts = 2;
   timing.preemptions = 3;
   timing.migrations = 4;
+  timing.returned_tokens = 5;
   v1::Timing proto;
   TimingToProto(timing, &proto);
   // No field is at its default, so none was forgotten.

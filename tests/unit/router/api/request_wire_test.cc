@@ -240,12 +240,14 @@ TEST(ResponseWire, VouchesForTheKvAddressToEachPrefillWorker) {
   Route route;
   route.decode = {.id = "d0", .address = "d:1", .kv_address = "d:2"};
   route.prefill = {{.id = "p0", .address = "p:1", .vouch_key = "key 0"},
-                   {.id = "p1", .address = "p:2", .vouch_key = "key 1"}};
+                   {.id = "p1", .address = "p:2", .vouch_key = "key 1", .return_address = "p:9"}};
   internal::v1::DecodeRequest out;
   DecodeRequestToProto(route, request, {}, &out);
   VoucherCheck first, second;
   first.SetKey("key 0");
   second.SetKey("key 1");
+  EXPECT_EQ(out.route().prefill(0).return_address(), "");
+  EXPECT_EQ(out.route().prefill(1).return_address(), "p:9");
   const std::string voucher = out.route().prefill(0).voucher();
   EXPECT_OK(first.Check("d0", "d:2", voucher));
   EXPECT_FALSE(first.Check("d0", "d:3", voucher).ok());

@@ -135,6 +135,75 @@ TEST(CostPolicy, ShortRestIsPrefilledWhereItIsDecoded) {
   EXPECT_EQ(route->prefill.size(), 2u);
 }
 
+// A worker that takes blocks.
+void SetKvAddress(WorkerView* worker) {
+  WorkerIdentity identity = *worker->identity;
+  identity.kv_address = identity.id + ":9";
+  worker->identity = std::make_shared<const WorkerIdentity>(std::move(identity));
+}
+
+// TwoByTwo, where prefill workers take blocks back.
+ClusterView TakingBack() {
+  ClusterView view = TwoByTwo();
+  for (const int p : {2, 3}) SetKvAddress(&view.workers[static_cast<size_t>(p)]);
+  return view;
+}
+
+TEST(CostPolicy, TheLastAnswerComesBackWhereThatIsFasterThanToComputeIt) {
+  ClusterView view = TakingBack();
+  Query query(view, 2000);
+  query.cached[2] = 512;   // the first turn's prompt
+  query.cached[1] = 1504;  // and its answer
+  // 992 tokens: 124 ms to compute, 58 ms to bring over a link of 1 GB/s.
+  auto route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->decode.id, "decode-1");
+  EXPECT_EQ(route->prefill.front().id, "prefill-0");
+  EXPECT_EQ(route->prefill.front().return_address, "prefill-0:9");
+  EXPECT_EQ(route->uncached_tokens, 496);
+  EXPECT_EQ(route->predicted_cached_tokens, 1504);
+  EXPECT_THAT(route->reason, testing::HasSubstr("512 of 2000 tokens cached there, 992 come back"));
+
+  // Over a link of 200 MB/s they are computed.
+  LoadReport slow;
+  slow.links["prefill-0"].bytes_per_second = slow.links["prefill-1"].bytes_per_second = 2e8;
+  view.workers[1] = MakeWorker("decode-1", WorkerRole::kDecode, slow);
+  LoadReport fast = PrefillLoad(10000);
+  fast.links["decode-0"].bytes_per_second = fast.links["decode-1"].bytes_per_second = 1e9;
+  for (const int p : {2, 3}) view.workers[static_cast<size_t>(p)].Take(fast);
+  route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.front().id, "prefill-0");
+  EXPECT_EQ(route->prefill.front().return_address, "");
+  EXPECT_EQ(route->uncached_tokens, 1488);
+}
+
+TEST(CostPolicy, NothingComesBackOverALinkThatIsRefused) {
+  ClusterView view = TakingBack();
+  Query query(view, 2000);
+  query.cached[1] = 1504;
+  LoadReport refused;
+  refused.links["prefill-0"].refused = refused.links["prefill-1"].refused = true;
+  view.workers[1] = MakeWorker("decode-1", WorkerRole::kDecode, refused);
+  const auto route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.front().return_address, "");
+}
+
+// Where all of a conversation can come back, the worker that has its beginning is not waited for.
+TEST(CostPolicy, AQueueWhereThePrefixIsCostsMoreThanToBringItElsewhere) {
+  ClusterView view = TakingBack();
+  Query query(view, 2000);
+  query.cached[2] = 1504;
+  query.cached[1] = 1504;
+  query.routed[2].prefill_tokens = 2000;  // 200 ms
+  const auto route = query.Choose(view);
+  ASSERT_OK(route);
+  EXPECT_EQ(route->prefill.front().id, "prefill-1");
+  EXPECT_EQ(route->prefill.front().return_address, "prefill-1:9");
+  EXPECT_EQ(route->uncached_tokens, 496);
+}
+
 TEST(CostPolicy, SlowLinkIsAvoided) {
   ClusterView view = TwoByTwo();
   LoadReport slow = PrefillLoad(10000);
@@ -394,14 +463,15 @@ RandomCluster MakeRandomCluster(std::mt19937& random, int workers, bool links, b
       load.running = draw(12);
       load.blocks_used = 50 * draw(10);
     }
-    for (int d = 1; links && prefill && d < workers; d += 2) {
-      if (draw(3) > 0) load.links[fmt::format("w{:04}", d)].bytes_per_second = 5e8 * (1 + draw(8));
+    for (int to = prefill ? 1 : 0; links && to < workers; to += 2) {
+      if (draw(3) > 0) load.links[fmt::format("w{:04}", to)].bytes_per_second = 5e8 * (1 + draw(8));
     }
     const WorkerRole role = prefill       ? WorkerRole::kPrefill
                             : draw(8) > 0 ? WorkerRole::kDecode
                                           : WorkerRole::kUnified;
     views.push_back(MakeWorker(fmt::format("w{:04}", w), role, load));
     views.back().draining = draw(20) == 0;
+    if (prefill && draw(2) == 0) SetKvAddress(&views.back());
   }
   RandomCluster out;
   out.view = MakeView(std::move(views));
