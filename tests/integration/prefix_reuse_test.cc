@@ -50,6 +50,54 @@ TEST(PrefixReuse, SecondTurnShipsOnlyWhatDecodeDoesNotHold) {
   EXPECT_EQ(second.logprobs, expected.logprobs);
 }
 
+// Steps that take their time make computing dear, so that whatever the link of a busy machine
+// reaches, it is the better way.
+ClusterSpec SlowPrefill() {
+  ClusterSpec spec = SmallCluster();
+  spec.prefill_flags = {"--min-step-ms=200", "--max-num-batched-tokens=64",
+                        "--kv-return-timeout=60"};
+  return spec;
+}
+
+uint64_t CachedBlocks(const v1::GetClusterResponse& state, const std::string& role) {
+  uint64_t blocks = 0;
+  for (const auto& worker : state.workers()) {
+    if (worker.role() == role) blocks += worker.blocks_cached();
+  }
+  return blocks;
+}
+
+// What the last turn's answer is goes back to the prefill worker, which computes the new tokens.
+TEST(PrefixReuse, ASecondTurnComputesNothingButItsNewTokens) {
+  auto cluster = TestCluster::Start(SlowPrefill());
+  ASSERT_NE(cluster, nullptr);
+  TestClient client(cluster->channel());
+  const auto first_prompt = RandomTokens(100, 512, 1);
+  const Answer first = client.Generate(TokenRequest(first_prompt, 200));
+  ASSERT_TRUE(first.status.ok()) << first.status.error_message();
+  EXPECT_EQ(first.timing.returned_tokens(), 0u);
+  // 299 tokens have their KV: 18 blocks.
+  ASSERT_TRUE(
+      cluster->WaitFor([](const auto& state) { return CachedBlocks(state, "decode") >= 18; }, 30));
+  const auto second_prompt = Extend(first_prompt, first, 60, 2);
+  const Answer second = client.Generate(TokenRequest(second_prompt, 20));
+  ASSERT_TRUE(second.status.ok()) << second.status.error_message();
+  // Of 100 tokens the prefill worker had 6 blocks.
+  EXPECT_EQ(second.timing.returned_tokens(), (18 - 6) * 16u);
+  EXPECT_EQ(second.usage.cached_tokens(), 18 * 16u);
+  EXPECT_GT(second.timing.kv_return(), 0);
+  EXPECT_EQ(second.timing.prefill_attempts(), 1u);
+
+  ClusterSpec unified = SmallCluster();
+  unified.prefill = unified.decode = 0;
+  unified.unified = 1;
+  auto one = TestCluster::Start(unified);
+  ASSERT_NE(one, nullptr);
+  const Answer expected = TestClient(one->channel()).Generate(TokenRequest(second_prompt, 20));
+  EXPECT_EQ(second.token_ids, expected.token_ids);
+  EXPECT_EQ(second.logprobs, expected.logprobs);
+}
+
 TEST(PrefixReuse, DecodeServesAShortSecondTurnFromItsOwnCache) {
   ClusterSpec spec = SmallCluster();
   spec.decode_flags = {"--local-prefill-max-tokens=64"};

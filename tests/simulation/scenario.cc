@@ -71,7 +71,8 @@ struct MessageFaults {
 
 class Scenario {
  public:
-  explicit Scenario(uint64_t seed) : seed_(seed), random_(seed), chance_(seed ^ 0x5bd1e995) {}
+  explicit Scenario(uint64_t seed)
+      : seed_(seed), random_(seed), chance_(seed ^ 0x5bd1e995), turns_(~seed) {}
 
   SeedResult Run() {
     PlanShape();
@@ -100,6 +101,7 @@ class Scenario {
     if (result_.errors.empty()) Probe();
     result_.events = cluster_->events().num_events();
     result_.requests += static_cast<int>(work_.size());
+    result_.returned_tokens = cluster_->returned_tokens();
     result_.migrations = static_cast<int>(cluster_->core().metrics().migrations.Value());
     if (result_.errors.empty()) cluster_.reset();  // whose own checks find what still leaks
     return std::move(result_);
@@ -209,7 +211,34 @@ class Scenario {
       planned.name = absl::StrCat("request ", &planned - work_.data());
       PlanRequest(max_len, span, &prefixes, &planned);
     }
+    for (Planned& planned : work_) {
+      if (turns_.OneIn(3)) PlanTurn(max_len, &planned);
+    }
     Tell("{} requests within {}", count, absl::FormatDuration(span));
+  }
+
+  // Instead of what was planned: the next turn of another request, with its answer in the prompt.
+  void PlanTurn(int max_len, Planned* planned) {
+    const Planned& before =
+        work_[static_cast<size_t>(turns_.Uniform(0, static_cast<int>(work_.size()) - 1))];
+    if (&before == planned) return;
+    std::vector<int32_t> prompt = before.prompt;
+    const std::vector<int32_t> answer =
+        engine::FakeReferenceTokens(before.prompt, before.sampling, max_len, kVocab);
+    prompt.insert(prompt.end(), answer.begin(), answer.end());
+    for (int i = turns_.Uniform(1, 40); i > 0; --i) prompt.push_back(turns_.Uniform(4, kVocab - 1));
+    const int room = max_len - static_cast<int>(prompt.size());
+    if (room < 2) return;
+    planned->prompt = std::move(prompt);
+    planned->sampling.max_tokens = std::min(planned->sampling.max_tokens, room - 1);
+    planned->at = before.at + turns_.Between(absl::ZeroDuration(), absl::Seconds(1));
+    v1::GenerateRequest& message = planned->message;
+    message.mutable_token_ids()->clear_ids();
+    for (int32_t id : planned->prompt) {
+      message.mutable_token_ids()->add_ids(static_cast<uint32_t>(id));
+    }
+    message.mutable_sampling()->set_max_tokens(static_cast<uint32_t>(planned->sampling.max_tokens));
+    message.mutable_options()->set_cache_salt(before.message.options().cache_salt());
   }
 
   void PlanRequest(int max_len, absl::Duration span, std::vector<std::vector<int32_t>>* prefixes,
@@ -611,6 +640,7 @@ class Scenario {
   const uint64_t seed_;
   Random random_;  // for the plan
   Random chance_;  // while it runs
+  Random turns_;   // for the next turns of conversations
   VirtualClusterOptions options_;
   std::vector<Planned> work_;
   std::vector<std::string> faults_;  // in words

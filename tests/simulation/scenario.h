@@ -39,7 +39,8 @@ struct SeedResult {
   int requests = 0;
   int served = 0;  // with OK
   int migrations = 0;
-  FaultCounts met = {};  // how often it really happened
+  int returned_tokens = 0;  // came back from decode workers to prefill workers
+  FaultCounts met = {};     // how often it really happened
   uint64_t events = 0;
   uint64_t fingerprint = 0;  // of everything that clients saw: the same in every run
 };

@@ -44,7 +44,7 @@ constexpr int kEnoughForAllFaults = 100;  // seeds
 
 // What a child says of its seed, and how much of its text follows.
 struct Verdict {
-  int requests = 0, served = 0, migrations = 0;
+  int requests = 0, served = 0, migrations = 0, returned_tokens = 0;
   FaultCounts met = {};
   uint64_t events = 0, fingerprint = 0;
   uint64_t text_bytes = 0;
@@ -81,8 +81,9 @@ Outcome RunInChild(uint64_t seed) {
   if (child == 0) {
     close(ends[0]);
     const SeedResult result = RunSeed(seed);
-    const Verdict verdict = {result.requests, result.served,      result.migrations,   result.met,
-                             result.events,   result.fingerprint, result.errors.size()};
+    const Verdict verdict = {result.requests,        result.served,       result.migrations,
+                             result.returned_tokens, result.met,          result.events,
+                             result.fingerprint,     result.errors.size()};
     WriteAll(ends[1], &verdict, sizeof(verdict));
     WriteAll(ends[1], result.errors.data(), result.errors.size());
     _exit(0);
@@ -119,6 +120,7 @@ class Totals {
     requests_ += outcome.verdict.requests;
     served_ += outcome.verdict.served;
     migrations_ += outcome.verdict.migrations;
+    returned_tokens_ += outcome.verdict.returned_tokens;
     events_ += outcome.verdict.events;
     for (size_t i = 0; i < kNumFaults; ++i) met_[i] += outcome.verdict.met[i];
     if (outcome.errors.empty()) return true;
@@ -129,9 +131,11 @@ class Totals {
     return failed_.size() < kEnough || absl::GetFlag(FLAGS_keep_going);
   }
   void Print() const {
-    std::printf("%d seeds: %lld requests, %lld served, %lld streams moved, %llu events, %.1f s\n",
-                seeds_, requests_, served_, migrations_, static_cast<unsigned long long>(events_),
-                absl::ToDoubleSeconds(absl::Now() - begin_));
+    std::printf(
+        "%d seeds: %lld requests, %lld served, %lld streams moved, %lld tokens came back, %llu "
+        "events, %.1f s\n",
+        seeds_, requests_, served_, migrations_, returned_tokens_,
+        static_cast<unsigned long long>(events_), absl::ToDoubleSeconds(absl::Now() - begin_));
     if (failed_.empty()) return;
     std::printf("failed:");
     for (const uint64_t seed : failed_) std::printf(" %llu", static_cast<unsigned long long>(seed));
@@ -145,7 +149,7 @@ class Totals {
                   static_cast<unsigned long long>(met_[i]));
     }
     std::printf("\n");
-    return std::find(met_.begin(), met_.end(), 0) == met_.end();
+    return returned_tokens_ > 0 && std::find(met_.begin(), met_.end(), 0) == met_.end();
   }
   bool failed() const { return !failed_.empty(); }
   int seeds() const { return seeds_; }
@@ -153,7 +157,7 @@ class Totals {
  private:
   const absl::Time begin_ = absl::Now();
   int seeds_ = 0;
-  long long requests_ = 0, served_ = 0, migrations_ = 0;
+  long long requests_ = 0, served_ = 0, migrations_ = 0, returned_tokens_ = 0;
   uint64_t events_ = 0;
   std::array<uint64_t, kNumFaults> met_ = {};
   std::vector<uint64_t> failed_;

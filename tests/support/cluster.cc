@@ -108,7 +108,8 @@ void TestCluster::StartWorker(const std::string& id) {
       "--device=cpu"};  // unless the test or the run says otherwise
   if (id.starts_with("unified")) args.push_back("--role=unified");
   args.insert(args.end(), spec_.worker_flags.begin(), spec_.worker_flags.end());
-  if (!is_prefill) args.insert(args.end(), spec_.decode_flags.begin(), spec_.decode_flags.end());
+  const auto& own = is_prefill ? spec_.prefill_flags : spec_.decode_flags;
+  args.insert(args.end(), own.begin(), own.end());
   const std::vector<std::string> of_the_run = FlagsOfTheRun();
   args.insert(args.end(), of_the_run.begin(), of_the_run.end());
   Launch(member.get(), args);

@@ -30,6 +30,7 @@ struct ClusterSpec {
   std::vector<std::string> router_flags;
   std::vector<std::string> worker_flags;  // for every worker
   std::vector<std::string> decode_flags;  // decode and unified workers
+  std::vector<std::string> prefill_flags;
 };
 
 // What the processes of a TestCluster share.
