@@ -22,27 +22,41 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
   return checkpoint;
 }
 
-absl::StatusOr<TensorView> Checkpoint::Get(std::string_view name) const {
+absl::StatusOr<Checkpoint::Found> Checkpoint::Find(std::string_view name) const {
   const auto it = file_of_.find(name);
   if (it == file_of_.end()) return NotFound("tensor \"{}\" is missing", name);
   const File& file = files_[it->second];
-  const SafetensorsEntry& entry = file.index.find(name)->second;
+  return Found{&file, &file.index.find(name)->second};
+}
+
+absl::StatusOr<TensorView> Checkpoint::Get(std::string_view name) const {
+  TANDEM_ASSIGN_OR_RETURN(const Found found, Find(name));
+  const std::string& dtype = found.entry->dtype;
   TensorView view;
-  if (entry.dtype == "F32") {
+  if (dtype == "F32") {
     view.element = Element::kFloat32;
-  } else if (entry.dtype == "BF16") {
+  } else if (dtype == "BF16") {
     view.element = Element::kBFloat16;
-  } else if (entry.dtype == "F16") {
+  } else if (dtype == "F16") {
     view.element = Element::kFloat16;
   } else {
     return InvalidArgument("{}: tensor \"{}\": dtype {} is not supported; F32, F16 and BF16 are",
-                           file.path, name, entry.dtype);
+                           found.file->path, name, dtype);
   }
-  view.shape = entry.shape;
-  view.data = file.mapping.bytes().data() + entry.begin;
-  view.bytes = entry.end - entry.begin;
-  view.file = &file.mapping;
+  view.shape = found.entry->shape;
+  view.data = found.data();
+  view.bytes = found.entry->end - found.entry->begin;
+  view.file = &found.file->mapping;
   return view;
+}
+
+absl::StatusOr<IntTensorView> Checkpoint::GetInts(std::string_view name) const {
+  TANDEM_ASSIGN_OR_RETURN(const Found found, Find(name));
+  if (found.entry->dtype != "I32") {
+    return InvalidArgument("{}: tensor \"{}\": dtype {}, must be I32", found.file->path, name,
+                           found.entry->dtype);
+  }
+  return IntTensorView{found.entry->shape, found.data()};
 }
 
 std::vector<std::string> Checkpoint::Names() const {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <span>
 #include <string>
@@ -29,6 +30,18 @@ struct TensorView {
   size_t FileOffset() const { return static_cast<size_t>(data - file->bytes().data()); }
 };
 
+// As TensorView, of 32-bit integers.
+struct IntTensorView {
+  std::vector<int64_t> shape;
+  const std::byte* data = nullptr;
+
+  uint32_t at(size_t index) const {
+    uint32_t value;
+    std::memcpy(&value, data + index * sizeof(value), sizeof(value));
+    return value;
+  }
+};
+
 // All tensors of a model directory (common/base/checkpoint_files.h). Constant after Open; movable.
 class Checkpoint {
  public:
@@ -37,6 +50,9 @@ class Checkpoint {
 
   // NotFound names the tensor; InvalidArgument an element type that weights cannot have.
   absl::StatusOr<TensorView> Get(std::string_view name) const;
+  // The same for a tensor of I32.
+  absl::StatusOr<IntTensorView> GetInts(std::string_view name) const;
+  bool Has(std::string_view name) const { return file_of_.contains(name); }
   std::vector<std::string> Names() const;
   size_t TotalBytes() const;
   // The files, in order of their names, for the model's digest.
@@ -48,6 +64,14 @@ class Checkpoint {
   std::span<const File> files() const { return files_; }
 
  private:
+  struct Found {
+    const File* file;
+    const SafetensorsEntry* entry;
+
+    const std::byte* data() const { return file->mapping.bytes().data() + entry->begin; }
+  };
+  absl::StatusOr<Found> Find(std::string_view name) const;
+
   std::vector<File> files_;
   std::map<std::string, size_t, std::less<>> file_of_;  // tensor name -> index in files_
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <span>
 #include <string_view>
@@ -17,6 +18,7 @@
 #include "engine/device/cpu/threads.h"
 #include "engine/model/dummy_weights.h"
 #include "engine/model/load_progress.h"
+#include "engine/model/quantised_linear.h"
 #include "engine/model/shared_weights.h"
 #include "engine/model/weight_stager.h"
 
@@ -28,12 +30,16 @@ namespace {
 constexpr int kMaxReaders = 12;
 // Of the device, where dummy weights are made before they are packed.
 constexpr size_t kDummyScratchBytes = size_t{64} << 20;
+// Of the host, dequantised before they are packed.
+constexpr size_t kDequantisedFloats = size_t{4} << 20;
 
 // Gives tensors by name, from a checkpoint or made up.
 class TensorSource {
  public:
-  TensorSource(const Checkpoint* checkpoint, uint64_t seed, Threads* threads)
-      : checkpoint_(checkpoint), seed_(seed), threads_(threads) {
+  TensorSource(const Checkpoint* checkpoint,
+               const std::optional<CheckpointQuantisation>& quantisation, uint64_t seed,
+               Threads* threads)
+      : checkpoint_(checkpoint), quantisation_(quantisation), seed_(seed), threads_(threads) {
     if (!Has(prefix_ + "embed_tokens.weight") && Has("embed_tokens.weight")) prefix_.clear();
   }
 
@@ -49,6 +55,7 @@ class TensorSource {
       MakeDummy(name, {static_cast<uint16_t*>(scratch_.data()), bytes / sizeof(uint16_t)});
       return DummyView(shape, scratch_.data());
     }
+    TANDEM_RETURN_IF_ERROR(CheckPlain(name));
     TANDEM_ASSIGN_OR_RETURN(TensorView view, checkpoint_->Get(name));
     if (view.shape != shape) {
       return InvalidArgument("tensor \"{}\" has shape {}, config.json implies {}", name,
@@ -56,6 +63,18 @@ class TensorSource {
     }
     return view;
   }
+
+  // Whether a linear layer has 4-bit weights; then instead of Get.
+  bool IsQuantised(const std::string& layer) const {
+    return quantisation_.has_value() && checkpoint_ != nullptr &&
+           checkpoint_->Has(layer + ".qweight");
+  }
+  absl::StatusOr<QuantisedLinear> GetQuantised(const std::string& layer, int64_t outputs,
+                                               int64_t inputs) {
+    for (const std::string& name : QuantisedLinear::TensorNames(layer)) used_.insert(name);
+    return QuantisedLinear::Open(*checkpoint_, layer, *quantisation_, outputs, inputs);
+  }
+  Threads& threads() { return *threads_; }
 
   // Of bfloat16, as all dummies.
   static size_t DummyBytes(const std::vector<int64_t>& shape) {
@@ -91,6 +110,7 @@ class TensorSource {
     if (checkpoint_ == nullptr) return absl::OkStatus();
     for (const std::string& name : checkpoint_->Names()) {
       if (used_.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
+      if (IsEmptyBias(name)) continue;
       return InvalidArgument("tensor \"{}\" is not part of the {} that config.json describes", name,
                              architecture);
     }
@@ -98,7 +118,33 @@ class TensorSource {
   }
 
  private:
+  // An error where the weights of a layer are there, but quantised.
+  absl::Status CheckPlain(std::string_view name) const {
+    const std::string quantised = LayerOf(name, ".weight") + ".qweight";
+    if (checkpoint_->Has(name) || !checkpoint_->Has(quantised)) return absl::OkStatus();
+    return InvalidArgument(
+        "tensor \"{}\" is quantised, and neither quantization_config in config.json nor "
+        "quantize_config.json says how",
+        quantised);
+  }
+  // Tools give every quantised layer a bias, of zeros where the model has none.
+  bool IsEmptyBias(std::string_view name) const {
+    if (!IsQuantised(LayerOf(name, ".bias"))) return false;
+    const absl::StatusOr<TensorView> bias = checkpoint_->Get(name);
+    if (!bias.ok()) return false;
+    for (size_t i = 0; i < bias->bytes / ElementSize(bias->element); ++i) {
+      if (LoadElement(bias->data, bias->element, i) != 0) return false;
+    }
+    return true;
+  }
+  // "" where the tensor is another.
+  static std::string LayerOf(std::string_view name, std::string_view suffix) {
+    if (!name.ends_with(suffix)) return "";
+    return std::string(name.substr(0, name.size() - suffix.size()));
+  }
+
   const Checkpoint* checkpoint_;  // null: dummy
+  const std::optional<CheckpointQuantisation> quantisation_;
   const uint64_t seed_;
   Threads* threads_;
   MemoryBlock scratch_;
@@ -193,7 +239,11 @@ class Loader {
     TANDEM_RETURN_IF_ERROR(Allocate(parts.front().name + ".weight", columns, inputs, out));
     size_t first = 0;
     for (const Part& part : parts) {
-      TANDEM_RETURN_IF_ERROR(Pack(part.name + ".weight", {part.columns, inputs}, first, out));
+      if (!filled() && source_->IsQuantised(part.name)) {
+        TANDEM_RETURN_IF_ERROR(PackQuantised(part, inputs, first, out));
+      } else {
+        TANDEM_RETURN_IF_ERROR(Pack(part.name + ".weight", {part.columns, inputs}, first, out));
+      }
       first += static_cast<size_t>(part.columns);
     }
     if (!bias) return absl::OkStatus();
@@ -229,6 +279,29 @@ class Loader {
     // A dummy's memory is used again for the next.
     if (device_->asynchronous()) stream_->Synchronize();
     progress_->Add(view.bytes);
+  }
+  // Dequantised. A device whose products read 4-bit weights would be given them here as they are.
+  absl::Status PackQuantised(const Part& part, int64_t inputs, size_t first_column,
+                             LinearWeights* out) {
+    TANDEM_ASSIGN_OR_RETURN(QuantisedLinear linear,
+                            source_->GetQuantised(part.name, part.columns, inputs));
+    if (!device_->shares_host_memory()) {
+      stager_.Pack(std::move(linear), first_column, out->memory.data());
+      return absl::OkStatus();
+    }
+    const size_t k = linear.inputs();
+    const size_t step = std::clamp<size_t>(kDequantisedFloats / k, 1, linear.outputs());
+    std::vector<float> values(step * k);
+    for (size_t row = 0; row < linear.outputs(); row += step) {
+      const size_t count = std::min(step, linear.outputs() - row);
+      source_->threads().ForRanges(count, 1, [&](size_t begin, size_t end) {
+        linear.Dequantise(row + begin, end - begin, values.data() + begin * k);
+      });
+      ops_->PackWeightRows(values.data(), Element::kFloat32, count, k, first_column + row,
+                           out->memory.data(), stream_.get());
+    }
+    progress_->Add(linear.Bytes());
+    return absl::OkStatus();
   }
   absl::Status PackDummy(const std::string& name, const std::vector<int64_t>& shape,
                          size_t first_column, LinearWeights* out) {
@@ -309,7 +382,7 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool copy_embedding
     TANDEM_ASSIGN_OR_RETURN(weights->embedding_copy, loader->Table(table, weights->embedding));
   }
   if (!config.tie_word_embeddings) {
-    if (!source->Has(head + ".weight")) {
+    if (!source->Has(head + ".weight") && !source->IsQuantised(head)) {
       return InvalidArgument(
           "tensor \"{}.weight\" is missing; if the embedding serves as the head, config.json must "
           "say "
@@ -411,6 +484,16 @@ absl::Status Load(const ModelConfig& config, const LoadOptions& options, TensorS
   return LoadAll(config, options, source, device, ops, nullptr, weights);
 }
 
+void WarnOfSize(const ModelConfig& config, const LoadOptions& options,
+                const ModelWeights& weights) {
+  spdlog::warn(
+      "{}: weights ({}) were dequantised to {}: they take {:.1f} MB, not the files' {:.1f}",
+      options.model_dir, config.quantisation->Describe(),
+      options.element == Element::kFloat32 ? "float32" : "bfloat16",
+      static_cast<double>(weights.PackedBytes()) / 1e6,
+      static_cast<double>(weights.checkpoint->TotalBytes()) / 1e6);
+}
+
 }  // namespace
 
 size_t ModelWeights::PackedBytes() const {
@@ -433,12 +516,14 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
     weights.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
     TANDEM_ASSIGN_OR_RETURN(weights.digest, CheckpointDigest(options.model_dir));
   }
-  Threads threads(!options.dummy            ? 1
-                  : options.num_threads > 0 ? options.num_threads
-                                            : PhysicalCores());
-  TensorSource source(weights.checkpoint.get(), options.seed, &threads);
+  const bool computed = options.dummy || config.quantisation.has_value();
+  Threads threads(!computed ? 1 : options.num_threads > 0 ? options.num_threads : PhysicalCores());
+  TensorSource source(weights.checkpoint.get(), config.quantisation, options.seed, &threads);
   const absl::Status status = Load(config, options, &source, device, ops, &weights);
-  if (status.ok()) return weights;
+  if (status.ok()) {
+    if (config.quantisation.has_value() && !options.dummy) WarnOfSize(config, options, weights);
+    return weights;
+  }
   const std::string message = fmt::format("{}: {}", options.model_dir, MessageOf(status));
   // Whatever else is wrong is wrong with the checkpoint.
   if (absl::IsResourceExhausted(status)) return absl::ResourceExhaustedError(message);

@@ -5,7 +5,8 @@
 // saved without the language model's head.
 //
 // Memory: every matrix is copied once into the form that the device's products read (4 bytes per
-// parameter in float32, 2 in bfloat16); vectors become float32. The embedding table is read in
+// parameter in float32, 2 in bfloat16), quantised ones (quantised_linear.h) dequantised; vectors
+// become float32. The embedding table is read in
 // place from the mapped checkpoint where the device shares the host's memory; with tied embeddings
 // a packed copy of it serves as the output head, or the table itself where products read plain
 // rows. The packed form may lie in memory that all workers of a host share (shared_weights.h). The

@@ -28,21 +28,46 @@ void WeightStager::Pack(const TensorView& view, size_t first_column, void* packe
   const size_t step = std::max<size_t>(1, kPieceBytes / std::max<size_t>(row_bytes, 1));
   for (size_t row = 0; row < rows; row += step) {
     const size_t count = std::min(step, rows - row);
-    pieces_.push_back({view.file, view.FileOffset() + row * row_bytes, count * row_bytes,
-                       view.element, count, row_bytes / ElementSize(view.element),
-                       first_column + row, packed, nullptr});
+    pieces_.push_back({.file = view.file,
+                       .offset = view.FileOffset() + row * row_bytes,
+                       .bytes = count * row_bytes,
+                       .progress = count * row_bytes,
+                       .element = view.element,
+                       .rows = count,
+                       .k = row_bytes / ElementSize(view.element),
+                       .first_column = first_column + row,
+                       .packed = packed});
   }
   total_ += view.bytes;
 }
 
+void WeightStager::Pack(QuantisedLinear linear, size_t first_column, void* packed) {
+  const QuantisedLinear& kept = quantised_.emplace_back(std::move(linear));
+  const size_t rows = kept.outputs(), row_bytes = kept.inputs() * sizeof(float);
+  const size_t step = std::max<size_t>(1, kPieceBytes / std::max<size_t>(row_bytes, 1));
+  for (size_t row = 0; row < rows; row += step) {
+    const size_t count = std::min(step, rows - row);
+    pieces_.push_back({.quantised = &kept,
+                       .first_row = row,
+                       .bytes = count * row_bytes,
+                       .progress = kept.Bytes() / rows * count,
+                       .element = Element::kFloat32,
+                       .rows = count,
+                       .k = kept.inputs(),
+                       .first_column = first_column + row,
+                       .packed = packed});
+  }
+  total_ += rows * row_bytes;
+}
+
 void WeightStager::Copy(const TensorView& view, void* to) {
   for (size_t at = 0; at < view.bytes; at += kPieceBytes) {
-    Piece piece;
-    piece.file = view.file;
-    piece.offset = view.FileOffset() + at;
-    piece.bytes = std::min(kPieceBytes, view.bytes - at);
-    piece.copy = static_cast<std::byte*>(to) + at;
-    pieces_.push_back(piece);
+    const size_t bytes = std::min(kPieceBytes, view.bytes - at);
+    pieces_.push_back({.file = view.file,
+                       .offset = view.FileOffset() + at,
+                       .bytes = bytes,
+                       .progress = bytes,
+                       .copy = static_cast<std::byte*>(to) + at});
   }
   total_ += view.bytes;
 }
@@ -64,8 +89,13 @@ class WeightStager::Reader {
       while (!buffer.sent->WaitFor(absl::Seconds(1))) {
       }
     }
-    const absl::Status read = piece.file->Read(piece.offset, {buffer.data, piece.bytes});
-    if (!read.ok()) return read;
+    if (piece.quantised != nullptr) {
+      piece.quantised->Dequantise(piece.first_row, piece.rows,
+                                  reinterpret_cast<float*>(buffer.data));
+    } else {
+      const absl::Status read = piece.file->Read(piece.offset, {buffer.data, piece.bytes});
+      if (!read.ok()) return read;
+    }
     if (piece.packed == nullptr) {
       stream_->CopyToDevice(piece.copy, buffer.data, piece.bytes);
     } else {
@@ -119,7 +149,7 @@ absl::Status WeightStager::Run(int threads, LoadProgress* progress) {
         failed = true;
         return;
       }
-      progress->Add(pieces_[i].bytes);
+      progress->Add(pieces_[i].progress);
     }
   };
   std::vector<std::thread> others;
@@ -127,6 +157,7 @@ absl::Status WeightStager::Run(int threads, LoadProgress* progress) {
   work(0);
   for (std::thread& thread : others) thread.join();
   pieces_.clear();
+  quantised_.clear();
   return status;
 }
 

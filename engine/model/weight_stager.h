@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <deque>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -14,6 +15,7 @@
 #include "engine/kernels/ops.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/load_progress.h"
+#include "engine/model/quantised_linear.h"
 
 namespace tandem::engine {
 
@@ -25,6 +27,8 @@ class WeightStager {
   // A matrix of `view.shape` [rows][k] of a file becomes columns [first_column, + rows) of `packed`
   // (Ops::PackWeightRows).
   void Pack(const TensorView& view, size_t first_column, void* packed);
+  // The same with the weights of a quantised layer, which the threads dequantise.
+  void Pack(QuantisedLinear linear, size_t first_column, void* packed);
   // The bytes of `view` as they are.
   void Copy(const TensorView& view, void* to);
 
@@ -39,7 +43,10 @@ class WeightStager {
   struct Piece {
     const MappedFile* file = nullptr;
     size_t offset = 0;
-    size_t bytes = 0;
+    const QuantisedLinear* quantised = nullptr;  // or this, not a file,
+    size_t first_row = 0;                        // from this row on
+    size_t bytes = 0;                            // of staging memory
+    size_t progress = 0;                         // of the checkpoint's bytes
     Element element = Element::kFloat32;
     size_t rows = 0, k = 0;
     size_t first_column = 0;
@@ -52,6 +59,7 @@ class WeightStager {
   Ops* const ops_;
   size_t total_ = 0;
   std::vector<Piece> pieces_;
+  std::deque<QuantisedLinear> quantised_;  // of the pieces
 };
 
 }  // namespace tandem::engine

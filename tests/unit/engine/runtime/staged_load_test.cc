@@ -55,6 +55,20 @@ TEST(StagedLoad, IsTheCpusLoad) {
   }
 }
 
+// Dequantised by the threads that stage.
+TEST(StagedLoad, OfQuantisedLayersToo) {
+  for (const std::string name : {"gptq", "awq"}) {
+    SCOPED_TRACE(name);
+    const std::string dir = SourcePath("tests/data/quantised/" + name);
+    const Loaded cpu =
+        Load(OpenBackend("cpu", {.num_threads = 2}).value(), dir, false, Element::kBFloat16);
+    const Loaded staged = Load(Deferred(), dir, false, Element::kBFloat16);
+    ASSERT_OK(cpu.weights);
+    ASSERT_OK(staged.weights);
+    ExpectSame(*staged.weights, *cpu.weights);
+  }
+}
+
 // Of many pieces and several threads.
 TEST(StagedLoad, TheDemoModelToo) {
   const std::string dir = SourcePath("models/demo");
