@@ -1,10 +1,14 @@
 // `tandem inspect MODEL_DIR`: what a model is and what memory it needs.
+#include <algorithm>
+#include <optional>
+
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 
 #include "cli/command.h"
 #include "cli/model_check.h"
 #include "cli/units.h"
+#include "common/base/checkpoint_quantisation.h"
 #include "common/base/file.h"
 #include "common/base/host_memory.h"
 #include "common/base/model_config.h"
@@ -17,6 +21,12 @@
 namespace tandem::cli {
 namespace {
 
+// Cards that people have, by their makers' figure, and what a worker on one leaves of it for
+// weights and KV: --gpu-memory-utilization, and its context, kernels and workspaces.
+constexpr int kCardGigabytes[] = {24, 48, 80};
+constexpr double kCardUtilisation = 0.9;
+constexpr int64_t kCardReserve = int64_t{768} << 20;
+
 struct Findings {
   ModelConfig config;
   CheckedModel checked;
@@ -24,11 +34,32 @@ struct Findings {
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // in memory, as `layout.dtype`
   int64_t memory = 0;
-  int64_t kv_bytes = 0;  // memory - weights, at least 0
-  int64_t tokens = 0;    // whole blocks that fit
+
+  int64_t KvBytesIn(int64_t bytes) const { return std::max<int64_t>(0, bytes - weight_bytes); }
+  // Whole blocks that fit beside the weights.
+  int64_t TokensIn(int64_t bytes) const {
+    return KvBytesIn(bytes) / static_cast<int64_t>(layout.BlockBytes()) * layout.block_size;
+  }
+  int64_t TokensOnCard(int gigabytes) const {
+    const auto share = static_cast<int64_t>(kCardUtilisation * gigabytes * (1 << 30));
+    return TokensIn(share - kCardReserve);
+  }
 };
 
+nlohmann::ordered_json QuantisationJson(const std::optional<CheckpointQuantisation>& quantisation) {
+  if (!quantisation.has_value()) return nullptr;
+  return {{"method", std::string(quantisation->MethodName())},
+          {"bits", CheckpointQuantisation::kBits},
+          {"group_size", quantisation->group_size},
+          {"symmetric", quantisation->symmetric},
+          {"act_order", quantisation->act_order}};
+}
+
 void PrintJson(const Findings& f) {
+  nlohmann::ordered_json cards = nlohmann::ordered_json::array();
+  for (const int gigabytes : kCardGigabytes) {
+    cards.push_back({{"gigabytes", gigabytes}, {"tokens_that_fit", f.TokensOnCard(gigabytes)}});
+  }
   const nlohmann::ordered_json out = {
       {"architecture", f.config.architecture},
       {"parameters", f.parameters},
@@ -46,14 +77,16 @@ void PrintJson(const Findings& f) {
       {"chat_template", f.checked.has_chat_template},
       {"checkpoint_dtype", std::string(DTypeName(f.config.checkpoint_dtype))},
       {"checkpoint_bytes", f.checked.checkpoint_bytes},
+      {"quantization", QuantisationJson(f.config.quantisation)},
       {"dtype", std::string(DTypeName(f.layout.dtype))},
       {"weight_bytes", f.weight_bytes},
       {"block_size", f.layout.block_size},
       {"kv_bytes_per_token", f.layout.BytesPerToken()},
       {"kv_bytes_per_block", f.layout.BlockBytes()},
       {"memory_bytes", f.memory},
-      {"kv_bytes", f.kv_bytes},
-      {"tokens_that_fit", f.tokens}};
+      {"kv_bytes", f.KvBytesIn(f.memory)},
+      {"tokens_that_fit", f.TokensIn(f.memory)},
+      {"cards", cards}};
   fmt::print("{}\n", out.dump());
 }
 
@@ -80,19 +113,30 @@ void PrintText(const Findings& f) {
   fmt::print("text              tokenizer {}, chat template {}\n",
              f.checked.has_tokenizer ? "yes" : "none",
              f.checked.has_chat_template ? "yes" : "none");
-  fmt::print("weights           {} B ({}) as {}\n", CountText(f.weight_bytes),
-             FormatBytes(f.weight_bytes), dtype);
+  if (c.quantisation.has_value()) {
+    fmt::print("quantisation      {}; embedding and head are not\n", c.quantisation->Describe());
+  }
+  fmt::print("weights           {} B ({}) as {}{}\n", CountText(f.weight_bytes),
+             FormatBytes(f.weight_bytes), dtype,
+             c.quantisation.has_value() ? ", dequantised when loaded" : "");
   fmt::print("KV per token      {} B as {}\n", CountText(f.layout.BytesPerToken()), dtype);
   fmt::print("KV per block      {} B ({} tokens)\n", CountText(f.layout.BlockBytes()),
              f.layout.block_size);
-  if (f.kv_bytes == 0) {
+  if (f.KvBytesIn(f.memory) == 0) {
     fmt::print("fits              nothing: the weights alone do not fit into {}\n",
                FormatBytes(f.memory));
-    return;
+  } else {
+    const int64_t tokens = f.TokensIn(f.memory);
+    fmt::print("fits              {} tokens of KV in {} beside the weights: {} sequences of {}\n",
+               CountText(tokens), FormatBytes(f.memory),
+               CountText(tokens / std::max(1, c.MaxModelLen())), CountText(c.MaxModelLen()));
   }
-  fmt::print("fits              {} tokens of KV in {} beside the weights: {} sequences of {}\n",
-             CountText(f.tokens), FormatBytes(f.memory),
-             CountText(f.tokens / std::max(1, c.MaxModelLen())), CountText(c.MaxModelLen()));
+  for (const int gigabytes : kCardGigabytes) {
+    const int64_t tokens = f.TokensOnCard(gigabytes);
+    fmt::print("on a {} GB GPU    {}\n", gigabytes,
+               tokens > 0 ? CountText(tokens) + " tokens of KV beside the weights"
+                          : "nothing: the weights alone do not fit");
+  }
 }
 
 }  // namespace
@@ -133,9 +177,6 @@ int RunInspect(const Arguments& arguments) {
   findings.parameters = findings.config.NumParameters();
   findings.weight_bytes = findings.parameters * static_cast<int64_t>(DTypeSize(chosen));
   findings.memory = memory > 0 ? memory : static_cast<int64_t>(ReadHostMemory().total);
-  findings.kv_bytes = std::max<int64_t>(0, findings.memory - findings.weight_bytes);
-  findings.tokens =
-      findings.kv_bytes / static_cast<int64_t>(findings.layout.BlockBytes()) * block_size;
   if (json) {
     PrintJson(findings);
   } else {

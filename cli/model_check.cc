@@ -1,8 +1,10 @@
 #include "cli/model_check.h"
 
 #include <memory>
+#include <string_view>
 
 #include "common/base/checkpoint_files.h"
+#include "common/base/checkpoint_quantisation.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/text/chat_template.h"
@@ -12,13 +14,21 @@
 namespace tandem::cli {
 namespace {
 
+// A quantised layer's values lie in words of several; its scales, zero points and groups are no
+// parameters of the model.
+int64_t ParametersOf(std::string_view name, const SafetensorsEntry& tensor) {
+  if (name.ends_with(".qweight")) return tensor.Count() * 32 / CheckpointQuantisation::kBits;
+  if (name.ends_with(".qzeros") || name.ends_with(".scales") || name.ends_with(".g_idx")) return 0;
+  return tensor.Count();
+}
+
 absl::Status CheckWeights(const std::string& model_dir, CheckedModel* model) {
   TANDEM_ASSIGN_OR_RETURN(const CheckpointFiles checkpoint, CheckpointFiles::Read(model_dir));
   int64_t parameters = 0;
   for (const CheckpointFile& file : checkpoint.files) {
     ++model->weight_files;
     model->checkpoint_bytes += static_cast<int64_t>(file.bytes);
-    for (const auto& [name, tensor] : file.index) parameters += tensor.Count();
+    for (const auto& [name, tensor] : file.index) parameters += ParametersOf(name, tensor);
   }
   const int64_t described = model->config.NumParameters();
   if (parameters >= described) return absl::OkStatus();
@@ -55,6 +65,12 @@ absl::StatusOr<CheckedModel> CheckModel(const std::string& model_dir, bool dummy
   CheckedModel model;
   TANDEM_ASSIGN_OR_RETURN(model.config, ModelConfig::Load(model_dir));
   if (!dummy) TANDEM_RETURN_IF_ERROR(CheckWeights(model_dir, &model));
+  if (!dummy && model.config.quantisation.has_value()) {
+    model.warnings.push_back(
+        fmt::format("the weights ({}) are dequantised when they are loaded, and take the memory of "
+                    "a checkpoint that is not quantised",
+                    model.config.quantisation->Describe()));
+  }
   TANDEM_RETURN_IF_ERROR(CheckText(model_dir, &model));
   return model;
 }

@@ -11,9 +11,8 @@ using Hint = std::pair<std::string_view, std::string_view>;
 constexpr std::string_view kWorkersNotParts =
     "every worker holds the whole model on one GPU; more GPUs serve more with --prefill N and "
     "--decode N";
-constexpr std::string_view kOneFormat =
-    "weights are read in bfloat16, float16 or float32 and served as --dtype says; quantised "
-    "checkpoints are not served";
+constexpr std::string_view kCheckpointSays =
+    "the checkpoint says what it is quantised with: 4-bit GPTQ or AWQ (docs/quantisation.md)";
 constexpr std::string_view kOneModel = "a cluster serves one model without adapters";
 constexpr std::string_view kDirectoryOnly =
     "nothing is downloaded; --model takes a directory, also one of the Hugging Face cache";
@@ -66,8 +65,8 @@ constexpr std::array kHints = std::to_array<Hint>({
     {"--otlp-endpoint", "there is no tracing; docs/metrics.md lists what is measured"},
     {"--parallel", kStreams},
     {"--pipeline-parallel-size", kWorkersNotParts},
-    {"--quantization", kOneFormat},
-    {"--quantize", kOneFormat},
+    {"--quantization", kCheckpointSays},
+    {"--quantize", kCheckpointSays},
     {"--revision", "give the directory of that snapshot as --model"},
     {"--sharded", kWorkersNotParts},
     {"--shutdown-timeout", "use --drain-timeout"},

@@ -439,6 +439,31 @@ TEST_F(InspectTest, NumbersOfQwen25At7B) {
             114'688);
 }
 
+TEST_F(InspectTest, SaysWhatFitsOnCards) {
+  const json cards = json::parse(Inspect({dir_, "--json"}).out)["cards"];
+  // (0.9 * 24 GiB - 0.75 GiB - 15,231,233,024) / 917,504 = 7,799 whole blocks of 16.
+  EXPECT_EQ(cards, json::parse(R"([{"gigabytes": 24, "tokens_that_fit": 124784},
+                                   {"gigabytes": 48, "tokens_that_fit": 529232},
+                                   {"gigabytes": 80, "tokens_that_fit": 1068512}])"));
+  EXPECT_THAT(Inspect({dir_}).out, HasSubstr("on a 48 GB GPU    529,232 tokens"));
+  EXPECT_THAT(Inspect({dir_, "--dtype=float32"}).out, HasSubstr("on a 24 GB GPU    nothing"));
+}
+
+TEST_F(InspectTest, SaysWhatWeightsAreQuantisedWith) {
+  EXPECT_EQ(json::parse(Inspect({dir_, "--json"}).out)["quantization"], nullptr);
+  WriteFile(dir_ + "/quantize_config.json",
+            R"({"bits": 4, "group_size": 128, "sym": true, "desc_act": true})");
+  const json out = json::parse(Inspect({dir_, "--json"}).out);
+  EXPECT_EQ(out["quantization"], json::parse(R"({"method": "gptq", "bits": 4, "group_size": 128,
+                                                 "symmetric": true, "act_order": true})"));
+  EXPECT_EQ(out["weight_bytes"], 15'231'233'024);  // as they are served
+  EXPECT_THAT(Inspect({dir_}).out,
+              AllOf(HasSubstr("GPTQ, 4 bits, groups of 128, symmetric, act-order"),
+                    HasSubstr("as bfloat16, dequantised when loaded")));
+  WriteFile(dir_ + "/quantize_config.json", R"({"bits": 3, "group_size": 128})");
+  EXPECT_THAT(Inspect({dir_}).err, HasSubstr("3-bit GPTQ weights are not supported; take"));
+}
+
 TEST_F(InspectTest, Mistakes) {
   EXPECT_EQ(Inspect({dir_, "--block-size=17"}).exit_code, kExitUsage);
   const Outcome missing = Inspect({"/no/such/model"});

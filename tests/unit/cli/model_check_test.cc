@@ -40,6 +40,13 @@ class ModelCheckTest : public testing::Test {
           R"({"weight_map": {"model.norm.weight": "model-1.safetensors",
                              "model.other.weight": "model-2.safetensors"}})");
   }
+  void CountsOneLayerMore() const {
+    std::ifstream in(Path("config.json"));
+    nlohmann::json config = nlohmann::json::parse(in);
+    config["num_hidden_layers"] = config["num_hidden_layers"].get<int>() + 1;
+    Write("config.json", config.dump());
+    EXPECT_THAT(Problem(), HasSubstr("tensors are missing"));
+  }
   static int Inspect(const std::string& dir, std::string* error) {
     testing::internal::CaptureStderr();
     testing::internal::CaptureStdout();
@@ -89,12 +96,25 @@ TEST_F(ModelCheckTest, AShardMustHoldWhatTheIndexSays) {
   EXPECT_THAT(Problem(), HasSubstr("\"model.other.weight\" is not in model-2.safetensors"));
 }
 
-TEST_F(ModelCheckTest, CountsParameters) {
+TEST_F(ModelCheckTest, CountsParameters) { CountsOneLayerMore(); }
+
+TEST_F(ModelCheckTest, CountsParametersOfQuantisedLayers) {
+  const std::string dir = SourcePath("tests/data/quantised/gptq");
+  const auto model = CheckModel(dir, false);
+  ASSERT_OK(model);
+  EXPECT_THAT(model->warnings, ElementsAre(HasSubstr("dequantised"), HasSubstr("tokenizer.json")));
+  std::filesystem::copy(
+      dir, dir_,
+      std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+  CountsOneLayerMore();
+}
+
+TEST_F(ModelCheckTest, RefusesKindsOfQuantisationBeforeAnythingStarts) {
   std::ifstream in(Path("config.json"));
   nlohmann::json config = nlohmann::json::parse(in);
-  config["num_hidden_layers"] = config["num_hidden_layers"].get<int>() + 1;
+  config["quantization_config"] = {{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}};
   Write("config.json", config.dump());
-  EXPECT_THAT(Problem(), HasSubstr("tensors are missing"));
+  EXPECT_THAT(Problem(), HasSubstr("bitsandbytes weights are not supported; take"));
 }
 
 TEST_F(ModelCheckTest, LooksAtTextToo) {
