@@ -80,7 +80,7 @@ INSTANTIATE_TEST_SUITE_P(
         Mistake{"AlertWithoutQuietCase", "prometheus/tandem.tests.yml", "exp_alerts: []", "",
                 "TandemProcessDown: no test in which it does not fire"},
         Mistake{"WhatPromtoolFinds", "prometheus/tandem.alerts.yml", "up{job=\"tandem\"} == 0",
-                "up{job=\"tandem\"} ==", "promtool check config prometheus-compose.yml: "},
+                "up{job=\"tandem\"} ==", "promtool check config prometheus-kubernetes.yml: "},
         Mistake{"RunbookWithoutSection", "prometheus/tandem.alerts.yml", "#tandemlinkslow",
                 "#tandemslowlink", "TandemLinkSlow: its runbook is not"}),
     [](const auto& tested) { return std::string(tested.param.name); });
