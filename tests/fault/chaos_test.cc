@@ -24,6 +24,7 @@
 #include "tests/support/frozen_thread.h"
 #include "tests/support/paths.h"
 #include "tests/support/process_usage.h"
+#include "tests/support/sanitizer.h"
 
 namespace tandem {
 namespace {

@@ -20,6 +20,7 @@
 #include "tests/support/credentials.h"
 #include "tests/support/paths.h"
 #include "tests/support/process_usage.h"
+#include "tests/support/sanitizer.h"
 
 namespace tandem {
 namespace {

@@ -1,6 +1,5 @@
 #include "tests/support/process_usage.h"
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <vector>
@@ -37,11 +36,6 @@ std::optional<ProcessUsage> UsageOf(pid_t pid) {
   if (usage.threads == 0) return std::nullopt;
   usage.descriptors = static_cast<int>(Entries(ProcPath(pid, "fd")).size());
   return usage;
-}
-
-int64_t SanitizerKeepsMib() {
-  const char* mib = std::getenv("TANDEM_SANITIZER_KEEPS_MIB");
-  return mib != nullptr ? std::atoll(mib) : 0;
 }
 
 std::optional<pid_t> ThreadNamed(pid_t pid, const std::string& name) {

@@ -17,10 +17,6 @@ struct ProcessUsage {
 // Nothing if the process is gone.
 std::optional<ProcessUsage> UsageOf(pid_t pid);
 
-// How much of what was freed a process keeps because a sanitizer watches it; 0 without one
-// (TANDEM_SANITIZER_KEEPS_MIB, which tests/CMakeLists.txt sets).
-int64_t SanitizerKeepsMib();
-
 // The thread of a process that calls itself `name`: the first, for threads inherit the name of the
 // one that starts them. Nothing if there is none.
 std::optional<pid_t> ThreadNamed(pid_t pid, const std::string& name);

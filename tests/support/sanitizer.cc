@@ -1,0 +1,17 @@
+#include "tests/support/sanitizer.h"
+
+#include <cstdlib>
+
+namespace tandem {
+
+int64_t SanitizerKeepsMib() {
+  const char* mib = std::getenv("TANDEM_SANITIZER_KEEPS_MIB");
+  return mib != nullptr ? std::atoll(mib) : 0;
+}
+
+double SanitizerSlowsBy() {
+  const char* times = std::getenv("TANDEM_SANITIZER_SLOWS_BY");
+  return times != nullptr ? std::atof(times) : 1;
+}
+
+}  // namespace tandem
