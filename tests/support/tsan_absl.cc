@@ -1,12 +1,14 @@
-// Makes absl::Mutex of the system's abseil visible to the thread sanitizer. That library is built
-// without it, so everything that a Mutex orders would be reported as a race. These definitions
-// stand before the library's, say what they do to the sanitizer, and call the library's.
+// Makes absl::Mutex, and the counted references of absl::Status, of the system's abseil visible to
+// the thread sanitizer. That library is built without it, so everything that they order would be
+// reported as a race. These definitions stand before the library's, say what they do to the
+// sanitizer, and call the library's.
 //
 // Linked into tests of -DTANDEM_SANITIZE=thread builds only.
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
 
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "spdlog/spdlog.h"
 
@@ -31,7 +33,7 @@ template <typename Function>
 Function* Real(const char* name) {
   void* found = dlsym(RTLD_NEXT, name);
   if (found == nullptr) {
-    std::fprintf(stderr, "tsan_absl_mutex: abseil has no %s\n", name);
+    std::fprintf(stderr, "tsan_absl: abseil has no %s\n", name);
     std::abort();
   }
   return reinterpret_cast<Function*>(found);
@@ -46,13 +48,13 @@ Function* Real(const char* name) {
 // A member function is called with `this` as its first argument (Itanium C++ ABI).
 #define TANDEM_REAL(Function, mangled) \
   using RealFunction = Function;       \
-  static RealFunction* const real = Real<RealFunction>("_ZN4absl7debian35Mutex" mangled)
+  static RealFunction* const real = Real<RealFunction>("_ZN4absl7debian3" mangled)
 
 namespace absl {
 ABSL_NAMESPACE_BEGIN
 
 void Mutex::Lock() {
-  TANDEM_REAL(void(Mutex*), "4LockEv");
+  TANDEM_REAL(void(Mutex*), "5Mutex4LockEv");
   {
     IgnoreReads ignore;
     real(this);
@@ -61,14 +63,14 @@ void Mutex::Lock() {
 }
 
 bool Mutex::TryLock() {
-  TANDEM_REAL(bool(Mutex*), "7TryLockEv");
+  TANDEM_REAL(bool(Mutex*), "5Mutex7TryLockEv");
   const bool locked = real(this);
   if (locked) __tsan_acquire(this);
   return locked;
 }
 
 void Mutex::Unlock() {
-  TANDEM_REAL(void(Mutex*), "6UnlockEv");
+  TANDEM_REAL(void(Mutex*), "5Mutex6UnlockEv");
   __tsan_release(this);
   IgnoreReads ignore;
   real(this);
@@ -83,7 +85,7 @@ void Mutex::LockWhen(const Condition& condition) {
 }
 
 void Mutex::Await(const Condition& condition) {
-  TANDEM_REAL(void(Mutex*, const Condition&), "5AwaitERKNS0_9ConditionE");
+  TANDEM_REAL(void(Mutex*, const Condition&), "5Mutex5AwaitERKNS0_9ConditionE");
   __tsan_release(this);
   {
     IgnoreReads ignore;
@@ -94,7 +96,7 @@ void Mutex::Await(const Condition& condition) {
 
 bool Mutex::AwaitWithTimeout(const Condition& condition, Duration timeout) {
   TANDEM_REAL(bool(Mutex*, const Condition&, Duration),
-              "16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE");
+              "5Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE");
   __tsan_release(this);
   bool result = false;
   {
@@ -107,7 +109,7 @@ bool Mutex::AwaitWithTimeout(const Condition& condition, Duration timeout) {
 
 bool Mutex::AwaitWithDeadline(const Condition& condition, Time deadline) {
   TANDEM_REAL(bool(Mutex*, const Condition&, Time),
-              "17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE");
+              "5Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE");
   __tsan_release(this);
   bool result = false;
   {
@@ -116,6 +118,14 @@ bool Mutex::AwaitWithDeadline(const Condition& condition, Time deadline) {
   }
   __tsan_acquire(this);
   return result;
+}
+
+// The last reference frees what all had. Whoever gives one up has read it before.
+void Status::UnrefNonInlined(uintptr_t rep) {
+  TANDEM_REAL(void(uintptr_t), "6Status15UnrefNonInlinedEm");
+  __tsan_release(reinterpret_cast<void*>(rep));
+  __tsan_acquire(reinterpret_cast<void*>(rep));
+  real(rep);
 }
 
 ABSL_NAMESPACE_END
