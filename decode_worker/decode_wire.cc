@@ -17,6 +17,7 @@ constexpr int kMaxCandidates = 16;
 
 absl::StatusOr<PrefillOutcome> ReadOutcome(const internal::v1::PrefillResponse& response,
                                            int vocab_size) {
+  if (!response.has_first_token()) return BadField("first_token", "must be set");
   PrefillOutcome outcome;
   TANDEM_ASSIGN_OR_RETURN(outcome.first_token, engine::LogprobFromProto(response.first_token(),
                                                                         vocab_size, "first_token"));
@@ -75,6 +76,7 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
   work.request_id = request.request_id();
   work.cache_salt = request.cache_salt();
   work.priority = request.priority();
+  work.progress = request.progress();
   for (const auto& candidate : request.route().prefill()) {
     if (static_cast<int>(work.prefill.size()) == kMaxCandidates) break;
     work.prefill.push_back({candidate.worker_id(), candidate.address(), candidate.voucher(),
@@ -92,6 +94,7 @@ internal::v1::PrefillRequest CallToProto(const PrefillCall& call, const CallerId
   request.set_prompt_length(static_cast<uint32_t>(call.prompt_length));
   request.set_cache_salt(call.cache_salt);
   request.set_priority(call.priority);
+  request.set_progress(call.progress);
   request.set_capability_digest(identity.capability_digest);
   request.set_gives_back(call.gives_back);
   internal::v1::KvTarget& target = *request.mutable_target();

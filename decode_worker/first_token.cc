@@ -59,14 +59,23 @@ TokenEvent FirstToken::MakeEvent(const PrefillOutcome& outcome, absl::Time now) 
   return event;
 }
 
+void FirstToken::SendProgress(int computed_tokens) {
+  TokenEvent event;
+  event.computed_tokens = computed_tokens;
+  Append(std::move(event), /*token=*/false);
+}
+
 bool FirstToken::Send(const PrefillOutcome& outcome, absl::Time now) {
-  TokenEvent event = MakeEvent(outcome, now);
+  return Append(MakeEvent(outcome, now), /*token=*/true);
+}
+
+bool FirstToken::Append(TokenEvent event, bool token) {
   bool idle = false;
   {
     // Under the lock: once Close() has returned, the loop may end the stream.
     absl::MutexLock lock(&mutex_);
     if (closed_ || sent_) return false;
-    sent_ = true;
+    sent_ = token;
     idle = stream_->Append(std::move(event));
   }
   if (idle) stream_->Wake();

@@ -1,7 +1,7 @@
-// The first token of one prefill attempt on its way to the reader, beside the loop's step: the
-// thread that brings the reply sends it. The loop, to which everything else of the sequence
-// belongs, hears afterwards that the token is out; of an attempt that it has given up none goes out
-// any more.
+// The first token of one prefill attempt, and how far the prompt is before it, on their way to the
+// reader, beside the loop's step: the thread that brings them sends them. The loop, to which
+// everything else of the sequence belongs, hears afterwards that the token is out; of an attempt
+// that it has given up nothing goes out any more.
 //
 // Thread-safe.
 #pragma once
@@ -35,12 +35,16 @@ class FirstToken {
              int prompt_length, int arrived_length, int max_length, Timing timing,
              absl::Time began_at);
 
+  // The thread that brings it: so many tokens of the prompt are computed. After the first token
+  // nothing happens.
+  void SendProgress(int computed_tokens);
   // The thread of the reply, which came at `now`. False: the loop has given the attempt up.
   bool Send(const PrefillOutcome& outcome, absl::Time now);
   // The loop: from here on nothing is sent. True: the token is out already.
   bool Close();
 
  private:
+  bool Append(TokenEvent event, bool token);
   TokenEvent MakeEvent(const PrefillOutcome& outcome, absl::Time now) const;
 
   const std::shared_ptr<TokenStream> stream_;

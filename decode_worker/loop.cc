@@ -151,6 +151,7 @@ absl::Status Loop::Start(WorkArrived event, const Placement& place) {
     s->lease.Append(std::move(admitted.fresh));
     s->timing.transport = "local";
     s->timing.prefill_worker = options_.admission.worker_id;
+    publisher_.EmitProgress(*s);
   }
   running_.Insert(std::move(admitted.sequence));
   return absl::OkStatus();
@@ -324,7 +325,7 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
                               output.prompt_logprobs.end());
     if (s->computed >= s->prompt_length) running_.CacheComputed(s);
   }
-  if (!run.draws) return;
+  if (!run.draws) return publisher_.EmitProgress(*s);
   TANDEM_CHECK(output.has_token, "the runner drew no token");
   // A later launched step has a token of its own pending by now, unless this was the last one.
   if (s->launched == s->computed) s->pending = {};

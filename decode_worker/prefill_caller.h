@@ -27,6 +27,7 @@ struct PrefillCall {
   engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;
+  bool progress = false;  // the client wants to know how far the prompt is
   TransferId transfer;
   uint64_t epoch = 0;
   std::string token;               // of KvReceiver::Expect
@@ -34,7 +35,7 @@ struct PrefillCall {
   std::vector<int32_t> block_ids;  // where prompt block first_block + i goes
   bool gives_back = false;         // blocks before first_block, where the peer wants them
   absl::Time deadline;             // the loop's clock
-  // To be sent when the reply arrives, before the loop hears of it.
+  // Told of the progress; and to be sent when the reply arrives, before the loop hears of it.
   std::shared_ptr<FirstToken> first_token;
 };
 

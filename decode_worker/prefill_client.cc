@@ -48,6 +48,8 @@ class PrefillClient::Active final : public grpc::ClientReadReactor<internal::v1:
     if (!ok) return;
     if (event_.has_wanted()) {
       client_->OnWanted(call_, event_.wanted());
+    } else if (event_.has_computed_tokens()) {
+      call_.first_token->SendProgress(static_cast<int>(event_.computed_tokens()));
     } else if (event_.has_done() && !std::exchange(answered_, true)) {
       client_->OnAnswer(call_, event_.done());
     }

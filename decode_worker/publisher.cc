@@ -49,6 +49,14 @@ bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now, bool sent)
   return last;
 }
 
+void Publisher::EmitProgress(const Sequence& s) {
+  if (!s.work.progress || s.drawn() > 0) return;
+  TokenEvent event;
+  event.computed_tokens = s.computed;
+  event.cached_tokens = s.cached_tokens;
+  if (s.stream->Append(std::move(event))) WakeLater(s.stream);
+}
+
 void Publisher::End(const Sequence& s, const absl::Status& status, absl::Time now) {
   if (status.ok()) {
     Measure(s, now);

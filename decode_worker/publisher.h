@@ -29,6 +29,8 @@ class Publisher {
   // Appends the sequence's next token and sends it on its way, unless its reader has it (`sent`).
   // True: it is the last one, and the caller ends the sequence.
   bool Emit(Sequence* sequence, TokenLogprob token, absl::Time now, bool sent = false);
+  // Tells the reader how far the prompt is, where it wants to know and has no token yet.
+  void EmitProgress(const Sequence& sequence);
   // The last that the reader hears; counts and measures the request. OK after a last token.
   void End(const Sequence& sequence, const absl::Status& status, absl::Time now);
   // The same for a request that never became a sequence.

@@ -71,6 +71,7 @@ PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& at
   call.sampling = s.work.sampling;
   call.cache_salt = s.work.cache_salt;
   call.priority = s.work.priority;
+  call.progress = s.work.progress;
   call.transfer = attempt.transfer;
   call.epoch = attempt.epoch;
   call.first_block = first_block;

@@ -28,6 +28,7 @@ struct Work {
   engine::SamplingParams sampling;
   std::string cache_salt;
   int priority = 0;                  // higher is scheduled earlier
+  bool progress = false;             // the client wants to know how far the prompt is
   std::vector<PrefillPeer> prefill;  // best first; empty: prefill here
   int may_lose = 2;                  // of those, with this prompt; at least 1
   absl::Time arrived;                // Clock

@@ -31,6 +31,7 @@ bool TokenStream::Append(TokenEvent event) {
     MoveAppend(&pending_->prompt_logprobs, std::move(event.prompt_logprobs));
     pending_->finish_reason = event.finish_reason;
     pending_->cached_tokens = event.cached_tokens;
+    pending_->computed_tokens = event.computed_tokens;  // tokens overtake it
     if (event.timing.has_value()) pending_->timing = std::move(event.timing);
   }
   return TakeIdle();

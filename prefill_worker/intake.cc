@@ -10,7 +10,7 @@ Intake::Intake(RequestLimits limits, EventInbox* inbox, Clock* clock)
     : limits_(std::move(limits)), inbox_(inbox), clock_(clock) {}
 
 void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Want want,
-                    Reply reply, absl::Duration left) {
+                    Progress progress, Reply reply, absl::Duration left) {
   absl::StatusOr<Work> work = WorkFromProto(request, limits_);
   if (!work.ok()) return reply(work.status());
   work->id = id;
@@ -19,6 +19,7 @@ void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Wa
   work->deadline = work->arrived + left;
   if (request.gives_back()) work->want = std::move(want);
   work->reply = reply;
+  if (request.progress()) work->progress = std::move(progress);
   Event event = WorkArrived{*std::move(work)};
   if (inbox_->TryPush(std::move(event))) return;
   reply(inbox_->closed()

@@ -19,6 +19,7 @@ class Intake {
  public:
   using Reply = std::function<void(absl::StatusOr<Outcome>)>;
   using Want = std::function<void(const Wanted&)>;
+  using Progress = std::function<void(int computed_tokens)>;
 
   // Both pointers outlive the intake and every call.
   Intake(RequestLimits limits, EventInbox* inbox, Clock* clock);
@@ -26,10 +27,10 @@ class Intake {
   // A name for a call, for Submit() and Cancel().
   uint64_t NewId() { return ++last_id_; }
   // `reply` is called exactly once: before the return where the request is refused at once, else on
-  // the loop's thread. `want`: as Work::want, where the request says that its caller gives blocks
-  // back. `left`: until the caller's deadline.
-  void Submit(uint64_t id, const internal::v1::PrefillRequest& request, Want want, Reply reply,
-              absl::Duration left = absl::InfiniteDuration());
+  // the loop's thread. `want` and `progress`: as Work's, where the request says that its caller
+  // gives blocks back, and that it wants to know. `left`: until the caller's deadline.
+  void Submit(uint64_t id, const internal::v1::PrefillRequest& request, Want want,
+              Progress progress, Reply reply, absl::Duration left = absl::InfiniteDuration());
   // What the caller gets of an outcome. Not on the loop's thread where it is long.
   internal::v1::PrefillResponse ToProto(const Outcome& outcome) const;
   internal::v1::KvTarget ToProto(const Wanted& wanted) const;

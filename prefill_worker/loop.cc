@@ -235,6 +235,7 @@ absl::Status Loop::Start(Sequence* s, int cached_blocks) {
   s->inserted_blocks = cached_blocks;
   s->phase = Phase::kRunning;
   running_.push_back(s);
+  if (s->work.progress) s->work.progress(s->computed);
   return absl::OkStatus();
 }
 
@@ -360,7 +361,10 @@ void Loop::PublishChunk(Sequence* s, const worker::LaunchedRun& run, engine::Ite
                        std::span(s->work.tokens).first(static_cast<size_t>(s->computed)), s->lease,
                        run.draws ? 0 : s->inserted_blocks);
   s->inserted_blocks = s->computed / options_.layout.block_size;
-  if (!run.draws) return;
+  if (!run.draws) {
+    if (s->work.progress) s->work.progress(s->computed);
+    return;
+  }
   parts_.cache->Prove(s->lease);
   Finish(s, std::move(output.token));
 }

@@ -29,6 +29,7 @@ class PrefillReactor final : public grpc::ServerWriteReactor<internal::v1::Prefi
   void Start(const internal::v1::PrefillRequest& request, absl::Duration left) {
     intake_->Submit(
         id_, request, [this](const Wanted& wanted) { Ask(wanted); },
+        [this](int computed_tokens) { Progress(computed_tokens); },
         [this](absl::StatusOr<Outcome> outcome) { Answer(std::move(outcome)); }, left);
   }
 
@@ -38,21 +39,28 @@ class PrefillReactor final : public grpc::ServerWriteReactor<internal::v1::Prefi
   void OnWriteDone(bool /*ok*/) override {
     {
       absl::MutexLock lock(&mutex_);
-      asking_ = false;
+      writing_ = false;
     }
-    EndIfDue();
+    WriteNext();
   }
   void OnDone() override { delete this; }
 
  private:
   // The loop's thread, at most once and before Answer.
   void Ask(const Wanted& wanted) {
-    *asked_.mutable_wanted() = intake_->ToProto(wanted);
     {
       absl::MutexLock lock(&mutex_);
-      asking_ = true;
+      wanted_ = intake_->ToProto(wanted);
     }
-    StartWrite(&asked_);
+    WriteNext();
+  }
+  // The loop's thread, before Answer. During a write the newest is kept.
+  void Progress(int computed_tokens) {
+    {
+      absl::MutexLock lock(&mutex_);
+      computed_tokens_ = computed_tokens;
+    }
+    WriteNext();
   }
   // Mostly the loop's thread.
   void Answer(absl::StatusOr<Outcome> outcome) {
@@ -69,16 +77,27 @@ class PrefillReactor final : public grpc::ServerWriteReactor<internal::v1::Prefi
       end_ = ToGrpcStatus(absl::IsResourceExhausted(status) ? WithRetryAfter(status, kRetryWhenFull)
                                                             : status);
     }
-    EndIfDue();
+    WriteNext();
   }
-  // One write at a time: the question first. This may be gone when it returns.
-  void EndIfDue() {
+  // One write at a time. This may be gone when it returns.
+  void WriteNext() {
     std::optional<grpc::Status> end;
     {
       absl::MutexLock lock(&mutex_);
-      if (!asking_) end = std::exchange(end_, std::nullopt);
+      if (writing_) return;
+      if (wanted_.has_value()) {
+        *event_.mutable_wanted() = *std::exchange(wanted_, std::nullopt);
+      } else if (end_.has_value()) {
+        end = std::exchange(end_, std::nullopt);
+      } else if (computed_tokens_.has_value()) {
+        event_.set_computed_tokens(
+            static_cast<uint32_t>(*std::exchange(computed_tokens_, std::nullopt)));
+      } else {
+        return;
+      }
+      writing_ = true;
     }
-    if (!end.has_value()) return;
+    if (!end.has_value()) return StartWrite(&event_);
     if (end->ok()) {
       StartWriteAndFinish(&answer_, grpc::WriteOptions(), *end);
     } else {
@@ -88,11 +107,15 @@ class PrefillReactor final : public grpc::ServerWriteReactor<internal::v1::Prefi
 
   Intake* const intake_;
   WorkPool* const writers_;
-  std::atomic<uint64_t> id_;  // 0: nothing to cancel
-  internal::v1::PrefillEvent asked_, answer_;
+  std::atomic<uint64_t> id_;          // 0: nothing to cancel
+  internal::v1::PrefillEvent event_;  // gRPC's while `writing_`
+  internal::v1::PrefillEvent answer_;
   absl::Mutex mutex_;
-  bool asking_ ABSL_GUARDED_BY(mutex_) = false;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  // To be written, in this order; nothing follows the end.
+  std::optional<internal::v1::KvTarget> wanted_ ABSL_GUARDED_BY(mutex_);
   std::optional<grpc::Status> end_ ABSL_GUARDED_BY(mutex_);
+  std::optional<int> computed_tokens_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Answers with an error and nothing else.

@@ -51,6 +51,9 @@ struct Work {
   // Asks the caller for blocks before `first_block`; null: it gives none. Called at most once,
   // before `reply`, on the loop's thread; must not block.
   std::function<void(const Wanted&)> want;
+  // How many tokens are computed, or cached: called on the loop's thread when that is more, until
+  // the reply; must not block. Null: nobody asks.
+  std::function<void(int)> progress;
   // Called exactly once, on the loop's thread; must not block.
   std::function<void(absl::StatusOr<Outcome>)> reply;
 };

@@ -349,13 +349,14 @@ class VirtualCluster::PrefillCaller final : public decode::PrefillCaller {
         [this, active, &intake](const prefill::Wanted& wanted) {
           Ask(active, intake.ToProto(wanted));
         },
+        nullptr,
         [this, active, &intake](const absl::StatusOr<prefill::Outcome>& outcome) {
           if (!outcome.ok()) return Reply(active, outcome.status());
           Reply(active, intake.ToProto(*outcome));
         });
     if (twice) {
       intake.Submit(
-          intake.NewId(), request, [](const prefill::Wanted& /*wanted*/) {},
+          intake.NewId(), request, [](const prefill::Wanted& /*wanted*/) {}, nullptr,
           [](const absl::StatusOr<prefill::Outcome>& /*outcome*/) {});
     }
     cluster_->Wake(active->server);

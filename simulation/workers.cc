@@ -178,6 +178,7 @@ void InProcessPrefillCaller::Call(decode::PrefillCall call) {
           TANDEM_CHECK(blocks.ok(), "{}", blocks.status().ToString());
           inbox_->Push(*std::move(blocks));
         },
+        [first_token = call.first_token](int computed) { first_token->SendProgress(computed); },
         [this, call_id, first_token = call.first_token,
          intake = active.intake](const absl::StatusOr<prefill::Outcome>& outcome) {
           {

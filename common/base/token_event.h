@@ -49,10 +49,12 @@ struct Timing {
 struct TokenEvent {
   std::vector<int32_t> token_ids;
   std::vector<TokenLogprob> logprobs;         // empty, or one per token
-  std::vector<TokenLogprob> prompt_logprobs;  // first event only; entry i is prompt token i + 1
+  std::vector<TokenLogprob> prompt_logprobs;  // with the first token; entry i is prompt token i + 1
   FinishReason finish_reason = FinishReason::kNone;
   int cached_tokens = 0;         // prompt tokens whose KV was not computed for this request
   std::optional<Timing> timing;  // first and last event
+  // Of the prompt, so far: an event of its own before the first token, where the client asks.
+  std::optional<int> computed_tokens;
 };
 
 }  // namespace tandem

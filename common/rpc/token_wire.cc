@@ -129,6 +129,9 @@ void TokenEventToProto(const TokenEvent& event, internal::v1::TokenEvent* out) {
   out->set_finish_reason(FinishReasonToProto(event.finish_reason));
   out->set_cached_tokens(static_cast<uint32_t>(event.cached_tokens));
   if (event.timing.has_value()) TimingToProto(*event.timing, out->mutable_timing());
+  if (event.computed_tokens.has_value()) {
+    out->set_computed_tokens(static_cast<uint32_t>(*event.computed_tokens));
+  }
 }
 
 TokenEvent TokenEventFromProto(const internal::v1::TokenEvent& proto) {
@@ -139,6 +142,8 @@ TokenEvent TokenEventFromProto(const internal::v1::TokenEvent& proto) {
   event.finish_reason = FinishReasonFromProto(proto.finish_reason());
   event.cached_tokens = static_cast<int>(proto.cached_tokens());
   if (proto.has_timing()) event.timing = TimingFromProto(proto.timing());
+  if (proto.has_computed_tokens())
+    event.computed_tokens = static_cast<int>(proto.computed_tokens());
   return event;
 }
 

@@ -197,6 +197,7 @@ absl::StatusOr<Request> Finish(const ServedModel& model, const RequestLimits& li
   message->mutable_eos_token_ids()->Add(model.eos_token_ids.begin(), model.eos_token_ids.end());
   message->set_cache_salt(request.cache_salt);
   message->set_priority(request.priority);
+  message->set_progress(options.progress());
   request.tokens = std::move(tokens);
   request.message = std::move(message);
   return request;

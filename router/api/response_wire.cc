@@ -14,6 +14,7 @@ void DecodeRequestToProto(const Route& route, const Request& request,
     out->set_prompt_length(static_cast<uint32_t>(out->token_ids_size()));
     out->mutable_token_ids()->Add(generated.begin(), generated.end());
     out->mutable_sampling()->clear_prompt_logprobs();  // the client has them
+    out->clear_progress();
   }
   internal::v1::Route* proto = out->mutable_route();
   for (const Route::Worker& prefill : route.prefill) {
@@ -46,6 +47,11 @@ void ResponseToProto(const std::string& request_id, const GenerateResponse& resp
   usage->set_cached_tokens(static_cast<uint32_t>(response.cached_tokens));
   usage->set_completion_tokens(static_cast<uint32_t>(response.completion_tokens));
   if (response.timing.has_value()) TimingToProto(*response.timing, out->mutable_timing());
+  if (response.computed_tokens.has_value()) {
+    v1::PromptProgress* progress = out->mutable_progress();
+    progress->set_computed_tokens(static_cast<uint32_t>(*response.computed_tokens));
+    progress->set_total_tokens(static_cast<uint32_t>(response.prompt_tokens));
+  }
 }
 
 }  // namespace tandem::router

@@ -16,6 +16,7 @@ void MoveTo(std::vector<T> from, std::vector<T>* to) {
 
 void PendingResponse::Append(TokenEvent event, const std::string& text) {
   response_.text += text;
+  response_.computed_tokens = event.computed_tokens;
   MoveTo(std::move(event.token_ids), &response_.token_ids);
   MoveTo(std::move(event.logprobs), &response_.logprobs);
   MoveTo(std::move(event.prompt_logprobs), &response_.prompt_logprobs);
@@ -23,7 +24,7 @@ void PendingResponse::Append(TokenEvent event, const std::string& text) {
 
 bool PendingResponse::empty() const {
   return response_.token_ids.empty() && response_.text.empty() &&
-         response_.finish_reason == FinishReason::kNone;
+         response_.finish_reason == FinishReason::kNone && !response_.computed_tokens.has_value();
 }
 
 bool PendingResponse::full() const {

@@ -16,8 +16,8 @@ class PendingResponse {
   static constexpr size_t kMaxTokens = 256;
   static constexpr size_t kMaxTextBytes = 64 << 10;
 
-  // The event's tokens and logprobs, and the text they became. Finish reason, counts and timing of
-  // the event are not taken over.
+  // The event's tokens and logprobs, and the text they became; or its progress, which tokens
+  // overtake. Finish reason, counts and timing of the event are not taken over.
   void Append(TokenEvent event, const std::string& text);
   void AppendText(const std::string& text) { response_.text += text; }
   void SetFinishReason(FinishReason reason) { response_.finish_reason = reason; }

@@ -44,12 +44,13 @@ struct GenerateResponse {
   std::string text;  // whole UTF-8 characters only
   std::vector<int32_t> token_ids;
   std::vector<TokenLogprob> logprobs;         // empty, or one per token
-  std::vector<TokenLogprob> prompt_logprobs;  // first message only
+  std::vector<TokenLogprob> prompt_logprobs;  // with the first token
   FinishReason finish_reason = FinishReason::kNone;
   int prompt_tokens = 0;
   int cached_tokens = 0;
   int completion_tokens = 0;
-  std::optional<Timing> timing;  // last message only
+  std::optional<Timing> timing;        // last message only
+  std::optional<int> computed_tokens;  // progress: a message of its own before the first token
 };
 
 }  // namespace tandem::router

@@ -289,7 +289,7 @@ void RequestStream::WritePending() {
   response.prompt_tokens = static_cast<int>(request_.tokens.size());
   response.cached_tokens = cached_tokens_;
   response.completion_tokens = meter_.completion_tokens();
-  meter_.OnWrite();
+  if (!response.computed_tokens.has_value()) meter_.OnWrite();
   if (response.finish_reason != FinishReason::kNone) response.timing = meter_.CurrentTiming();
   writing_ = true;
   sink_->Write(response);

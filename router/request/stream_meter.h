@@ -40,7 +40,7 @@ class StreamMeter {
   void OnWorkerTiming(Timing timing);
   // `count` tokens came, of a prompt of which `cached_tokens` were cached.
   void OnTokens(size_t count, int cached_tokens);
-  // A message goes to the client.
+  // A message of the answer goes to the client.
   void OnWrite();
   // Records what the whole request took, and how it ended after so many decode workers; as of then.
   Timing OnEnd(const absl::Status& outcome, int attempts);

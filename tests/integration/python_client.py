@@ -28,6 +28,21 @@ def streams(client):
     check(chunks[-1].finish_reason and chunks[-1].timing.total > 0, f"the last message: {chunks[-1]}")
 
 
+def progress(client):
+    for n in range(20):  # the first token may overtake it
+        question = f"{n} " + "What is 17 + 25? " * 60
+        chunks = list(client.chat(question, temperature=0, max_tokens=3, progress=True))
+        told = [chunk.progress for chunk in chunks if chunk.HasField("progress")]
+        answered = [bool(chunk.token_ids) for chunk in chunks]
+        check(answered == sorted(answered), f"progress after a token: {chunks}")
+        for step in told:
+            check(step.computed_tokens < step.total_tokens == chunks[-1].usage.prompt_tokens, f"progress: {step}")
+        check(len(client.chat("Hello", max_tokens=3, progress=True).answer().token_ids) > 0, "an answer with progress")
+        if told:
+            return
+    check(False, "nobody told of progress")
+
+
 def whole_answers(client):
     conversation = [{"role": "user", "content": "My name is Ada and I live in Hefei."}]
     first = client.chat(conversation, temperature=0).answer()
@@ -94,7 +109,7 @@ async def with_asyncio():
 
 
 with tandem.Client(SERVER) as client:
-    for part in (streams, whole_answers, tokens, failures):
+    for part in (streams, progress, whole_answers, tokens, failures):
         part(client)
 retry_time()
 asyncio.run(with_asyncio())

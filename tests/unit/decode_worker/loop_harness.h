@@ -132,6 +132,16 @@ struct Client {
     }
     return out;
   }
+  // Of the events before the first token.
+  std::vector<int> Progress() const {
+    std::vector<int> out;
+    for (const TokenEvent& event : events) {
+      if (!event.computed_tokens.has_value()) continue;
+      EXPECT_TRUE(event.token_ids.empty() && std::ssize(out) == &event - events.data());
+      out.push_back(*event.computed_tokens);
+    }
+    return out;
+  }
   FinishReason Finish() const {
     return events.empty() ? FinishReason::kNone : events.back().finish_reason;
   }
@@ -198,7 +208,8 @@ class LoopHarness {
 
   // `peers`: how many prefill candidates the route names.
   Client& Submit(std::vector<int32_t> prompt, engine::SamplingParams sampling, int peers = 0,
-                 int priority = 0, absl::Duration timeout = absl::InfiniteDuration()) {
+                 int priority = 0, absl::Duration timeout = absl::InfiniteDuration(),
+                 bool progress = false) {
     clients.push_back(std::make_unique<Client>());
     Client& client = *clients.back();
     client.id = clients.size();
@@ -211,6 +222,7 @@ class LoopHarness {
     event.work.tokens = std::move(prompt);
     event.work.sampling = sampling;
     event.work.priority = priority;
+    event.work.progress = progress;
     event.work.arrived = clock.Now();
     event.work.deadline = clock.Now() + timeout;
     for (int i = 0; i < peers; ++i) {

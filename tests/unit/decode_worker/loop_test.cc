@@ -12,7 +12,9 @@
 namespace tandem::decode {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
 
 HarnessOptions Options(int num_blocks = 64) {
   HarnessOptions options;
@@ -117,6 +119,59 @@ TEST(LoopTest, AFirstTokenThatIsOutIsNotDrawnAgain) {
   h.Serve(*h.caller.calls[2]);
   h.StepAll();
   h.ExpectFinished(other);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, TellsHowFarAPromptIsThatIsComputedHere) {
+  LoopHarness h(Unified());
+  Client& client = h.Submit(MakePrompt(40), Greedy(5), 0, 0, absl::InfiniteDuration(), true);
+  h.StepAll();
+  EXPECT_THAT(client.Progress(), ElementsAre(16, 32));  // 0 was overtaken within the turn
+  h.ExpectFinished(client);
+  // What the prefix cache has counts as computed.
+  Client& again = h.Submit(MakePrompt(80), Greedy(5), 0, 0, absl::InfiniteDuration(), true);
+  h.StepAll();
+  EXPECT_THAT(again.Progress(), ElementsAre(56, 72));
+  Client& silent = h.Submit(MakePrompt(60, 7), Greedy(5));
+  h.StepAll();
+  EXPECT_THAT(silent.Progress(), IsEmpty());
+  h.ExpectFinished(again);
+  h.ExpectFinished(silent);
+  h.ExpectNoLeak();
+}
+
+TEST(LoopTest, TellsHowFarAPromptIsThatIsComputedElsewhere) {
+  LoopHarness h(Options());
+  Client& client = h.Submit(MakePrompt(20), Greedy(5), 2, 0, absl::InfiniteDuration(), true);
+  h.Step();
+  EXPECT_TRUE(h.caller.calls[0]->call.progress);
+  const std::shared_ptr<FirstToken> lost = h.caller.calls[0]->call.first_token;
+  lost->SendProgress(4);
+  client.Read();
+  lost->SendProgress(12);
+  client.Read();
+  h.ReplyError(*h.caller.calls[0], absl::UnavailableError("gone"));
+  h.Quiet(*h.caller.calls[0]);
+  h.Step();
+  ASSERT_EQ(h.caller.calls.size(), 2u);
+  lost->SendProgress(16);  // by nobody that is listened to
+  const std::shared_ptr<FirstToken> next = h.caller.calls[1]->call.first_token;
+  next->SendProgress(8);
+  client.Read();
+  h.ReplyBesideTheStep(*h.caller.calls[1]);
+  next->SendProgress(16);
+  h.Write(*h.caller.calls[1]);
+  h.Seal(*h.caller.calls[1]);
+  h.Quiet(*h.caller.calls[1]);
+  h.StepAll();
+  EXPECT_THAT(client.Progress(), ElementsAre(4, 12, 8));
+  h.ExpectFinished(client);
+  Client& silent = h.Submit(MakePrompt(20, 9), Greedy(5), 1);
+  h.Step();
+  EXPECT_FALSE(h.caller.calls[2]->call.progress);
+  h.Serve(*h.caller.calls[2]);
+  h.StepAll();
+  h.ExpectFinished(silent);
   h.ExpectNoLeak();
 }
 

@@ -37,6 +37,22 @@ TEST(TokenStreamTest, TellsOnceThatTheTakerIsIdleAndMergesMeanwhile) {
   EXPECT_TRUE(std::get<absl::Status>(stream.Take()).ok());
 }
 
+TEST(TokenStreamTest, TokensOvertakeProgress) {
+  TokenStream stream(nullptr, nullptr);
+  TokenEvent progress;
+  progress.computed_tokens = 16;
+  EXPECT_TRUE(stream.Append(progress));
+  EXPECT_EQ(stream.pending(), 0u);  // a reader is not behind for it
+  progress.computed_tokens = 32;
+  EXPECT_FALSE(stream.Append(progress));
+  EXPECT_EQ(std::get<TokenEvent>(stream.Take()).computed_tokens, 32);
+  EXPECT_FALSE(stream.Append(progress));
+  EXPECT_FALSE(stream.Append(Token(1)));
+  auto item = stream.Take();
+  EXPECT_EQ(std::get<TokenEvent>(item).computed_tokens, std::nullopt);
+  EXPECT_EQ(std::get<TokenEvent>(item).token_ids, (std::vector<int32_t>{1}));
+}
+
 TEST(TokenStreamTest, TheEndIsForAnIdleTakerToo) {
   TokenStream stream(nullptr, nullptr);
   EXPECT_TRUE(std::holds_alternative<std::monostate>(stream.Take()));

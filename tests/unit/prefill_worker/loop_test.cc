@@ -43,6 +43,25 @@ TEST(PrefillLoop, LengthsAroundBlockAndChunkBorders) {
   }
 }
 
+TEST(PrefillLoop, TellsWhoAsksHowFarAPromptIs) {
+  LoopHarness h;  // 64 tokens in a batch
+  std::vector<int> progress;
+  const auto submit = [&](int length) {
+    Work work = h.MakeWork(Tokens(length));
+    work.progress = [&, id = work.id](int computed) {
+      EXPECT_FALSE(h.replies.contains(id));
+      progress.push_back(computed);
+    };
+    h.Submit(work);
+    h.RunToEnd();
+    h.ExpectRight(work);
+    return std::exchange(progress, {});
+  };
+  EXPECT_THAT(submit(200), testing::ElementsAre(0, 64, 128, 192));
+  EXPECT_THAT(submit(300), testing::ElementsAre(192, 256));  // of which 192 are cached
+  h.ExpectNothingHeld();
+}
+
 TEST(PrefillLoop, SeveralPromptsShareForwardPasses) {
   LoopHarness h({.max_num_batched_tokens = 100});
   std::vector<Work> works;

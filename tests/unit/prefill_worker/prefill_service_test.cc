@@ -1,8 +1,10 @@
 #include "prefill_worker/prefill_service.h"
 
+#include <atomic>
 #include <functional>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -127,7 +129,9 @@ class PrefillServiceRpc : public testing::Test {
     void OnReadDone(bool ok) override {
       if (!ok) return;
       if (event.has_wanted()) wanted.push_back(event.wanted());
+      if (event.has_computed_tokens()) progress.push_back(event.computed_tokens());
       if (event.has_done()) response = event.done();
+      if (on_event) on_event();
       StartRead(&event);
     }
     void OnDone(const grpc::Status& how) override {
@@ -138,7 +142,10 @@ class PrefillServiceRpc : public testing::Test {
     grpc::ClientContext context;
     Request request;
     internal::v1::PrefillEvent event;
-    std::vector<internal::v1::KvTarget> wanted;  // to be read once it is done
+    std::function<void()> on_event;
+    // To be read once it is done.
+    std::vector<internal::v1::KvTarget> wanted;
+    std::vector<uint32_t> progress;
     internal::v1::PrefillResponse response;
     grpc::Status status;
     absl::Notification done;
@@ -178,6 +185,42 @@ TEST_F(PrefillServiceRpc, Answers) {
                                     call.request.token_ids().end());
   EXPECT_EQ(call.response.first_token().token_id(),
             static_cast<uint32_t>(engine::FakeReferenceTokens(prompt, greedy, 1 << 20)[0]));
+}
+
+// The loop waits in front of each chunk until the caller has heard of the one before.
+TEST_F(PrefillServiceRpc, TellsHowFarThePromptIsWhereAsked) {
+  Call call, silent;
+  call.request = ValidRequest(1);
+  silent.request = ValidRequest(2);
+  silent.request.set_cache_salt("other");
+  for (uint32_t i = 0; i < 55; ++i) {  // 95 tokens: two chunks
+    call.request.add_token_ids(i);
+    silent.request.add_token_ids(i);
+  }
+  for (Call* each : {&call, &silent}) {
+    for (uint32_t block = 9; block < 12; ++block) {
+      each->request.mutable_target()->add_block_ids(block);
+    }
+  }
+  call.request.set_progress(true);
+  std::atomic<int> heard = 0;
+  call.on_event = [&] { ++heard; };
+  int chunk = 0;
+  h_.before_run = [&](const engine::Batch&) {
+    ++chunk;
+    while (heard < chunk && !call.done.HasBeenNotified()) absl::SleepFor(absl::Milliseconds(1));
+    return absl::OkStatus();
+  };
+  StartCall(&call);
+  TurnUntilDone(&call);
+  ASSERT_TRUE(call.status.ok()) << call.status.error_message();
+  EXPECT_THAT(call.progress, testing::ElementsAre(0, 64));
+  EXPECT_TRUE(call.response.has_first_token());
+  h_.before_run = nullptr;
+  StartCall(&silent);
+  TurnUntilDone(&silent);
+  ASSERT_TRUE(silent.status.ok()) << silent.status.error_message();
+  EXPECT_THAT(silent.progress, testing::IsEmpty());
 }
 
 // The logprobs of a long prompt are a message of many milliseconds: other prompts need not wait for

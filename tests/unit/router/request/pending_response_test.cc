@@ -38,6 +38,23 @@ TEST(PendingResponse, IsFullByTokensOrByText) {
   EXPECT_FALSE(text.full());
 }
 
+TEST(PendingResponse, OnlyTheNewestProgressIsWorthAMessageAndTokensOvertakeIt) {
+  TokenEvent progress;
+  PendingResponse pending;
+  progress.computed_tokens = 0;
+  pending.Append(progress, "");
+  EXPECT_FALSE(pending.empty());
+  progress.computed_tokens = 16;
+  pending.Append(progress, "");
+  EXPECT_EQ(pending.Take().computed_tokens, 16);
+  EXPECT_TRUE(pending.empty());
+  pending.Append(progress, "");
+  pending.Append(Event({1}), "a");
+  const GenerateResponse response = pending.Take();
+  EXPECT_EQ(response.computed_tokens, std::nullopt);
+  EXPECT_THAT(response.token_ids, ElementsAre(1));
+}
+
 TEST(PendingResponse, AFinishReasonAloneIsWorthAMessage) {
   PendingResponse pending;
   pending.SetFinishReason(FinishReason::kStop);

@@ -162,6 +162,47 @@ TEST_F(RequestStreamTest, StagesOfTheRouterAndOfTheWorkersMeetInTheTiming) {
   EXPECT_EQ(timing.decode_worker, "d");
 }
 
+TokenEvent Progress(int computed_tokens) {
+  TokenEvent event;
+  event.computed_tokens = computed_tokens;
+  return event;
+}
+
+TEST_F(RequestStreamTest, ProgressIsNoFirstMessageOfTheAnswer) {
+  Begin();
+  call().Send(Progress(2));
+  client_.Deliver();
+  ASSERT_EQ(sink_.responses.size(), 1u);
+  EXPECT_EQ(sink_.responses[0].computed_tokens, 2);
+  EXPECT_EQ(sink_.responses[0].prompt_tokens, 3);
+  stream_->OnWritten(true);
+  clock_.Advance(absl::Milliseconds(40));
+  call().Send({5}, FinishReason::kStop);
+  client_.Deliver();
+  ASSERT_EQ(sink_.responses.size(), 2u);
+  EXPECT_EQ(sink_.responses[1].computed_tokens, std::nullopt);
+  EXPECT_DOUBLE_EQ(sink_.responses[1].timing->stages[Stage::kTtft], 40);
+}
+
+TEST_F(RequestStreamTest, AWorkerLostAfterProgressAloneIsReplacedAndItsEndIsAStatus) {
+  Begin();
+  call().Send(Progress(2));
+  client_.Deliver();
+  stream_->OnWritten(true);
+  End(Unavailable("gone"));
+  ASSERT_EQ(client_.calls().size(), 2u);
+  EXPECT_THAT(call().generated(), IsEmpty());
+  call().Send(Progress(0));
+  client_.Deliver();
+  stream_->OnWritten(true);
+  End(absl::InternalError("NaN"));
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kInternal);
+  for (const GenerateResponse& response : sink_.responses) {
+    EXPECT_EQ(response.finish_reason, FinishReason::kNone);
+  }
+}
+
 TEST_F(RequestStreamTest, TheDeadlineEndsTheStreamAndTheWorkersCall) {
   Begin();
   call().Send({1});
