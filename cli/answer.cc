@@ -1,4 +1,6 @@
 // How an answer is shown: JSON, one line, a table.
+#include <cmath>
+
 #include "fmt/format.h"
 
 #include "cli/inference_client.h"
@@ -23,10 +25,17 @@ ordered_json LogprobsJson(const Logprobs& logprobs) {
   return out;
 }
 
-ordered_json TimingJson(const v1::Timing& proto) {
-  const Timing timing = TimingFromProto(proto);
+// To the microsecond, which is more than clocks of two machines agree on.
+double Rounded(double milliseconds) { return std::round(milliseconds * 1e3) / 1e3; }
+
+ordered_json TimingJson(const Answer& answer) {
+  const Timing timing = TimingFromProto(answer.whole.timing());
   ordered_json out;
-  for (const StageInfo& info : kStages) out[std::string(info.name)] = timing.stages[info.stage];
+  for (const StageInfo& info : kStages) {
+    out[fmt::format("{}_ms", info.name)] = Rounded(timing.stages[info.stage]);
+  }
+  out["decode_ms"] = Rounded(answer.DecodeMs());
+  out["tpot_ms"] = Rounded(answer.TpotMs());
   out["kv_bytes"] = timing.kv_bytes;
   out["prefill_worker"] = timing.prefill_worker;
   out["decode_worker"] = timing.decode_worker;
@@ -34,6 +43,7 @@ ordered_json TimingJson(const v1::Timing& proto) {
   out["returned_tokens"] = timing.returned_tokens;
   out["prefill_attempts"] = timing.prefill_attempts;
   out["preemptions"] = timing.preemptions;
+  out["migrations"] = timing.migrations;
   return out;
 }
 
@@ -63,8 +73,8 @@ ordered_json AnswerJson(const Answer& answer) {
   out["usage"] = {{"prompt_tokens", whole.usage().prompt_tokens()},
                   {"cached_tokens", whole.usage().cached_tokens()},
                   {"completion_tokens", whole.usage().completion_tokens()}};
-  out["timing"] = TimingJson(whole.timing());
-  out["tokens_per_second"] = answer.TokensPerSecond();
+  out["timing"] = TimingJson(answer);
+  out["tokens_per_second"] = Rounded(answer.TokensPerSecond());
   out["request_id"] = whole.request_id();
   if (!whole.logprobs().empty()) out["logprobs"] = LogprobsJson(whole.logprobs());
   if (!whole.prompt_logprobs().empty()) {

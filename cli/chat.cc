@@ -13,6 +13,7 @@
 #include "cli/command.h"
 #include "cli/inference_client.h"
 #include "cli/line_editor.h"
+#include "cli/reading_line.h"
 #include "cli/sampling_flags.h"
 #include "cli/units.h"
 #include "common/base/status.h"
@@ -77,11 +78,18 @@ class Conversation {
     std::fflush(stdout);
     const absl::Duration timeout =
         flags_.timeout_s > 0 ? absl::Seconds(flags_.timeout_s) : absl::InfiniteDuration();
-    Answer answer = client_->Chat(request_, timeout, [this](const std::string& text) {
-      if (flags_.json) return;
-      fmt::print("{}", text);
-      std::fflush(stdout);
-    });
+    ReadingLine reading(ReadingLine::Of(stdout, prompts_ ? kAnswerPrompt : ""), Clock::Real());
+    request_.mutable_options()->set_progress(reading.wanted() && !flags_.json);
+    Answer answer = client_->Chat(
+        request_, timeout,
+        [&](const std::string& text) {
+          reading.Clear();
+          if (flags_.json) return;
+          fmt::print("{}", text);
+          std::fflush(stdout);
+        },
+        [&](const v1::PromptProgress& progress) { reading.Show(progress); });
+    reading.Clear();
     const bool shown = prompts_ || !answer.whole.text().empty() || answer.ok();
     if (!flags_.json && shown) fmt::print("\n");
     std::fflush(stdout);

@@ -9,6 +9,7 @@
 #include "cli/cancel_on_interrupt.h"
 #include "cli/command.h"
 #include "cli/inference_client.h"
+#include "cli/reading_line.h"
 #include "cli/sampling_flags.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -122,7 +123,7 @@ int RunGenerate(const Arguments& arguments) {
   if (!argument.empty()) flags.prompt = argument;
   if (!prompt.empty()) flags.prompt = prompt.back();
 
-  const absl::StatusOr<v1::GenerateRequest> request = MakeRequest(flags);
+  absl::StatusOr<v1::GenerateRequest> request = MakeRequest(flags);
   if (!request.ok()) {
     fmt::print(stderr, "tandem generate: {}\n", MessageOf(request.status()));
     return kExitUsage;
@@ -132,11 +133,18 @@ int RunGenerate(const Arguments& arguments) {
   CancelOnInterrupt cancel(&signals, &client);
   const absl::Duration timeout =
       flags.timeout_s > 0 ? absl::Seconds(flags.timeout_s) : absl::InfiniteDuration();
-  const Answer answer = client.Generate(*request, timeout, [&](const std::string& text) {
-    if (flags.json) return;
-    fmt::print("{}", text);
-    std::fflush(stdout);
-  });
+  ReadingLine reading(ReadingLine::Of(stderr, ""), Clock::Real());
+  request->mutable_options()->set_progress(reading.wanted());
+  const Answer answer = client.Generate(
+      *request, timeout,
+      [&](const std::string& text) {
+        reading.Clear();
+        if (flags.json) return;
+        fmt::print("{}", text);
+        std::fflush(stdout);
+      },
+      [&](const v1::PromptProgress& progress) { reading.Show(progress); });
+  reading.Clear();
   const v1::GenerateResponse& whole = answer.whole;
   const bool only_ids = request->has_token_ids() && whole.text().empty();
   if (!flags.json && only_ids) fmt::print("{}", TokenIdsText(whole));

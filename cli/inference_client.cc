@@ -19,16 +19,21 @@ double Answer::TtftMs() const {
   return whole.has_timing() ? whole.timing().ttft() : absl::ToDoubleMilliseconds(to_first);
 }
 
-double Answer::TokensPerSecond() const {
-  const double decode_ms = whole.has_timing() ? whole.timing().total() - whole.timing().ttft()
-                                              : absl::ToDoubleMilliseconds(to_last - to_first);
-  const uint32_t tokens = whole.usage().completion_tokens();
-  return tokens > 1 && decode_ms > 0 ? (tokens - 1) * 1000.0 / decode_ms : 0;
+double Answer::DecodeMs() const {
+  return whole.has_timing() ? whole.timing().total() - whole.timing().ttft()
+                            : absl::ToDoubleMilliseconds(to_last - to_first);
 }
+
+double Answer::TpotMs() const {
+  const uint32_t tokens = whole.usage().completion_tokens();
+  return tokens > 1 ? DecodeMs() / (tokens - 1) : 0;
+}
+
+double Answer::TokensPerSecond() const { return TpotMs() > 0 ? 1000 / TpotMs() : 0; }
 
 template <typename Request, typename Method>
 Answer InferenceClient::Call(const Request& request, Method method, absl::Duration timeout,
-                             const OnText& on_text) {
+                             const OnText& on_text, const OnProgress& on_progress) {
   grpc::ClientContext context;
   if (timeout < absl::InfiniteDuration()) {
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
@@ -40,6 +45,10 @@ Answer InferenceClient::Call(const Request& request, Method method, absl::Durati
   const absl::Time begin = absl::Now();
   const auto reader = (stub_.get()->*method)(&context, request);
   while (reader->Read(&message)) {
+    if (message.has_progress()) {
+      if (on_progress) on_progress(message.progress());
+      continue;
+    }
     answer.to_last = absl::Now() - begin;
     if (answer.whole.token_ids().empty()) answer.to_first = answer.to_last;
     if (!message.text().empty() && on_text) on_text(message.text());
@@ -82,13 +91,13 @@ absl::StatusOr<v1::TokenizeResponse> InferenceClient::Tokenize(const v1::ChatReq
 }
 
 Answer InferenceClient::Generate(const v1::GenerateRequest& request, absl::Duration timeout,
-                                 const OnText& on_text) {
-  return Call(request, &v1::Inference::Stub::Generate, timeout, on_text);
+                                 const OnText& on_text, const OnProgress& on_progress) {
+  return Call(request, &v1::Inference::Stub::Generate, timeout, on_text, on_progress);
 }
 
 Answer InferenceClient::Chat(const v1::ChatRequest& request, absl::Duration timeout,
-                             const OnText& on_text) {
-  return Call(request, &v1::Inference::Stub::Chat, timeout, on_text);
+                             const OnText& on_text, const OnProgress& on_progress) {
+  return Call(request, &v1::Inference::Stub::Chat, timeout, on_text, on_progress);
 }
 
 bool InferenceClient::Cancel() {

@@ -22,13 +22,17 @@ struct Answer {
   absl::Status status;
   // The messages of the stream as one: texts, ids and logprobs joined, the last usage and timing.
   v1::GenerateResponse whole;
-  // As the client saw it: from the call to the first message, and to the last one.
+  // As the client saw it: from the call to the first message of the answer, and to the last one.
   absl::Duration to_first;
   absl::Duration to_last;
 
   bool ok() const { return status.ok(); }
   // The server's time to first token; the client's, where the stream ended before that was told.
   double TtftMs() const;
+  // From the first token to the end, as the server saw it, or the client.
+  double DecodeMs() const;
+  // Of that, for each token after the first; 0 where there is none.
+  double TpotMs() const;
   // Tokens after the first, over the time they took; 0 where there is no telling.
   double TokensPerSecond() const;
 };
@@ -38,13 +42,16 @@ class InferenceClient {
  public:
   // Sees each piece of text as it comes.
   using OnText = std::function<void(const std::string&)>;
+  // How far the prompt is, where the request asks (RequestOptions.progress): before any text.
+  using OnProgress = std::function<void(const v1::PromptProgress&)>;
 
   explicit InferenceClient(const std::string& server);
 
   // `timeout` may be infinite.
-  Answer Generate(const v1::GenerateRequest& request, absl::Duration timeout,
-                  const OnText& on_text);
-  Answer Chat(const v1::ChatRequest& request, absl::Duration timeout, const OnText& on_text);
+  Answer Generate(const v1::GenerateRequest& request, absl::Duration timeout, const OnText& on_text,
+                  const OnProgress& on_progress = nullptr);
+  Answer Chat(const v1::ChatRequest& request, absl::Duration timeout, const OnText& on_text,
+              const OnProgress& on_progress = nullptr);
   // What the cluster serves. Fails at once where no server is, and after some seconds at most.
   absl::StatusOr<v1::Model> GetModel();
   // Tokens of the rendered conversation, and the longest sequence that the model takes.
@@ -54,7 +61,8 @@ class InferenceClient {
 
  private:
   template <typename Request, typename Method>
-  Answer Call(const Request& request, Method method, absl::Duration timeout, const OnText& on_text);
+  Answer Call(const Request& request, Method method, absl::Duration timeout, const OnText& on_text,
+              const OnProgress& on_progress);
   // While it runs, Cancel cancels `context`; null: none.
   void SetRunning(grpc::ClientContext* context);
 
@@ -66,7 +74,7 @@ class InferenceClient {
 // "stop", "length", "abort", "" (not finished).
 std::string FinishReasonName(v1::FinishReason reason);
 // {"text", "token_ids", "finish_reason", "usage", "timing", "tokens_per_second", "request_id"} and
-// "logprobs", "prompt_logprobs" where there are any.
+// "logprobs", "prompt_logprobs" where there are any. Times are milliseconds and end with _ms.
 nlohmann::ordered_json AnswerJson(const Answer& answer);
 // `json` on one line; bytes that are no UTF-8 are replaced.
 std::string JsonLine(const nlohmann::ordered_json& json);

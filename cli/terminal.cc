@@ -17,6 +17,21 @@ std::string_view Environment(const char* name) {
   return value != nullptr ? value : "";
 }
 
+// Of ECMA-48's "select graphic rendition".
+int CodeOf(Colour colour) {
+  switch (colour) {
+    case Colour::kNone:
+      return 0;
+    case Colour::kDim:
+      return 2;
+    case Colour::kYellow:
+      return 33;
+    case Colour::kRed:
+      return 31;
+  }
+  return 0;
+}
+
 }  // namespace
 
 bool IsTerminal(int fd) { return isatty(fd) == 1; }
@@ -32,7 +47,7 @@ bool WantsColour(int fd) {
 
 std::string Coloured(Colour colour, const std::string& text, bool wanted) {
   if (!wanted || colour == Colour::kNone) return text;
-  return fmt::format("\033[{}m{}\033[0m", colour == Colour::kRed ? 31 : 33, text);
+  return fmt::format("\033[{}m{}\033[0m", CodeOf(colour), text);
 }
 
 }  // namespace tandem::cli

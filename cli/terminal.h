@@ -12,7 +12,7 @@ int TerminalWidth(int fd);
 // (no-color.org).
 bool WantsColour(int fd);
 
-enum class Colour { kNone, kYellow, kRed };
+enum class Colour { kNone, kDim, kYellow, kRed };
 // `text` in that colour, where `wanted`.
 std::string Coloured(Colour colour, const std::string& text, bool wanted);
 

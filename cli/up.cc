@@ -32,6 +32,17 @@ namespace {
 // What is ready sooner is not worth a bar.
 constexpr absl::Duration kWorthABar = absl::Milliseconds(500);
 
+// Of the processes, and so of what is said beside them.
+LogFormat LogFormatOf(const UpFlags& flags) {
+  constexpr std::string_view kFlag = "--log-format=";
+  LogFormat format = LogFormat::kText;
+  for (const std::string& given : flags.forwarded) {
+    if (!given.starts_with(kFlag)) continue;
+    format = given.substr(kFlag.size()) == "json" ? LogFormat::kJson : LogFormat::kText;
+  }
+  return format;
+}
+
 std::string RandomSecret() { return absl::BytesToHexString(RandomBytes(16)); }
 
 std::string ClusterSecret() {
@@ -403,13 +414,13 @@ int RunUp(const Arguments& arguments) {
   UpFlags flags;
   AddUpFlags(&parser, *programs, &flags);
   if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
+  UpScreen screen(UpScreen::OfStderr(LogFormatOf(flags)));
   if (const absl::Status status = CompleteUpFlags(&flags); !status.ok()) {
-    Complain(fmt::format("tandem up: {}", MessageOf(status)));
+    screen.Say(MessageOf(status), Colour::kRed);
     return kExitUsage;
   }
   const std::string secret = ClusterSecret();
   // Before any thread: it blocks signals.
-  UpScreen screen(UpScreen::OfStderr());
   Supervisor supervisor({{"TANDEM_CLUSTER_SECRET", secret}}, &screen);
   return LocalCluster(std::move(flags), secret, &supervisor, &screen).Run(*programs);
 }

@@ -1,7 +1,9 @@
 #include "cli/up_screen.h"
 
+#include <string_view>
 #include <unistd.h>
 
+#include "absl/time/clock.h"
 #include "fmt/format.h"
 
 #include "cli/log_line.h"
@@ -26,9 +28,23 @@ Colour ColourOf(LineKind kind) {
   return Colour::kNone;
 }
 
+std::string_view LevelOf(Colour colour) {
+  switch (colour) {
+    case Colour::kRed:
+      return "error";
+    case Colour::kYellow:
+      return "warn";
+    case Colour::kDim:
+    case Colour::kNone:
+      return "info";
+  }
+  return "info";
+}
+
 }  // namespace
 
-UpScreen::Options UpScreen::OfStderr() {
+UpScreen::Options UpScreen::OfStderr(LogFormat format) {
+  if (format == LogFormat::kJson) return {.out = stderr, .json = true};
   return {.out = stderr,
           .terminal = IsTerminal(STDERR_FILENO),
           .colour = WantsColour(STDERR_FILENO),
@@ -37,13 +53,21 @@ UpScreen::Options UpScreen::OfStderr() {
 
 void UpScreen::Child(const std::string& name, const std::string& line) {
   const LineKind kind = KindOf(line);
+  if (options_.json && kind == LineKind::kBare && !muted_) {
+    return Print(LogLine(LogFormat::kJson, absl::Now(), "info", name, line));
+  }
   if (muted_ || (options_.terminal && quiet_ && kind == LineKind::kRoutine)) return;
   // A line of the log says itself whose it is, and JSON stays JSON.
   const std::string shown = kind == LineKind::kBare ? fmt::format("{} | {}", name, line) : line;
   Line(shown, ColourOf(kind));
 }
 
-void UpScreen::Say(const std::string& text, Colour colour) { Line("tandem up: " + text, colour); }
+void UpScreen::Say(const std::string& text, Colour colour) {
+  if (options_.json) {
+    return Print(LogLine(LogFormat::kJson, absl::Now(), LevelOf(colour), "up", text));
+  }
+  Line("tandem up: " + text, colour);
+}
 
 void UpScreen::Line(const std::string& line, Colour colour) {
   const auto width = static_cast<size_t>(options_.width);

@@ -1,12 +1,13 @@
 // What `tandem up` shows on stderr: lines of its processes and its own. On a terminal with colours,
 // a bar that stays below them, and without routine lines while nobody needs them; elsewhere every
-// line as it comes.
+// line as it comes. Where the processes log JSON, every line is an object, on a terminal too.
 #pragma once
 
 #include <cstdio>
 #include <string>
 
 #include "cli/terminal.h"
+#include "common/base/log.h"
 
 namespace tandem::cli {
 
@@ -17,10 +18,11 @@ class UpScreen {
     std::FILE* out = stderr;
     bool terminal = false;
     bool colour = false;
-    int width = 80;  // columns
+    int width = 80;     // columns
+    bool json = false;  // not with `terminal`
   };
   // As stderr is.
-  static Options OfStderr();
+  static Options OfStderr(LogFormat format);
 
   explicit UpScreen(const Options& options) : options_(options) {}
   ~UpScreen() { SetBar(""); }
@@ -33,7 +35,7 @@ class UpScreen {
 
   // A line that the process `name` wrote; behind its name, unless it is one of the log.
   void Child(const std::string& name, const std::string& line);
-  // "tandem up: text".
+  // "tandem up: text", or an entry of process "up", whose level goes with the colour.
   void Say(const std::string& text, Colour colour = Colour::kNone);
   // As it is, with its own newlines.
   void Print(const std::string& text);

@@ -259,6 +259,39 @@ TEST_F(Terminal, AFullContextOffersToForgetTheOldestTurns) {
   EXPECT_GT(Count(chat->screen().Text(), "tandem>"), answers) << "asked again";
 }
 
+// Several prompts, until one is caught being read: a busy machine may draw line and answer at once.
+TEST_F(Terminal, ALongPromptIsSeenBeingReadUntilItsAnswerComes) {
+  ClusterSpec spec;
+  spec.model_dir = SourcePath("models/demo");
+  spec.prefill = spec.decode = 0;
+  spec.unified = 1;
+  spec.worker_flags = {"--num-threads=1", "--kv-cache-memory-bytes=64MiB", "--min-step-ms=50",
+                       "--max-num-batched-tokens=16", "--max-num-seqs=8"};
+  const auto slow = TestCluster::Start(spec);
+  ASSERT_NE(slow, nullptr);
+  PtyProcess chat({BinaryPath("tandem"), "chat", "--max-tokens=5", "--server", slow->address()},
+                  {"XDG_STATE_HOME=" + state_.path(), "LC_ALL=C"});
+  ASSERT_TRUE(chat.WaitFor("you>", kPatience)) << chat.screen().Text();
+  const std::regex reading("tandem> reading the prompt: [0-9,]+ of [0-9,]+ tokens\n*$");
+  bool seen = false;
+  for (int turn = 1; !seen && turn <= 4; ++turn) {
+    std::string numbers = "Remember";
+    for (int i = 0; i < 75; ++i) numbers += " " + std::to_string(1000 * turn + i);
+    chat.Type(Pasted(numbers) + "\r");
+    ASSERT_TRUE(chat.WaitUntil(
+        [&](const Screen& screen) {
+          seen = std::regex_search(screen.Text(), reading);
+          return seen || Count(screen.Text(), "you>") > static_cast<size_t>(turn);
+        },
+        kPatience))
+        << chat.screen().Text();
+    ASSERT_TRUE(chat.WaitFor("you>", turn + 1, kPatience)) << chat.screen().Text();
+    EXPECT_THAT(chat.screen().Text(), Not(HasSubstr("reading the prompt")));
+  }
+  EXPECT_TRUE(seen);
+  EXPECT_THAT(chat.screen().unknown(), IsEmpty());
+}
+
 TEST_F(Terminal, GenerateThatIsInterruptedEndsTheLineAndSaysNoMore) {
   auto generate = Start({"generate", "--prompt", "Hello", "--ignore-eos", "--max-tokens", "1000"});
   ASSERT_TRUE(generate->WaitUntil([](const Screen& screen) { return screen.Text().size() > 20; },

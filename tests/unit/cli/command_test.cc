@@ -1,6 +1,7 @@
 // The client commands against a router made of fakes, in this process.
 #include "cli/command.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <fcntl.h>
 #include <filesystem>
@@ -8,12 +9,14 @@
 #include <sstream>
 #include <unistd.h>
 
+#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
 #include "cli/cluster_note.h"
 #include "cli/inference_client.h"
+#include "common/base/stage.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "tandem/v1/admin.grpc.pb.h"
@@ -28,6 +31,7 @@ namespace {
 using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 // Answers in two messages; what it says depends on the request.
 class FakeInference : public v1::Inference::Service {
@@ -35,10 +39,16 @@ class FakeInference : public v1::Inference::Service {
   grpc::Status Generate(grpc::ServerContext* /*context*/, const v1::GenerateRequest* request,
                         grpc::ServerWriter<v1::GenerateResponse>* writer) override {
     generate = *request;
+    if (request->text() == "no worker") return {grpc::StatusCode::UNAVAILABLE, "no worker"};
     if (request->text() == "bad") {
       return ToGrpcStatus(WithRetryAfter(
           WithField(absl::InvalidArgumentError("temperature must be >= 0"), "sampling.temperature"),
           absl::Seconds(2)));
+    }
+    if (request->options().progress()) {
+      v1::GenerateResponse message;
+      message.mutable_progress()->set_computed_tokens(16);
+      writer->Write(message);
     }
     const bool ids_only = request->token_ids().ids_size() == 1;
     Write(writer, ids_only ? "" : "Hello", ids_only ? "" : "!");
@@ -187,8 +197,36 @@ TEST_F(CommandTest, GenerateJson) {
   EXPECT_EQ(out["usage"]["cached_tokens"], 16);
   EXPECT_EQ(out["timing"]["decode_worker"], "decode-1");
   EXPECT_EQ(out["timing"]["kv_bytes"], 4096);
+  EXPECT_EQ(out["timing"]["ttft_ms"], 10);
+  EXPECT_EQ(out["timing"]["total_ms"], 110);
+  EXPECT_EQ(out["timing"]["decode_ms"], 100);
+  EXPECT_EQ(out["timing"]["tpot_ms"], 100);  // two tokens
+  EXPECT_EQ(out["tokens_per_second"], 10);
+  // What is a time says so; the others are counts and names.
+  for (const StageInfo& stage : kStages) {
+    EXPECT_FALSE(out["timing"].contains(stage.name)) << stage.name;
+    EXPECT_TRUE(out["timing"].contains(std::string(stage.name) + "_ms")) << stage.name;
+  }
   EXPECT_EQ(out["logprobs"].size(), 2u);
   EXPECT_EQ(inference_.generate.token_ids().ids_size(), 3);
+}
+
+TEST_F(CommandTest, ProgressIsNoPartOfTheAnswerAndIsAskedForAtATerminalOnly) {
+  InferenceClient client(server_->address());
+  v1::GenerateRequest request;
+  request.set_text("hi");
+  request.mutable_options()->set_progress(true);
+  std::string events;
+  const Answer answer = client.Generate(
+      request, absl::InfiniteDuration(), [&](const std::string& text) { events += text; },
+      [&](const v1::PromptProgress& at) { events += fmt::format("{} ", at.computed_tokens()); });
+  EXPECT_EQ(events, "16 Hello!");
+  EXPECT_FALSE(answer.whole.has_progress());
+  EXPECT_GT(answer.to_first, absl::ZeroDuration());
+  EXPECT_EQ(Execute(RunGenerate, {"hi"}).err, "");
+  EXPECT_FALSE(inference_.generate.options().progress());
+  EXPECT_EQ(Execute(RunChat, {"hi"}).err, "");
+  EXPECT_FALSE(inference_.chat.options().progress());
 }
 
 TEST_F(CommandTest, GenerateTakesItsPromptFromAnArgumentOrStdin) {
@@ -233,6 +271,20 @@ TEST_F(CommandTest, UnreachableServerIsNamed) {
   const Outcome run = Execute(RunStatus, {});
   EXPECT_EQ(run.exit_code, kExitFailed);
   EXPECT_THAT(run.err, HasSubstr(address));
+  // Whoever asks learns what to do.
+  for (const Outcome& ask : {Execute(RunChat, {"What?"}), Execute(RunChat, {}, "What?\n"),
+                             Execute(RunGenerate, {"x"})}) {
+    EXPECT_EQ(ask.exit_code, kExitFailed);
+    EXPECT_THAT(ask.err, AllOf(HasSubstr(address), HasSubstr("tandem up"), HasSubstr("--server")));
+    EXPECT_EQ(std::count(ask.err.begin(), ask.err.end(), '\n'), 1) << ask.err;
+  }
+}
+
+// A cluster that is there and has no worker is not helped by another one.
+TEST_F(CommandTest, AnErrorOfTheServerIsNoMissingServer) {
+  const Outcome run = Execute(RunGenerate, {"no worker"});
+  EXPECT_EQ(run.exit_code, kExitFailed);
+  EXPECT_THAT(run.err, AllOf(HasSubstr("UNAVAILABLE: no worker"), Not(HasSubstr("tandem up"))));
 }
 
 TEST_F(CommandTest, WhereNobodyListensPeopleAreToldHowToStart) {

@@ -1,9 +1,12 @@
 #include "cli/up_screen.h"
 
 #include <memory>
+#include <sstream>
 #include <unistd.h>
+#include <vector>
 
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 
 #include "cli/log_line.h"
 #include "common/base/log.h"
@@ -68,6 +71,34 @@ TEST_F(UpScreenTest, APipeGetsEveryLineAndNoControlCodes) {
   screen.Say("it failed", Colour::kRed);
   EXPECT_EQ(Shown(), std::string(kInfo) + "\n" + kWarning +
                          "\nrouter | port in use\ntandem up: it failed\n");
+}
+
+TEST_F(UpScreenTest, WhereProcessesLogJsonEveryLineIsAnObject) {
+  UpScreen screen({.out = file_, .json = true});
+  screen.SetBar("loading");
+  screen.Child("decode-0", kError);
+  screen.Child("router", "port \"8000\" in use");
+  screen.Say("stopping");
+  screen.Say("warning: slow", Colour::kYellow);
+  screen.Say("it failed:\nbadly", Colour::kRed);
+  std::vector<nlohmann::json> lines;
+  std::istringstream in(Shown());
+  for (std::string line; std::getline(in, line);) {
+    lines.push_back(nlohmann::json::parse(line, nullptr, false));
+    ASSERT_TRUE(lines.back().is_object()) << line;
+    EXPECT_TRUE(lines.back().contains("time")) << line;
+  }
+  const auto is = [&](size_t i, const char* process, const char* level, const char* message) {
+    EXPECT_EQ(lines[i]["process"], process);
+    EXPECT_EQ(lines[i]["level"], level);
+    EXPECT_EQ(lines[i]["message"], message);
+  };
+  ASSERT_EQ(lines.size(), 5u);
+  EXPECT_EQ(lines[0]["message"], "bad");  // as the worker wrote it
+  is(1, "router", "info", "port \"8000\" in use");
+  is(2, "up", "info", "stopping");
+  is(3, "up", "warn", "warning: slow");
+  is(4, "up", "error", "it failed:\nbadly");
 }
 
 TEST_F(UpScreenTest, ATerminalGetsColoursAndIsSparedRoutine) {
