@@ -72,7 +72,9 @@ ordered_json AnswerJson(const Answer& answer) {
   out["finish_reason"] = FinishReasonName(whole.finish_reason());
   out["usage"] = {{"prompt_tokens", whole.usage().prompt_tokens()},
                   {"cached_tokens", whole.usage().cached_tokens()},
-                  {"completion_tokens", whole.usage().completion_tokens()}};
+                  {"completion_tokens", whole.usage().completion_tokens()},
+                  {"drafted_tokens", whole.usage().drafted_tokens()},
+                  {"accepted_tokens", whole.usage().accepted_tokens()}};
   out["timing"] = TimingJson(answer);
   out["tokens_per_second"] = Rounded(answer.TokensPerSecond());
   out["request_id"] = whole.request_id();
@@ -90,10 +92,14 @@ std::string JsonLine(const ordered_json& json) {
 std::string DescribeCost(const Answer& answer) {
   const v1::Usage& usage = answer.whole.usage();
   const v1::Timing& timing = answer.whole.timing();
-  const std::string figures =
+  std::string figures =
       fmt::format("{} prompt tokens ({} cached), {} generated, TTFT {:.1f} ms, {:.1f} tok/s",
                   usage.prompt_tokens(), usage.cached_tokens(), usage.completion_tokens(),
                   answer.TtftMs(), answer.TokensPerSecond());
+  if (usage.drafted_tokens() > 0) {
+    figures += fmt::format(", {} of {} drafted tokens accepted", usage.accepted_tokens(),
+                           usage.drafted_tokens());
+  }
   if (!answer.whole.has_timing()) return fmt::format("[stopped: {}, at the client]", figures);
   return fmt::format("[{}, {} -> {}, {} KV bytes by {}]", figures, OrDash(timing.prefill_worker()),
                      OrDash(timing.decode_worker()), timing.kv_bytes(), OrDash(timing.transport()));

@@ -32,6 +32,7 @@ bool TokenStream::Append(TokenEvent event) {
     pending_->finish_reason = event.finish_reason;
     pending_->cached_tokens = event.cached_tokens;
     pending_->computed_tokens = event.computed_tokens;  // tokens overtake it
+    pending_->drafts.Add(event.drafts);
     if (event.timing.has_value()) pending_->timing = std::move(event.timing);
   }
   return TakeIdle();

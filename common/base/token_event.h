@@ -45,6 +45,17 @@ struct Timing {
   int migrations = 0;
 };
 
+// Speculation: tokens that were guessed and computed ahead, and those of them that were drawn.
+struct DraftCounts {
+  int drafted = 0;
+  int accepted = 0;
+
+  void Add(const DraftCounts& more) {
+    drafted += more.drafted;
+    accepted += more.accepted;
+  }
+};
+
 // Consecutive tokens of one request and what is known beside them.
 struct TokenEvent {
   std::vector<int32_t> token_ids;
@@ -55,6 +66,7 @@ struct TokenEvent {
   std::optional<Timing> timing;  // first and last event
   // Of the prompt, so far: an event of its own before the first token, where the client asks.
   std::optional<int> computed_tokens;
+  DraftCounts drafts;  // since the event before
 };
 
 }  // namespace tandem

@@ -132,6 +132,8 @@ void TokenEventToProto(const TokenEvent& event, internal::v1::TokenEvent* out) {
   if (event.computed_tokens.has_value()) {
     out->set_computed_tokens(static_cast<uint32_t>(*event.computed_tokens));
   }
+  out->set_drafted_tokens(static_cast<uint32_t>(event.drafts.drafted));
+  out->set_accepted_tokens(static_cast<uint32_t>(event.drafts.accepted));
 }
 
 TokenEvent TokenEventFromProto(const internal::v1::TokenEvent& proto) {
@@ -144,6 +146,8 @@ TokenEvent TokenEventFromProto(const internal::v1::TokenEvent& proto) {
   if (proto.has_timing()) event.timing = TimingFromProto(proto.timing());
   if (proto.has_computed_tokens())
     event.computed_tokens = static_cast<int>(proto.computed_tokens());
+  event.drafts = {static_cast<int>(proto.drafted_tokens()),
+                  static_cast<int>(proto.accepted_tokens())};
   return event;
 }
 

@@ -46,6 +46,8 @@ void ResponseToProto(const std::string& request_id, const GenerateResponse& resp
   usage->set_prompt_tokens(static_cast<uint32_t>(response.prompt_tokens));
   usage->set_cached_tokens(static_cast<uint32_t>(response.cached_tokens));
   usage->set_completion_tokens(static_cast<uint32_t>(response.completion_tokens));
+  usage->set_drafted_tokens(static_cast<uint32_t>(response.drafts.drafted));
+  usage->set_accepted_tokens(static_cast<uint32_t>(response.drafts.accepted));
   if (response.timing.has_value()) TimingToProto(*response.timing, out->mutable_timing());
   if (response.computed_tokens.has_value()) {
     v1::PromptProgress* progress = out->mutable_progress();

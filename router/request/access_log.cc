@@ -37,6 +37,10 @@ LogFields AccessFields(const AccessRecord& record) {
   add("prompt_tokens", record.prompt_tokens);
   add("cached_tokens", record.cached_tokens);
   add("generated_tokens", record.completion_tokens);
+  if (record.drafts.drafted > 0) {
+    add("drafted_tokens", record.drafts.drafted);
+    add("accepted_tokens", record.drafts.accepted);
+  }
   add("attempts", record.attempts);
   const Timing& timing = record.timing;
   if (!timing.decode_worker.empty()) out.emplace_back("decode_worker", timing.decode_worker);

@@ -19,6 +19,7 @@ struct AccessRecord {
   int prompt_tokens = 0;
   int cached_tokens = 0;
   int completion_tokens = 0;
+  DraftCounts drafts;
   int attempts = 0;  // decode workers that it was sent to
   Timing timing;
 };

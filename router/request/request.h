@@ -49,6 +49,7 @@ struct GenerateResponse {
   int prompt_tokens = 0;
   int cached_tokens = 0;
   int completion_tokens = 0;
+  DraftCounts drafts;
   std::optional<Timing> timing;        // last message only
   std::optional<int> computed_tokens;  // progress: a message of its own before the first token
 };

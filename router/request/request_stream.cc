@@ -114,6 +114,7 @@ void RequestStream::OnEvent(int attempt, TokenEvent event) {
 
 void RequestStream::Emit(TokenEvent event) {
   if (meter_.completion_tokens() == 0) cached_tokens_ = event.cached_tokens;
+  drafts_.Add(event.drafts);
   if (event.timing.has_value()) meter_.OnWorkerTiming(std::move(*event.timing));
   const FinishReason reason = event.finish_reason;
   // A stop string may end the answer in the middle of an event, and a worker may have drawn more
@@ -280,6 +281,7 @@ void RequestStream::Account() {
   record.prompt_tokens = static_cast<int>(request_.tokens.size());
   record.cached_tokens = cached_tokens_;
   record.completion_tokens = meter_.completion_tokens();
+  record.drafts = drafts_;
   record.attempts = attempt_;
   context_.access_log->Write(record);
 }
@@ -289,6 +291,7 @@ void RequestStream::WritePending() {
   response.prompt_tokens = static_cast<int>(request_.tokens.size());
   response.cached_tokens = cached_tokens_;
   response.completion_tokens = meter_.completion_tokens();
+  response.drafts = drafts_;
   if (!response.computed_tokens.has_value()) meter_.OnWrite();
   if (response.finish_reason != FinishReason::kNone) response.timing = meter_.CurrentTiming();
   writing_ = true;

@@ -138,6 +138,7 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   PendingResponse pending_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   int cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  DraftCounts drafts_ ABSL_GUARDED_BY(mutex_);
   absl::Status outcome_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -13,6 +13,7 @@ TokenEvent Token(int id, FinishReason finish = FinishReason::kNone) {
   event.token_ids.push_back(id);
   event.logprobs.push_back({.token = id});
   event.cached_tokens = id;
+  event.drafts = {2 * id, id};
   event.finish_reason = finish;
   return event;
 }
@@ -34,6 +35,8 @@ TEST(TokenStreamTest, TellsOnceThatTheTakerIsIdleAndMergesMeanwhile) {
   EXPECT_EQ(event.logprobs[1].token, 3);
   EXPECT_EQ(event.finish_reason, FinishReason::kStop);
   EXPECT_EQ(event.cached_tokens, 3);
+  EXPECT_EQ(event.drafts.drafted, 2 * (2 + 3));
+  EXPECT_EQ(event.drafts.accepted, 2 + 3);
   EXPECT_TRUE(std::get<absl::Status>(stream.Take()).ok());
 }
 

@@ -141,6 +141,8 @@ TEST_F(RouterServerTest, StreamsTextUsageAndTiming) {
       internal::v1::TokenEvent event;
       event.add_token_ids(static_cast<uint32_t>(answer[i]));
       event.set_cached_tokens(3);
+      event.set_drafted_tokens(2);
+      event.set_accepted_tokens(1);
       event.mutable_timing()->set_prefill(5);
       event.mutable_timing()->set_prefill_worker("p");
       if (i + 1 == answer.size()) event.set_finish_reason(v1::FINISH_REASON_STOP);
@@ -160,6 +162,8 @@ TEST_F(RouterServerTest, StreamsTextUsageAndTiming) {
   const v1::GenerateResponse& last = reply.messages.back();
   EXPECT_EQ(last.finish_reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(last.usage().completion_tokens(), answer.size());
+  EXPECT_EQ(last.usage().drafted_tokens(), 2 * answer.size());
+  EXPECT_EQ(last.usage().accepted_tokens(), answer.size());
   EXPECT_EQ(last.timing().prefill(), 5);
   EXPECT_EQ(last.timing().prefill_worker(), "p");
   EXPECT_EQ(last.timing().decode_worker(), "d");

@@ -98,6 +98,7 @@ TEST(TokenWire, AnEventSurvivesTheWire) {
   event.finish_reason = FinishReason::kLength;
   event.cached_tokens = 16;
   event.timing.emplace().kv_bytes = 5;
+  event.drafts = {6, 4};
   internal::v1::TokenEvent proto;
   proto.add_token_ids(99);  // is overwritten
   TokenEventToProto(event, &proto);
@@ -111,6 +112,8 @@ TEST(TokenWire, AnEventSurvivesTheWire) {
   EXPECT_EQ(back.finish_reason, FinishReason::kLength);
   EXPECT_EQ(back.cached_tokens, 16);
   EXPECT_EQ(back.timing.value().kv_bytes, 5u);
+  EXPECT_EQ(back.drafts.drafted, 6);
+  EXPECT_EQ(back.drafts.accepted, 4);
 }
 
 TEST(TokenWire, FinishReasonsHaveTheSameValuesOnBothSides) {

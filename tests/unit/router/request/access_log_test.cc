@@ -30,6 +30,7 @@ TEST(AccessLogTest, SaysWhatTheRequestTookAndWhere) {
                          .prompt_tokens = 100,
                          .cached_tokens = 64,
                          .completion_tokens = 7,
+                         .drafts = {5, 3},
                          .attempts = 2};
   record.timing.decode_worker = "d";
   record.timing.prefill_worker = "p";
@@ -43,6 +44,8 @@ TEST(AccessLogTest, SaysWhatTheRequestTookAndWhere) {
                                                                 {"prompt_tokens", "100"},
                                                                 {"cached_tokens", "64"},
                                                                 {"generated_tokens", "7"},
+                                                                {"drafted_tokens", "5"},
+                                                                {"accepted_tokens", "3"},
                                                                 {"attempts", "2"},
                                                                 {"decode_worker", "d"},
                                                                 {"prefill_worker", "p"},

@@ -358,6 +358,27 @@ TEST_F(RequestStreamTest, AStreamThatLosesItsWorkerGoesOnBehindItsTokens) {
   EXPECT_EQ(router_metrics_.migrations.Value(), 1);
 }
 
+TEST_F(RequestStreamTest, WhatWasDraftedIsCountedAcrossWorkers) {
+  Begin();
+  TokenEvent event;
+  event.token_ids = {1, 2, 3};
+  event.drafts = {4, 2};
+  call().Send(event);
+  client_.Deliver();
+  stream_->OnWritten(true);
+  End(Unavailable("gone"));
+  ASSERT_EQ(client_.calls().size(), 2u);
+  event.token_ids = {4};
+  event.drafts = {1, 0};
+  event.finish_reason = FinishReason::kStop;
+  call().Send(event);
+  client_.Deliver();
+  ASSERT_EQ(sink_.responses.size(), 2u);
+  EXPECT_EQ(sink_.responses[0].drafts.drafted, 4);
+  EXPECT_EQ(sink_.responses[1].drafts.drafted, 5);
+  EXPECT_EQ(sink_.responses[1].drafts.accepted, 2);
+}
+
 TEST_F(RequestStreamTest, AWorkerThatLeavesHandsItsStreamsOn) {
   Begin();
   for (int leaving = 1; leaving <= 5; ++leaving) {
