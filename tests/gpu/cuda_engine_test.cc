@@ -1,5 +1,6 @@
 // The engine on the GPU against Hugging Face transformers in float64: the committed fixtures, and
 // the five models of the shared reference data.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -25,6 +26,15 @@ struct Tolerance {
   double model, prompt;
 };
 constexpr Tolerance kFixtures{1.5e-2, 2e-2}, kSharedModels{1e-2, 1.5e-2};
+
+// Rounding adds up over a model's layers. The reference of a deep one
+// (scripts/make_gpu_reference.py) says how far transformers' own bfloat16 model is from it, and the
+// engine may not be further away.
+Tolerance ToleranceFor(const std::string& dir, const Tolerance& usual) {
+  const double of_peer = LoadReference(dir).value("bfloat16_relative_l2", 0.0);
+  return {std::max(usual.model, of_peer), std::max(usual.prompt, 1.5 * of_peer)};
+}
+
 // Tokens must agree where the reference's margin is larger. It gives the smallest of a whole
 // answer: where that is smaller, the first token that differs must be as near a tie by our own
 // logits.
@@ -192,7 +202,7 @@ void CheckGeneration(const std::string& dir) {
   EngineOptions options;
   options.model_dir = dir;
   options.device = "cuda";
-  options.kv_cache_memory_bytes = 64 << 20;
+  options.kv_cache_memory_bytes = 256 << 20;
   options.max_num_batched_tokens = 512;
   options.max_num_seqs = 64;
   auto engine = Engine::Load(options);
@@ -228,7 +238,7 @@ void CheckAll(const std::string& folder, size_t at_least, const Tolerance& toler
     SCOPED_TRACE(dir);
     fmt::print("{}\n", dir);
     ASSERT_FALSE(LoadReferenceCases(dir).empty());
-    CheckLogits(dir, tolerance);
+    CheckLogits(dir, ToleranceFor(dir, tolerance));
     CheckGeneration(dir);
   }
 }

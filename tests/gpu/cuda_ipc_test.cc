@@ -255,6 +255,8 @@ TEST_F(CudaIpc, NothingLandsAfterQuiet) {
 TEST_F(CudaIpc, AbortedTransfersLeaveNothingBehind) {
   CardEnds card(IpcLayout(0), 64, 64);
   card.ends.Start();
+  // Whole, so that the driver has every kernel in the card's memory before it is weighed.
+  card.ends.record.AwaitQuiet(card.ends.ShipOne(), 1);
   size_t before = 0, after = 0, total = 0;
   for (uint64_t round = 1; round <= 1000; ++round) {
     const TransferId id = TransferId::Random();
@@ -271,7 +273,8 @@ TEST_F(CudaIpc, AbortedTransfersLeaveNothingBehind) {
     }
   }
   ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
-  EXPECT_EQ(before, after);
+  // The driver takes memory for itself in pieces of 2 MiB; a page per transfer would be twice that.
+  EXPECT_LE(before, after + (size_t{2} << 20));
   const TransferId id = card.ends.ShipOne();
   EXPECT_EQ(card.ends.record.AwaitQuiet(id, 1).sealed, 1);
 }

@@ -20,9 +20,13 @@ struct ReferenceCase {
   float min_margin = 0;                // smallest gap between the two best logits on the way
 };
 
-inline std::vector<ReferenceCase> LoadReferenceCases(const std::string& model_dir) {
+inline nlohmann::json LoadReference(const std::string& model_dir) {
   std::ifstream file(model_dir + "/reference.json");
-  const nlohmann::json root = nlohmann::json::parse(file, nullptr, false);
+  return nlohmann::json::parse(file, nullptr, false);
+}
+
+inline std::vector<ReferenceCase> LoadReferenceCases(const std::string& model_dir) {
+  const nlohmann::json root = LoadReference(model_dir);
   std::vector<ReferenceCase> cases;
   for (const nlohmann::json& c : root.value("cases", nlohmann::json::array())) {
     cases.push_back({c["prompt_token_ids"], c["first_logits"], c["greedy"], c["greedy_logprobs"],
