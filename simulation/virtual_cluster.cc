@@ -42,6 +42,7 @@ struct VirtualCluster::Process {
   std::unique_ptr<InProcessDecodeWorker> decode;
   bool dead = false;
   bool hangs = false;
+  absl::Time stopped_until = absl::InfinitePast();
 
   // Turns of the loop.
   absl::Time free_at = absl::InfinitePast();
@@ -588,6 +589,18 @@ void VirtualCluster::Hang(size_t worker, bool hangs) {
   }
 }
 
+void VirtualCluster::Stop(size_t worker, absl::Time until) {
+  const auto& process = workers_[worker].process;
+  if (process == nullptr) return;
+  process->stopped_until = std::max(process->stopped_until, until);
+  kv_.Stop(process->id, until);
+  events_.At(until, [this, process = process] { Wake(process); });
+}
+
+bool VirtualCluster::Writing(size_t worker) const {
+  return kv_.Writing(workers_[worker].setup.options.worker_id);
+}
+
 void VirtualCluster::BreakStay(size_t worker) {
   if (const auto& process = workers_[worker].process) {
     LeaveCluster(process);
@@ -678,7 +691,7 @@ void VirtualCluster::WakeAt(const std::shared_ptr<Process>& process, absl::Time 
 
 void VirtualCluster::Turn(const std::shared_ptr<Process>& process) {
   process->next_turn = absl::InfiniteFuture();
-  if (process->dead || process->hangs) return;
+  if (process->dead || process->hangs || events_.Now() < process->stopped_until) return;
   process->woken_in_turn = false;
   process->clock.BeginTurn();
   process->clock.WaitUntil(events_.Now() + options_.turn_time);
@@ -731,8 +744,16 @@ std::shared_ptr<VirtualCluster::Process> VirtualCluster::FindByAddress(
   return nullptr;
 }
 
-Fate VirtualCluster::FateOf(Message::Kind kind, std::string_view from, std::string_view to) const {
-  return options_.faults ? options_.faults({kind, from, to}) : Fate();
+Fate VirtualCluster::FateOf(Message::Kind kind, std::string_view from, std::string_view to) {
+  Fate fate = options_.faults ? options_.faults({kind, from, to}) : Fate();
+  // A process that is stopped says nothing and hears nothing.
+  for (const Worker& worker : workers_) {
+    if (worker.process == nullptr || (worker.process->id != from && worker.process->id != to)) {
+      continue;
+    }
+    fate.delay = std::max(fate.delay, worker.process->stopped_until - events_.Now());
+  }
+  return fate;
 }
 
 engine::FakeEngine& VirtualCluster::engine(size_t worker) {

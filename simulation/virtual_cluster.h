@@ -127,6 +127,8 @@ class VirtualCluster {
   void Restart(size_t worker);
   // Its loop stands still; calls, stay and links go on.
   void Hang(size_t worker, bool hangs);
+  // As SIGSTOP, and SIGCONT then: the whole process stands still.
+  void Stop(size_t worker, absl::Time until);
   // Its stay in the cluster ends, and begins again after rejoin_after.
   void BreakStay(size_t worker);
   // Its KV connections end.
@@ -135,6 +137,8 @@ class VirtualCluster {
   // ---- what is there ----
   bool alive(size_t worker) const { return workers_[worker].process != nullptr; }
   bool hangs(size_t worker) const { return workers_[worker].hangs; }
+  // Whether it is in the middle of a write into another worker's pool.
+  bool Writing(size_t worker) const;
   engine::FakeEngine& engine(size_t worker);
   size_t num_sequences(size_t worker) const;  // of a decode worker
   // Of all that have lived: prompt tokens that came back from decode to prefill workers.
@@ -169,7 +173,7 @@ class VirtualCluster {
   void WakeRouter();
   void TurnRouter();
   std::shared_ptr<Process> FindByAddress(const std::string& address) const;
-  Fate FateOf(Message::Kind kind, std::string_view from, std::string_view to) const;
+  Fate FateOf(Message::Kind kind, std::string_view from, std::string_view to);
 
   const VirtualClusterOptions options_;
   EventQueue events_;

@@ -153,11 +153,41 @@ class VirtualKvNetwork::Link final : public kvtransfer::KvConnection,
   bool detached_ = false;
 };
 
+// What the threads of an endpoint do, as events of its process: nothing once that is dead, and
+// nothing while it is stopped.
+class VirtualKvNetwork::Endpoint {
+ public:
+  explicit Endpoint(EventQueue* events) : events_(events) {}
+
+  void Kill() { dead_ = true; }
+  bool dead() const { return dead_; }
+  void Stop(absl::Time until) { stopped_until_ = std::max(stopped_until_, until); }
+
+  // Now, unless it is stopped.
+  void Do(std::function<void()> act) {
+    if (dead_) return;
+    if (events_->Now() < stopped_until_) return At(stopped_until_, std::move(act));
+    act();
+  }
+  void At(absl::Time when, std::function<void()> act) {
+    events_->At(when, [this, act = std::move(act)] { Do(act); });
+  }
+  void After(absl::Duration delay, std::function<void()> act) {
+    At(events_->Now() + delay, std::move(act));
+  }
+
+ private:
+  EventQueue* const events_;
+  bool dead_ = false;
+  absl::Time stopped_until_ = absl::InfinitePast();
+};
+
 class VirtualKvNetwork::Receiver final : public kvtransfer::KvReceiver {
  public:
   Receiver(kvtransfer::KvReceiverOptions options, VirtualKvNetwork* network, std::string address)
       : options_(Wrap(std::move(options), network)),
         network_(network),
+        process_(network->events_),
         address_(std::move(address)),
         store_(MakeStore(options_.region)),
         table_(options_.region.num_blocks),
@@ -190,16 +220,13 @@ class VirtualKvNetwork::Receiver final : public kvtransfer::KvReceiver {
     return transfer == nullptr ? 0 : transfer->bytes_arrived();
   }
 
-  void Kill() { dead_ = true; }
-  bool dead() const { return dead_; }
+  Endpoint& process() { return process_; }
 
   void OnFrame(const std::shared_ptr<Link>& link, const Frame& frame) {
-    if (dead_) return;
     if (const absl::Status status = Handle(link, frame); !status.ok()) link->Break();
     Look();
   }
   void OnLost(const std::shared_ptr<Link>& link) {
-    if (dead_) return;
     for (const auto& transfer : Opened(link.get())) {
       transfer->ConnectionLost(link.get(), Unavailable("the connection is gone"));
     }
@@ -288,10 +315,9 @@ class VirtualKvNetwork::Receiver final : public kvtransfer::KvReceiver {
 
   // What the housekeeper does: timeouts and abort notices.
   void LookSoon() {
-    network_->events_->After(absl::ZeroDuration(), [this] { Look(); });
+    process_.After(absl::ZeroDuration(), [this] { Look(); });
   }
   void Look() {
-    if (dead_) return;
     const absl::Time now = network_->events_->Now();
     absl::Time next = absl::InfiniteFuture();
     const Transfers live = live_;
@@ -303,13 +329,14 @@ class VirtualKvNetwork::Receiver final : public kvtransfer::KvReceiver {
     });
     if (next < absl::InfiniteFuture() && (next < next_look_ || next_look_ <= now)) {
       next_look_ = std::max(next, now + absl::Microseconds(1));
-      network_->events_->At(next_look_, [this] { Look(); });
+      process_.At(next_look_, [this] { Look(); });
     }
     network_->options_.on_event(options_.worker_id);
   }
 
   const kvtransfer::KvReceiverOptions options_;
   VirtualKvNetwork* const network_;
+  Endpoint process_;
   const std::string address_;
   const std::unique_ptr<kvtransfer::KvStore> store_;
   kvtransfer::KvCounterBlock counters_;
@@ -319,13 +346,12 @@ class VirtualKvNetwork::Receiver final : public kvtransfer::KvReceiver {
   absl::flat_hash_map<TransferKey, const Link*> opened_;
   absl::Time next_look_ = absl::InfinitePast();
   uint64_t last_token_ = 0;
-  bool dead_ = false;
 };
 
 class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
  public:
   Sender(kvtransfer::KvSenderOptions options, VirtualKvNetwork* network)
-      : options_(std::move(options)), network_(network) {
+      : options_(std::move(options)), network_(network), process_(network->events_) {
     auto store = kvtransfer::MakeKvStore(options_.region);
     TANDEM_CHECK(store.ok(), "{}", store.status().ToString());
     store_ = *std::move(store);
@@ -358,12 +384,11 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
          kvtransfer::SplitIntoRuns(ordinals, network_->options_.max_blocks_of_a_frame)) {
       const auto blocks = source_blocks.subspan(run.begin, run.count);
       ++it->second.unsent;
-      network_->events_->At(when,
-                            [this, key, ready,
-                             pushed = kvtransfer::PushedRun{
-                                 layer, 1, ordinals[run.begin], {blocks.begin(), blocks.end()}}] {
-                              SendWhenReady(key, pushed, ready);
-                            });
+      process_.At(when, [this, key, ready,
+                         pushed = kvtransfer::PushedRun{
+                             layer, 1, ordinals[run.begin], {blocks.begin(), blocks.end()}}] {
+        SendWhenReady(key, pushed, ready);
+      });
     }
   }
   void Finish(const TransferId& id, uint64_t epoch) override {
@@ -386,12 +411,12 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
   std::vector<std::pair<std::string, double>> LinkRates() const override { return {}; }
 
   void Kill() {
-    dead_ = true;
+    process_.Kill();
     for (auto& [address, link] : links_) {
       if (link != nullptr) link->Detach();
     }
   }
-  bool dead() const { return dead_; }
+  Endpoint& process() { return process_; }
   std::vector<std::shared_ptr<Link>> links() const {
     std::vector<std::shared_ptr<Link>> out;
     for (const auto& [address, link] : links_) {
@@ -401,7 +426,7 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
   }
 
   void OnFrame(const std::shared_ptr<Link>& link, const Frame& frame) {
-    if (dead_ || CurrentLink(link.get()) == nullptr) return;
+    if (CurrentLink(link.get()) == nullptr) return;
     if (!frame.Sound()) return link->Break();
     const TransferKey key = {frame.header.id, frame.header.epoch};
     const std::string payload(reinterpret_cast<const char*>(frame.payload.data()),
@@ -431,9 +456,8 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
   }
   // What is being written one-sided is written to its end first.
   void OnLost(const std::shared_ptr<Link>& link) {
-    if (dead_) return;
     if (link->writing()) {
-      network_->events_->After(absl::Microseconds(100), [this, link] { OnLost(link); });
+      process_.After(absl::Microseconds(100), [this, link] { OnLost(link); });
       return;
     }
     link->Detach();
@@ -452,11 +476,7 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
   };
 
   absl::Time LoopTime() const { return network_->options_.loop_time(options_.worker_id); }
-  void AtLoopTime(std::function<void()> act) {
-    network_->events_->At(LoopTime(), [this, act = std::move(act)] {
-      if (!dead_) act();
-    });
-  }
+  void AtLoopTime(std::function<void()> act) { process_.At(LoopTime(), std::move(act)); }
   Transfer* Find(const TransferKey& key) {
     const auto it = transfers_.find(key);
     return it == transfers_.end() ? nullptr : &it->second;
@@ -486,10 +506,9 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
       return;  // null: it is being dialled
     }
     links_[address] = nullptr;
-    network_->events_->After(4 * network_->options_.latency, [this, address] {
-      if (dead_) return;
+    process_.After(4 * network_->options_.latency, [this, address] {
       const auto receiver = network_->receivers_.find(address);
-      if (receiver == network_->receivers_.end() || receiver->second->dead()) {
+      if (receiver == network_->receivers_.end() || receiver->second->process().dead()) {
         links_.erase(address);
         FailAll(address, Unavailable("no KV receiver at {}", address), /*only_opened=*/false);
         return;
@@ -539,9 +558,9 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
     SendControl(link, key, header, "");
   }
   void AnswerWithin(const TransferKey& key, bool finished) {
-    network_->events_->After(options_.io_timeout, [this, key, finished] {
+    process_.After(options_.io_timeout, [this, key, finished] {
       const Transfer* transfer = Find(key);
-      if (dead_ || transfer == nullptr || (!finished && transfer->out.granted)) return;
+      if (transfer == nullptr || (!finished && transfer->out.granted)) return;
       End(key, {DeadlineExceeded("the receiver did not answer"), KvFailure::kTimeout, true});
     });
   }
@@ -549,10 +568,9 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
   void SendWhenReady(const TransferKey& key, const kvtransfer::PushedRun& run,
                      const std::shared_ptr<const ReadyEvent>& ready) {
     Transfer* transfer = Find(key);
-    if (dead_ || transfer == nullptr || transfer->out.end.has_value()) return;
+    if (transfer == nullptr || transfer->out.end.has_value()) return;
     if (ready != nullptr && !ready->Ready()) {
-      network_->events_->After(kLookAgain,
-                               [this, key, run, ready] { SendWhenReady(key, run, ready); });
+      process_.After(kLookAgain, [this, key, run, ready] { SendWhenReady(key, run, ready); });
       return;
     }
     if (transfer->out.granted) return Post(key, run);
@@ -570,8 +588,8 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
     ++transfer->out.posts;
     if (transfer->out.stats.bytes == 0) transfer->out.stats.first_byte = begin;
     const bool one_sided = network_->options_.one_sided;
-    network_->events_->At(begin, [this, key, run, link, end = end, one_sided] {
-      if (!dead_) one_sided ? BeginWrite(key, run, link, end) : SendBytes(key, run, link, end);
+    process_.At(begin, [this, key, run, link, end = end, one_sided] {
+      one_sided ? BeginWrite(key, run, link, end) : SendBytes(key, run, link, end);
     });
   }
   kvtransfer::BlockRun RunOf(const kvtransfer::OutgoingTransfer& out,
@@ -616,16 +634,16 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
       return End(key, {Cancelled("the grant was revoked"), KvFailure::kPeerAborted, true});
     }
     link->BeginWrite();
-    network_->events_->At(end, [this, key, run, link] { EndWrite(key, run, link); });
+    process_.At(end, [this, key, run, link] { EndWrite(key, run, link); });
   }
   void EndWrite(const TransferKey& key, const kvtransfer::PushedRun& run,
                 const std::shared_ptr<Link>& link) {
     link->EndWrite();
     Transfer* transfer = Find(key);
-    if (dead_ || transfer == nullptr) return;
+    if (transfer == nullptr) return;
     Frame frame{DataHeader(key, transfer->out, run), {}};
     std::vector<uint64_t> digests(run.source_blocks.size(), 0);
-    if (!link->receiver()->dead()) {
+    if (!link->receiver()->process().dead()) {
       const kvtransfer::KvStore& target = link->receiver()->store();
       store_->CopyRun(RunOf(transfer->out, run), target.shape(), target.HostAddress(0),
                       kvtransfer::CopyMode::kCached, digests, [] { return true; });
@@ -675,9 +693,9 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
         transfer->out.posts > 0) {
       transfer->out.end = std::move(end);
       // Of several posts those that have not begun do not begin: look when they would have ended.
-      network_->events_->After(absl::Milliseconds(1), [this, key] {
+      process_.After(absl::Milliseconds(1), [this, key] {
         Transfer* late = Find(key);
-        if (dead_ || late == nullptr) return;
+        if (late == nullptr) return;
         const std::shared_ptr<Link> now = LinkOf(late->out);
         kvtransfer::TransferEnd wanted = *std::exchange(late->out.end, std::nullopt);
         if (now != nullptr && now->writing()) return End(key, std::move(wanted));
@@ -706,11 +724,11 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
 
   const kvtransfer::KvSenderOptions options_;
   VirtualKvNetwork* const network_;
+  Endpoint process_;
   std::unique_ptr<kvtransfer::KvStore> store_;
   absl::flat_hash_map<TransferKey, Transfer> transfers_;
   uint64_t opened_ = 0;
   std::map<std::string, std::shared_ptr<Link>> links_;  // by address; null: being dialled
-  bool dead_ = false;
 };
 
 absl::Status VirtualKvNetwork::Link::Receive(const FrameHeader& header,
@@ -767,22 +785,22 @@ void VirtualKvNetwork::Link::SendFrame(Frame frame, absl::Time left, bool forwar
 }
 
 void VirtualKvNetwork::Link::Deliver(const Frame& frame, bool forward) {
+  const auto self = shared_from_this();
   if (forward) {
-    receiver_->OnFrame(shared_from_this(), frame);
+    receiver_->process().Do([this, self, frame] { receiver_->OnFrame(self, frame); });
   } else {
-    sender_->OnFrame(shared_from_this(), frame);
+    sender_->process().Do([this, self, frame] { sender_->OnFrame(self, frame); });
   }
 }
 
 void VirtualKvNetwork::Link::Break() {
   if (!up_) return;
   up_ = false;
-  EventQueue& events = *network_->events_;
   // A frame that arrived in the same moment is handled first, and so is what it began.
-  events.After(absl::Microseconds(1),
-               [self = shared_from_this()] { self->receiver_->OnLost(self); });
-  events.After(network_->options_.latency,
-               [self = shared_from_this()] { self->sender_->OnLost(self); });
+  receiver_->process().After(absl::Microseconds(1),
+                             [self = shared_from_this()] { self->receiver_->OnLost(self); });
+  sender_->process().After(network_->options_.latency,
+                           [self = shared_from_this()] { self->sender_->OnLost(self); });
 }
 
 VirtualKvNetwork::VirtualKvNetwork(VirtualKvOptions options, EventQueue* events)
@@ -805,7 +823,7 @@ std::unique_ptr<kvtransfer::KvSender> VirtualKvNetwork::MakeSender(
 void VirtualKvNetwork::Kill(const std::string& worker_id) {
   BreakLinks(worker_id);
   for (auto& [address, receiver] : receivers_) {
-    if (receiver->worker_id() == worker_id) receiver->Kill();
+    if (receiver->worker_id() == worker_id) receiver->process().Kill();
   }
   if (const auto it = senders_.find(worker_id); it != senders_.end()) it->second->Kill();
 }
@@ -816,6 +834,22 @@ void VirtualKvNetwork::BreakLinks(const std::string& worker_id) {
       if (id == worker_id || link->receiver()->worker_id() == worker_id) link->Break();
     }
   }
+}
+
+void VirtualKvNetwork::Stop(const std::string& worker_id, absl::Time until) {
+  for (auto& [address, receiver] : receivers_) {
+    if (receiver->worker_id() == worker_id) receiver->process().Stop(until);
+  }
+  if (const auto it = senders_.find(worker_id); it != senders_.end()) {
+    it->second->process().Stop(until);
+  }
+}
+
+bool VirtualKvNetwork::Writing(const std::string& worker_id) const {
+  const auto it = senders_.find(worker_id);
+  if (it == senders_.end()) return false;
+  const std::vector<std::shared_ptr<Link>> links = it->second->links();
+  return std::any_of(links.begin(), links.end(), [](const auto& link) { return link->writing(); });
 }
 
 }  // namespace tandem

@@ -52,8 +52,14 @@ class VirtualKvNetwork final : public InProcessKvNetwork {
   void Kill(const std::string& worker_id);
   // Every connection of the worker ends, as far as the other end sees; both live on.
   void BreakLinks(const std::string& worker_id);
+  // The worker's process stands still, and goes on then with what it was in the middle of, a write
+  // into another's pool too, whatever has become of that meanwhile.
+  void Stop(const std::string& worker_id, absl::Time until);
+  // Whether the worker is in the middle of such a write.
+  bool Writing(const std::string& worker_id) const;
 
  private:
+  class Endpoint;
   class Receiver;
   class Sender;
   class Link;

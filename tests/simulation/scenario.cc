@@ -29,6 +29,8 @@ constexpr absl::Duration kToRest = absl::Seconds(45);
 // Until every stay that broke has begun again and has been told of.
 constexpr absl::Duration kQuiet = absl::Seconds(1);
 constexpr uint64_t kMaxEvents = 5'000'000;
+// How long a stop that is due waits for its worker to be in the middle of a write.
+constexpr absl::Duration kStopWaits = absl::Seconds(1);
 
 class Random {
  public:
@@ -72,7 +74,7 @@ struct MessageFaults {
 class Scenario {
  public:
   explicit Scenario(uint64_t seed)
-      : seed_(seed), random_(seed), chance_(seed ^ 0x5bd1e995), turns_(~seed) {}
+      : seed_(seed), random_(seed), chance_(seed ^ 0x5bd1e995), turns_(~seed), stops_(seed << 20) {}
 
   SeedResult Run() {
     PlanShape();
@@ -359,6 +361,7 @@ class Scenario {
       PlanHappening(worker, random_.Between(absl::ZeroDuration(), quiet_from_));
     }
     if (random_.OneIn(8)) PlanBrokenSteps();
+    if (stops_.OneIn(3)) PlanStop();
   }
 
   void Note(std::string what) {
@@ -414,6 +417,30 @@ class Scenario {
       if (fault == Fault::kClockJump || cluster_->alive(worker)) Met(fault);
       act();
     });
+  }
+
+  // Of a worker in the middle of a write where one comes soon: who has gone on without it meanwhile
+  // must not find that write in what is its own by then.
+  void PlanStop() {
+    const auto worker =
+        static_cast<size_t>(stops_.Uniform(0, static_cast<int>(options_.workers.size()) - 1));
+    const absl::Duration at = stops_.Between(absl::ZeroDuration(), quiet_from_);
+    const absl::Duration lasts = stops_.Between(absl::Milliseconds(1), absl::Seconds(20));
+    Note(fmt::format("{}: {} is stopped for {}, in a write that begins within {}",
+                     absl::FormatDuration(at), options_.workers[worker].options.worker_id,
+                     absl::FormatDuration(lasts), absl::FormatDuration(kStopWaits)));
+    happenings_.emplace_back(at, [this, worker, at, lasts] { Stop(worker, at, lasts); });
+    quiet_from_ = std::max(quiet_from_, at + kStopWaits + lasts);
+  }
+  void Stop(size_t worker, absl::Duration at, absl::Duration lasts) {
+    if (!cluster_->alive(worker)) return;
+    if (!cluster_->Writing(worker) && Now() - start_ < at + kStopWaits) {
+      cluster_->events().After(absl::Microseconds(200),
+                               [this, worker, at, lasts] { Stop(worker, at, lasts); });
+      return;
+    }
+    Met(Fault::kStop);
+    cluster_->Stop(worker, Now() + lasts);
   }
 
   void PlanBrokenSteps() {
@@ -641,6 +668,7 @@ class Scenario {
   Random random_;  // for the plan
   Random chance_;  // while it runs
   Random turns_;   // for the next turns of conversations
+  Random stops_;   // for processes that are stopped
   VirtualClusterOptions options_;
   std::vector<Planned> work_;
   std::vector<std::string> faults_;  // in words
@@ -662,10 +690,10 @@ class Scenario {
 
 std::string_view FaultName(size_t fault) {
   static constexpr std::array<std::string_view, kNumFaults> kNames = {
-      "kills",        "hangs",          "broken stays", "broken links",   "clock jumps",
-      "cut off",      "idle bit flips", "failed steps", "broken numbers", "clients gone",
-      "slow readers", "lost",           "twice",        "overtaken",      "late",
-      "cut",          "bit flips",      "misplaced"};
+      "kills",        "hangs",        "stops",          "broken stays", "broken links",
+      "clock jumps",  "cut off",      "idle bit flips", "failed steps", "broken numbers",
+      "clients gone", "slow readers", "lost",           "twice",        "overtaken",
+      "late",         "cut",          "bit flips",      "misplaced"};
   return kNames[fault];
 }
 

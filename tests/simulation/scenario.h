@@ -12,6 +12,7 @@ namespace tandem {
 enum class Fault {
   kKill,
   kHang,
+  kStop,
   kBrokenStay,
   kBrokenLinks,
   kClockJump,
