@@ -9,6 +9,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/build_info.h"
+#include "common/base/heap.h"
 #include "common/base/log.h"
 #include "common/base/model_digest.h"
 #include "common/base/model_dir.h"
@@ -255,6 +256,7 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
 }
 
 int Main(int argc, char** argv) {
+  KeepFewHeaps();
   SignalWaiter signals;
   Flags flags;
   FlagSet set("tandem_router", "Takes requests and sends each to a decode and a prefill worker.");

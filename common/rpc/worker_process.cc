@@ -6,6 +6,7 @@
 #include "fmt/format.h"
 #include "spdlog/spdlog.h"
 
+#include "common/base/heap.h"
 #include "common/base/host_port.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
@@ -66,6 +67,7 @@ absl::StatusOr<std::string> AdvertisedAddress(const WorkerProcessOptions& option
 }
 
 int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv) {
+  KeepFewHeaps();
   SignalWaiter signals;
   WorkerProcessOptions& options = *parts.options;
   const auto fail = [&](int code, const absl::Status& status) {

@@ -10,6 +10,9 @@ namespace {
 constexpr absl::Duration kAvoidLost = absl::Milliseconds(250);
 // How long it avoids a full one whose reports never show the room: it might be the report.
 constexpr absl::Duration kAvoidFull = absl::Seconds(5);
+// How long it goes to another prefill worker than one that was lost with it, where there is one:
+// until a stopped one, which may be back meanwhile, has had time to lose all of its connections.
+constexpr absl::Duration kAvoidLostPrefill = absl::Seconds(10);
 // The second refusal holds a request for the first of these, the others for twice as long each
 // time: four tries in the first second, and fewer in any other.
 constexpr absl::Duration kFirstHold = absl::Milliseconds(200);
@@ -30,11 +33,15 @@ bool MayBeLost(const absl::Status& status) {
 }
 
 void Retries::Avoid(const Route& route, Avoided avoided) {
-  std::erase_if(avoided_, [&](const Avoided& other) { return other.worker == route.decode.id; });
   avoided.worker = route.decode.id;
   avoided.incarnation = route.incarnation;
   avoided.reported = route.reported;
   avoided.remote = !route.prefill.empty();
+  Avoid(std::move(avoided));
+}
+
+void Retries::Avoid(Avoided avoided) {
+  std::erase_if(avoided_, [&](const Avoided& other) { return other.worker == avoided.worker; });
   avoided_.push_back(std::move(avoided));
 }
 
@@ -59,6 +66,12 @@ void Retries::AddRefused(const Route& route, const Refusal& refusal, absl::Time 
       break;
     case Refusal::Reason::kPrefill:
       lost_ += refusal.needed;
+      // They were asked in the route's order.
+      for (size_t i = 0; i < route.prefill.size() && std::cmp_less(i, refusal.needed); ++i) {
+        Avoid({.worker = route.prefill[i].id,
+               .why = Exclusion::kSuspect,
+               .until = now + kAvoidLostPrefill});
+      }
       elsewhere = false;
       break;
   }
@@ -76,7 +89,9 @@ Exclusion Retries::ExclusionOf(const WorkerView& worker, absl::Time now) const {
   for (const Avoided& avoided : avoided_) {
     // Another incarnation is another process: what its predecessor did is no reason to avoid it.
     if (avoided.worker != worker.identity->id ||
-        avoided.incarnation != worker.identity->incarnation || now >= avoided.until) {
+        avoided.incarnation.value_or(worker.identity->incarnation) !=
+            worker.identity->incarnation ||
+        now >= avoided.until) {
       continue;
     }
     const int admits =

@@ -1,4 +1,4 @@
-// What one request has learned of decode workers that did not serve it: which ones to avoid, until
+// What one request has learned of workers that did not serve it: which ones to avoid, until
 // when, how long to wait before the next try, and when to give up.
 //
 // A plain value; not thread-safe. A worker that was full is avoided until it reports the room that
@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,7 +54,7 @@ class Retries {
  private:
   struct Avoided {
     std::string worker;
-    uint64_t incarnation = 0;
+    std::optional<uint64_t> incarnation;  // of a prefill worker the route says none: any
     Exclusion why = Exclusion::kNone;
     int needed = 0;       // kFull: blocks
     bool remote = false;  // kFull: for a prompt that is computed elsewhere
@@ -61,6 +62,7 @@ class Retries {
     absl::Time until;     // no longer than that
   };
   void Avoid(const Route& route, Avoided avoided);
+  void Avoid(Avoided avoided);
 
   std::vector<Avoided> avoided_;  // at most one per worker
   int lost_ = 0;

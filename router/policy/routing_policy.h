@@ -30,7 +30,7 @@ enum class Exclusion : uint8_t {
   kNone,
   kLost,     // failed this request
   kFull,     // refused it for want of room, and has not reported since
-  kSuspect,  // a prefill worker that failed others lately: only where there is no better one
+  kSuspect,  // a prefill worker that failed lately: only where there is no better one
 };
 
 // Spans have one entry per worker of the view, in its order.

@@ -195,7 +195,10 @@ void RequestStream::OnAttemptOver(const absl::Status& status) {
 void RequestStream::TryElsewhere(const absl::Status& status) {
   const std::string& worker = route_.decode.id;
   const absl::Time now = context_.clock->Now();
-  if (NewTokens() >= kInnocentTokens) retries_ = {};
+  if (NewTokens() >= kInnocentTokens) {
+    retries_ = {};
+    first_loss_.clear();
+  }
   const std::optional<Refusal> refusal = RefusalOf(status);
   const int lost_before = retries_.lost();
   if (refusal.has_value()) {
@@ -208,9 +211,13 @@ void RequestStream::TryElsewhere(const absl::Status& status) {
   Blame(retries_.lost() - lost_before);
   if (!retries_.may_try_again()) {
     return End(Unavailable("{} workers were lost with this request, the last time at decode "
-                           "worker '{}' after {} tokens: {}",
-                           retries_.lost(), worker, meter_.completion_tokens(), MessageOf(status)),
+                           "worker '{}' after {} tokens: {}{}",
+                           retries_.lost(), worker, meter_.completion_tokens(), MessageOf(status),
+                           first_loss_),
                FinishReason::kAbort);
+  }
+  if (retries_.lost() > lost_before) {
+    first_loss_ = fmt::format("; before that at '{}': {}", worker, MessageOf(status));
   }
   // A full cluster is one long wait; after a loss, or tokens, waiting begins anew.
   if (!refusal.has_value() || NewTokens() > 0) waiting_since_ = now;

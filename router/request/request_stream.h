@@ -132,6 +132,7 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   int tokens_before_ ABSL_GUARDED_BY(mutex_) = 0;           // the current attempt
   std::shared_ptr<DecodeCall> call_ ABSL_GUARDED_BY(mutex_);
   Retries retries_ ABSL_GUARDED_BY(mutex_);
+  std::string first_loss_ ABSL_GUARDED_BY(mutex_);  // for the status, if another follows
   absl::Time waiting_since_ ABSL_GUARDED_BY(mutex_);
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
   // Messages to the client.

@@ -89,6 +89,19 @@ TEST(Retries, AFullPrefillWorkerIsNotHeldAgainstTheDecodeWorker) {
   EXPECT_EQ(retries.NextChange(kStart), retries.held_until());
 }
 
+// One that was only stopped is usable again soon, and may yet lose the connections of that time:
+// the request would be told of two lost workers where there was one.
+TEST(Retries, APrefillWorkerThatWasLostIsNotTheFirstChoiceAgain) {
+  Retries retries;
+  Route route = RouteTo("d", 1, kStart);
+  route.prefill = {{.id = "p"}, {.id = "q"}};
+  retries.AddRefused(route, {.reason = Refusal::Reason::kPrefill, .needed = 1}, kStart);
+  const absl::Time later = kStart + absl::Seconds(5);
+  EXPECT_EQ(retries.ExclusionOf(Worker("p", 7, later), later), Exclusion::kSuspect);
+  EXPECT_EQ(retries.ExclusionOf(Worker("q", 7, later), later), Exclusion::kNone);
+  EXPECT_EQ(retries.ExclusionOf(Worker("d", 1, later), later), Exclusion::kNone);
+}
+
 TEST(Retries, ANewProcessOfTheSameNameIsAnotherWorker) {
   Retries retries;
   retries.AddLost(RouteTo("d", 1, kStart), kStart);

@@ -288,6 +288,7 @@ TEST_F(RequestStreamTest, ARequestTakesTwoWorkersAlongAndNotMore) {
   EXPECT_EQ(client_.calls().size(), 2u);
   EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("2 workers were lost with this request"));
+  EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("; before that at"));
   EXPECT_THAT(sink_.responses, IsEmpty());
 }
 
