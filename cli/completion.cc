@@ -11,8 +11,7 @@
 namespace tandem::cli {
 namespace {
 
-constexpr const char* kServers[] = {"tandem_router", "tandem_prefill_worker",
-                                    "tandem_decode_worker"};
+constexpr const char* kServers[] = {kRouterProgram, kPrefillProgram, kDecodeProgram};
 
 // What follows `tandem`, or a server's name, and its flags.
 struct Completed {
@@ -174,13 +173,12 @@ int RunCompletion(const Arguments& arguments) {
     entries.push_back({.name = command.name, .summary = command.summary});
     programs.push_back({ProgramPath("tandem"), command.name});
   }
-  for (const char* server : kServers) {
-    entries.push_back({.name = server});
-    programs.push_back({ProgramPath(server)});
-  }
   const auto tables = AskForFlags(programs);
   if (!tables.ok()) return Fail("completion", tables.status());
   for (size_t i = 0; i < entries.size(); ++i) entries[i].table = (*tables)[i];
+  for (const FlagTable& table : ServerFlagTables()) {
+    entries.push_back({.name = table.program, .table = table});
+  }
   fmt::print("{}", shell == "bash" ? BashScript(entries) : ZshScript(entries));
   return kExitOk;
 }

@@ -9,13 +9,33 @@
 #include "fmt/ranges.h"
 
 #include "cli/child_process.h"
+#include "common/base/build_info.h"
 #include "common/base/status.h"
+#include "common/config/flags.h"
 
 namespace tandem::cli {
+namespace {
+
+template <typename Options>
+FlagTable TableOf(const char* program, const char* summary, void (*add)(FlagSet*, Options*)) {
+  Options options;
+  FlagSet flags(program, summary);
+  add(&flags, &options);
+  flags.AnswerVersion(VersionText(program));
+  return flags.Table();
+}
+
+}  // namespace
 
 std::string ProgramPath(const std::string& name) {
   std::error_code error;
   return (std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / name).string();
+}
+
+std::vector<FlagTable> ServerFlagTables() {
+  return {TableOf(kRouterProgram, router::kRouterSummary, router::AddRouterFlags),
+          TableOf(kPrefillProgram, prefill::kPrefillSummary, prefill::AddWorkerFlags),
+          TableOf(kDecodeProgram, decode::kDecodeSummary, decode::AddWorkerFlags)};
 }
 
 absl::StatusOr<std::vector<FlagTable>> AskForFlags(

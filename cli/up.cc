@@ -407,12 +407,9 @@ int RunUp(const Arguments& arguments) {
                  "Starts a router, prefill and decode workers on this machine and keeps them "
                  "running; prints `ready HOST:PORT` once they serve. Flags of the router and of "
                  "the workers are passed on.");
-  const auto programs = AskForFlags({{ProgramPath(kRouterProgram)},
-                                     {ProgramPath(kPrefillProgram)},
-                                     {ProgramPath(kDecodeProgram)}});
-  if (!programs.ok()) return Fail("up", programs.status());
+  const std::vector<FlagTable> programs = ServerFlagTables();
   UpFlags flags;
-  AddUpFlags(&parser, *programs, &flags);
+  AddUpFlags(&parser, programs, &flags);
   if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
   UpScreen screen(UpScreen::OfStderr(LogFormatOf(flags)));
   if (const absl::Status status = CompleteUpFlags(&flags); !status.ok()) {
@@ -422,7 +419,7 @@ int RunUp(const Arguments& arguments) {
   const std::string secret = ClusterSecret();
   // Before any thread: it blocks signals.
   Supervisor supervisor({{"TANDEM_CLUSTER_SECRET", secret}}, &screen);
-  return LocalCluster(std::move(flags), secret, &supervisor, &screen).Run(*programs);
+  return LocalCluster(std::move(flags), secret, &supervisor, &screen).Run(programs);
 }
 
 }  // namespace tandem::cli

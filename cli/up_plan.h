@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 
 #include "cli/gpu_placement.h"
+#include "cli/program_flags.h"
 #include "cli/shared_memory.h"
 #include "cli/start_check.h"
 #include "cli/up_flags.h"
@@ -18,10 +19,6 @@
 #include "common/config/flag_table.h"
 
 namespace tandem::cli {
-
-inline constexpr char kRouterProgram[] = "tandem_router";
-inline constexpr char kPrefillProgram[] = "tandem_prefill_worker";
-inline constexpr char kDecodeProgram[] = "tandem_decode_worker";
 
 // What there is for the workers to share.
 struct Machine {

@@ -6,33 +6,10 @@
 #include "common/config/flags.h"
 #include "common/rpc/worker_process.h"
 #include "decode_worker/worker.h"
-#include "engine/runtime/engine_flags.h"
+#include "decode_worker/worker_flags.h"
 
 namespace tandem::decode {
 namespace {
-
-void AddFlags(FlagSet* flags, WorkerOptions* o) {
-  flags->Group("Batching");
-  flags->AddChoice("--role", &o->role, {"decode", "unified"},
-                   "unified: prefill everything here, the baseline without disaggregation");
-  flags->Add("--local-prefill-max-tokens", &o->local_prefill_max_tokens,
-             "prompts with at most so many uncached tokens are prefilled here", "tokens");
-  flags->Add("--prefill-window", &o->prefill_window,
-             "prompt tokens asked of one prefill worker at once; what is beyond them waits without "
-             "slot or blocks",
-             "tokens");
-  flags->Add(
-      "--target-step-ms", &o->target_step_ms,
-      "prompts computed here are cut so that a step takes no longer while others draw tokens; "
-      "0: not; -1: 30 on a GPU, not on a CPU",
-      "ms");
-  flags->Group("Timeouts");
-  flags->Add("--kv-seal-timeout", &o->kv_seal_timeout,
-             "how long no KV block may arrive after the first token before they are computed here",
-             "s");
-  flags->Add("--prefill-timeout", &o->prefill_timeout,
-             "how long one prefill worker may take for one prompt", "s");
-}
 
 absl::Status Validate(const WorkerOptions& o) {
   if (o.engine.model_dir.empty()) return InvalidArgument("--model is required: a model directory");
@@ -57,12 +34,8 @@ absl::Status Validate(const WorkerOptions& o) {
 
 int Main(int argc, char** argv) {
   WorkerOptions options;
-  FlagSet flags("tandem_decode_worker",
-                "Streams tokens under continuous batching, from KV blocks that prefill workers "
-                "ship or that it computes itself.");
-  engine::AddEngineFlags(&flags, &options.engine);
-  AddWorkerProcessFlags(&flags, &options.process);
-  AddFlags(&flags, &options);
+  FlagSet flags(kDecodeProgram, kDecodeSummary);
+  AddWorkerFlags(&flags, &options);
   flags.AnswerVersion(VersionText(flags.program()));
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "decode"};
   parts.validate = [&] {

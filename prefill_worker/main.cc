@@ -4,8 +4,8 @@
 #include "common/base/status.h"
 #include "common/config/flags.h"
 #include "common/rpc/worker_process.h"
-#include "engine/runtime/engine_flags.h"
 #include "prefill_worker/worker.h"
+#include "prefill_worker/worker_flags.h"
 
 namespace tandem::prefill {
 namespace {
@@ -23,18 +23,8 @@ absl::Status Validate(const WorkerOptions& o) {
 
 int Main(int argc, char** argv) {
   WorkerOptions options;
-  FlagSet flags("tandem_prefill_worker",
-                "Computes prompts in chunks and ships their KV blocks to decode workers.");
-  engine::AddEngineFlags(&flags, &options.engine);
-  AddWorkerProcessFlags(&flags, &options.process);
-  flags.Group("Batching");
-  flags.Add("--max-waiting", &options.max_waiting,
-            "prompts that may wait for KV blocks; more are refused");
-  flags.Group("Timeouts");
-  flags.Add("--kv-return-timeout", &options.kv_return_timeout,
-            "how long no block may arrive of those that a decode worker gives back before they are "
-            "computed here; 0: none are asked for",
-            "s");
+  FlagSet flags(kPrefillProgram, kPrefillSummary);
+  AddWorkerFlags(&flags, &options);
   flags.AnswerVersion(VersionText(flags.program()));
   WorkerMain parts{.flags = &flags, .options = &options.process, .kind = "prefill"};
   parts.validate = [&] {

@@ -14,12 +14,11 @@
 #include "common/base/model_digest.h"
 #include "common/base/model_dir.h"
 #include "common/base/status.h"
-#include "common/config/dtype_choices.h"
 #include "common/config/flags.h"
-#include "common/config/log_flags.h"
 #include "common/metrics/metrics.h"
 #include "common/metrics/process_metrics.h"
 #include "common/rpc/server.h"
+#include "router/router_flags.h"
 #include "router/router_server.h"
 
 namespace tandem::router {
@@ -27,111 +26,7 @@ namespace {
 
 constexpr size_t kDigestDigits = 32;
 
-struct Flags {
-  std::string model;
-  std::string served_model_name;
-  std::string model_digest;
-  std::string load_format = "auto";
-  uint64_t seed = 0;
-  std::string dtype = "auto";
-  int block_size = 16;
-  std::string listen = "127.0.0.1:0";
-  std::string internal_listen = "127.0.0.1:0";
-  std::string metrics_listen = "127.0.0.1:0";
-  std::string cluster_secret;
-  bool normalize_prompts = false;
-  uint64_t max_queued_requests = 1024;
-  uint64_t max_queued_tokens = 8 << 20;
-  int max_streams = 4096;
-  int max_streams_per_connection = 1024;
-  int64_t rpc_memory_bytes = int64_t{1} << 30;
-  int max_priority = 2;
-  double queue_timeout = 60;
-  double max_wait = 30;
-  double no_worker_timeout = 5;
-  double request_timeout = 600;
-  double drain_timeout = 30;
-  double worker_stalled_after = 3;
-  double worker_lost_after = 10;
-  bool migrate = true;
-  int64_t max_prompt_bytes = 4 << 20;
-  int max_model_len = 0;
-  LogOptions log;
-};
-
-void AddFlags(FlagSet* set, Flags* flags) {
-  set->Group("Model");
-  set->Add("--model", &flags->model, "model directory (config.json, tokenizer.json, ...)");
-  set->Add("--served-model-name", &flags->served_model_name,
-           "name that clients ask for; default: the name of the model directory, or ORG/NAME of "
-           "the Hugging "
-           "Face cache");
-  set->AddChoice(
-      "--load-format", &flags->load_format, {"auto", "dummy"},
-      "what workers must hold. auto: the weights in --model; dummy: random ones of --seed");
-  set->Add("--seed", &flags->seed, "seed of the workers' dummy weights");
-  set->Add(
-      "--model-digest", &flags->model_digest,
-      "digest of the weights that workers must hold (their logs say it), for a --model without "
-      "weights");
-  set->AddChoice("--dtype", &flags->dtype, kDTypeChoices,
-                 "what workers must compute in; auto: what the first one does");
-  set->Add("--block-size", &flags->block_size,
-           "the workers' KV block size; 0: what the first one has", "tokens");
-  set->Group("Network");
-  set->Add("--listen", &flags->listen, "address of the public API; port 0: any", "HOST:PORT");
-  set->Add("--internal-listen", &flags->internal_listen,
-           "address for workers and operators, who prove the cluster secret; port 0: any",
-           "HOST:PORT");
-  set->Add("--metrics-listen", &flags->metrics_listen, "address of /metrics; port 0: any",
-           "HOST:PORT");
-  set->Add("--cluster-secret", &flags->cluster_secret,
-           "what all processes of a cluster prove to each other; better in the environment, "
-           "which `ps` does not show");
-  set->Group("Limits");
-  set->Add("--normalize-prompts", &flags->normalize_prompts,
-           "make trivially different prompts equal (NFC, line ends, trailing blanks)");
-  set->Add("--max-queued-requests", &flags->max_queued_requests,
-           "requests that may wait; more are refused", "requests");
-  set->Add("--max-queued-tokens", &flags->max_queued_tokens,
-           "prompt tokens of the requests that may wait; more are refused", "tokens");
-  set->Add("--max-streams", &flags->max_streams, "streams open at once; more are refused",
-           "streams");
-  set->Add("--max-streams-per-connection", &flags->max_streams_per_connection,
-           "streams at once on one client connection; its further ones wait in the client",
-           "streams");
-  set->AddBytes("--rpc-memory-bytes", &flags->rpc_memory_bytes,
-                "what all client connections together may hold of messages and buffers");
-  set->Add(
-      "--max-priority", &flags->max_priority,
-      "classes of priority that clients may ask for, up and down; each is worth 5 s of waiting",
-      "classes");
-  set->AddBytes("--max-prompt-bytes", &flags->max_prompt_bytes, "largest prompt as text");
-  set->Add("--max-model-len", &flags->max_model_len,
-           "longest prompt and answer together; 0: the model's, or what the workers hold",
-           "tokens");
-  set->Add("--migrate", &flags->migrate,
-           "a stream whose decode worker is lost or drained goes on at another one");
-  set->Group("Timeouts");
-  set->Add("--queue-timeout", &flags->queue_timeout, "longest wait for room at a worker", "s");
-  set->Add("--max-wait", &flags->max_wait,
-           "a request whose turn would come later, as far as can be told, is refused at once", "s");
-  set->Add("--no-worker-timeout", &flags->no_worker_timeout, "longest wait for a worker to join",
-           "s");
-  set->Add("--request-timeout", &flags->request_timeout,
-           "longest time of a request, and deadline of those whose client gives none", "s");
-  set->Add("--drain-timeout", &flags->drain_timeout,
-           "how long running streams may go on after SIGTERM", "s");
-  set->Add(
-      "--worker-stalled-after", &flags->worker_stalled_after,
-      "a worker that makes no progress for so long gets no request, and keeps none without a token",
-      "s");
-  set->Add("--worker-lost-after", &flags->worker_lost_after,
-           "what runs at a worker that makes no progress for so long goes on elsewhere", "s");
-  AddLogFlags(set, &flags->log);
-}
-
-absl::Status CheckFlags(const Flags& flags) {
+absl::Status CheckFlags(const RouterFlags& flags) {
   if (flags.model.empty()) return InvalidArgument("--model is required: the model's directory");
   if (!flags.model_digest.empty() &&
       (flags.model_digest.size() != kDigestDigits ||
@@ -182,7 +77,7 @@ absl::Status CheckFlags(const Flags& flags) {
   return absl::OkStatus();
 }
 
-RouterServerOptions MakeOptions(const Flags& flags) {
+RouterServerOptions MakeOptions(const RouterFlags& flags) {
   RouterServerOptions options;
   options.listen_address = flags.listen;
   options.internal_listen_address = flags.internal_listen;
@@ -209,7 +104,7 @@ RouterServerOptions MakeOptions(const Flags& flags) {
 }
 
 // What the weights of workers must be; "" where the router cannot tell.
-absl::StatusOr<std::string> WantedDigest(const Flags& flags) {
+absl::StatusOr<std::string> WantedDigest(const RouterFlags& flags) {
   if (!flags.model_digest.empty()) return absl::AsciiStrToLower(flags.model_digest);
   if (flags.load_format == "dummy") return DummyDigest(flags.model, flags.seed);
   const absl::StatusOr<std::string> digest = CheckpointDigest(flags.model);
@@ -221,7 +116,7 @@ absl::StatusOr<std::string> WantedDigest(const Flags& flags) {
   return "";
 }
 
-absl::Status Run(const Flags& flags, SignalWaiter* signals) {
+absl::Status Run(const RouterFlags& flags, SignalWaiter* signals) {
   TANDEM_ASSIGN_OR_RETURN(ServedModel model,
                           ServedModel::Load(flags.model, flags.served_model_name));
   if (flags.max_model_len < 0 || flags.max_model_len > model.config.MaxModelLen()) {
@@ -258,9 +153,9 @@ absl::Status Run(const Flags& flags, SignalWaiter* signals) {
 int Main(int argc, char** argv) {
   KeepFewHeaps();
   SignalWaiter signals;
-  Flags flags;
-  FlagSet set("tandem_router", "Takes requests and sends each to a decode and a prefill worker.");
-  AddFlags(&set, &flags);
+  RouterFlags flags;
+  FlagSet set(kRouterProgram, kRouterSummary);
+  AddRouterFlags(&set, &flags);
   set.AnswerVersion(VersionText(set.program()));
   absl::Status status = set.Parse(argc, argv);
   if (status.ok() && set.HelpRequested()) {

@@ -18,6 +18,7 @@
 #include "fmt/ranges.h"
 #include "yaml-cpp/yaml.h"
 
+#include "common/base/check.h"
 #include "common/base/nearest_name.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
@@ -404,12 +405,15 @@ void FlagSet::AddForeign(const FlagTable& table, std::vector<std::string>* given
 
 void FlagSet::Refuse(const std::string& name, const std::string& why) {
   Flag* flag = impl_->Find(name);
+  TANDEM_CHECK(flag != nullptr, "{} has no flag {} to refuse", impl_->program, name);
   flag->hidden = true;
   flag->set = [why](const std::string&) { return absl::InvalidArgumentError(why); };
 }
 
 void FlagSet::SetEnvironment(const std::string& name, const std::string& variable) {
-  impl_->Find(name)->info.environment = variable;
+  Flag* flag = impl_->Find(name);
+  TANDEM_CHECK(flag != nullptr, "{} has no flag {}", impl_->program, name);
+  flag->info.environment = variable;
 }
 
 void FlagSet::AnswerVersion(const std::string& text) {
