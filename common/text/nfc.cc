@@ -194,14 +194,14 @@ constexpr unsigned char kFirstLeadByteOfU0300 = 0xCC;
 }  // namespace
 
 bool IsSurelyNfc(std::string_view text) {
-  const Tables& tables = Tables::Get();
   for (size_t pos = 0; pos < text.size();) {
     const auto lead = static_cast<unsigned char>(text[pos]);
     if (lead < kFirstLeadByteOfU0300) {
       pos += lead < 0x80 ? 1 : 2;
       continue;
     }
-    if (tables.NeedsWork(NextCodePoint(text, &pos))) return false;
+    // Not before: to make the tables takes milliseconds, which Latin text need not wait for.
+    if (Tables::Get().NeedsWork(NextCodePoint(text, &pos))) return false;
   }
   return true;
 }

@@ -112,12 +112,12 @@ class GenerateCall : public DecodeCall,
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> GrpcDecodeClient::ChannelFor(const Route& route) {
-  absl::MutexLock lock(&mutex_);
-  Peer& peer = peers_[route.decode.id];
-  if (peer.channel == nullptr || peer.incarnation != route.incarnation) {
-    peer = {route.incarnation,
-            MakeChannel(route.decode.address, *credentials_, {kDecodeRole, route.decode.id})};
+std::shared_ptr<grpc::Channel> GrpcDecodeClient::ChannelFor(const std::string& id,
+                                                            uint64_t incarnation,
+                                                            const std::string& address) {
+  Peer& peer = peers_[id];
+  if (peer.channel == nullptr || peer.incarnation != incarnation) {
+    peer = {incarnation, MakeChannel(address, *credentials_, {kDecodeRole, id})};
   }
   return peer.channel;
 }
@@ -125,7 +125,12 @@ std::shared_ptr<grpc::Channel> GrpcDecodeClient::ChannelFor(const Route& route) 
 std::shared_ptr<DecodeCall> GrpcDecodeClient::Start(const Route& route, const Request& request,
                                                     std::span<const int32_t> generated,
                                                     std::shared_ptr<DecodeHandler> handler) {
-  auto call = std::make_shared<GenerateCall>(ChannelFor(route), std::move(handler));
+  std::shared_ptr<grpc::Channel> channel;
+  {
+    absl::MutexLock lock(&mutex_);
+    channel = ChannelFor(route.decode.id, route.incarnation, route.decode.address);
+  }
+  auto call = std::make_shared<GenerateCall>(std::move(channel), std::move(handler));
   call->Launch(route, request, generated);
   return call;
 }
@@ -136,6 +141,12 @@ void GrpcDecodeClient::Keep(const ClusterView& view) {
     const WorkerView* worker = view.Find(peer.first);
     return worker == nullptr || worker->identity->incarnation != peer.second.incarnation;
   });
+  // So that no request waits for the connection and the proof of who is at its other end.
+  for (const WorkerView& worker : view.workers) {
+    if (worker.prefills()) continue;
+    const WorkerIdentity& who = *worker.identity;
+    ChannelFor(who.id, who.incarnation, who.address)->GetState(/*try_to_connect=*/true);
+  }
 }
 
 }  // namespace tandem::router

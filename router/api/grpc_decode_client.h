@@ -27,7 +27,7 @@ class GrpcDecodeClient : public DecodeClient {
   std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
                                     std::span<const int32_t> generated,
                                     std::shared_ptr<DecodeHandler> handler) override;
-  // Drops the channels of workers that are not in `view`.
+  // Drops the channels of workers that are not in `view`, and dials those that are new.
   void Keep(const ClusterView& view) override;
 
  private:
@@ -35,7 +35,9 @@ class GrpcDecodeClient : public DecodeClient {
     uint64_t incarnation;
     std::shared_ptr<grpc::Channel> channel;
   };
-  std::shared_ptr<grpc::Channel> ChannelFor(const Route& route);
+  std::shared_ptr<grpc::Channel> ChannelFor(const std::string& id, uint64_t incarnation,
+                                            const std::string& address)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::shared_ptr<const ClusterCredentials> credentials_;
   absl::Mutex mutex_;
