@@ -10,6 +10,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
+#include "common/config/bytes.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/model/decoder.h"
 #include "engine/model/shared_weights.h"
@@ -122,7 +123,7 @@ absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout&
   const size_t bytes = static_cast<size_t>(options->kv_cache_memory_bytes);
   if (const size_t available = device.AvailableMemory(); bytes > available) {
     return ResourceExhausted("a KV pool of {} (--kv-cache-memory-bytes) does not fit: {} available",
-                             SizeText(bytes), SizeText(available));
+                             FormatBytes(bytes), FormatBytes(available));
   }
   return PlanPool(layout, bytes, options->max_model_len, limit,
                   fmt::format("give --kv-cache-memory-bytes={}", sequence_bytes));
@@ -140,7 +141,8 @@ absl::Status CheckWeightMemory(const ModelConfig& config, const Device& device,
   const size_t available = device.AvailableMemory() + SharedWeightsSize(options.shared_weights);
   if (needed <= available) return absl::OkStatus();
   return ResourceExhausted("{}: weights in {} take {}, of which {} is available{}",
-                           options.model_dir, options.dtype, SizeText(needed), SizeText(available),
+                           options.model_dir, options.dtype, FormatBytes(needed),
+                           FormatBytes(available),
                            options.dtype == "float32" ? "; --dtype=bfloat16 takes half" : "");
 }
 
@@ -234,9 +236,9 @@ class LoadedEngine final : public Engine {
     options_.kv_cache_memory_bytes =
         static_cast<int64_t>(static_cast<size_t>(plan.num_blocks) * region_.layout.BlockBytes());
     spdlog::info("memory of {}: {} in use before, weights {}, workspaces {}, KV pool {}",
-                 SizeText(memory.total), SizeText(memory.used_before), SizeText(memory.weights),
-                 SizeText(memory.workspace),
-                 SizeText(static_cast<size_t>(options_.kv_cache_memory_bytes)));
+                 FormatBytes(memory.total), FormatBytes(memory.used_before),
+                 FormatBytes(memory.weights), FormatBytes(memory.workspace),
+                 FormatBytes(options_.kv_cache_memory_bytes));
     return AllocatePool(plan);
   }
 
@@ -273,8 +275,8 @@ class LoadedEngine final : public Engine {
         "that length at once",
         options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
         static_cast<double>(config_.NumParameters()) / 1e6, model_digest(), options_.dtype,
-        backend_->device().Describe(), SizeText(decoder_->weights().PackedBytes()),
-        SizeText(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
+        backend_->device().Describe(), FormatBytes(decoder_->weights().PackedBytes()),
+        FormatBytes(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
         region_.layout.BytesPerToken(), options_.max_model_len,
         static_cast<double>(tokens) / options_.max_model_len);
   }
@@ -308,8 +310,7 @@ class LoadedEngine final : public Engine {
       spdlog::warn(
           "sequences are cut to {} tokens, of the {} that the model allows: the KV pool of {} "
           "holds no more; --kv-cache-memory-bytes={} would",
-          plan.max_model_len, config_.MaxModelLen(),
-          SizeText(static_cast<size_t>(options_.kv_cache_memory_bytes)),
+          plan.max_model_len, config_.MaxModelLen(), FormatBytes(options_.kv_cache_memory_bytes),
           static_cast<size_t>(region_.layout.BlocksFor(config_.MaxModelLen())) *
               region_.layout.BlockBytes());
     }

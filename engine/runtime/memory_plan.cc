@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "common/base/status.h"
+#include "common/config/bytes.h"
 
 namespace tandem::engine {
 namespace {
@@ -23,8 +24,8 @@ size_t FreeOf(const DeviceMemory& m) { return m.total - std::min(m.total, m.used
 
 std::string Figures(const DeviceMemory& m) {
   return fmt::format("of the card's {}, {} were in use before, weights take {} and workspaces {}",
-                     SizeText(m.total), SizeText(m.used_before), SizeText(m.weights),
-                     SizeText(m.workspace));
+                     FormatBytes(m.total), FormatBytes(m.used_before), FormatBytes(m.weights),
+                     FormatBytes(m.workspace));
 }
 
 // What would make room for a pool of `pool_wanted` bytes.
@@ -46,14 +47,6 @@ std::string Remedy(const DeviceMemory& m, size_t pool_wanted) {
 }
 
 }  // namespace
-
-std::string SizeText(size_t bytes) {
-  constexpr double kKiB = 1024;
-  const double b = static_cast<double>(bytes);
-  if (b >= kKiB * kKiB * kKiB) return fmt::format("{:.2f} GiB", b / (kKiB * kKiB * kKiB));
-  if (b >= kKiB * kKiB) return fmt::format("{:.1f} MiB", b / (kKiB * kKiB));
-  return fmt::format("{:.1f} KiB", b / kKiB);
-}
 
 absl::StatusOr<PoolPlan> PlanPool(const KvLayout& layout, size_t bytes, int max_model_len,
                                   int limit, const std::string& remedy) {
@@ -77,8 +70,8 @@ absl::StatusOr<PoolPlan> PlanPool(const KvLayout& layout, size_t bytes, int max_
     return InvalidArgument(
         "--max-model-len={} does not fit the KV pool of {} ({} blocks of {} tokens, {} a token); "
         "the largest that would fit is {}, or {}",
-        max_model_len, SizeText(blocks * block_bytes), blocks, block_size,
-        SizeText(layout.BytesPerToken()), fits, remedy);
+        max_model_len, FormatBytes(blocks * block_bytes), blocks, block_size,
+        FormatBytes(layout.BytesPerToken()), fits, remedy);
   }
   return PoolPlan{static_cast<int>(blocks),
                   max_model_len > 0 ? max_model_len : static_cast<int>(fits)};
@@ -92,8 +85,8 @@ absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemo
   if (memory.pool != 0) {
     if (model + memory.pool > free) {
       return ResourceExhausted("--kv-cache-memory-bytes={} ({}) does not fit: {}, which leaves {}",
-                               memory.pool, SizeText(memory.pool), Figures(memory),
-                               SizeText(free - std::min(free, model)));
+                               memory.pool, FormatBytes(memory.pool), Figures(memory),
+                               FormatBytes(free - std::min(free, model)));
     }
     return PlanPool(layout, memory.pool, max_model_len, limit, Remedy(memory, least));
   }
@@ -102,14 +95,14 @@ absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemo
     return ResourceExhausted(
         "other processes use {} of the card's {}: {} are free, and --gpu-memory-utilization={:.2f} "
         "wants {}. End them (nvidia-smi shows them), or give --gpu-memory-utilization={:.2f}",
-        SizeText(memory.used_before), SizeText(memory.total), SizeText(free), memory.utilization,
-        SizeText(budget), std::floor(ShareOf(memory, free) * 100) / 100);
+        FormatBytes(memory.used_before), FormatBytes(memory.total), FormatBytes(free),
+        memory.utilization, FormatBytes(budget), std::floor(ShareOf(memory, free) * 100) / 100);
   }
   budget = std::min(budget, free);
   if (budget < model + layout.BlockBytes()) {
     return ResourceExhausted(
         "no room for a KV pool: {}, and --gpu-memory-utilization={:.2f} allows {} in all: {}",
-        Figures(memory), memory.utilization, SizeText(budget), Remedy(memory, least));
+        Figures(memory), memory.utilization, FormatBytes(budget), Remedy(memory, least));
   }
   return PlanPool(layout, budget - model, max_model_len, limit, Remedy(memory, least));
 }

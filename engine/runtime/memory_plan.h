@@ -10,9 +10,6 @@
 
 namespace tandem::engine {
 
-// "3.59 GiB", "12.0 MiB" or "1.5 KiB".
-std::string SizeText(size_t bytes);
-
 struct PoolPlan {
   int num_blocks = 0;
   int max_model_len = 0;  // tokens

@@ -30,9 +30,6 @@ DeviceMemory Card() {
 std::string ErrorOf(const absl::StatusOr<PoolPlan>& plan) { return plan.status().ToString(); }
 
 TEST(MemoryPlanTest, Sizes) {
-  EXPECT_EQ(SizeText(1536), "1.5 KiB");
-  EXPECT_EQ(SizeText(12 * kMiB), "12.0 MiB");
-  EXPECT_EQ(SizeText(3 * kGiB + kGiB / 2), "3.50 GiB");
   EXPECT_EQ(Qwen15().BytesPerToken(), 512u * 1024);
   EXPECT_EQ(Qwen25().BytesPerToken(), 57344u);
 }
@@ -63,7 +60,7 @@ TEST(MemoryPlanTest, ALengthThatDoesNotFitIsRefusedWithTheLargestThatDoes) {
   const auto plan = PlanDevicePool(Qwen15(), memory, 32768, 32768);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(ErrorOf(plan),
-              AllOf(HasSubstr("--max-model-len=32768 does not fit"), HasSubstr("512.0 KiB a token"),
+              AllOf(HasSubstr("--max-model-len=32768 does not fit"), HasSubstr("512 KiB a token"),
                     HasSubstr("the largest that would fit is 7344"),
                     HasSubstr("lower --max-num-batched-tokens")));
   const auto fits = PlanDevicePool(Qwen15(), memory, 7344, 32768);
@@ -92,11 +89,10 @@ TEST(MemoryPlanTest, ACardThatOthersFillIsRefusedWithAllFigures) {
   memory.used_before = 4 * kGiB;
   auto plan = PlanDevicePool(Qwen25(), memory, 0, 131072);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(ErrorOf(plan),
-              AllOf(HasSubstr("other processes use 4.00 GiB of the card's 24.00 GiB"),
-                    HasSubstr("20.00 GiB are free"),
-                    HasSubstr("--gpu-memory-utilization=0.90 wants 21.60 GiB"),
-                    HasSubstr("or give --gpu-memory-utilization=0.83")));
+  EXPECT_THAT(ErrorOf(plan), AllOf(HasSubstr("other processes use 4.0 GiB of the card's 24.0 GiB"),
+                                   HasSubstr("20.0 GiB are free"),
+                                   HasSubstr("--gpu-memory-utilization=0.90 wants 21.6 GiB"),
+                                   HasSubstr("or give --gpu-memory-utilization=0.83")));
   memory.utilization = 0.83;
   EXPECT_OK(PlanDevicePool(Qwen25(), memory, 0, 131072));
   // What is free would not do in any case.
@@ -104,9 +100,9 @@ TEST(MemoryPlanTest, ACardThatOthersFillIsRefusedWithAllFigures) {
   memory.utilization = 0.25;
   plan = PlanDevicePool(Qwen25(), memory, 0, 131072);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(ErrorOf(plan), AllOf(HasSubstr("of the card's 24.00 GiB, 18.00 GiB were in use"),
-                                   HasSubstr("weights take 14.16 GiB and workspaces 1.00 GiB"),
-                                   HasSubstr("--gpu-memory-utilization=0.25 allows 6.00 GiB"),
+  EXPECT_THAT(ErrorOf(plan), AllOf(HasSubstr("of the card's 24.0 GiB, 18.0 GiB were in use"),
+                                   HasSubstr("weights take 14.2 GiB and workspaces 1.0 GiB"),
+                                   HasSubstr("--gpu-memory-utilization=0.25 allows 6.0 GiB"),
                                    HasSubstr("end the other processes on the card")));
   // Alone on the card a model that is too large has nobody to blame.
   memory = Card();
@@ -153,8 +149,8 @@ TEST(MemoryPlanTest, APoolOfAGivenSizeOverridesTheUtilization) {
   const auto refused = PlanDevicePool(Qwen25(), memory, 0, 131072);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(ErrorOf(refused),
-              AllOf(HasSubstr("--kv-cache-memory-bytes=10737418240 (10.00 GiB) does not fit"),
-                    HasSubstr("which leaves 8.35 GiB")));
+              AllOf(HasSubstr("--kv-cache-memory-bytes=10737418240 (10.0 GiB) does not fit"),
+                    HasSubstr("which leaves 8.4 GiB")));
 }
 
 TEST(MemoryPlanTest, APoolOfHostMemory) {
