@@ -5,6 +5,7 @@
 
 #include "cli/inference_client.h"
 #include "cli/table.h"
+#include "common/config/bytes.h"
 #include "common/rpc/token_wire.h"
 
 namespace tandem::cli {
@@ -92,17 +93,20 @@ std::string JsonLine(const ordered_json& json) {
 std::string DescribeCost(const Answer& answer) {
   const v1::Usage& usage = answer.whole.usage();
   const v1::Timing& timing = answer.whole.timing();
-  std::string figures =
-      fmt::format("{} prompt tokens ({} cached), {} generated, TTFT {:.1f} ms, {:.1f} tok/s",
-                  usage.prompt_tokens(), usage.cached_tokens(), usage.completion_tokens(),
-                  answer.TtftMs(), answer.TokensPerSecond());
+  const double rate = answer.TokensPerSecond();
+  std::string figures = fmt::format(
+      "{} prompt tokens ({} cached), {} generated, TTFT {:.1f} ms{}", usage.prompt_tokens(),
+      usage.cached_tokens(), usage.completion_tokens(), answer.TtftMs(),
+      rate > 0 ? fmt::format(", {:.1f} tok/s", rate) : "");  // one token has none
   if (usage.drafted_tokens() > 0) {
     figures += fmt::format(", {} of {} drafted tokens accepted", usage.accepted_tokens(),
                            usage.drafted_tokens());
   }
   if (!answer.whole.has_timing()) return fmt::format("[stopped: {}, at the client]", figures);
-  return fmt::format("[{}, {} -> {}, {} KV bytes by {}]", figures, OrDash(timing.prefill_worker()),
-                     OrDash(timing.decode_worker()), timing.kv_bytes(), OrDash(timing.transport()));
+  return fmt::format("[{}, {} -> {}, {} of KV by {}]", figures, OrDash(timing.prefill_worker()),
+                     OrDash(timing.decode_worker()),
+                     FormatBytes(static_cast<int64_t>(timing.kv_bytes())),
+                     OrDash(timing.transport()));
 }
 
 std::string RenderTurnTable(const std::vector<Answer>& answers) {

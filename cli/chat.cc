@@ -15,6 +15,7 @@
 #include "cli/line_editor.h"
 #include "cli/reading_line.h"
 #include "cli/sampling_flags.h"
+#include "cli/terminal.h"
 #include "cli/units.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
@@ -128,11 +129,14 @@ class Conversation {
   void DropOldest(int turns) { DropOldest(turns, &request_); }
 
   void PrintStats() const {
-    for (const Answer& answer : answers_) fmt::print("{}\n", DescribeCost(answer));
+    for (const Answer& answer : answers_) PrintCost(answer);
   }
   void PrintTable() const { fmt::print("\n{}", RenderTurnTable(answers_)); }
 
  private:
+  static void PrintCost(const Answer& answer) {
+    fmt::print("{}\n", WrappedFor(STDOUT_FILENO, DescribeCost(answer)));
+  }
   void Append(const std::string& role, const std::string& content) {
     v1::ChatMessage* message = request_.add_messages();
     message->set_role(role);
@@ -151,7 +155,7 @@ class Conversation {
       out.update(AnswerJson(answer));
       fmt::print("{}\n", JsonLine(out));
     } else if (flags_.stats) {
-      fmt::print("{}\n", DescribeCost(answer));
+      PrintCost(answer);
     }
     std::fflush(stdout);
   }

@@ -6,7 +6,6 @@
 
 #include "cli/terminal.h"
 #include "common/base/status.h"
-#include "common/base/wrap_words.h"
 #include "common/rpc/status.h"
 
 namespace tandem::cli {
@@ -25,9 +24,7 @@ std::string Unreachable(const std::string& server, const absl::Status& status) {
 }  // namespace
 
 void Complain(const std::string& text) {
-  const bool wrap = IsTerminal(STDERR_FILENO);
-  fmt::print(stderr, "{}\n",
-             wrap ? WrapWords(text, static_cast<size_t>(TerminalWidth(STDERR_FILENO)), 0) : text);
+  fmt::print(stderr, "{}\n", WrappedFor(STDERR_FILENO, text));
 }
 
 std::optional<int> ParseOrExit(FlagSet* flags, const Arguments& arguments) {

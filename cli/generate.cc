@@ -149,10 +149,11 @@ int RunGenerate(const Arguments& arguments) {
   const bool only_ids = request->has_token_ids() && whole.text().empty();
   if (!flags.json && only_ids) fmt::print("{}", TokenIdsText(whole));
   if (!flags.json && !(whole.text().empty() && whole.token_ids().empty())) fmt::print("\n");
+  std::fflush(stdout);  // before what stderr says of it
   if (absl::IsCancelled(answer.status) && cancel.TakeCancelled()) return kExitInterrupted;
   if (!answer.ok()) return Fail("generate", answer.status, flags.server);
   if (flags.json) fmt::print("{}\n", JsonLine(AnswerJson(answer)));
-  if (flags.stats) fmt::print(stderr, "{}\n", DescribeCost(answer));
+  if (flags.stats) Complain(DescribeCost(answer));
   return kExitOk;
 }
 

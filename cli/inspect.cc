@@ -127,9 +127,9 @@ void PrintText(const Findings& f) {
                FormatBytes(f.memory));
   } else {
     const int64_t tokens = f.TokensIn(f.memory);
-    fmt::print("fits              {} tokens of KV in {} beside the weights: {} sequences of {}\n",
-               CountText(tokens), FormatBytes(f.memory),
-               CountText(tokens / std::max(1, c.MaxModelLen())), CountText(c.MaxModelLen()));
+    fmt::print("fits              {} tokens of KV in {}: {} sequences of {}\n", CountText(tokens),
+               FormatBytes(f.memory), CountText(tokens / std::max(1, c.MaxModelLen())),
+               CountText(c.MaxModelLen()));
   }
   for (const int gigabytes : kCardGigabytes) {
     const int64_t tokens = f.TokensOnCard(gigabytes);

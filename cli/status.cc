@@ -1,6 +1,7 @@
 // `tandem status`: the workers of a running cluster.
 #include "common/base/status.h"
 
+#include <csignal>
 #include <cstdio>
 #include <unistd.h>
 
@@ -88,9 +89,18 @@ absl::Status Show(const StatusFlags& flags) {
   return absl::OkStatus();
 }
 
+// The terminal has shown the key.
+void EraseCtrlC(int signal) {
+  constexpr char kEraseLine[] = "\r\033[K";
+  [[maybe_unused]] const ssize_t written = write(STDOUT_FILENO, kEraseLine, sizeof(kEraseLine) - 1);
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
+
 // Until the process is ended. A router that is gone for a moment is waited for.
 [[noreturn]] void Watch(const StatusFlags& flags) {
   const bool clear = IsTerminal(STDOUT_FILENO) && !flags.json;
+  if (clear) std::signal(SIGINT, EraseCtrlC);
   while (true) {
     if (clear) fmt::print("\033[H\033[2J");
     std::fflush(stdout);  // or it would wipe away what goes to stderr

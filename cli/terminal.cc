@@ -7,6 +7,8 @@
 
 #include "fmt/format.h"
 
+#include "common/base/wrap_words.h"
+
 namespace tandem::cli {
 namespace {
 
@@ -39,6 +41,10 @@ bool IsTerminal(int fd) { return isatty(fd) == 1; }
 int TerminalWidth(int fd) {
   winsize size = {};
   return ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : kDefaultWidth;
+}
+
+std::string WrappedFor(int fd, const std::string& text) {
+  return IsTerminal(fd) ? WrapWords(text, static_cast<size_t>(TerminalWidth(fd)), 0) : text;
 }
 
 bool WantsColour(int fd) {

@@ -8,6 +8,8 @@ namespace tandem::cli {
 bool IsTerminal(int fd);
 // Columns of the terminal at `fd`; 80 where it does not say. Not of a pipe: nothing is cut there.
 int TerminalWidth(int fd);
+// For the terminal at `fd` in lines that end between words; as it stands for anything else.
+std::string WrappedFor(int fd, const std::string& text);
 // Whether colours are welcome: a terminal that has them, and no NO_COLOR in the environment
 // (no-color.org).
 bool WantsColour(int fd);

@@ -312,5 +312,16 @@ TEST_F(Terminal, AWatchThatReachesNobodySaysSoBetweenWords) {
       << watch.screen().Text();
 }
 
+TEST_F(Terminal, CtrlCEndsAWatchAndIsNotLeftOnTheLine) {
+  PtyProcess watch({BinaryPath("tandem"), "status", "--watch", "--server", "127.0.0.1:1",
+                    "--internal", "127.0.0.1:1"},
+                   {"TANDEM_CLUSTER_SECRET=none"});
+  ASSERT_TRUE(watch.WaitFor("Ctrl-C ends", kPatience)) << watch.screen().Text();
+  watch.Type(kCtrlC);
+  EXPECT_EQ(watch.Wait(kPatience), 128 + SIGINT);
+  EXPECT_THAT(watch.screen().Text(), Not(HasSubstr("^C")));
+  EXPECT_EQ(watch.screen().cursor_column(), 0);
+}
+
 }  // namespace
 }  // namespace tandem
