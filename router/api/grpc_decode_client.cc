@@ -118,6 +118,7 @@ std::shared_ptr<grpc::Channel> GrpcDecodeClient::ChannelFor(const std::string& i
   Peer& peer = peers_[id];
   if (peer.channel == nullptr || peer.incarnation != incarnation) {
     peer = {incarnation, MakeChannel(address, *credentials_, {kDecodeRole, id})};
+    peer.channel->GetState(/*try_to_connect=*/true);
   }
   return peer.channel;
 }
@@ -143,9 +144,8 @@ void GrpcDecodeClient::Keep(const ClusterView& view) {
   });
   // So that no request waits for the connection and the proof of who is at its other end.
   for (const WorkerView& worker : view.workers) {
-    if (worker.prefills()) continue;
     const WorkerIdentity& who = *worker.identity;
-    ChannelFor(who.id, who.incarnation, who.address)->GetState(/*try_to_connect=*/true);
+    if (!worker.prefills()) ChannelFor(who.id, who.incarnation, who.address);
   }
 }
 
