@@ -1,6 +1,6 @@
-// What a program says about its flags: the source of its help, of the answer to --list-flags (from
-// which `tandem up`, shell completion and docs/flags.md learn) and of nothing else that could
-// differ from it.
+// What a program says about its flags: the source of its help, of what `tandem up` hands on to it,
+// of the answer to --list-flags (from which shell completion and docs/flags.md are made) and of
+// nothing else that could differ from it.
 #pragma once
 
 #include <string>

@@ -17,8 +17,7 @@
 // and what is accepted.
 //
 // Every program also answers --list-flags (in no help text) with its FlagTable as JSON, from which
-// `tandem up` learns who takes which flag: the program that will be started is the only one that
-// knows its own flags for certain. Not thread-safe; used at start only.
+// shell completion and docs/flags.md are made. Not thread-safe; used at start only.
 #pragma once
 
 #include <cstdint>

