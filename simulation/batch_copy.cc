@@ -9,7 +9,9 @@ BatchCopy::BatchCopy(const Batch& batch) : batch_(batch), memory_(batch.items.si
     memory.tokens.reserve(item.tokens.size() + 1);
     memory.tokens.assign(item.tokens.begin(), item.tokens.end());
     memory.blocks.assign(item.block_table.begin(), item.block_table.end());
+    memory.draft.assign(item.draft.begin(), item.draft.end());
     item.tokens = memory.tokens;
+    item.draft = memory.draft;
     item.block_table = memory.blocks;
     if (item.sampling == nullptr) continue;
     memory.sampling = *item.sampling;

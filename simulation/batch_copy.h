@@ -20,6 +20,7 @@ class BatchCopy {
  private:
   struct Memory {
     std::vector<int32_t> tokens;  // with room for the pending one
+    std::vector<int32_t> draft;
     std::vector<int32_t> blocks;
     SamplingParams sampling;
   };

@@ -137,7 +137,13 @@ absl::Status FakeModelRunner::CheckItem(const BatchItem& item) const {
       return InvalidArgument("block {} is outside the pool of {}", block, region_.num_blocks);
     }
   }
-  for (int32_t token : item.tokens) {
+  if (!item.draft.empty() && (item.sampling == nullptr || item.pending.step != 0 ||
+                              item.num_tokens <= std::ssize(item.draft))) {
+    return InvalidArgument("a draft of {} tokens in a run of {}", item.draft.size(),
+                           item.num_tokens);
+  }
+  for (int p = 0; p < std::ssize(item.tokens) + std::ssize(item.draft); ++p) {
+    const int32_t token = item.At(p);
     if (token < 0 || token >= options_.vocab_size) {
       return InvalidArgument("token {} is outside the vocabulary of {}", token,
                              options_.vocab_size);
@@ -194,7 +200,9 @@ absl::StatusOr<LaunchedStep> FakeModelRunner::Launch(const Batch& batch) {
   TANDEM_RETURN_IF_ERROR(Check(batch));
   Step& step = in_flight_.emplace_back(Step{++last_launched_, BatchCopy(batch), {}});
   last_draws_.clear();
-  for (const BatchItem& item : batch.items) last_draws_.push_back(item.sampling != nullptr);
+  for (const BatchItem& item : batch.items) {
+    last_draws_.push_back(item.sampling != nullptr && item.draft.empty());
+  }
   LaunchedStep launched{.id = step.id};
   for (int i = 0; batch.wants_layer_events && i < region_.layout.num_layers; ++i) {
     launched.layer_ready.push_back(step.layer_ready.emplace_back(std::make_shared<HostEvent>()));
@@ -252,7 +260,7 @@ void FakeModelRunner::ComputeKv(const Step& step) {
       const BatchItem& item = batch.items[i];
       for (int p = item.start; p < item.start + item.num_tokens; ++p) {
         const uint64_t before = broken[i] ? kBrokenRow : Row(item, layer, p - 1);
-        const uint64_t row = NextRow(before, layer, p, item.tokens[static_cast<size_t>(p)]);
+        const uint64_t row = NextRow(before, layer, p, item.At(p));
         std::byte* block =
             region_.Block(layer, item.block_table[static_cast<size_t>(p / layout.block_size)]);
         std::memcpy(block + static_cast<size_t>(p % layout.block_size) * row_bytes, &row,
@@ -261,6 +269,13 @@ void FakeModelRunner::ComputeKv(const Step& step) {
     }
     if (!step.layer_ready.empty()) step.layer_ready[static_cast<size_t>(layer)]->Set();
   }
+}
+
+TokenLogprob FakeModelRunner::DrawBehind(const BatchItem& item, int length) const {
+  const uint64_t history = HistoryHash(item, length);
+  const int32_t token =
+      Draw(history, *item.sampling, length, length - item.prompt_length, options_.vocab_size);
+  return MakeLogprob(token, history, item.sampling->logprobs, options_.vocab_size);
 }
 
 StepOutput FakeModelRunner::Sample(const Batch& batch) const {
@@ -277,13 +292,15 @@ StepOutput FakeModelRunner::Sample(const Batch& batch) const {
     }
     if (item.sampling == nullptr) continue;
     if (options_.item_status) result.status = options_.item_status(item);
-    if (Row(item, 0, length - 1) == kBrokenRow) result.status = Internal("no numbers came out");
+    const int known = length - static_cast<int>(item.draft.size());
+    if (Row(item, 0, known - 1) == kBrokenRow) result.status = Internal("no numbers came out");
     if (!result.status.ok()) continue;
-    const uint64_t history = HistoryHash(item, length);
-    const int32_t token =
-        Draw(history, *item.sampling, length, length - item.prompt_length, options_.vocab_size);
     result.has_token = true;
-    result.token = MakeLogprob(token, history, item.sampling->logprobs, options_.vocab_size);
+    result.token = DrawBehind(item, known);
+    int32_t last = result.token.token;
+    for (int p = known; p < length && item.At(p) == last; ++p) {
+      last = result.further.emplace_back(DrawBehind(item, p + 1)).token;
+    }
   }
   return out;
 }

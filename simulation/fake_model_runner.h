@@ -82,6 +82,8 @@ class FakeModelRunner : public ModelRunner {
   absl::StatusOr<StepOutput> Compute(Step* step);
   void ComputeKv(const Step& step);
   StepOutput Sample(const Batch& batch) const;
+  // The token behind the item's first `length`.
+  TokenLogprob DrawBehind(const BatchItem& item, int length) const;
   absl::Status CheckItem(const BatchItem& item) const;
   absl::Status Check(const Batch& batch) const;
   uint64_t Row(const BatchItem& item, int layer, int position) const;

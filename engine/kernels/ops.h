@@ -175,7 +175,7 @@ inline constexpr float kGreedyTemperature = 1e-5f;
 // Draws follow the order of steps of engine/runtime/sampler.h, with random numbers that are a
 // function of (seed, position) alone: equal logits give equal tokens on every device.
 struct DrawSpec {
-  int32_t item = 0;           // whose token is drawn
+  int32_t item = 0;           // whose token is drawn; -1: no later step takes it
   int32_t scored = -1;        // >= 0: nothing is drawn, this token is scored
   int32_t alternatives = -1;  // how many log probabilities are wanted besides the token's; -1: none
   int32_t position = 0;       // of the token to draw
@@ -218,8 +218,8 @@ struct SampleArgs {
   const DrawSpec* specs = nullptr;        // [count]
   const int32_t* token_lists = nullptr;   // what the specs point into
   const int32_t* drawn_before = nullptr;  // [items of the step before]: values of pending ids
-  int32_t* drawn = nullptr;               // out: [spec.item]; 0 where nothing could be drawn
-  DrawResult* results = nullptr;          // out: [count]
+  int32_t* drawn = nullptr;       // out: [spec.item] where >= 0; 0 where nothing could be drawn
+  DrawResult* results = nullptr;  // out: [count]
 };
 
 // The ops of one device, made for one model. Not thread-safe; serves one stream.

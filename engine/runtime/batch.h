@@ -46,9 +46,21 @@ struct BatchItem {
   // Where the step is not 0, the sequence has one token more than `tokens`: this one. It is the
   // run's last. The step is the one launched just before this batch, and the item draws a token.
   DrawnToken pending;
+  // Tokens that are guessed to follow `tokens`: they end the run, which computes at least one token
+  // before them. A token is drawn in front of each of them and behind the last, and what comes of
+  // it is ItemOutput::further. Not together with a pending token, nor can the token of this item be
+  // pending in the next batch: nobody knows yet where it stands.
+  std::span<const int32_t> draft;
 
-  // Tokens of the sequence, the pending one included.
-  int length() const { return static_cast<int>(tokens.size()) + (pending.step != 0 ? 1 : 0); }
+  // Tokens of the sequence, the pending one and the draft included.
+  int length() const {
+    return static_cast<int>(tokens.size() + draft.size()) + (pending.step != 0 ? 1 : 0);
+  }
+  // The token at `position`, which is not the pending one.
+  int32_t At(int position) const {
+    const size_t p = static_cast<size_t>(position);
+    return p < tokens.size() ? tokens[p] : draft[p - tokens.size()];
+  }
 };
 
 struct Batch {
@@ -70,6 +82,10 @@ struct ItemOutput {
   absl::Status status;
   bool has_token = false;
   TokenLogprob token;  // logprob and top only where asked for
+  // What follows it as far as the draft was right: further[i] was drawn behind the draft's first
+  // i + 1 tokens, each of which was drawn itself. The KV of these is that of the sequence; what was
+  // written for the rest of the draft is to be written again.
+  std::vector<TokenLogprob> further;
   // prompt_logprobs[i] belongs to prompt position start + 1 + i.
   std::vector<TokenLogprob> prompt_logprobs;
 };

@@ -12,6 +12,19 @@
 #include "engine/runtime/sampler.h"
 
 namespace tandem::engine {
+namespace {
+
+// Whether the draft's first `drafted` tokens were drawn, so that the token drawn behind them
+// counts.
+bool FollowsDraft(const ItemOutput& item, int drafted, int32_t last_drafted) {
+  if (drafted == 0) return true;
+  if (!item.has_token || std::ssize(item.further) + 1 < drafted) return false;
+  const TokenLogprob& drawn = drafted == 1 ? item.token : item.further.back();
+  return drawn.token == last_drafted;
+}
+
+}  // namespace
+
 DecoderLimits DecoderRunner::LimitsOf(const Options& options) {
   return {options.max_num_batched_tokens, options.max_num_seqs, options.max_logit_rows};
 }
@@ -66,11 +79,10 @@ DecoderRunner::~DecoderRunner() {
 
 absl::Status DecoderRunner::CheckTokens(const BatchItem& item, size_t index) const {
   const int end = item.start + item.num_tokens;
-  const int known =
-      static_cast<int>(std::min<size_t>(item.tokens.size(), static_cast<size_t>(end)));
+  const int known = std::min(item.length() - (item.pending.step != 0 ? 1 : 0), end);
   const int vocab = decoder_->config().vocab_size;
   for (int i = item.start; i < known; ++i) {
-    const int32_t id = item.tokens[static_cast<size_t>(i)];
+    const int32_t id = item.At(i);
     if (id < 0 || id >= vocab) {
       return InvalidArgument("token id {} at position {} is outside of the vocabulary of {}", id, i,
                              vocab);
@@ -82,6 +94,18 @@ absl::Status DecoderRunner::CheckTokens(const BatchItem& item, size_t index) con
       item.length() != end) {
     return InvalidArgument("batch item {}: item {} of step {} does not draw the token that ends it",
                            index, item.pending.item, item.pending.step);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderRunner::CheckDraft(const BatchItem& item, size_t index) const {
+  if (item.draft.empty()) return absl::OkStatus();
+  if (item.sampling == nullptr || item.pending.step != 0 ||
+      static_cast<size_t>(item.num_tokens) <= item.draft.size()) {
+    return InvalidArgument(
+        "batch item {}: a draft of {} tokens needs a token before it in the run of {}, a draw, and "
+        "no pending token",
+        index, item.draft.size(), item.num_tokens);
   }
   return absl::OkStatus();
 }
@@ -118,6 +142,7 @@ absl::Status DecoderRunner::CheckItem(const BatchItem& item, size_t index) const
         "token that follows the chunk",
         index, end, item.prompt_length);
   }
+  TANDEM_RETURN_IF_ERROR(CheckDraft(item, index));
   return CheckTokens(item, index);
 }
 
@@ -154,7 +179,9 @@ absl::StatusOr<LaunchedStep> DecoderRunner::Launch(const Batch& batch) {
     launched.layer_ready.push_back(step->layer_ready.emplace_back(device_->NewEvent()));
   }
   last_draws_.clear();
-  for (const BatchItem& item : batch.items) last_draws_.push_back(item.sampling != nullptr);
+  for (const BatchItem& item : batch.items) {
+    last_draws_.push_back(item.sampling != nullptr && item.draft.empty());
+  }
   in_flight_.push_back(step);
   if (device_->asynchronous()) Enqueue(step);
   return launched;
@@ -271,6 +298,9 @@ absl::StatusOr<StepOutput> DecoderRunner::Collect(StepId id) {
 StepOutput DecoderRunner::ReadResults(const Step& step) const {
   const StepInput& input = step.input;
   const DrawResult* results = step.results.as<DrawResult>();
+  const StepView host = input.host();
+  const int32_t* ids = host.batch.token_ids;
+  const int32_t* rows = host.logit_rows;
   StepOutput output;
   output.items.resize(static_cast<size_t>(input.num_items()));
   for (int i = 0; i < input.num_items(); ++i) {
@@ -284,11 +314,14 @@ StepOutput DecoderRunner::ReadResults(const Step& step) const {
   for (size_t i = 0; i < input.wanted().size(); ++i) {
     const WantedLogits& wanted = input.wanted()[i];
     ItemOutput& item = output.items[static_cast<size_t>(wanted.item)];
+    if (!FollowsDraft(item, wanted.drafted, ids[rows[i]])) continue;
     absl::StatusOr<TokenLogprob> result = ReadDraw(results[i], options_.valid_vocab_size);
     item.status.Update(result.status());
     if (!result.ok()) continue;
     if (wanted.prompt_logprob >= 0) {
       item.prompt_logprobs[static_cast<size_t>(wanted.prompt_logprob)] = *std::move(result);
+    } else if (wanted.drafted > 0) {
+      item.further.push_back(*std::move(result));
     } else {
       item.has_token = true;
       item.token = *std::move(result);

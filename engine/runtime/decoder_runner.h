@@ -84,6 +84,7 @@ class DecoderRunner final : public ModelRunner {
   absl::Status Check(const Batch& batch) const;
   absl::Status CheckItem(const BatchItem& item, size_t index) const;
   absl::Status CheckTokens(const BatchItem& item, size_t index) const;
+  absl::Status CheckDraft(const BatchItem& item, size_t index) const;
   // The size to which the batch is padded for a recorded step; 0: it is none that is recorded.
   int RecordedSizeOf(const Batch& batch) const;
   // Gives the stream all of the step's work.

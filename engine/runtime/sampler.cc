@@ -13,13 +13,16 @@ bool HasPenalties(const SamplingParams& p) {
 
 size_t MaxListTokens(const SamplingParams& params, const BatchItem& item) {
   const size_t masked = params.eos_token_ids.size() + params.stop_token_ids.size();
-  return masked + (HasPenalties(params) ? item.tokens.size() + 1 : 0);
+  const size_t history = HasPenalties(params) ? static_cast<size_t>(item.length()) : 0;
+  return (item.draft.size() + 1) * (masked + history);
 }
 
-DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, TokenLists* lists) {
+DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, size_t drafted,
+                      TokenLists* lists) {
+  const int length = item.length() - static_cast<int>(item.draft.size() - drafted);
   DrawSpec spec;
   spec.alternatives = params.logprobs;
-  spec.position = item.length();
+  spec.position = length;
   spec.seed = params.seed;
   spec.temperature = params.temperature;
   spec.top_p = params.top_p;
@@ -29,7 +32,7 @@ DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, Token
   spec.presence_penalty = params.presence_penalty;
   spec.frequency_penalty = params.frequency_penalty;
   spec.masked_begin = lists->size;
-  if (item.length() - item.prompt_length < params.min_tokens) {
+  if (length - item.prompt_length < params.min_tokens) {
     if (!params.ignore_eos) lists->Append(params.eos_token_ids);
     lists->Append(params.stop_token_ids);
   }
@@ -40,6 +43,7 @@ DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, Token
       const int32_t pending[] = {PendingId(item.pending.item)};
       lists->Append(pending);
     }
+    lists->Append(item.draft.first(drafted));
   }
   spec.output_begin = spec.history_begin + item.prompt_length;
   spec.history_end = lists->size;

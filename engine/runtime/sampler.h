@@ -29,12 +29,14 @@ struct TokenLists {
   }
 };
 
-// What MakeDrawSpec appends at most.
+// What the draws of `item`, one more than its draft has tokens, append at most.
 size_t MaxListTokens(const SamplingParams& params, const BatchItem& item);
 
-// How the token after `item`'s last is drawn. Masked tokens and, where a penalty needs them, the
+// How the token behind the first `drafted` tokens of `item`'s draft is drawn: as if there were no
+// others. Masked tokens and, where a penalty needs them, the
 // sequence's tokens are appended to `lists`, which the spec points into.
-DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, TokenLists* lists);
+DrawSpec MakeDrawSpec(const SamplingParams& params, const BatchItem& item, size_t drafted,
+                      TokenLists* lists);
 
 // Internal error if the logits held NaN or +inf, or if every token was masked: never a garbage
 // token. InvalidArgument for a scored token outside of the `valid_vocab` ids.

@@ -64,6 +64,10 @@ int NumScored(const BatchItem& item) {
   return std::max(0, last - item.start);
 }
 
+int NumDrawn(const BatchItem& item) {
+  return item.sampling != nullptr ? static_cast<int>(item.draft.size()) + 1 : 0;
+}
+
 }  // namespace
 
 StepView StepView::At(std::byte* base, const StepShape& shape) {
@@ -107,7 +111,7 @@ void StepInput::Fill(const Batch& batch, int block_size, int padded_items) {
   size_t list_size = 0;
   for (const BatchItem& item : batch.items) {
     shape_.rows += item.num_tokens;
-    shape_.wanted += NumScored(item) + (item.sampling != nullptr ? 1 : 0);
+    shape_.wanted += NumScored(item) + NumDrawn(item);
     list_size += Rows(BlocksFor(item.start + item.num_tokens, block_size));
     if (item.sampling != nullptr) list_size += MaxListTokens(*item.sampling, item);
   }
@@ -151,8 +155,8 @@ void StepInput::FillItem(const BatchItem& item, int block_size) {
   int32_t* ids = Writable(to_.batch.token_ids);
   int32_t* positions = Writable(to_.batch.positions);
   for (int position = item.start; position < end; ++position, ++rows_) {
-    const size_t p = static_cast<size_t>(position);
-    ids[rows_] = p < item.tokens.size() ? item.tokens[p] : PendingId(item.pending.item);
+    const bool pending = item.pending.step != 0 && position + 1 == item.length();
+    ids[rows_] = pending ? PendingId(item.pending.item) : item.At(position);
     positions[rows_] = position;
   }
   const int blocks = BlocksFor(end, block_size);
@@ -173,14 +177,17 @@ void StepInput::WantLogits(const BatchItem& item, int index, int first_row) {
     spec.item = index;
     spec.scored = item.tokens[static_cast<size_t>(item.start + i + 1)];
     spec.alternatives = item.prompt_logprobs;
-    AddWanted(first_row + i, {index, i}, spec);
+    AddWanted(first_row + i, {.item = index, .prompt_logprob = i}, spec);
   }
-  if (item.sampling == nullptr) return;
-  TokenLists lists{Writable(to_.token_lists), list_size_};
-  DrawSpec spec = MakeDrawSpec(*item.sampling, item, &lists);
-  list_size_ = lists.size;
-  spec.item = index;
-  AddWanted(first_row + item.num_tokens - 1, {index, -1}, spec);
+  const int drawn = NumDrawn(item);
+  const int first_drawn = first_row + item.num_tokens - drawn;
+  for (int i = 0; i < drawn; ++i) {
+    TokenLists lists{Writable(to_.token_lists), list_size_};
+    DrawSpec spec = MakeDrawSpec(*item.sampling, item, static_cast<size_t>(i), &lists);
+    list_size_ = lists.size;
+    spec.item = drawn == 1 ? index : -1;
+    AddWanted(first_drawn + i, {.item = index, .drafted = i}, spec);
+  }
 }
 
 void StepInput::AddWanted(int row, const WantedLogits& wanted, const DrawSpec& spec) {

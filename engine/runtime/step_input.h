@@ -45,7 +45,8 @@ struct StepView {
 // A row whose logits are wanted, and what becomes of them.
 struct WantedLogits {
   int item = 0;
-  int prompt_logprob = -1;  // index of the prompt token scored; -1: the item's next token is drawn
+  int prompt_logprob = -1;  // index of the prompt token scored; -1: a token of the item is drawn
+  int drafted = 0;          // tokens of the item's draft before the drawn one
 };
 
 // The inputs of one step. Not thread-safe.

@@ -164,7 +164,7 @@ void CpuOps::Sample(const SampleArgs& args, Stream*) {
     args.results[i] =
         DrawRow(args.logits + i * shape_.vocab, static_cast<size_t>(args.valid_vocab), spec,
                 args.token_lists, args.drawn_before, &draw_scratch_[static_cast<size_t>(member)]);
-    if (spec.scored < 0) {
+    if (spec.scored < 0 && spec.item >= 0) {
       args.drawn[spec.item] = args.results[i].status == DrawStatus::kOk ? args.results[i].token : 0;
     }
   });

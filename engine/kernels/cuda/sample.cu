@@ -472,7 +472,7 @@ __device__ void Row::Run() {
     const bool named = status == DrawStatus::kOk || status == DrawStatus::kOutOfVocabulary;
     shared_->result.status = status;
     shared_->result.token = named ? shared_->token : 0;
-    if (draws_) task_.args.drawn[spec_.item] = shared_->result.token;
+    if (draws_ && spec_.item >= 0) task_.args.drawn[spec_.item] = shared_->result.token;
   }
   __syncthreads();
   uint32_t* out = reinterpret_cast<uint32_t*>(task_.args.results + index_);

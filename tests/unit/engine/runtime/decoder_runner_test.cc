@@ -2,8 +2,11 @@
 // behind the host's back.
 #include "engine/runtime/decoder_runner.h"
 
+#include <algorithm>
 #include <deque>
 #include <memory>
+#include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -251,6 +254,124 @@ TEST(DecoderRunnerTest, StepsThatNeverBeganReleaseWhoWaitsForTheirLayers) {
   ASSERT_OK(step);
   test->runner.reset();
   for (const auto& event : step->layer_ready) EXPECT_TRUE(event->Ready());
+}
+
+// ---- drafts ----
+
+// What comes next in `s`, as far as `expected` tells, with one token in four wrong.
+std::vector<int32_t> DraftFor(const Sequence& s, const Sequence& expected, std::mt19937* random) {
+  const size_t room =
+      static_cast<size_t>(s.prompt_length + s.sampling.max_tokens) - s.tokens.size();
+  const size_t length = std::min<size_t>((*random)() % 5, room - 1);
+  std::vector<int32_t> draft;
+  for (size_t i = 0; i < length; ++i) {
+    const size_t at = s.tokens.size() + i;
+    const bool right = at < expected.tokens.size() && (*random)() % 4 != 0;
+    draft.push_back(right ? expected.tokens[at] : static_cast<int32_t>((*random)() % 150));
+  }
+  return draft;
+}
+
+struct DraftedRun {
+  int accepted = 0;
+  int rejected = 0;
+};
+
+// Generate() with a draft for every decode step.
+absl::StatusOr<DraftedRun> GenerateDrafted(ModelRunner* runner, std::vector<Sequence>* sequences,
+                                           const std::vector<Sequence>& expected, uint32_t seed) {
+  std::mt19937 random(seed);
+  DraftedRun run;
+  while (true) {
+    Batch batch;
+    std::vector<Sequence*> items;
+    std::vector<std::vector<int32_t>> drafts(sequences->size());
+    for (size_t i = 0; i < sequences->size(); ++i) {
+      Sequence& s = (*sequences)[i];
+      if (s.complete()) continue;
+      const int left = s.length() - s.launched;
+      BatchItem& item = batch.items.emplace_back();
+      if (left == 1) drafts[i] = DraftFor(s, expected[i], &random);
+      item.tokens = s.tokens;
+      item.draft = drafts[i];
+      item.start = s.launched;
+      item.num_tokens = std::min(left + static_cast<int>(drafts[i].size()), kChunk);
+      item.prompt_length = s.prompt_length;
+      item.block_table = s.blocks;
+      s.launched += item.num_tokens;
+      if (s.launched == item.length()) item.sampling = &s.sampling;
+      items.push_back(&s);
+    }
+    if (batch.items.empty()) return run;
+    TANDEM_ASSIGN_OR_RETURN(const StepOutput out, runner->Run(batch));
+    for (size_t i = 0; i < items.size(); ++i) {
+      const ItemOutput& output = out.items[i];
+      TANDEM_RETURN_IF_ERROR(output.status);
+      if (batch.items[i].sampling == nullptr) continue;
+      Sequence& s = *items[i];
+      std::vector<TokenLogprob> drawn = output.further;
+      drawn.insert(drawn.begin(), output.token);
+      run.accepted += static_cast<int>(output.further.size());
+      run.rejected += static_cast<int>(batch.items[i].draft.size() - output.further.size());
+      for (const TokenLogprob& token : drawn) {
+        if (s.complete()) break;
+        s.tokens.push_back(token.token);
+        s.logprobs.push_back(token.logprob);
+        const int generated = static_cast<int>(s.tokens.size()) - s.prompt_length;
+        s.ended = generated >= s.sampling.min_tokens && token.token % 9 == 0;
+      }
+      s.launched = static_cast<int>(s.tokens.size()) - 1;
+    }
+  }
+}
+
+// Greedy and sampled, with penalties, ends that are masked at first, and other sequences' chunks.
+TEST(DecoderRunnerTest, DraftsGiveTheSameTokensAndLogprobs) {
+  auto test = RunnerUnderTest::Make(OpenBackend("cpu", {.num_threads = 2}).value(), 1);
+  ASSERT_OK(test);
+  std::vector<Sequence> expected = MakeSequences();
+  ASSERT_OK(Generate(test->runner.get(), &expected));
+  int accepted = 0, rejected = 0;
+  for (uint32_t seed = 0; seed < 10; ++seed) {
+    SCOPED_TRACE(seed);
+    std::vector<Sequence> got = MakeSequences();
+    const auto run = GenerateDrafted(test->runner.get(), &got, expected, seed);
+    ASSERT_OK(run);
+    for (size_t i = 0; i < kSequences; ++i) {
+      SCOPED_TRACE(i);
+      EXPECT_EQ(got[i].tokens, expected[i].tokens);
+      EXPECT_EQ(got[i].logprobs, expected[i].logprobs);
+    }
+    accepted += run->accepted;
+    rejected += run->rejected;
+  }
+  EXPECT_GT(accepted, 50);
+  EXPECT_GT(rejected, 50);
+}
+
+TEST(DecoderRunnerTest, ADraftNeedsATokenBeforeItAndADraw) {
+  auto test = RunnerUnderTest::Make(OpenBackend("cpu", {.num_threads = 1}).value(), 1);
+  ASSERT_OK(test);
+  const std::vector<int32_t> tokens = {1, 2, 3}, draft = {4, 5}, blocks = {0};
+  const SamplingParams sampling;
+  Batch batch;
+  BatchItem& item = batch.items.emplace_back();
+  item.tokens = tokens;
+  item.draft = draft;
+  item.num_tokens = 5;
+  item.prompt_length = 3;
+  item.block_table = blocks;
+  EXPECT_TRUE(absl::IsInvalidArgument(test->runner->Run(batch).status()));
+  item.sampling = &sampling;
+  EXPECT_OK(test->runner->Run(batch));
+  item.start = 3;
+  item.num_tokens = 2;
+  EXPECT_TRUE(absl::IsInvalidArgument(test->runner->Run(batch).status()));
+  const std::vector<int32_t> unknown = {4, 1 << 20};
+  item.start = 0;
+  item.num_tokens = 5;
+  item.draft = unknown;
+  EXPECT_TRUE(absl::IsInvalidArgument(test->runner->Run(batch).status()));
 }
 
 }  // namespace

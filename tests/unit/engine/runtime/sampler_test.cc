@@ -23,13 +23,15 @@ using ::testing::HasSubstr;
 // What the runner does with one row of logits that the next token of a sequence is drawn from.
 absl::StatusOr<TokenLogprob> SampleToken(const std::vector<float>& logits,
                                          const std::vector<int32_t>& tokens, size_t prompt_length,
-                                         const SamplingParams& params) {
+                                         const SamplingParams& params,
+                                         const std::vector<int32_t>& draft = {}) {
   BatchItem item;
   item.tokens = tokens;
+  item.draft = draft;
   item.prompt_length = static_cast<int>(prompt_length);
   std::vector<int32_t> token_lists(MaxListTokens(params, item));
   TokenLists lists{token_lists.data()};
-  const DrawSpec spec = MakeDrawSpec(params, item, &lists);
+  const DrawSpec spec = MakeDrawSpec(params, item, draft.size(), &lists);
   static DrawScratch scratch;
   return ReadDraw(
       DrawRow(logits.data(), logits.size(), spec, token_lists.data(), nullptr, &scratch),
@@ -105,6 +107,59 @@ void CheckDistribution(SamplingParams params, size_t vocab, unsigned seed) {
     } else {  // five standard deviations of a binomial
       EXPECT_NEAR(counts[t], expected, 5 * std::sqrt(expected) + 1) << "token " << t;
     }
+  }
+}
+
+// What two positions draw where the first one's token was drafted, over many seeds: each pair as
+// often as the model's own distributions say (chi-square), whether the draft was right or wrong.
+TEST(SamplerTest, ADraftLeavesTheDistributionAsItIs) {
+  constexpr size_t kVocab = 8;
+  constexpr int kDraws = 20000;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> first(kVocab);
+  std::vector<std::vector<float>> second(kVocab, first);  // by the token before
+  for (float& l : first) l = normal(random);
+  for (auto& logits : second) {
+    for (float& l : logits) l = normal(random);
+  }
+  SamplingParams params;
+  params.temperature = 1.2f;
+  params.presence_penalty = 0.5f;
+  const std::vector<int32_t> history = {1, 2, 2};
+  for (const int32_t drafted : {0, 3, 5}) {
+    std::vector<std::vector<int>> counts(kVocab, std::vector<int>(kVocab));
+    for (int i = 0; i < kDraws; ++i) {
+      params.seed = static_cast<uint64_t>(i);
+      const auto one = SampleToken(first, history, 2, params);
+      ASSERT_OK(one);
+      // In the same step if the draft was right, else in the next one.
+      std::vector<int32_t> known = history;
+      if (one->token != drafted) known.push_back(one->token);
+      const std::vector<int32_t> draft =
+          one->token == drafted ? std::vector<int32_t>{drafted} : std::vector<int32_t>{};
+      const auto two =
+          SampleToken(second[static_cast<size_t>(one->token)], known, 2, params, draft);
+      ASSERT_OK(two);
+      ++counts[static_cast<size_t>(one->token)][static_cast<size_t>(two->token)];
+    }
+    const std::vector<double> p = ExactDistribution(first, params, history, 2);
+    double chi_square = 0;
+    int cells = 0;
+    for (size_t a = 0; a < kVocab; ++a) {
+      std::vector<int32_t> known = history;
+      known.push_back(static_cast<int32_t>(a));
+      const std::vector<double> q = ExactDistribution(second[a], params, known, 2);
+      for (size_t b = 0; b < kVocab; ++b) {
+        const double expected = p[a] * q[b] * kDraws;
+        if (expected < 5) continue;  // too few for the test
+        chi_square += (counts[a][b] - expected) * (counts[a][b] - expected) / expected;
+        ++cells;
+      }
+    }
+    EXPECT_GT(cells, 40);
+    // Five standard deviations above its mean.
+    EXPECT_LT(chi_square, cells + 5 * std::sqrt(2.0 * cells)) << "draft " << drafted;
   }
 }
 
