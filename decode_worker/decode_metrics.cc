@@ -15,6 +15,10 @@ DecodeMetrics::DecodeMetrics(Metrics* metrics)
           metrics->Counter("tandem_kv_recomputes_total",
                            "Requests recomputed here because their shipped KV never became valid")),
       slow_readers(metrics->Counter("tandem_slow_reader_pauses_total",
-                                    "Times a request was paused because its reader was behind")) {}
+                                    "Times a request was paused because its reader was behind")),
+      drafted_tokens(metrics->Counter("tandem_drafted_tokens_total",
+                                      "Tokens that were guessed and computed ahead (speculation)")),
+      accepted_tokens(metrics->Counter("tandem_accepted_tokens_total",
+                                       "Of those, the tokens that the model then drew")) {}
 
 }  // namespace tandem::decode

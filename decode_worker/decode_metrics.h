@@ -16,6 +16,8 @@ struct DecodeMetrics {
   prometheus::Counter& prefill_retries;          // tandem_prefill_retries_total
   prometheus::Counter& kv_recomputes;            // tandem_kv_recomputes_total
   prometheus::Counter& slow_readers;             // tandem_slow_reader_pauses_total
+  prometheus::Counter& drafted_tokens;           // tandem_drafted_tokens_total
+  prometheus::Counter& accepted_tokens;          // tandem_accepted_tokens_total
 };
 
 }  // namespace tandem::decode

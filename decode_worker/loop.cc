@@ -1,6 +1,7 @@
 #include "decode_worker/loop.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "spdlog/spdlog.h"
@@ -30,6 +31,7 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
       prefills_(WithBounds(options_.prefill, options_.admission.limits, parts.pool->counts().total),
                 parts.receiver, parts.sender, parts.caller, parts.pool, parts.cache, parts.clock,
                 parts.metrics),
+      speculation_(options_.speculation, parts.metrics),
       publisher_(options_.publish, parts.waker, parts.metrics),
       reporter_(options_.report, std::move(reports), parts.pool, parts.cache,
                 &parts.metrics->worker, parts.clock),
@@ -44,6 +46,10 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
                "the pool does not hold one sequence of max_model_len {}", admission.max_model_len);
   TANDEM_CHECK(admission.unified || (parts_.receiver != nullptr && parts_.caller != nullptr),
                "a worker that is not unified needs a receiver and a caller");
+  // A draft continues tokens that the host knows.
+  TANDEM_CHECK(!speculation_.enabled() || parts_.runner->max_in_flight() == 1,
+               "speculation needs a runner of one step in flight, this one takes {}",
+               parts_.runner->max_in_flight());
 }
 
 Loop::~Loop() { EndAll(); }
@@ -56,6 +62,7 @@ void Loop::Run() {
 
 bool Loop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
+  speculation_.Propose(running_, pace_.cost);
   const Plan plan = NextBatch(running_.MakeView(), options_.admission.limits,
                               pace_.target_ms > 0 ? &pace_ : nullptr);
   const bool launched = Launch(plan);
@@ -248,7 +255,7 @@ bool Loop::Launch(const Plan& plan) {
   }
   for (size_t i = 0; i < runs.size(); ++i) {
     Sequence* s = running_.Find(runs[i].sequence);
-    s->launched = runs[i].start + runs[i].num_tokens;
+    s->launched = runs[i].start + runs[i].num_tokens - runs[i].drafted;
     s->pending = runs[i].draws ? engine::DrawnToken{launched->id, static_cast<int>(i)}
                                : engine::DrawnToken{};
   }
@@ -265,6 +272,9 @@ void Loop::AddItem(const ScheduledRun& run, engine::Batch* batch,
   item.pending = s->pending;
   item.start = s->launched;
   item.num_tokens = run.num_tokens;
+  if (run.drafted > 0) {
+    item.draft = std::span(s->speculated->draft.tokens).first(static_cast<size_t>(run.drafted));
+  }
   item.prompt_length = s->prompt_length;
   item.block_table = s->lease.blocks();
   const bool draws = item.start + item.num_tokens == item.length();
@@ -273,7 +283,7 @@ void Loop::AddItem(const ScheduledRun& run, engine::Batch* batch,
     item.prompt_logprobs = s->work.sampling.prompt_logprobs;
   }
   s->prefill_started_at = std::min(s->prefill_started_at, parts_.clock->Now());
-  runs->push_back({s->work.id, item.start, item.num_tokens, draws});
+  runs->push_back({s->work.id, item.start, item.num_tokens, draws, run.drafted});
 }
 
 // ---- collect and publish ----
@@ -300,7 +310,11 @@ void Loop::Publish(const worker::CollectedStep& step) {
   StepWork work;
   for (size_t i = 0; i < step.runs.size(); ++i) {
     const worker::LaunchedRun& run = step.runs[i];
-    work.Add(run.start, run.num_tokens);
+    if (run.drafted > 0) {
+      work.AddRows(run.start, run.num_tokens);
+    } else {
+      work.Add(run.start, run.num_tokens);
+    }
     PublishItem(run, step.output->items[i], now);
   }
   WorkerMetrics& metrics = parts_.metrics->worker;
@@ -317,7 +331,7 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
   Sequence* s = running_.Find(run.sequence);
   if (s == nullptr) return;
   if (!output.status.ok()) return FailSequence(s, output.status);
-  s->computed = run.start + run.num_tokens;
+  s->computed = run.start + run.num_tokens - run.drafted;
   if (run.draws) s->proven = s->computed;
   if (run.start < s->prompt_length) {
     parts_.metrics->worker.prompt_tokens.Increment(run.num_tokens);
@@ -335,9 +349,23 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
     s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(now - s->prefill_started_at);
     s->runnable_at = now;
   }
+  PublishTokens(s, run, output, now);
+}
+
+void Loop::PublishTokens(Sequence* s, const worker::LaunchedRun& run,
+                         const engine::ItemOutput& output, absl::Time now) {
+  if (run.drafted > 0) {
+    speculation_.OnVerified(s, run.drafted, static_cast<int>(output.further.size()));
+  }
   // A first token from elsewhere was counted where it was drawn.
   parts_.metrics->worker.generation_tokens.Increment();
-  if (publisher_.Emit(s, output.token, now)) Close(s, absl::OkStatus());
+  if (publisher_.Emit(s, output.token, now)) return Close(s, absl::OkStatus());
+  for (const TokenLogprob& token : output.further) {
+    // What was drawn last was the draft's token: the step has computed it.
+    s->computed = s->launched = s->proven = s->computed + 1;
+    parts_.metrics->worker.generation_tokens.Increment();
+    if (publisher_.Emit(s, token, now)) return Close(s, absl::OkStatus());
+  }
 }
 
 void Loop::FailSequence(Sequence* s, const absl::Status& status) {

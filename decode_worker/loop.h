@@ -27,6 +27,7 @@
 #include "decode_worker/remote_prefill.h"
 #include "decode_worker/running_set.h"
 #include "decode_worker/scheduler.h"
+#include "decode_worker/speculation.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/prefix_cache.h"
 #include "engine/runtime/model_runner.h"
@@ -44,6 +45,7 @@ struct LoopOptions {
   // cut by the token budget alone.
   absl::Duration target_step;
   int row_tile = 1;  // see Pace
+  SpeculationOptions speculation;
 };
 
 // All outlive the loop. `receiver` and `caller` may be null where `unified`; `sender` always: then
@@ -115,6 +117,9 @@ class Loop {
   void Publish(const worker::CollectedStep& step);
   void PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput& output,
                    absl::Time now);
+  // Every token of a run that draws; ends the sequence with its last.
+  void PublishTokens(Sequence* sequence, const worker::LaunchedRun& run,
+                     const engine::ItemOutput& output, absl::Time now);
   void FailSequence(Sequence* sequence, const absl::Status& status);  // of a collected step
   // Ends the stream and gives all blocks back (or into quarantine). The sequence itself stays until
   // the end of the turn.
@@ -132,6 +137,7 @@ class Loop {
   Admission admission_;
   RemotePrefills prefills_;
   PrefillBacklog backlog_;
+  Speculation speculation_;
   Publisher publisher_;
   worker::Reporter reporter_;
   LoadMeter meter_;

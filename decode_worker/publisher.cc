@@ -39,6 +39,7 @@ bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now, bool sent)
   if (first) event.prompt_logprobs = std::exchange(s->prompt_logprobs, {});
   event.cached_tokens = s->cached_tokens;
   event.finish_reason = reason;
+  event.drafts = std::exchange(s->drafts, {});
   if (first || last) event.timing = s->timing;
   if (s->stream->Append(std::move(event))) WakeLater(s->stream);
   if (!last && !s->paused() && s->stream->pending() >= options_.max_pending_tokens) {

@@ -47,7 +47,8 @@ View RunningSet::MakeView() const {
                               .token_pending = s->token_pending(),
                               // Launched and not collected is what the two counters differ in.
                               .in_flight = s->launched > s->computed,
-                              .max_length = s->max_length});
+                              .max_length = s->max_length,
+                              .draft = s->num_drafted()});
   }
   return view;
 }

@@ -22,6 +22,7 @@ class Planner {
     for (int i = 0; i < Count(); ++i) {
       if (CanRun(i) && Remaining(i) == 1) AddDecodeStep(i);
     }
+    if (plan_.stalled.empty() && plan_.preempt.empty()) AddDrafts();
     AddChunks();
     // Whoever waits for a block comes before those that wait to come back.
     if (plan_.stalled.empty() && plan_.preempt.empty()) AddResumed();
@@ -55,7 +56,26 @@ class Planner {
     }
     free_ -= needed;
     --budget_;
-    plan_.runs.push_back({i, 1, needed});
+    plan_.runs.push_back({.sequence = i, .num_tokens = 1, .new_blocks = needed});
+  }
+
+  // To the decode steps, which are all that is planned so far.
+  void AddDrafts() {
+    int left = budget_ / 2;
+    for (ScheduledRun& run : plan_.runs) {
+      const SequenceView& sequence = At(run.sequence);
+      const int spare = std::max(0, free_ - Count());
+      const int room = (sequence.blocks + run.new_blocks + spare) * limits_.block_size;
+      run.drafted = std::clamp(std::min(left, room - sequence.computed - 1), 0, sequence.draft);
+      if (run.drafted == 0) continue;
+      run.num_tokens += run.drafted;
+      left -= run.drafted;
+      budget_ -= run.drafted;
+      const int needed = std::max(
+          0, BlocksFor(sequence.computed + run.num_tokens, limits_.block_size) - sequence.blocks);
+      free_ -= needed - run.new_blocks;
+      run.new_blocks = needed;
+    }
   }
 
   bool PreemptYoungestAfter(int i) {
@@ -77,7 +97,7 @@ class Planner {
     if (prefills.empty() || budget_ == 0) return;
     const std::vector<int> tokens = Split(prefills, PacedBudget(prefills));
     for (size_t k = 0; k < prefills.size(); ++k) {
-      if (tokens[k] > 0) plan_.runs.push_back({prefills[k], tokens[k], 0});
+      if (tokens[k] > 0) plan_.runs.push_back({.sequence = prefills[k], .num_tokens = tokens[k]});
     }
   }
 
@@ -101,7 +121,9 @@ class Planner {
   int PacedBudget(const std::vector<int>& prefills) const {
     if (pace_ == nullptr || plan_.runs.empty()) return budget_;
     StepWork decode_steps;
-    for (const ScheduledRun& run : plan_.runs) decode_steps.Add(At(run.sequence).computed, 1);
+    for (const ScheduledRun& run : plan_.runs) {
+      decode_steps.AddRows(At(run.sequence).computed, run.num_tokens);
+    }
     const auto fits = [&](int budget) {
       StepWork work = decode_steps;
       const std::vector<int> tokens = Split(prefills, budget);
@@ -125,7 +147,7 @@ class Planner {
     int64_t wanted = 0;
     for (int i : prefills) wanted += Remaining(i);
     if (wanted <= budget) return budget;
-    const int rows = static_cast<int>(plan_.runs.size()) + budget;
+    const int rows = limits_.max_num_batched_tokens - budget_ + budget;
     const int surplus = rows % pace_->row_tile;
     return rows > pace_->row_tile && budget - surplus >= kLeastChunk ? budget - surplus : budget;
   }

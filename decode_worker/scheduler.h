@@ -17,6 +17,9 @@
 //      for them. Else the youngest younger sequence that holds blocks is preempted (its blocks are
 //      freed, it is recomputed later from its tokens), and so on until the block is there. If there
 //      is no younger one, the sequence stalls: it keeps its blocks and skips this batch.
+//      Where it has a draft, as much of it is computed along as half of what is left of the token
+//      budget holds, and as free blocks do when one is left to every sequence: guesses take nothing
+//      from anybody, and none are computed where anybody stalls or is preempted.
 //   2. Prefills share what is left of the token budget: equal parts first, the rest to the oldest.
 //      Beside decode steps, and where there is a Pace, the budget is also cut to what keeps the
 //      step within its time, but never below kLeastChunk: prompts go on, however slowly.
@@ -68,6 +71,7 @@ struct SequenceView {
   bool token_pending = false;  // the last of `length` is known to the device only
   bool in_flight = false;      // a launched step computes it: blocks taken from it come back later
   int max_length = 1 << 30;    // it ends when it has so many tokens
+  int draft = 0;               // tokens that may follow the last: at most max_length - length - 1
 };
 
 struct View {
@@ -79,6 +83,7 @@ struct View {
 struct ScheduledRun {
   int sequence = 0;    // index into the view
   int num_tokens = 0;  // where a token is pending: 1, and it is this token
+  int drafted = 0;     // of num_tokens, the last: a draft's
   int new_blocks = 0;  // to reserve first
 };
 

@@ -21,6 +21,8 @@
 #include "common/base/block_hash.h"
 #include "common/base/token_event.h"
 #include "common/base/transfer_id.h"
+#include "decode_worker/draft_policy.h"
+#include "decode_worker/drafter.h"
 #include "decode_worker/first_token.h"
 #include "decode_worker/request.h"
 #include "decode_worker/scheduler.h"
@@ -30,6 +32,14 @@
 #include "kvtransfer/channel/kv_endpoints.h"
 
 namespace tandem::decode {
+
+// What speculation (speculation.h) knows of one sequence.
+struct Speculated {
+  std::unique_ptr<Drafter> drafter;
+  DraftPolicy policy;
+  Draft draft;          // for the next step
+  int seen_length = 0;  // tokens that the policy knows of
+};
 
 // One prompt asked of one prefill worker.
 struct PrefillAttempt {
@@ -67,7 +77,9 @@ struct Sequence {
   int launched = 0;            // the same, with what launched steps compute
   int proven = 0;              // of `computed`: a token was drawn from sound logits behind them
   engine::DrawnToken pending;  // step 0: none
-  int cached_blocks = 0;       // of `lease`, known to the prefix cache
+  std::unique_ptr<Speculated> speculated;  // null: nothing was drafted yet
+  DraftCounts drafts;                      // that its reader does not know of
+  int cached_blocks = 0;                   // of `lease`, known to the prefix cache
   engine::BlockLease lease;
   std::unique_ptr<PrefillAttempt> attempt;  // kAwaitingPrefill only
   size_t next_candidate = 0;                // of work.prefill
@@ -89,6 +101,9 @@ struct Sequence {
   int drawn() const { return length() - arrived_length; }  // by this worker
   bool paused() const { return paused_at != absl::InfiniteFuture(); }
   bool token_pending() const { return pending.step != 0; }
+  int num_drafted() const {
+    return speculated != nullptr ? static_cast<int>(speculated->draft.tokens.size()) : 0;
+  }
 };
 
 }  // namespace tandem::decode

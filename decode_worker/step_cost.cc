@@ -13,13 +13,15 @@ constexpr int kSweeps = 8;
 
 void StepWork::Add(int start, int num_tokens) {
   const int64_t n = num_tokens;
-  if (n == 1) {
-    ++decode_steps;
-    decode_positions += start + 1;
-    return;
-  }
+  if (n == 1) return AddRows(start, 1);
   chunk_tokens += num_tokens;
   chunk_pairs += n * start + n * (n + 1) / 2;
+}
+
+void StepWork::AddRows(int start, int num_tokens) {
+  const int64_t n = num_tokens;
+  decode_steps += num_tokens;
+  decode_positions += n * start + n * (n + 1) / 2;
 }
 
 StepCost::Terms StepCost::TermsOf(const StepWork& work) {

@@ -21,13 +21,15 @@ namespace tandem::decode {
 
 // What one step computes.
 struct StepWork {
-  int decode_steps = 0;          // sequences with one token
+  int decode_steps = 0;          // sequences with one token, and each token of a draft
   int64_t decode_positions = 0;  // that these attend to, summed
   int chunk_tokens = 0;          // of longer runs
   int64_t chunk_pairs = 0;       // (token, position that it attends to) of these runs
 
   // `num_tokens` tokens of one sequence after its first `start`.
   void Add(int start, int num_tokens);
+  // The same where they are a decode step and its draft.
+  void AddRows(int start, int num_tokens);
 };
 
 class StepCost {

@@ -31,6 +31,7 @@ struct LaunchedRun {
   int start = 0;          // first position that is computed
   int num_tokens = 0;
   bool draws = false;  // a token
+  int drafted = 0;     // of num_tokens, the last: a draft's (engine::BatchItem::draft)
 };
 
 struct CollectedStep {

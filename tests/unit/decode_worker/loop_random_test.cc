@@ -1,11 +1,14 @@
 // Whatever happens in whatever order, every token that leaves the loop is the one that the request
 // would have got alone, and no block is lost.
 #include <algorithm>
+#include <map>
 #include <random>
+#include <span>
 
 #include "spdlog/spdlog.h"
 
 #include "tests/unit/decode_worker/loop_harness.h"
+#include "tests/unit/decode_worker/oracle_drafter.h"
 
 namespace tandem::decode {
 namespace {
@@ -14,8 +17,11 @@ constexpr int kMaxModelLen = 80;
 
 class Storm {
  public:
-  Storm(uint32_t seed, HarnessOptions options)
-      : random_(seed), harness_(std::move(options)), faults_(seed % 3 != 0) {
+  // `drafts`: sequences have tokens drafted, right ones and wrong ones.
+  Storm(uint32_t seed, HarnessOptions options, bool drafts)
+      : random_(seed),
+        harness_(drafts ? WithDrafts(std::move(options), seed) : std::move(options)),
+        faults_(seed % 3 != 0) {
     harness_.caller.on_call = [this](FakeCall& c) {
       if (Chance(50)) harness_.Write(c);
     };
@@ -39,6 +45,8 @@ class Storm {
   int finished() const { return finished_; }
   int disturbed() const { return disturbed_; }
   double preemptions() { return harness_.decode_metrics.worker.preemptions.Value(); }
+  double accepted() { return harness_.decode_metrics.accepted_tokens.Value(); }
+  double rejected() { return harness_.decode_metrics.drafted_tokens.Value() - accepted(); }
   double retries() { return harness_.decode_metrics.prefill_retries.Value(); }
   double recomputes() { return harness_.decode_metrics.kv_recomputes.Value(); }
   double pauses() { return harness_.decode_metrics.slow_readers.Value(); }
@@ -46,6 +54,31 @@ class Storm {
  private:
   int Below(int n) { return static_cast<int>(random_() % static_cast<uint32_t>(n)); }
   bool Chance(int percent) { return Below(100) < percent; }
+
+  HarnessOptions WithDrafts(HarnessOptions options, uint32_t seed) {
+    const auto whole = [this](std::span<const int32_t> tokens) { return TextFrom(tokens); };
+    options.loop.speculation.longest_draft = 6;
+    options.loop.speculation.drafter = [whole, seed]() mutable {
+      return std::make_unique<OracleDrafter>(whole, /*wrong_percent=*/40, seed++);
+    };
+    return options;
+  }
+
+  // Prompt and answer of a request that has come as far as `tokens`, maybe of another one.
+  std::vector<int32_t> TextFrom(std::span<const int32_t> tokens) {
+    for (const auto& client : harness_.clients) {
+      std::vector<int32_t>& text = texts_[client->id];
+      if (text.empty()) {
+        text = client->prompt;
+        const std::vector<int32_t> answer = harness_.Reference(*client);
+        text.insert(text.end(), answer.begin(), answer.end());
+      }
+      if (text.size() > tokens.size() && std::equal(tokens.begin(), tokens.end(), text.begin())) {
+        return text;
+      }
+    }
+    return {};
+  }
 
   void Submit() {
     // Few beginnings, so that prompts share prefixes.
@@ -170,6 +203,7 @@ class Storm {
   }
 
   std::mt19937 random_;
+  std::map<uint64_t, std::vector<int32_t>> texts_;  // by client
   LoopHarness harness_;
   const bool faults_;
   int finished_ = 0;
@@ -185,6 +219,7 @@ struct StormCase {
   bool unified;
   int max_in_flight = 1;
   bool delays = false;
+  bool drafts = false;
 };
 
 class LoopStorm : public testing::TestWithParam<StormCase> {};
@@ -195,6 +230,7 @@ TEST_P(LoopStorm, EveryTokenIsTheOneOfTheRequestAlone) {
   int finished = 0;
   int disturbed = 0;
   double preemptions = 0, retries = 0, recomputes = 0, pauses = 0;
+  double accepted = 0, rejected = 0;
   for (uint32_t seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE(testing::Message() << param.name << " seed " << seed);
     HarnessOptions options;
@@ -212,7 +248,7 @@ TEST_P(LoopStorm, EveryTokenIsTheOneOfTheRequestAlone) {
         return absl::Microseconds(random() % 100);
       };
     }
-    Storm storm(seed, options);
+    Storm storm(seed, options, param.drafts);
     storm.Run(250);
     if (HasFatalFailure()) return;
     finished += storm.finished();
@@ -221,6 +257,8 @@ TEST_P(LoopStorm, EveryTokenIsTheOneOfTheRequestAlone) {
     retries += storm.retries();
     recomputes += storm.recomputes();
     pauses += storm.pauses();
+    accepted += storm.accepted();
+    rejected += storm.rejected();
   }
   // The storm was one.
   EXPECT_GT(finished, 100);
@@ -228,6 +266,10 @@ TEST_P(LoopStorm, EveryTokenIsTheOneOfTheRequestAlone) {
   EXPECT_GT(pauses, 0);
   if (param.num_blocks < 40) {
     EXPECT_GT(preemptions, 20);
+  }
+  if (param.drafts) {
+    EXPECT_GT(accepted, 500);
+    EXPECT_GT(rejected, 500);
   }
   if (!param.unified) {
     EXPECT_GT(retries, 20);
@@ -242,6 +284,9 @@ INSTANTIATE_TEST_SUITE_P(
                     StormCase{"tiny_pool_no_cache", 24, 8, 16, false, false},
                     StormCase{"tiny_unified", 24, 8, 16, true, true},
                     StormCase{"one_long_at_a_time", 20, 4, 4, true, true},
+                    StormCase{"roomy_drafts", 400, 16, 64, true, false, 1, false, true},
+                    StormCase{"tiny_drafts", 24, 8, 16, true, false, 1, false, true},
+                    StormCase{"tiny_drafts_unified", 24, 8, 16, true, true, 1, false, true},
                     StormCase{"roomy_ahead", 400, 16, 64, true, false, 2},
                     StormCase{"tiny_ahead", 24, 8, 16, true, false, 2},
                     StormCase{"tiny_ahead_no_cache", 24, 8, 16, false, false, 2},

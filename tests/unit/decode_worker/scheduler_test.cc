@@ -92,6 +92,44 @@ TEST(SchedulerTest, ResumesOldestFirstWithRoomForTheOthers) {
   EXPECT_THAT(NextBatch({{Preempted(40), Preempted(3)}, 5}, kLimits).resume, IsEmpty());
 }
 
+// ---- with drafts ----
+
+SequenceView Drafting(int computed, int blocks, int draft) {
+  SequenceView view = Running(computed, blocks);
+  view.draft = draft;
+  return view;
+}
+
+TEST(SchedulerTest, ADraftIsComputedWithItsDecodeStep) {
+  const Plan plan = NextBatch({{Drafting(3, 1, 5), Running(4, 2)}, 9}, kLimits);
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 6), std::pair(1, 1)));
+  EXPECT_EQ(plan.runs[0].drafted, 5);
+  EXPECT_EQ(plan.runs[0].new_blocks, 2);  // positions 3 to 8
+  EXPECT_EQ(plan.runs[1].drafted, 0);
+}
+
+TEST(SchedulerTest, DraftsLeaveHalfOfTheBudgetToPrompts) {
+  const Plan plan =
+      NextBatch({{Drafting(3, 9, 5), Drafting(3, 9, 5), Prefilling(100, 0)}, 9}, kLimits);
+  // 16 tokens: two decode steps, then 7 of 14 for drafts.
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 6), std::pair(1, 3), std::pair(2, 7)));
+}
+
+TEST(SchedulerTest, DraftsTakeNoBlockThatOthersMayNeedNext) {
+  // A block for each of the two is left, whatever the draft would take.
+  EXPECT_EQ(NextBatch({{Drafting(3, 1, 5), Running(4, 2)}, 2}, kLimits).runs[0].num_tokens, 1);
+  EXPECT_EQ(NextBatch({{Drafting(2, 1, 5), Running(4, 2)}, 2}, kLimits).runs[0].num_tokens, 2);
+  const Plan plan = NextBatch({{Drafting(3, 1, 5), Running(4, 2)}, 3}, kLimits);
+  EXPECT_EQ(plan.runs[0].num_tokens, 5);
+  EXPECT_EQ(plan.runs[0].new_blocks, 1);
+}
+
+TEST(SchedulerTest, NobodyIsPreemptedBesideADraft) {
+  const Plan plan = NextBatch({{Drafting(2, 1, 1), Running(4, 1), Running(9, 3)}, 0}, kLimits);
+  EXPECT_THAT(plan.preempt, ElementsAre(2));
+  EXPECT_EQ(plan.runs[0].drafted, 0);
+}
+
 // ---- with a step in flight ----
 
 // A sequence whose next token the step in flight draws.

@@ -1,0 +1,42 @@
+#include "decode_worker/draft_policy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+namespace tandem::decode {
+
+double DraftPrice(const StepCost& cost, const StepWork& step, int positions) {
+  const double all = cost.Milliseconds(step);
+  if (all <= 0) return 0;
+  StepWork with_row = step;
+  with_row.AddRows(positions - 1, 1);
+  return step.decode_steps * (cost.Milliseconds(with_row) - all) / all;
+}
+
+size_t DraftPolicy::GradeOf(int evidence) { return evidence < 4 ? 0 : evidence < 8 ? 1 : 2; }
+
+int DraftPolicy::Length(int evidence, double price, int most) const {
+  const Grade& grade = grades_[GradeOf(evidence)];
+  const double p = (grade.right + 1) / (grade.right + grade.wrong + 2);
+  int length = 0;
+  for (double brings = p; length < most && brings > price; brings *= p) ++length;
+  return length;
+}
+
+void DraftPolicy::OnVerified(int evidence, int drafted, int accepted) {
+  Grade& grade = grades_[GradeOf(evidence)];
+  grade.right += accepted;
+  // What follows the first wrong token says nothing.
+  if (accepted < drafted) ++grade.wrong;
+}
+
+void DraftPolicy::OnTokens(int count) {
+  const double left = std::pow(1 - kForgets, count);
+  for (Grade& grade : grades_) {
+    grade.right *= left;
+    grade.wrong *= left;
+  }
+}
+
+}  // namespace tandem::decode

@@ -1,0 +1,39 @@
+// Speculative decoding in the loop: which sequences have tokens drafted, and what came of it.
+//
+// The model draws a token in front of each drafted one, from its own distribution and with that
+// position's random numbers, and the draft's token is accepted while the draw is the same. So a
+// request gets the tokens that it would have got without (docs/adr/010).
+//
+// Not thread-safe: part of the loop.
+#pragma once
+
+#include "decode_worker/decode_metrics.h"
+#include "decode_worker/drafter.h"
+#include "decode_worker/running_set.h"
+#include "decode_worker/step_cost.h"
+
+namespace tandem::decode {
+
+struct SpeculationOptions {
+  DrafterFactory drafter;  // empty: no speculation
+  int longest_draft = 16;  // tokens
+};
+
+class Speculation {
+ public:
+  Speculation(SpeculationOptions options, DecodeMetrics* metrics);
+
+  bool enabled() const { return options_.drafter != nullptr; }
+  // Drafts for all sequences whose next step is a decode step; `cost` is what steps take.
+  void Propose(const RunningSet& running, const StepCost& cost) const;
+  // Of a draft of `sequence`, `drafted` tokens were computed and `accepted` of them drawn.
+  void OnVerified(Sequence* sequence, int drafted, int accepted) const;
+
+ private:
+  void Propose(Sequence* sequence, double price) const;
+
+  const SpeculationOptions options_;
+  DecodeMetrics* const metrics_;
+};
+
+}  // namespace tandem::decode
