@@ -1,7 +1,6 @@
 #include "decode_worker/speculation.h"
 
 #include <algorithm>
-#include <span>
 #include <utility>
 
 namespace tandem::decode {

@@ -8,6 +8,7 @@
 #include "decode_worker/decode_service.h"
 #include "decode_worker/intake.h"
 #include "decode_worker/loop.h"
+#include "decode_worker/ngram_drafter.h"
 #include "decode_worker/prefill_client.h"
 #include "worker/kv_ends.h"
 #include "worker/worker.h"
@@ -65,6 +66,12 @@ absl::Status DecodeRole::Start(const worker::Frame& frame) {
         "token of every sequence",
         engine.max_num_batched_tokens, engine.max_num_seqs);
   }
+  if (options_.speculative != "none" && engine.device != "cpu") {
+    return InvalidArgument(
+        "--speculative={} works with --device=cpu only so far, not with {}: a GPU's steps are "
+        "launched before the tokens are known that a draft continues; leave the flag out",
+        options_.speculative, engine.device);
+  }
   metrics_ = std::make_unique<DecodeMetrics>(frame.metrics);
   if (!unified()) TANDEM_RETURN_IF_ERROR(StartTransfers(frame));
   intake_ = std::make_unique<Intake>(
@@ -121,6 +128,9 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
                                                              : kGpuTargetStepMs;
   loop.target_step = absl::Milliseconds(target_step_ms);
   if (engine.device != "cpu") loop.row_tile = kGpuRowTile;
+  if (options_.speculative == "ngram") {
+    loop.speculation.drafter = [] { return std::make_unique<NgramDrafter>(); };
+  }
   loop.prefill.worker_id = frame.process->worker_id;
   loop.prefill.block_size = engine.block_size;
   loop.prefill.num_layers = frame.engine->region().layout.num_layers;

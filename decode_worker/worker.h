@@ -17,10 +17,11 @@ struct WorkerOptions {
   WorkerProcessOptions process;
   std::string role = "decode";  // decode, unified
   int local_prefill_max_tokens = 32;
-  int prefill_window = 4096;     // tokens
-  double target_step_ms = -1;    // 0: off; -1: 30 on a GPU, off on a CPU
-  double kv_seal_timeout = 10;   // s
-  double prefill_timeout = 600;  // s
+  int prefill_window = 4096;         // tokens
+  double target_step_ms = -1;        // 0: off; -1: 30 on a GPU, off on a CPU
+  std::string speculative = "none";  // ngram
+  double kv_seal_timeout = 10;       // s
+  double prefill_timeout = 600;      // s
 };
 
 // As worker::StartWorker.

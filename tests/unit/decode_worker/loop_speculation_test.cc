@@ -1,6 +1,8 @@
 // With drafts nothing but time changes: the same tokens and logprobs, and nothing of a draft that
 // was wrong is ever found again. loop_random_test.cc has the storms.
+#include <algorithm>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "gtest/gtest.h"
