@@ -292,14 +292,24 @@ TEST_F(KvReceiverTest, AThousandStrangersCostLittleAndKeepNobodyOut) {
             60 + 2 * absl::ToInt64Seconds(absl::Now() - begin));
 }
 
-TEST_F(KvReceiverTest, SilentOrGarbledConnectionsAreClosed) {
+TEST_F(KvReceiverTest, ASilentConnectionIsClosed) {
   options().auth_timeout = absl::Milliseconds(50);
   Start();
   Speaker silent(ends_);
   silent.ExpectClosed();
+}
+
+TEST_F(KvReceiverTest, AConnectionWithoutATokenIsClosed) {
+  options().auth_timeout = absl::Seconds(2);  // what a greeting may take
+  Start();
   Speaker polite(ends_);
   polite.Greet();
-  polite.ExpectClosed();  // no token came
+  polite.ExpectClosed();
+}
+
+TEST_F(KvReceiverTest, GarbledOrEndlessConnectionsAreClosed) {
+  options().auth_timeout = kPatience;
+  Start();
   Speaker garbled(ends_);
   FrameHeader nonsense;
   nonsense.type = static_cast<FrameType>(77);
