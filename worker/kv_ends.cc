@@ -34,6 +34,7 @@ absl::StatusOr<kvtransfer::KvReceiverOptions> MakeReceiverOptions(const Frame& f
   options.cluster_secret = process.cluster_secret;
   options.capability_digest = frame.capability_digest;
   options.transports = process.kv_transport;
+  options.ring_bytes = static_cast<size_t>(process.kv_ring_bytes);
   options.metrics = frame.metrics;
   return options;
 }

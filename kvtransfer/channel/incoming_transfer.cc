@@ -203,6 +203,8 @@ bool IncomingTransfer::AddDigests(const KvConnection* connection, const BlockRun
   stats_.bytes += bytes;
   context_->counters->bytes += bytes;
   stats_.last_byte = Now();
+  // What is on its way comes after FINISH where receptions end late: it gets its time again.
+  if (arrival_.AllFinished()) deadline_ = Now() + context_->options->incomplete_timeout;
   return true;
 }
 

@@ -258,7 +258,8 @@ absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions 
   }
   TANDEM_ASSIGN_OR_RETURN(
       std::vector<RegisteredTransport> transports,
-      RegisterTransports(options.transports, store, {.io = options.io_timeout}));
+      RegisterTransports(options.transports, store,
+                         {.io = options.io_timeout, .ring_bytes = options.ring_bytes}));
   KvNetwork* network = options.network != nullptr ? options.network : TcpNetwork();
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvListener> listener,
                           network->Listen(options.listen_host, options.port));

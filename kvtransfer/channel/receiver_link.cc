@@ -52,6 +52,7 @@ ReceiverLink::ReceiverLink(std::shared_ptr<KvConnection> connection, const Recei
 void ReceiverLink::Run() {
   const absl::Status end = Serve();
   connection_->Shutdown();
+  if (bound_.reader != nullptr) bound_.reader->Stop();
   if (!proved_) {
     if (StrangerLines().Allow()) {
       spdlog::warn("kv connection from {} refused: {}{}", connection_->peer(), MessageOf(end),

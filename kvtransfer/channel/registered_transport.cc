@@ -16,8 +16,9 @@ absl::StatusOr<std::vector<RegisteredTransport>> RegisterTransports(const std::s
     auto registration = transport->Register(store, timeouts);
     if (!registration.ok()) {
       last = registration.status();
-      // Nobody asked for it by name where all are tried.
-      spdlog::log(text == "auto" ? spdlog::level::info : spdlog::level::warn,
+      // Nobody asked for it by name where all are tried; and whoever says shm means what there is.
+      const bool asked = text != "auto" && transport != ShmTransport();
+      spdlog::log(asked ? spdlog::level::warn : spdlog::level::info,
                   "kv transport {} cannot be used here: {}", transport->name(), MessageOf(last));
       continue;
     }

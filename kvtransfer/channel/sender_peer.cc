@@ -388,6 +388,9 @@ void SenderPeer::End(const TransferKey& key, TransferEnd end) {
   if (it == transfers_.end() || it->second.end.has_value()) return;
   if (it->second.posts > 0) {
     it->second.end = std::move(end);  // Complete() of the last post does the rest
+    for (const Posted& posted : posts_) {
+      if (posted.key == key) posted.post->Abandon();
+    }
     return;
   }
   Done(key, end);

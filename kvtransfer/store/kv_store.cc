@@ -1,5 +1,9 @@
 #include "kvtransfer/store/kv_store.h"
 
+#include <algorithm>
+#include <cstring>
+
+#include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/store/host_store.h"
 #ifdef TANDEM_CUDA
@@ -7,6 +11,55 @@
 #endif
 
 namespace tandem::kvtransfer {
+namespace {
+
+// Copies by the calling thread.
+class PlainWindow final : public HostWindow {
+ public:
+  PlainWindow(const KvStore* store, std::span<std::byte> window) : store_(store), window_(window) {}
+
+  std::unique_ptr<Gathering> Gather(const BlockRun& run, size_t at) override {
+    std::vector<uint64_t> digests(run.source_blocks.size(), 0);
+    store_->GatherRun(run, window_.data() + at, digests);
+    return std::make_unique<Gathered>(std::move(digests));
+  }
+  std::unique_ptr<Fetched> Fetch(size_t at, size_t /*bytes*/) override {
+    return std::make_unique<InPlace>(store_, window_.data() + at);
+  }
+  double MeasureRate(size_t bytes) override {
+    std::memset(window_.data(), 0, bytes);  // has the pages mapped
+    const absl::Time start = Clock::Real()->Now();
+    std::memset(window_.data(), 0, bytes);
+    const absl::Duration elapsed = std::max(Clock::Real()->Now() - start, absl::Microseconds(1));
+    return static_cast<double>(bytes) / absl::ToDoubleSeconds(elapsed);
+  }
+
+ private:
+  class Gathered final : public Gathering {
+   public:
+    explicit Gathered(std::vector<uint64_t> digests) : digests_(std::move(digests)) {}
+    void Wait() override {}
+    std::span<const uint64_t> digests() const override { return digests_; }
+
+   private:
+    const std::vector<uint64_t> digests_;
+  };
+  class InPlace final : public Fetched {
+   public:
+    InPlace(const KvStore* store, const std::byte* from) : store_(store), from_(from) {}
+    void Wait() override {}
+    void Scatter(std::span<const CopyPiece> pieces) override { store_->Scatter(from_, pieces); }
+
+   private:
+    const KvStore* const store_;
+    const std::byte* const from_;
+  };
+
+  const KvStore* const store_;
+  const std::span<std::byte> window_;
+};
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region) {
   if (region.base == nullptr || region.num_blocks < 1) {
@@ -30,6 +83,11 @@ absl::Status KvStore::CanWrite(const std::string& /*card*/) const {
 absl::StatusOr<std::unique_ptr<PeerPool>> KvStore::MapPeer(int /*fd*/, const KvPoolShape& /*peer*/,
                                                            std::span<std::byte> /*control*/) const {
   return FailedPrecondition("the KV pool is not memory of a card");
+}
+
+absl::StatusOr<std::unique_ptr<HostWindow>> KvStore::OpenWindow(std::span<std::byte> window,
+                                                                size_t /*max_copy_bytes*/) const {
+  return std::make_unique<PlainWindow>(this, window);
 }
 
 std::vector<uint64_t> KvStore::DigestRun(const BlockRun& run) const {

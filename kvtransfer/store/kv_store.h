@@ -21,6 +21,7 @@
 
 #include "common/base/kv_layout.h"
 #include "kvtransfer/plan/copy_plan.h"
+#include "kvtransfer/store/host_window.h"
 #include "kvtransfer/store/page_digest.h"
 #include "kvtransfer/store/peer_pool.h"
 
@@ -49,6 +50,14 @@ class KvStore {
   // the grants that its copies will look at; whole pages, which outlive what is returned.
   virtual absl::StatusOr<std::unique_ptr<PeerPool>> MapPeer(int fd, const KvPoolShape& peer,
                                                             std::span<std::byte> control) const;
+
+  // The host's memory `window`, which is mapped whole pages and outlives what is returned, as
+  // copies of at most `max_copy_bytes` each reach it fastest. Slow: pins it for a card.
+  // RESOURCE_EXHAUSTED names the figure and the fix.
+  virtual absl::StatusOr<std::unique_ptr<HostWindow>> OpenWindow(std::span<std::byte> window,
+                                                                 size_t max_copy_bytes) const;
+  // The NUMA node of the host that is nearest to the pool's memory; -1: not known.
+  virtual int HostNode() const { return -1; }
 
   // Where the CPU (or a system call) can reach the byte at `offset`; nullptr where only the
   // functions below can, so that a transport of host memory has to stage.

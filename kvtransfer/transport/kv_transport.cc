@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 
@@ -30,8 +31,8 @@ std::unique_ptr<KvPost> CompletedPost(absl::Status status, std::vector<uint64_t>
 }
 
 const std::vector<KvTransport*>& KnownTransports() {
-  static const auto* known =
-      new std::vector<KvTransport*>{CudaIpcTransport(), ShmTransport(), TcpTransport()};
+  static const auto* known = new std::vector<KvTransport*>{CudaIpcTransport(), ShmTransport(),
+                                                           ShmRingTransport(), TcpTransport()};
   return *known;
 }
 
@@ -52,6 +53,9 @@ absl::StatusOr<std::vector<KvTransport*>> ParseTransports(const std::string& tex
       return InvalidArgument("--kv-transport names {} twice", name);
     }
     chosen.push_back(*it);
+    if (*it == ShmTransport() && !absl::StrContains(text, ShmRingTransport()->name())) {
+      chosen.push_back(ShmRingTransport());
+    }
   }
   return chosen;
 }

@@ -50,9 +50,12 @@ struct KvCapabilities {
   double expected_bytes_per_second = 0;
 };
 
+inline constexpr size_t kDefaultRingBytes = size_t{32} << 20;
 struct LinkTimeouts {
   absl::Duration connect = absl::Seconds(5);
   absl::Duration io = absl::Seconds(20);  // without any progress
+  // No time, but what else a link is told: memory of a ring between two processes (shm_ring).
+  size_t ring_bytes = kDefaultRingBytes;
 };
 
 // A run of blocks on its way. Destroying it waits until the transport no longer reads the source.
@@ -67,6 +70,8 @@ class KvPost {
   virtual const absl::Status& status() const = 0;
   // One per block of the run, over the run's heads, of the bytes that were read.
   virtual std::span<const uint64_t> digests() const = 0;
+  // Nobody wants it any more: what has not begun need not. It is done CANCELLED then, at once.
+  virtual void Abandon() {}
 };
 
 // The sending end of a pair. Belongs to one thread.
@@ -120,6 +125,9 @@ class KvReader {
   virtual absl::StatusOr<std::string> Grant() { return std::string(); }
   virtual void Revoke(const std::string& /*grant*/) {}
   virtual void Release(const std::string& /*grant*/) {}
+  // The connection has ended: no reception is called any more once this has returned. On the
+  // connection's reading thread.
+  virtual void Stop() {}
   // True once the peer can write nothing more, whatever it does: it has detached, or its process is
   // gone. Asked only after the connection has ended.
   virtual bool WriterGone() { return true; }
@@ -165,13 +173,16 @@ class KvTransport {
 KvTransport* TcpTransport();
 // The sender maps the receiver's pool and writes it.
 KvTransport* ShmTransport();
+// Through a ring in memory of the host that both map, which a card of either end reaches.
+KvTransport* ShmRingTransport();
 // The same in the memory of cards, which write each other's.
 KvTransport* CudaIpcTransport();
 
 // All that this build has, best first.
 const std::vector<KvTransport*>& KnownTransports();
 // What --kv-transport says: "auto" (all, best first) or names separated by commas, in order of
-// preference. INVALID_ARGUMENT names the unknown one and those there are.
+// preference; "shm" is both shm, between pools of the host, and shm_ring, for others.
+// INVALID_ARGUMENT names the unknown one and those there are.
 absl::StatusOr<std::vector<KvTransport*>> ParseTransports(const std::string& text);
 
 // A post that is done when it is made: of transports whose Post() does the work.

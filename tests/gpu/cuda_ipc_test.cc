@@ -1,143 +1,20 @@
 // The cuda_ipc transport on one card: equality, faults, and what it reaches beside a plain copy.
-#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <filesystem>
-#include <numeric>
-#include <poll.h>
-#include <spawn.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <thread>
-#include <unistd.h>
 
-#include "absl/strings/escaping.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 #include "kvtransfer/store/kv_store.h"
 #include "kvtransfer/transport/kv_transport.h"
 #include "kvtransfer/transport/shm_control.h"
-#include "tests/gpu/card_pool.h"
-
-extern char** environ;
+#include "tests/gpu/card_ends.h"
 
 namespace tandem::kvtransfer {
 namespace {
 
 using ::testing::HasSubstr;
-
-bool HaveCard() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
-}
-
-// Both ends on the card; `ends` has the same bytes in the host's memory.
-struct CardEnds {
-  explicit CardEnds(const KvLayout& layout, int source_blocks = 60, int target_blocks = 70,
-                    const std::string& transport = "auto")
-      : ends("auto", layout, source_blocks, target_blocks),
-        source(ends.source),
-        target(ends.target) {
-    ends.sender_options.transports = ends.receiver_options.transports = transport;
-    ends.sender_options.region = source.region();
-    ends.receiver_options.region = target.region();
-    ends.receiver_options.quiet_timeout = absl::Milliseconds(100);
-  }
-  // Whether every byte of the target's blocks [first, first + count) is `value`.
-  bool Holds(int first, int count, std::byte value) {
-    target.CopyTo(&ends.target);
-    const KvRegion& region = ends.target.region();
-    const size_t bytes = static_cast<size_t>(count) * region.layout.BlockLayerBytes();
-    for (int layer = 0; layer < region.layout.num_layers; ++layer) {
-      const std::byte* from = region.Block(layer, first);
-      // All bytes are as the first, and the one before them.
-      if (*from != value || std::memcmp(from, from + 1, bytes - 1) != 0) return false;
-    }
-    return true;
-  }
-
-  Ends ends;
-  CardPool source;
-  CardPool target;
-};
-
-// A child process that runs cuda_ipc_writer.
-class Writer {
- public:
-  Writer(int layout, int blocks, const std::string& transports, const std::string& cards = "") {
-    std::array<int, 2> in, out;
-    EXPECT_EQ(pipe(in.data()), 0);
-    EXPECT_EQ(pipe(out.data()), 0);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, in[0], STDIN_FILENO);
-    posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-    posix_spawn_file_actions_addclose(&actions, in[1]);
-    posix_spawn_file_actions_addclose(&actions, out[0]);
-    std::vector<std::string> args = {
-        std::filesystem::read_symlink("/proc/self/exe").parent_path() / "cuda_ipc_writer",
-        std::to_string(layout), std::to_string(blocks), "7", transports};
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    std::vector<char*> environment;
-    for (char** entry = environ; *entry != nullptr; ++entry) environment.push_back(*entry);
-    std::string visible = "CUDA_VISIBLE_DEVICES=" + cards;
-    if (!cards.empty()) environment.push_back(visible.data());
-    environment.push_back(nullptr);
-    EXPECT_EQ(
-        posix_spawn(&pid_, args[0].c_str(), &actions, nullptr, argv.data(), environment.data()), 0);
-    posix_spawn_file_actions_destroy(&actions);
-    close(in[0]);
-    close(out[1]);
-    in_ = in[1];
-    out_ = fdopen(out[0], "r");
-  }
-  ~Writer() {
-    close(in_);
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-    fclose(out_);
-  }
-  Writer(const Writer&) = delete;
-
-  void Ship(const KvSendTarget& target, int source, int pause_us = 0) {
-    const std::string line = fmt::format(
-        "{} {} {} {} {} {} {} {}\n", target.address, absl::BytesToHexString(target.id.ToBytes()),
-        target.epoch, absl::BytesToHexString(target.token), target.target_blocks.size(), source,
-        target.target_blocks[0], pause_us);
-    EXPECT_EQ(write(in_, line.data(), line.size()), static_cast<ssize_t>(line.size()));
-  }
-  struct Result {
-    std::string transport;
-    int code = -1;
-    double microseconds = 0;
-  };
-  Result Await() {
-    Result result;
-    std::array<char, 32> transport = {};
-    if (std::fscanf(out_, "%31s %d %lf", transport.data(), &result.code, &result.microseconds) ==
-        3) {
-      result.transport = transport.data();
-    }
-    return result;
-  }
-  void Signal(int number) { EXPECT_EQ(kill(pid_, number), 0); }
-  // Returns once it stands still: a signal alone is only on its way.
-  void Stop() {
-    Signal(SIGSTOP);
-    int status = 0;
-    EXPECT_EQ(waitpid(pid_, &status, WUNTRACED), pid_);
-    EXPECT_TRUE(WIFSTOPPED(status));
-  }
-
- private:
-  pid_t pid_ = -1;
-  int in_ = -1;
-  FILE* out_ = nullptr;
-};
 
 class CudaIpc : public ::testing::Test {
  protected:
@@ -145,12 +22,6 @@ class CudaIpc : public ::testing::Test {
     if (!HaveCard()) GTEST_SKIP() << "no CUDA card here";
   }
 };
-
-std::vector<int32_t> Range(int first, int count) {
-  std::vector<int32_t> blocks(static_cast<size_t>(count));
-  std::iota(blocks.begin(), blocks.end(), first);
-  return blocks;
-}
 
 TEST_F(CudaIpc, BlocksOfEveryLayoutArrive) {
   std::mt19937_64 random(4);
@@ -342,11 +213,6 @@ TEST_F(CudaIpc, AReceiverThatEndsFailsTheTransfersAndFreesItsMemory) {
   ASSERT_OK(card.ends.sender->Open(card.ends.Expect(cut, 1, Range(0, 8))));
   card.ends.receiver = nullptr;
   EXPECT_EQ(card.ends.record.AwaitDone(cut, 1).status.code(), absl::StatusCode::kUnavailable);
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // The copy itself beside cudaMemcpy of the same bytes, from device memory to device memory.

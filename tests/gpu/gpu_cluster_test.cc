@@ -1,6 +1,6 @@
 // Clusters whose workers share one card: KV blocks travel from pool to pool of its memory over
-// cuda_ipc, or leave it and come back over tcp. What a prefill worker and a decode worker answer
-// together is what a unified worker answers.
+// cuda_ipc, or leave it and come back over tcp, or over shm. What a prefill worker and a decode
+// worker answer together is what a unified worker answers.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -51,7 +51,8 @@ class GpuCluster : public ::testing::Test {
 
 // Bit for bit, which only --batch-invariant promises: otherwise each process chooses the products
 // that were the fastest when it started.
-void ExpectSameAnswers(const std::string& model, const std::string& transport) {
+void ExpectSameAnswers(const std::string& model, const std::string& transport,
+                       const std::string& carrier) {
   const auto split =
       StartOnCard(model, 1, 1, 0, "128MiB", {"--batch-invariant", "--kv-transport=" + transport});
   const auto unified = StartOnCard(model, 0, 0, 1, "128MiB", {"--batch-invariant"});
@@ -79,7 +80,7 @@ void ExpectSameAnswers(const std::string& model, const std::string& transport) {
       ASSERT_TRUE(b.status.ok()) << b.status.error_message() << unified->Logs();
       EXPECT_EQ(a.token_ids, b.token_ids) << length << " tokens, greedy " << greedy;
       EXPECT_EQ(a.logprobs, b.logprobs) << length << " tokens, greedy " << greedy;
-      EXPECT_EQ(a.timing.transport(), transport == "auto" ? "cuda_ipc" : transport);
+      EXPECT_EQ(a.timing.transport(), carrier);
       EXPECT_GT(a.timing.kv_bytes(), 0u) << length;
     }
   }
@@ -87,18 +88,23 @@ void ExpectSameAnswers(const std::string& model, const std::string& transport) {
 }
 
 TEST_F(GpuCluster, SplitAndUnifiedAnswerTheSame) {
-  ExpectSameAnswers(SourcePath("models/demo"), "auto");
+  ExpectSameAnswers(SourcePath("models/demo"), "auto", "cuda_ipc");
 }
 
 TEST_F(GpuCluster, SplitAndUnifiedAnswerTheSameOverTcp) {
-  ExpectSameAnswers(SourcePath("models/demo"), "tcp");
+  ExpectSameAnswers(SourcePath("models/demo"), "tcp", "tcp");
+}
+
+// As between cards without peer access.
+TEST_F(GpuCluster, SplitAndUnifiedAnswerTheSameOverShm) {
+  ExpectSameAnswers(SourcePath("models/demo"), "shm", "shm_ring");
 }
 
 // Heads of 64 and 128, one query head a KV head and seven, YaRN, tied embeddings.
 class GpuClusterOf : public GpuCluster, public ::testing::WithParamInterface<std::string> {};
 TEST_P(GpuClusterOf, SplitAndUnifiedAnswerTheSame) {
   if (SharedDir().empty()) GTEST_SKIP() << "the reference models are not here";
-  ExpectSameAnswers(SharedDir() + "/reference/" + GetParam(), "cuda_ipc");
+  ExpectSameAnswers(SharedDir() + "/reference/" + GetParam(), "cuda_ipc", "cuda_ipc");
 }
 INSTANTIATE_TEST_SUITE_P(Reference, GpuClusterOf,
                          ::testing::Values("tiny-gqa7", "tiny-mha", "tiny-tied", "tiny-yarn",

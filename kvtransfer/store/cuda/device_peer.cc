@@ -12,6 +12,7 @@
 #include "common/cuda/cuda_check.h"
 #include "common/cuda/cuda_driver.h"
 #include "kvtransfer/store/cuda/page_kernels.h"
+#include "kvtransfer/store/cuda/registered_pages.h"
 
 namespace tandem::kvtransfer::cuda {
 namespace {
@@ -35,42 +36,6 @@ PagePlaces PlacesOf(const KvPoolShape& shape, std::byte* base) {
   places.first_head = shape.first_head;
   return places;
 }
-
-// Memory of this process's host that a card reads.
-class RegisteredPages {
- public:
-  static absl::StatusOr<RegisteredPages> Register(std::span<std::byte> pages) {
-    const cudaError_t error = cudaHostRegister(pages.data(), pages.size(),
-                                               cudaHostRegisterMapped | cudaHostRegisterPortable);
-    if (error != cudaSuccess) {
-      cudaGetLastError();
-      return Unavailable("the card cannot read the control page: {}", cudaGetErrorString(error));
-    }
-    RegisteredPages registered;
-    registered.pages_ = pages;
-    void* device = nullptr;
-    TANDEM_CUDA_CHECK(cudaHostGetDevicePointer(&device, pages.data(), 0));
-    registered.device_ = static_cast<std::byte*>(device);
-    return registered;
-  }
-  RegisteredPages(RegisteredPages&& other) noexcept
-      : pages_(std::exchange(other.pages_, {})), device_(other.device_) {}
-  RegisteredPages& operator=(RegisteredPages&&) = delete;
-  ~RegisteredPages() {
-    if (!pages_.empty()) cudaHostUnregister(pages_.data());
-  }
-  // Where the card finds what the host has at `at`.
-  template <typename T>
-  const T* OnCard(const T* at) const {
-    const auto* byte = reinterpret_cast<const std::byte*>(at);
-    return reinterpret_cast<const T*>(device_ + (byte - pages_.data()));
-  }
-
- private:
-  RegisteredPages() = default;
-  std::span<std::byte> pages_;
-  std::byte* device_ = nullptr;
-};
 
 class DeviceCopy final : public PeerPool::Copy {
  public:

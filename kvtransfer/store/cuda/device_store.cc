@@ -9,6 +9,7 @@
 #include "common/base/status.h"
 #include "common/cuda/cuda_check.h"
 #include "kvtransfer/store/cuda/device_peer.h"
+#include "kvtransfer/store/cuda/device_window.h"
 #include "kvtransfer/store/staging_plan.h"
 
 namespace tandem::kvtransfer::cuda {
@@ -171,6 +172,13 @@ absl::StatusOr<std::unique_ptr<PeerPool>> DeviceStore::MapPeer(int fd, const KvP
                                                                std::span<std::byte> control) const {
   return MapDevicePeer(this, region_.base, device_, fd, peer, control);
 }
+
+absl::StatusOr<std::unique_ptr<HostWindow>> DeviceStore::OpenWindow(std::span<std::byte> window,
+                                                                    size_t max_copy_bytes) const {
+  return OpenDeviceWindow(region_, device_, window, max_copy_bytes);
+}
+
+int DeviceStore::HostNode() const { return NodeOfCard(device_); }
 
 std::shared_ptr<std::byte[]> DeviceStore::AllocateStaging(size_t bytes) const {
   return pinned_->Take(bytes);

@@ -38,6 +38,9 @@ class DeviceStore final : public KvStore {
   absl::Status CanWrite(const std::string& card) const override;
   absl::StatusOr<std::unique_ptr<PeerPool>> MapPeer(int fd, const KvPoolShape& peer,
                                                     std::span<std::byte> control) const override;
+  absl::StatusOr<std::unique_ptr<HostWindow>> OpenWindow(std::span<std::byte> window,
+                                                         size_t max_copy_bytes) const override;
+  int HostNode() const override;
   std::byte* HostAddress(uint64_t /*offset*/) const override { return nullptr; }
   // A launch and the wait for it cost what 1 MiB costs on the link; where processes take turns on a
   // card, every launch may wait for a turn.

@@ -30,10 +30,10 @@ TEST(Cards, ThatReachEachOtherUseCudaIpcByDefault) {
   EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 0);
 }
 
-TEST(Cards, ThatDoNotReachEachOtherFallBackToTcpAndSaySo) {
+TEST(Cards, ThatDoNotReachEachOtherFallBackToTheRingAndSaySo) {
   Ends ends("auto");
   ends.UseCards("card-0", "card-1");
-  EXPECT_EQ(TransportOf(&ends), "tcp");
+  EXPECT_EQ(TransportOf(&ends), "shm_ring");
   EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 1);
 }
 
@@ -53,11 +53,11 @@ TEST(Cards, OneFlagTurnsItOff) {
   EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 0);
 }
 
-TEST(Cards, APoolOfTheHostAndOneOfACardMeetOverTcp) {
+TEST(Cards, APoolOfTheHostAndOneOfACardMeetInTheRing) {
   Ends ends("auto");
   ends.UseCards();
   ends.sender_options.store = nullptr;
-  EXPECT_EQ(TransportOf(&ends), "tcp");
+  EXPECT_EQ(TransportOf(&ends), "shm_ring");
 }
 
 TEST(Cards, ForcedWhereThereIsNoneTheEndDoesNotStart) {
@@ -69,11 +69,18 @@ TEST(Cards, ForcedWhereThereIsNoneTheEndDoesNotStart) {
               HasSubstr("cuda_ipc needs a KV pool in a card's memory (--device=cuda)"));
 }
 
-TEST(Cards, ACardThatCannotShareItsMemoryShipsOverTcp) {
+TEST(Cards, ACardThatCannotShareItsMemoryShipsThroughTheRing) {
   Ends ends("auto");
   ends.receiver_options.region.fd = -1;
   ends.UseCards();
-  EXPECT_EQ(TransportOf(&ends), "tcp");
+  EXPECT_EQ(TransportOf(&ends), "shm_ring");
+}
+
+TEST(Cards, ThatAreToldShmUseTheRing) {
+  Ends ends("shm");
+  ends.UseCards();
+  EXPECT_EQ(TransportOf(&ends), "shm_ring");
+  EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 0);
 }
 
 TEST(SharedPoolAdvert, SaysHostSocketAndCard) {

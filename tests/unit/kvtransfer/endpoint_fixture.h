@@ -238,12 +238,17 @@ inline absl::StatusOr<std::unique_ptr<PeerPool>> CardStore::MapPeer(
   return std::make_unique<Peer>(this, peer, *std::move(pool));
 }
 
-// One receiver's and one sender's options over two pools; start them, or not. The transport
-// "staged" is tcp between pools that only their stores can touch; such are those of "cuda_ipc" too.
+// One receiver's and one sender's options over two pools; start them, or not. "staged" is tcp, and
+// "cards_ring" shm_ring, between pools that only their stores can touch; such are those of
+// "cuda_ipc" too.
 struct Ends {
-  explicit Ends(const std::string& transport = "tcp", const KvLayout& layout = SmallLayout(),
+  explicit Ends(const std::string& name = "tcp", const KvLayout& layout = SmallLayout(),
                 int source_blocks = 32, int target_blocks = 40)
-      : source(layout, source_blocks), target(layout, target_blocks) {
+      : transport(name == "staged"       ? "tcp"
+                  : name == "cards_ring" ? "shm_ring"
+                                         : name),
+        source(layout, source_blocks),
+        target(layout, target_blocks) {
     receiver_options.transports = transport;
     sender_options.transports = transport;
     source.FillRandom(7);
@@ -256,8 +261,7 @@ struct Ends {
     sender_options.slow_link_bytes_per_second = 0;
     record.Attach(&receiver_options);
     record.Attach(&sender_options);
-    if (transport == "staged") receiver_options.transports = sender_options.transports = "tcp";
-    if (transport == "staged" || transport == "cuda_ipc") UseCards();
+    if (name == "staged" || name == "cards_ring" || name == "cuda_ipc") UseCards();
   }
   // Pools of cards of these names.
   void UseCards(const std::string& sender = "card-0", const std::string& receiver = "card-0") {
@@ -318,6 +322,7 @@ struct Ends {
     }
   }
 
+  const std::string transport;
   TestPool source;
   TestPool target;
   std::unique_ptr<KvStore> receiver_store;  // if UseCards

@@ -116,7 +116,7 @@ TEST_P(KvFaults, SealedRightOrFailedCleanly) {
 
 INSTANTIATE_TEST_SUITE_P(
     Frames, KvFaults,
-    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc"),
+    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring"),
                        ::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
                                          Fault::kCorruptPayload, Fault::kCorruptHeader,
                                          Fault::kDelay, Fault::kTruncate, Fault::kKill),
@@ -126,14 +126,15 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(0)));
 INSTANTIATE_TEST_SUITE_P(
     Data, KvFaults,
-    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc"),
+    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring"),
                        ::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
                                          Fault::kCorruptPayload, Fault::kCorruptHeader,
                                          Fault::kDelay, Fault::kTruncate, Fault::kKill),
                        ::testing::Values(FrameType::kData), ::testing::Values(0, 4, 8)));
 
 class KvFaultsRandom : public ::testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Transports, KvFaultsRandom, ::testing::Values("tcp", "shm", "cuda_ipc"));
+INSTANTIATE_TEST_SUITE_P(Transports, KvFaultsRandom,
+                         ::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring"));
 
 TEST_P(KvFaultsRandom, ManyTransfersOverABadLink) {
   constexpr Fault kFaults[] = {Fault::kDrop,           Fault::kDuplicate, Fault::kReorder,

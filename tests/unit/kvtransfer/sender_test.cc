@@ -368,8 +368,9 @@ TEST_F(KvSenderTest, OpenNamesWhatIsWrong) {
     change(&target);
     return ends_.sender->Open(target).ToString();
   };
-  EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "pigeon"; }),
-              HasSubstr("kv-transport must be auto or some of cuda_ipc, shm, tcp, got pigeon"));
+  EXPECT_THAT(
+      error([](KvSendTarget* t) { t->transport = "pigeon"; }),
+      HasSubstr("kv-transport must be auto or some of cuda_ipc, shm, shm_ring, tcp, got pigeon"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "shm"; }),
               HasSubstr("offers transport shm, which is not among this sender's (tcp)"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->address = "nowhere"; }), HasSubstr("nowhere"));

@@ -1,5 +1,6 @@
-// One-sided transports between processes: writers that are stopped, killed, restarted or of another
-// user. What must hold, whatever they do: blocks that were given back are never written again.
+// Transports between processes of one host: writers that are stopped, killed, restarted or of
+// another user. What must hold, whatever they do: blocks that were given back are never written
+// again.
 #include <array>
 #include <csignal>
 #include <filesystem>
@@ -117,7 +118,15 @@ class ShmProcesses : public ::testing::TestWithParam<std::string> {
   const TransferId id_ = TransferId::Random();
 };
 
-INSTANTIATE_TEST_SUITE_P(Transports, ShmProcesses, ::testing::Values("shm", "cuda_ipc"),
+INSTANTIATE_TEST_SUITE_P(Transports, ShmProcesses, ::testing::Values("shm", "cuda_ipc", "shm_ring"),
+                         [](const auto& info) { return info.param; });
+
+// Those whose sender writes the pool, and the one whose receiver alone does.
+class OneSidedProcesses : public ShmProcesses {};
+class RingProcesses : public ShmProcesses {};
+INSTANTIATE_TEST_SUITE_P(Transports, OneSidedProcesses, ::testing::Values("shm", "cuda_ipc"),
+                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Transports, RingProcesses, ::testing::Values("shm_ring"),
                          [](const auto& info) { return info.param; });
 
 TEST_P(ShmProcesses, AnotherProcessWritesThePool) {
@@ -134,7 +143,7 @@ TEST_P(ShmProcesses, AnotherProcessWritesThePool) {
 
 // The fence: a writer that is stopped inside a copy holds its blocks for as long as it is, for it
 // will go on with that copy whenever it goes on.
-TEST_P(ShmProcesses, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
+TEST_P(OneSidedProcesses, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
   ends_.StartReceiver();
   Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/1, Store());
   writer.AwaitStop();
@@ -153,6 +162,21 @@ TEST_P(ShmProcesses, AStoppedWriterKeepsItsBlocksAndNothingLateLands) {
   ends_.target.Fill(kReused);
   if (too_early) writer.Signal(SIGCONT);
   writer.AwaitEnd();
+  ExpectOnlyReused();
+}
+
+// What it goes on with is a ring that nobody reads any more.
+TEST_P(RingProcesses, AStoppedWriterHoldsNoBlocksAndNothingLateLands) {
+  ends_.StartReceiver();
+  Writer writer(ends_.Expect(id_, 1, blocks_), /*stop_at=*/1, Store());
+  writer.AwaitStop();
+  ends_.receiver->Cancel(id_, 1);
+  ends_.record.AwaitQuiet(id_, 1);
+  EXPECT_EQ(ends_.receiver->Counters().fenced_transfers, 0);
+  ASSERT_OK(ends_.receiver->Expect(id_, 2, blocks_, ""));
+  ends_.target.Fill(kReused);
+  writer.Signal(SIGCONT);
+  EXPECT_NE(writer.AwaitEnd(), "shm_ring 0\n");
   ExpectOnlyReused();
 }
 

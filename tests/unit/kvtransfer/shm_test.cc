@@ -132,12 +132,12 @@ TEST(Shm, DamageInThePoolIsNeverSealed) {
   EXPECT_EQ(ends.receiver->Counters().failed(KvFailure::kDigestMismatch), 1);
 }
 
-TEST(Shm, APoolThatIsNotSharedIsShippedOverTcp) {
+TEST(Shm, APoolThatIsNotSharedIsShippedThroughTheRing) {
   Ends ends("auto");
   ends.receiver_options.region.fd = -1;
   ends.Start();
   const TransferId id = ends.ShipOne();
-  EXPECT_EQ(ends.record.AwaitQuiet(id, 1).stats.transport, "tcp");
+  EXPECT_EQ(ends.record.AwaitQuiet(id, 1).stats.transport, "shm_ring");
 }
 
 TEST(Shm, TheReceiverMayInsist) {
@@ -158,8 +158,9 @@ TEST(Shm, IsTheDefaultOfOneHost) {
 
 TEST(Shm, OptionsNameWhatIsUnknown) {
   Ends ends("shm,pigeon");
-  EXPECT_THAT(KvSender::Start(ends.sender_options).status().ToString(),
-              HasSubstr("kv-transport must be auto or some of cuda_ipc, shm, tcp, got pigeon"));
+  EXPECT_THAT(
+      KvSender::Start(ends.sender_options).status().ToString(),
+      HasSubstr("kv-transport must be auto or some of cuda_ipc, shm, shm_ring, tcp, got pigeon"));
   ends.receiver_options.transports = "tcp,tcp";
   EXPECT_THAT(KvReceiver::Start(ends.receiver_options).status().ToString(),
               HasSubstr("names tcp twice"));

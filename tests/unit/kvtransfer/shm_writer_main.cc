@@ -45,6 +45,19 @@ class StoppingStore : public Base {
     return true;
   }
 
+  // Into a ring, whose frames several blocks share: stops before the pages of the block are there.
+  void GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const override {
+    for (int l = 0; l < run.layer_count; ++l) {
+      for (size_t i = 0; i < run.source_blocks.size(); ++i) {
+        if (copies_++ == stop_at_) raise(SIGSTOP);
+        const BlockRun one = {
+            run.layer_begin + l, 1, run.heads, run.source_blocks.subspan(i, 1), {}};
+        HostStore::GatherRun(one, to, digests.subspan(i, 1));
+        to += one.Bytes(this->shape().layout);
+      }
+    }
+  }
+
  private:
   const int stop_at_;
   mutable int copies_ = 0;  // of one thread at a time

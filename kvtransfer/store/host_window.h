@@ -1,0 +1,52 @@
+// Memory of the host between two pools, as one store reaches it (KvStore::OpenWindow): pages go out
+// of its pool into the window, or out of the window into its pool.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kvtransfer/plan/copy_plan.h"
+
+namespace tandem::kvtransfer {
+
+// Gather() and Fetch() belong to one thread at a time; what they return may be used by another. At
+// most kDepth of what they return are there at a time. Outlives it; must not outlive its store.
+class HostWindow {
+ public:
+  static constexpr size_t kDepth = 3;  // one is read, one travels, one is written
+
+  virtual ~HostWindow() = default;
+
+  // Pages on their way out of the pool. Destroying it waits for them.
+  class Gathering {
+   public:
+    virtual ~Gathering() = default;
+    // Until they are in the window, for other processes too, and digests() is known.
+    virtual void Wait() = 0;
+    // One per block of the run, over the run's heads.
+    virtual std::span<const uint64_t> digests() const = 0;
+  };
+  // Starts to copy the pages of `run` into the window from `at` on, one behind the other in the
+  // order of BuildCopyPlan(), and to digest them on the way; does not wait. The lists of `run` are
+  // read before it returns.
+  virtual std::unique_ptr<Gathering> Gather(const BlockRun& run, size_t at) = 0;
+
+  // A part of the window on its way to where the pool's memory is. Destroying it waits for that.
+  class Fetched {
+   public:
+    virtual ~Fetched() = default;
+    virtual void Wait() = 0;
+    // After Wait(): copies into the pool, piece.source_offset of the part -> target_offset. The
+    // window's bytes are needed until the last Scatter() has returned.
+    virtual void Scatter(std::span<const CopyPiece> pieces) = 0;
+  };
+  virtual std::unique_ptr<Fetched> Fetch(size_t at, size_t bytes) = 0;
+
+  // Bytes per second at which the first `bytes` of the window are written. Nobody else may use
+  // them.
+  virtual double MeasureRate(size_t bytes) = 0;
+};
+
+}  // namespace tandem::kvtransfer
