@@ -2,6 +2,7 @@
 // address that it announces, and the frame of main().
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>

@@ -67,7 +67,7 @@ struct FrameHeader {
   uint32_t head_begin = 0;  // heads of the model
   uint32_t head_count = 0;
   uint32_t payload_bytes = 0;
-  uint32_t code = 0;            // absl::StatusCode of kQuiet, kResult, kAbort, kRefuse, kSelected
+  uint32_t code = 0;  // absl::StatusCode of kQuiet, kResult, kAbort, kRefuse, kSelected
   // XXH3-64 of the payload; of kData where its bytes lie, if the transport says so, else 0; of
   // kProbe 0.
   uint64_t payload_digest = 0;

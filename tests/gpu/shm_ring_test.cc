@@ -106,6 +106,7 @@ TEST_F(ShmRing, NothingLandsAfterQuiet) {
 TEST_F(ShmRing, AbortedTransfersLeaveNothingBehind) {
   CardEnds card(IpcLayout(0), 64, 64, kRing);
   card.ends.Start();
+  card.ends.record.AwaitQuiet(card.ends.ShipOne(), 1);  // connects, and opens the windows
   size_t before = 0, after = 0, total = 0;
   for (uint64_t round = 1; round <= 1000; ++round) {
     const TransferId id = TransferId::Random();

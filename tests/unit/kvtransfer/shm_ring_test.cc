@@ -93,6 +93,9 @@ constexpr KvLayout kLarge = {2, 16, 128, 256, DType::kBFloat16};  // 2 MiB a blo
 struct RingEnds : Ends {
   explicit RingEnds(int blocks = 16) : Ends("shm_ring", kLarge, blocks, blocks) {
     receiver_options.ring_bytes = kRingPageBytes + 2 * (size_t{4} << 20);
+    // However slow the machine: frames land behind FINISH here.
+    receiver_options.incomplete_timeout = kPatience;
+    receiver_options.quiet_timeout = kPatience;
   }
   TransferId Ship(int count) {
     const TransferId id = TransferId::Random();
