@@ -159,7 +159,7 @@ class Faults {
   using Workers = std::vector<std::string>;
   // Returns when all workers are ready again.
   void Strike(const Workers& victims) {
-    const Hit hit = {SteadyClock::now(), {}, static_cast<int>(victims.size())};
+    const Hit hit = {SteadyClock::now(), {}, victims};
     switch (NextKind()) {
       case Kind::kKill:
         Kill(victims);
@@ -182,7 +182,7 @@ class Faults {
 
   // A stop that a worker survives, and that is no strike of the deck.
   void Pause(const std::string& worker) {
-    const Hit hit = {SteadyClock::now(), {}, 1};
+    const Hit hit = {SteadyClock::now(), {}, {worker}};
     StopForAWhile({worker});
     Record(hit);
   }
@@ -192,9 +192,22 @@ class Faults {
   int StruckBetween(SteadyClock::time_point from, SteadyClock::time_point to) const {
     int workers = 0;
     for (const Hit& hit : hits_) {
-      if (hit.began <= to && from <= hit.over) workers += hit.workers;
+      if (hit.began <= to && from <= hit.over) workers += static_cast<int>(hit.workers.size());
     }
     return workers;
+  }
+  // Who was struck when, around a request that began at `from`: in seconds since then.
+  std::string Around(SteadyClock::time_point from) const {
+    std::ostringstream out;
+    const auto seconds = [&](SteadyClock::time_point at) {
+      return std::chrono::duration<double>(at - from).count();
+    };
+    for (const Hit& hit : hits_) {
+      if (seconds(hit.over) < -20 || seconds(hit.began) > 20) continue;
+      for (const std::string& worker : hit.workers) out << worker << " ";
+      out << "from " << seconds(hit.began) << " to " << seconds(hit.over) << " s; ";
+    }
+    return std::move(out).str();
   }
   std::string ToString() const {
     std::ostringstream out;
@@ -207,7 +220,7 @@ class Faults {
   struct Hit {
     SteadyClock::time_point began;
     SteadyClock::time_point over;  // all workers are ready again
-    int workers = 0;
+    Workers workers;
   };
 
   void Record(Hit hit) {
@@ -324,7 +337,10 @@ class Chaos : public testing::Test {
   // One lost worker is made good: only who met two may be told so.
   static void ExpectTwoWorkersLost(const LoadTotals& totals, const Faults& faults) {
     for (const UnavailableRequest& request : totals.unavailable) {
-      EXPECT_GE(faults.StruckBetween(request.began, request.ended), 2) << request.message;
+      EXPECT_GE(faults.StruckBetween(request.began, request.ended), 2)
+          << request.message << "\nit lasted "
+          << std::chrono::duration<double>(request.ended - request.began).count()
+          << " s; struck were " << faults.Around(request.began);
     }
   }
 
@@ -382,6 +398,7 @@ TEST_F(Chaos, WorkersThatDieStopAndHang) {
               ToString(before).c_str(), ToString(after).c_str());
   ExpectRight(totals);
   ExpectTwoWorkersLost(totals, faults);
+  if (HasFailure()) std::printf("%s", cluster_->Logs().c_str());
   EXPECT_EQ(Growth(before, after), "");
 }
 
