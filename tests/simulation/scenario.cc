@@ -440,7 +440,8 @@ class Scenario {
       return;
     }
     Met(Fault::kStop);
-    cluster_->Stop(worker, Now() + lasts);
+    // A jump of the clock may have brought the quiet time nearer.
+    cluster_->Stop(worker, std::min(Now() + lasts, start_ + quiet_from_));
   }
 
   void PlanBrokenSteps() {
