@@ -97,10 +97,10 @@ struct RingEnds : Ends {
     receiver_options.incomplete_timeout = kPatience;
     receiver_options.quiet_timeout = kPatience;
   }
-  TransferId Ship(int count) {
+  TransferId Ship(int count, int first = 0) {
     const TransferId id = TransferId::Random();
     std::vector<int32_t> blocks(static_cast<size_t>(count));
-    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
+    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = first + static_cast<int32_t>(i);
     EXPECT_OK(sender->Open(Expect(id, 1, blocks)));
     PushAll(id, 1, blocks);
     sender->Finish(id, 1);
@@ -187,10 +187,10 @@ TEST(ShmRing, FramesThatAreOnTheirWayWhenATransferIsCancelledNeverLand) {
   ends.record.AwaitQuiet(id, 1);
   ends.target.Fill(std::byte{0x5a});  // the blocks are somebody else's
   store.LetGo();
-  const TransferId next = ends.Ship(2);
+  const TransferId next = ends.Ship(2, /*first=*/8);  // behind them
   EXPECT_EQ(ends.record.AwaitQuiet(next, 1).sealed, 1);
-  ends.ExpectEqualBlocks({0, 1}, {0, 1});
-  for (const int block : {2, 3}) {
+  ends.ExpectEqualBlocks({8, 9}, {8, 9});
+  for (const int block : {0, 1, 2, 3}) {
     EXPECT_EQ(ends.target.BlockBytes(block), std::string(kLarge.BlockBytes(), '\x5a'))
         << "a late byte landed";
   }
