@@ -1,4 +1,4 @@
-// BenchClient over tandem.v1.Inference by gRPC's callback API: no thread per stream.
+// BenchClient over tandem.v1.Inference: a thread per connection, none per stream.
 #pragma once
 
 #include <memory>
@@ -34,16 +34,16 @@ class GrpcBenchClient : public BenchClient {
 
  private:
   class Call;
+  struct Connection;
 
   void Ended(Call* call);
   bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_.empty(); }
 
   const GrpcBenchClientOptions options_;
-  std::vector<std::shared_ptr<grpc::Channel>> channels_;
-  std::vector<std::unique_ptr<v1::Inference::Stub>> stubs_;  // one per channel
   absl::Mutex mutex_;
-  size_t next_stub_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t next_connection_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_set<Call*> running_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<Connection>> connections_;  // last: their threads use the rest
 };
 
 }  // namespace tandem::cli
