@@ -1,4 +1,5 @@
-// The same 200 seeded requests through 2 prefill + 2 decode over shm, 1 + 1 over tcp, and unified:
+// The same 200 seeded requests through 2 prefill + 2 decode over shm, where the decode workers
+// speculate (on a CPU), 1 + 1 over tcp, and unified:
 // the tokens must be identical, and so must every bit of their logprobs, which would show a wrong
 // KV block long before it changed a token. TANDEM_EQUALITY_REQUESTS asks for fewer: builds with a
 // sanitizer set it to 40.
@@ -46,6 +47,10 @@ std::vector<tandem::v1::GenerateRequest> MakeRequests(int vocab) {
       const size_t shared = std::min<size_t>(prompt.size(), random() % (earlier.size() + 1));
       std::copy_n(earlier.begin(), shared, prompt.begin());
     }
+    if (i % 5 == 4) {  // repeats itself, as an answer to it may
+      const size_t period = 2 + random() % 8;
+      for (size_t p = period; p < prompt.size(); ++p) prompt[p] = prompt[p - period];
+    }
     tandem::v1::GenerateRequest request = TokenRequest(prompt, 1 + static_cast<int>(random() % 24));
     auto* sampling = request.mutable_sampling();
     if (i % 2 == 1) {
@@ -84,10 +89,13 @@ struct Outcome {
   std::vector<Answer> answers;
   uint64_t kv_bytes = 0;
   uint64_t cached_tokens = 0;
+  uint64_t drafted_tokens = 0;
+  uint64_t accepted_tokens = 0;
   std::set<std::string> transports;  // that shipped something
 };
 
-Outcome RunThrough(int prefill, int decode, int unified, const std::string& transport) {
+Outcome RunThrough(int prefill, int decode, int unified, const std::string& transport,
+                   const std::string& speculative = "none") {
   ClusterSpec spec;
   spec.model_dir = SourcePath("models/demo");
   spec.prefill = prefill;
@@ -97,7 +105,7 @@ Outcome RunThrough(int prefill, int decode, int unified, const std::string& tran
   // mixed.
   spec.worker_flags = {"--dtype=float32", "--max-num-batched-tokens=384", "--num-threads=1",
                        "--kv-cache-memory-bytes=256MiB", "--kv-transport=" + transport};
-  spec.decode_flags = {"--local-prefill-max-tokens=0"};
+  spec.decode_flags = {"--local-prefill-max-tokens=0", "--speculative=" + speculative};
   spec.router_flags = {"--max-wait=300"};  // nobody is refused, however slow the machine
   auto cluster = TestCluster::Start(spec);
   Outcome run;
@@ -110,6 +118,8 @@ Outcome RunThrough(int prefill, int decode, int unified, const std::string& tran
   for (const Answer& answer : run.answers) {
     run.kv_bytes += answer.timing.kv_bytes();
     run.cached_tokens += answer.usage.cached_tokens();
+    run.drafted_tokens += answer.usage.drafted_tokens();
+    run.accepted_tokens += answer.usage.accepted_tokens();
     if (answer.timing.kv_bytes() > 0) run.transports.insert(answer.timing.transport());
   }
   EXPECT_TRUE(cluster->WaitFor(
@@ -148,11 +158,16 @@ TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
   const Outcome one = RunThrough(1, 1, 0, "tcp");
   ExpectSame(unified, one, "unified and 1 + 1");
   const std::string other = OnGpu() ? "cuda_ipc" : "shm";
-  const Outcome two = RunThrough(2, 2, 0, other);
+  const Outcome two = RunThrough(2, 2, 0, other, OnGpu() ? "none" : "ngram");
   ExpectSame(unified, two, "unified and 2 + 2");
   // "" is of what went by no wire at all.
   EXPECT_THAT(one.transports, ::testing::ElementsAre("tcp"));
   EXPECT_THAT(two.transports, ::testing::ElementsAre(other));
+  EXPECT_EQ(one.drafted_tokens, 0u);
+  if (!OnGpu()) {
+    EXPECT_GT(two.accepted_tokens, 0u) << "nothing was drafted right";
+    EXPECT_GT(two.drafted_tokens, two.accepted_tokens) << "nothing was drafted wrong";
+  }
   for (const Outcome* run : {&one, &two}) {
     EXPECT_GT(run->kv_bytes, 0u) << "nothing was shipped";
     EXPECT_GT(run->cached_tokens, 0u) << "no prefix was reused";
