@@ -401,7 +401,8 @@ LoadReport Loop::MakeLoad() const {
   }
   load.waiting += backlog_.size();
   load.prefill_failures = prefills_.Failures();
-  for (const auto& [peer, rate] : prefills_.LinkRates()) load.links[peer].bytes_per_second = rate;
+  load.links = prefills_.Links();
+  parts_.metrics->worker.ShowLinks(options_.admission.worker_id, load.links);
   load.prefill_backlog = backlog_.Tokens();
   const Promised held = backlog_.HeldBack(parts_.clock->Now());
   load.admits_blocks = draining_ ? 0 : admission_.AdmissibleBlocks(running_.MakeView(), held);

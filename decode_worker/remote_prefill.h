@@ -94,7 +94,7 @@ class RemotePrefills {
   // Workers that failed since they last served a prompt.
   std::map<std::string, LoadReport::PrefillFailures> Failures() const;
   // To the workers that blocks were given back to.
-  std::vector<std::pair<std::string, double>> LinkRates() const { return returns_.LinkRates(); }
+  std::map<std::string, KvLink> Links() const { return returns_.Links(); }
   // Transfers that are not quiet yet, either way.
   size_t num_transfers() const { return transfers_.size() + returns_.num_transfers(); }
 

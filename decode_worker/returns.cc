@@ -64,9 +64,9 @@ void Returns::OnGiven(const TransferId& id, uint64_t epoch, const absl::Status& 
   transfers_.erase(it);
 }
 
-std::vector<std::pair<std::string, double>> Returns::LinkRates() const {
+std::map<std::string, KvLink> Returns::Links() const {
   if (sender_ == nullptr) return {};
-  return sender_->LinkRates();
+  return sender_->Links();
 }
 
 }  // namespace tandem::decode

@@ -39,8 +39,8 @@ class Returns {
   void OnGiven(const TransferId& id, uint64_t epoch, const absl::Status& status,
                const kvtransfer::TransferStats& stats);
 
-  // Measured, as KvSender::LinkRates.
-  std::vector<std::pair<std::string, double>> LinkRates() const;
+  // As KvSender::Links.
+  std::map<std::string, KvLink> Links() const;
   // Transfers whose blocks the sender may still read.
   size_t num_transfers() const { return transfers_.size(); }
 

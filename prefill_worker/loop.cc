@@ -475,9 +475,8 @@ LoadReport Loop::Load() const {
   load.prefill_tokens_per_second = rate_.TokensPerSecond();
   load.prefill_fit_tokens = rate_.Tokens();
   load.saturated_tokens_per_second = saturated_.TokensPerSecond();
-  for (const auto& [peer, rate] : parts_.sender->LinkRates()) {
-    load.links[peer].bytes_per_second = rate;
-  }
+  load.links = parts_.sender->Links();
+  parts_.metrics->worker.ShowLinks(options_.worker_id, load.links);
   return load;
 }
 

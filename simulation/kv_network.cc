@@ -161,7 +161,7 @@ class InProcessKvNetwork::Sender final : public kvtransfer::KvSender {
   std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
     return engine::FakeBlockDigests(options_.region, blocks);
   }
-  std::vector<std::pair<std::string, double>> LinkRates() const override { return {}; }
+  std::map<std::string, KvLink> Links() const override { return {}; }
 
  private:
   struct Pushed {
@@ -277,6 +277,7 @@ std::unique_ptr<kvtransfer::KvSender> LoopbackKvNetwork::MakeSender(
     kvtransfer::KvSenderOptions options) {
   options.transports = transport_;
   options.slow_link_bytes_per_second = 0;  // these pools are small
+  options.link_test_time = absl::ZeroDuration();
   auto sender = kvtransfer::KvSender::Start(std::move(options));
   TANDEM_CHECK(sender.ok(), "{}", sender.status().ToString());
   return *std::move(sender);

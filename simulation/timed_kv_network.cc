@@ -17,7 +17,8 @@ class TimedKvNetwork::Sender final : public kvtransfer::KvSender {
 
   absl::Status Open(kvtransfer::KvSendTarget target) override {
     peers_[{target.id, target.epoch}] = target.peer_worker_id;
-    known_.insert({target.peer_worker_id, network_->options_.bytes_per_second});
+    known_.insert(
+        {target.peer_worker_id, {.bytes_per_second = network_->options_.bytes_per_second}});
     return inner_->Open(std::move(target));
   }
   void Push(const TransferId& id, uint64_t epoch, int layer, std::span<const int32_t> source_blocks,
@@ -42,16 +43,14 @@ class TimedKvNetwork::Sender final : public kvtransfer::KvSender {
   std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
     return std::vector<uint64_t>(blocks.size());
   }
-  std::vector<std::pair<std::string, double>> LinkRates() const override {
-    return {known_.begin(), known_.end()};
-  }
+  std::map<std::string, KvLink> Links() const override { return known_; }
 
  private:
   TimedKvNetwork* const network_;
   const std::string worker_id_;
   const std::unique_ptr<KvSender> inner_;
   absl::flat_hash_map<Key, std::string> peers_;  // of open transfers: worker ids
-  std::map<std::string, double> known_;          // bytes per second to each peer
+  std::map<std::string, KvLink> known_;          // to each peer
 };
 
 std::unique_ptr<kvtransfer::KvReceiver> TimedKvNetwork::MakeReceiver(

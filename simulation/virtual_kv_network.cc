@@ -125,6 +125,7 @@ class VirtualKvNetwork::Link final : public kvtransfer::KvConnection,
   void SetPayload(std::span<const std::byte> payload) { payload_ = payload; }
   absl::Status Receive(const FrameHeader& header,
                        std::shared_ptr<kvtransfer::Reception> reception) override;
+  absl::StatusOr<uint64_t> Probe(const FrameHeader& /*header*/) override { return Never(); }
   absl::StatusOr<std::string> Grant() override {
     std::string grant = "grant " + std::to_string(++last_grant_);
     grants_.insert(grant);
@@ -408,7 +409,7 @@ class VirtualKvNetwork::Sender final : public kvtransfer::KvSender {
     const kvtransfer::KvPoolShape& shape = store_->shape();
     return store_->DigestRun({0, shape.layout.num_layers, shape.heads(), blocks, {}});
   }
-  std::vector<std::pair<std::string, double>> LinkRates() const override { return {}; }
+  std::map<std::string, KvLink> Links() const override { return {}; }
 
   void Kill() {
     process_.Kill();

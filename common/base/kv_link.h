@@ -2,20 +2,27 @@
 // of blocks measures, reports to the router, and the router shows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
 namespace tandem {
 
-// The self-test that was made when the two connected. Rates are bytes per second, of so much that
-// was sent and verified at the other end; 0: not measured.
+// The self-test that is made when the two connect, after a pattern came out right at the other end.
+// Rates are bytes per second, until the other end has said that they are there; 0: not measured.
 struct KvLinkTest {
-  double small_rate = 0;   // 64 KiB
-  double medium_rate = 0;  // 1 MiB
-  double large_rate = 0;   // large_bytes in a row
-  // 64 MiB, or less where the pool or the time was short; 0: the rate is that of cards.
-  uint64_t large_bytes = 0;
+  double small_rate = 0;       // 64 KiB
+  double medium_rate = 0;      // 1 MiB
+  double large_rate = 0;       // large_bytes in a row
+  uint64_t large_bytes = 0;    // 64 MiB, or less where the time was short
   double latency_seconds = 0;  // of the smallest message, there and back
+
+  // Of the longest run that was measured; 0: of none.
+  double rate() const {
+    return large_rate > 0 ? large_rate : medium_rate > 0 ? medium_rate : small_rate;
+  }
+  // The best that was seen: what it can do, even if the machine was busy for a moment.
+  double best_rate() const { return std::max({small_rate, medium_rate, large_rate}); }
 
   bool operator==(const KvLinkTest&) const = default;
 };

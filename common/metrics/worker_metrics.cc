@@ -96,4 +96,27 @@ KvLinkMetrics& WorkerMetrics::KvLink(const std::string& src, const std::string& 
   return *link;
 }
 
+void WorkerMetrics::ShowLinks(const std::string& src,
+                              const std::map<std::string, tandem::KvLink>& links) {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [dst, link] : links) {
+    const std::array<std::string, 3> key = {src, dst, link.transport};
+    auto it = link_gauges_.find(key);
+    if (it == link_gauges_.end()) {
+      if (link_gauges_.size() >= kMaxLinks) continue;
+      const MetricLabels labels = {{"src", src}, {"dst", dst}, {"transport", link.transport}};
+      const KvLinkGauges gauges = {
+          metrics_->Gauge("tandem_kv_link_bytes_per_second",
+                          "Rate of KV blocks to a peer: of recent shipments, before any of the "
+                          "self-test; 0: refused",
+                          labels),
+          metrics_->Gauge("tandem_kv_link_latency_seconds",
+                          "The smallest message to a peer and back, by the self-test", labels)};
+      it = link_gauges_.emplace(key, gauges).first;
+    }
+    it->second.bytes_per_second.Set(link.refused ? 0 : link.bytes_per_second);
+    it->second.latency_seconds.Set(link.test.latency_seconds);
+  }
+}
+
 }  // namespace tandem

@@ -16,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 
+#include "common/base/kv_link.h"
 #include "common/base/stage.h"
 #include "common/metrics/metrics.h"
 
@@ -39,6 +40,12 @@ struct KvLinkMetrics {
   prometheus::Counter& failures;   // tandem_kv_transfer_failures_total
 };
 
+// What is known of one (src, dst, transport), at its sender.
+struct KvLinkGauges {
+  prometheus::Gauge& bytes_per_second;  // tandem_kv_link_bytes_per_second
+  prometheus::Gauge& latency_seconds;   // tandem_kv_link_latency_seconds
+};
+
 class WorkerMetrics {
  public:
   // `metrics` outlives this.
@@ -49,6 +56,9 @@ class WorkerMetrics {
   // The children of one link; `src` and `dst` are worker ids.
   KvLinkMetrics& KvLink(const std::string& src, const std::string& dst,
                         const std::string& transport);
+  // Shows what the sender `src` knows of its ways to peers, by worker id; 0 where a link is
+  // refused.
+  void ShowLinks(const std::string& src, const std::map<std::string, tandem::KvLink>& links);
 
  private:
   Metrics* const metrics_;
@@ -78,6 +88,7 @@ class WorkerMetrics {
   absl::Mutex mutex_;
   std::map<std::array<std::string, 3>, std::unique_ptr<KvLinkMetrics>> links_
       ABSL_GUARDED_BY(mutex_);
+  std::map<std::array<std::string, 3>, KvLinkGauges> link_gauges_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace tandem

@@ -34,6 +34,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -46,6 +47,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/kv_layout.h"
+#include "common/base/kv_link.h"
 #include "common/base/ready_event.h"
 #include "common/base/transfer_id.h"
 #include "kvtransfer/channel/kv_counters.h"
@@ -155,6 +157,9 @@ struct KvSenderOptions {
   // A link below this many bytes per second is warned of, once, and counted; negative: what its
   // transport should reach.
   double slow_link_bytes_per_second = -1;
+  // What the self-test of a new link may take to measure rates and latency; zero: only its pattern
+  // is checked.
+  absl::Duration link_test_time = absl::Milliseconds(200);
   int max_peers = 1024;
   Metrics* metrics = nullptr;  // not owned; exports the counters if given
   // For tests, not owned. nullptr: TCP, and the store over `region`.
@@ -203,8 +208,8 @@ class KvSender {
   // One digest per block of the own pool, over all of its bytes, by the rule of FINISH. The blocks
   // must be computed. Reads them on the caller's thread.
   virtual std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const = 0;
-  // Measured over recent transfers to each peer: (worker id, bytes per second).
-  virtual std::vector<std::pair<std::string, double>> LinkRates() const = 0;
+  // What is known of the ways to peers that it has connected to, by worker id.
+  virtual std::map<std::string, KvLink> Links() const = 0;
   virtual KvTransferCounters Counters() const { return {}; }
 };
 

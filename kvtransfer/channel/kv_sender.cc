@@ -104,14 +104,20 @@ class KvSenderImpl : public KvSender {
     return store.DigestRun({0, shape.layout.num_layers, shape.heads(), blocks, {}});
   }
 
-  std::vector<std::pair<std::string, double>> LinkRates() const override {
-    std::vector<std::pair<std::string, double>> rates;
+  std::map<std::string, KvLink> Links() const override {
+    std::map<std::string, KvLink> links;
     absl::MutexLock lock(&mutex_);
     for (const auto& [key, peer] : peers_) {
-      if (auto rate = peer->LinkRate(); rate.has_value()) rates.push_back(*std::move(rate));
+      const auto link = peer->Link();
+      if (!link.has_value()) continue;
+      // A worker that was started again at another address may still be known by the one before.
+      if (peer->idle()) {
+        links.insert(*link);
+      } else {
+        links.insert_or_assign(link->first, link->second);
+      }
     }
-    std::sort(rates.begin(), rates.end());
-    return rates;
+    return links;
   }
 
   KvTransferCounters Counters() const override { return counters_.Snapshot(); }

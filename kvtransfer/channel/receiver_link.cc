@@ -13,14 +13,13 @@
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/frame_reception.h"
 #include "kvtransfer/channel/link_proof.h"
+#include "kvtransfer/channel/link_self_test.h"
 
 namespace tandem::kvtransfer {
 namespace {
 
 constexpr size_t kScratchBytes = 256 << 10;
 constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
-// Twice what a probe sends: a repeated frame is harmless, an endless probe is not.
-constexpr size_t kMaxProbedBytes = size_t{16} << 20;
 // Frames before the first token that lead nowhere: a repeated HELLO, OPEN of a transfer that was
 // cancelled meanwhile.
 constexpr int kMaxStrayFrames = 64;
@@ -205,7 +204,6 @@ absl::Status ReceiverLink::HandleSelect(const FrameHeader& header) {
 absl::Status ReceiverLink::HandleFrame(const FrameHeader& header) {
   switch (header.type) {
     case FrameType::kProbe:
-    case FrameType::kProbeEnd:
       return HandleProbe(header);
     case FrameType::kSelect:
       return HandleSelect(header);
@@ -226,14 +224,20 @@ absl::Status ReceiverLink::HandleFrame(const FrameHeader& header) {
 }
 
 absl::Status ReceiverLink::HandleProbe(const FrameHeader& header) {
-  if (header.type == FrameType::kProbeEnd) {
-    FrameHeader reply;
-    reply.type = FrameType::kProbeAck;
-    return SendControl(connection_.get(), reply, "", kReplyTimeout);
-  }
+  if (bound_.reader == nullptr) return InvalidArgument("PROBE before a transport was selected");
+  // What it brings may lie where transfers lie.
+  if (authenticated_) return InvalidArgument("PROBE after a transfer was opened");
   probed_bytes_ += header.payload_bytes;
-  if (probed_bytes_ > kMaxProbedBytes) return InvalidArgument("link probe is too long");
-  return Discard(header.payload_bytes);
+  if (probed_bytes_ > kMaxProbedBytes || ++probes_ > kMaxProbes) {
+    return InvalidArgument("link probe is too long");
+  }
+  TANDEM_ASSIGN_OR_RETURN(const uint64_t digest, bound_.reader->Probe(header));
+  FrameHeader reply;
+  reply.type = FrameType::kProbeAck;
+  reply.ordinal_begin = header.ordinal_begin;
+  std::string payload(sizeof(digest), '\0');
+  std::memcpy(payload.data(), &digest, sizeof(digest));
+  return SendControl(connection_.get(), reply, payload, kReplyTimeout);
 }
 
 absl::Status ReceiverLink::Discard(size_t bytes) {

@@ -87,6 +87,7 @@ class ReceiverLink {
   BoundConnection bound_;     // no reader before a transport was selected
   bool data_is_due_ = false;  // a one-sided writer is at work on what the next frame tells of
   size_t probed_bytes_ = 0;
+  int probes_ = 0;
   int stray_frames_ = 0;  // before the first token: what a worker says at most a few times
   absl::flat_hash_map<TransferKey, std::shared_ptr<IncomingTransfer>> opened_;
   size_t forget_at_ = 64;

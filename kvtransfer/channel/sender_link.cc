@@ -3,28 +3,61 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
 #include "kvtransfer/channel/control_frames.h"
 #include "kvtransfer/channel/link_proof.h"
+#include "kvtransfer/channel/link_self_test.h"
 
 namespace tandem::kvtransfer {
+namespace {
+
+constexpr size_t kMaxNote = 250;
+
+// As the router takes texts.
+std::string OneLine(std::string_view text) {
+  std::string line(text.substr(0, kMaxNote));
+  std::replace_if(line.begin(), line.end(), absl::ascii_iscntrl, ' ');
+  return line;
+}
+
+std::string Gigabytes(double rate) {
+  return rate > 0 ? fmt::format("{:.2f}", rate / 1e9) : std::string("-");
+}
+
+std::string DescribeTest(const KvLinkTest& test) {
+  return fmt::format("{} / {} / {} GB/s at 64 KB / 1 MB / {} MB, {:.0f} us there and back",
+                     Gigabytes(test.small_rate), Gigabytes(test.medium_rate),
+                     Gigabytes(test.large_rate), test.large_bytes >> 20,
+                     test.latency_seconds * 1e6);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<SenderLink>> SenderLink::Connect(
     const LinkContext& context, const PeerAddress& peer,
-    absl::FunctionRef<bool(std::shared_ptr<KvConnection>)> on_dialed) {
+    absl::FunctionRef<bool(std::shared_ptr<KvConnection>)> on_dialed,
+    std::optional<KvLink>* refused) {
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvConnection> dialed,
                           context.network->Dial(peer.address, context.options->connect_timeout));
   std::unique_ptr<SenderLink> link(new SenderLink(context, std::move(dialed)));
   if (!on_dialed(link->connection_)) return Cancelled("sender is closing");
   TANDEM_RETURN_IF_ERROR(link->ShakeHands(peer));
-  TANDEM_RETURN_IF_ERROR(link->SelectTransport(peer.transports));
-  TANDEM_ASSIGN_OR_RETURN(link->probed_rate_, link->writer_->Probe());
-  spdlog::info("kv link to {}: {} {:.0f} MB/s", link->peer_.worker_id, link->transport_->name(),
-               link->probed_rate_ / 1e6);
-  link->NoteRate(link->probed_rate_);
+  if (const absl::Status status = link->SelectTransport(peer.transports); !status.ok()) {
+    if (absl::IsDataLoss(status)) {
+      link->found_.refused = true;
+      link->found_.note = OneLine(MessageOf(status));
+      *refused = link->found_;
+    }
+    return status;
+  }
+  const KvLink& found = link->found_;
+  spdlog::info("kv link to {}: {}, {}", link->peer_.worker_id, found.transport,
+               DescribeTest(found.test));
+  if (found.test.rate() > 0) link->NoteRate(found.test.rate());
   ++context.counters->connections_opened;
   return link;
 }
@@ -75,25 +108,56 @@ absl::Status SenderLink::SelectTransport(const std::string& offered) {
                                          context_.options->worker_id);
   bool first = true;
   for (const RegisteredTransport& own : *context_.transports) {
-    if (std::find(wanted.begin(), wanted.end(), own.transport) == wanted.end()) continue;
     const std::string& name = own.transport->name();
     const auto names = [&](const TransportOffer& offer) { return offer.name == name; };
     const auto it = std::find_if(peer_.transports.begin(), peer_.transports.end(), names);
-    if (it == peer_.transports.end()) continue;
-    auto writer = own.registration->Connect(connection_.get(), it->advert, peer_.shape,
-                                            [&] { return Select(name); });
-    if (writer.ok()) {
-      writer_ = *std::move(writer);
-      transport_ = own.transport;
+    if (it == peer_.transports.end() ||
+        std::find(wanted.begin(), wanted.end(), own.transport) == wanted.end()) {
+      NoteUnused(own, "not offered");
+      continue;
+    }
+    last = TryTransport(own, it->advert);
+    if (last.ok()) {
       if (!first) ++context_.counters->transport_fallbacks;
       return absl::OkStatus();
     }
-    last = writer.status();
     first = false;
     spdlog::warn("kv transport {} to {} does not work, trying the next: {}", name, peer_.worker_id,
                  MessageOf(last));
+    NoteUnused(own, MessageOf(last));
   }
   return last;
+}
+
+absl::Status SenderLink::TryTransport(const RegisteredTransport& own, const std::string& advert) {
+  const KvSenderOptions& options = *context_.options;
+  const std::string& name = own.transport->name();
+  found_.transport = name;
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvWriter> writer,
+                          own.registration->Connect(connection_.get(), advert, peer_.shape,
+                                                    [&] { return Select(name); }));
+  absl::StatusOr<KvLinkTest> test =
+      TestLink(connection_.get(), writer.get(),
+               {.time = options.link_test_time, .io_timeout = options.io_timeout});
+  if (!test.ok()) {
+    writer->Detach();
+    return absl::Status(
+        test.status().code(),
+        fmt::format("the link from {} to {} over {} fails its self-test: {}", options.worker_id,
+                    peer_.worker_id, name, MessageOf(test.status())));
+  }
+  writer_ = std::move(writer);
+  transport_ = own.transport;
+  found_.test = *test;
+  const double limit = options.slow_link_bytes_per_second;
+  found_.least_bytes_per_second =
+      limit >= 0 ? limit : transport_->capabilities().expected_bytes_per_second;
+  return absl::OkStatus();
+}
+
+void SenderLink::NoteUnused(const RegisteredTransport& own, std::string_view why) {
+  found_.note = OneLine(fmt::format("{}{}{}: {}", found_.note, found_.note.empty() ? "" : "; ",
+                                    own.transport->name(), why));
 }
 
 absl::Status SenderLink::Select(const std::string& name) {
@@ -113,18 +177,14 @@ absl::Status SenderLink::Select(const std::string& name) {
   }
 }
 
-double SenderLink::expected_rate() const {
-  const double limit = context_.options->slow_link_bytes_per_second;
-  return limit >= 0 ? limit : transport_->capabilities().expected_bytes_per_second;
-}
-
-bool SenderLink::NoteRate(double rate) {
-  if (found_slow_ || rate >= expected_rate()) return false;
-  found_slow_ = true;
+void SenderLink::NoteRate(double bytes_per_second) {
+  found_.bytes_per_second = bytes_per_second;
+  if (found_.slow || bytes_per_second >= found_.least_bytes_per_second) return;
+  found_.slow = true;
   ++context_.counters->slow_links;
   spdlog::warn("kv link to {} over {} is slow: {:.0f} MB/s, expected at least {:.0f} MB/s",
-               peer_.worker_id, transport_->name(), rate / 1e6, expected_rate() / 1e6);
-  return true;
+               peer_.worker_id, transport_->name(), bytes_per_second / 1e6,
+               found_.least_bytes_per_second / 1e6);
 }
 
 }  // namespace tandem::kvtransfer

@@ -1,15 +1,18 @@
 // A sender's connection to one peer, from the handshake on: what the peer holds, which transport
-// the two agreed on, and how fast it was found to be.
+// the two agreed on, and what its self-test found.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+#include "common/base/kv_link.h"
 #include "kvtransfer/channel/hello.h"
 #include "kvtransfer/channel/kv_counter_block.h"
 #include "kvtransfer/channel/kv_endpoints.h"
@@ -38,11 +41,14 @@ struct PeerAddress {
 // Belongs to one thread; only Interrupt() and Shutdown() of its connection may be called by others.
 class SenderLink {
  public:
-  // Dials, shakes hands, selects a transport and measures it. `on_dialed` is given the connection
-  // as soon as there is one, so that others can shut it down; false: give up.
+  // Dials, shakes hands, selects a transport and tests it. `on_dialed` is given the connection as
+  // soon as there is one, so that others can shut it down; false: give up. An error leaves in
+  // `refused` what is known of a link that may carry nothing, if it is for that: else it is as it
+  // was.
   static absl::StatusOr<std::unique_ptr<SenderLink>> Connect(
       const LinkContext& context, const PeerAddress& peer,
-      absl::FunctionRef<bool(std::shared_ptr<KvConnection>)> on_dialed);
+      absl::FunctionRef<bool(std::shared_ptr<KvConnection>)> on_dialed,
+      std::optional<KvLink>* refused);
   // Shuts the connection down and detaches the writer.
   ~SenderLink();
   SenderLink(const SenderLink&) = delete;
@@ -51,17 +57,19 @@ class SenderLink {
   KvWriter* writer() const { return writer_.get(); }
   const KvTransport& transport() const { return *transport_; }
   const Hello& peer() const { return peer_; }
-  double probed_rate() const { return probed_rate_; }  // bytes per second
-  double expected_rate() const;
-  // True the first time that a rate below expected_rate() is told: it is warned of and counted.
-  bool NoteRate(double rate);
+  // What is known of it. A rate below what is expected is warned of, once, and counted.
+  const KvLink& found() const { return found_; }
+  void NoteRate(double bytes_per_second);
 
  private:
   SenderLink(const LinkContext& context, std::shared_ptr<KvConnection> connection)
       : context_(context), connection_(std::move(connection)) {}
   absl::Status ShakeHands(const PeerAddress& peer);
-  // Tries what both ends have, the best first.
+  // Tries what both ends have, the best first, until one works and carries the pattern.
   absl::Status SelectTransport(const std::string& offered);
+  absl::Status TryTransport(const RegisteredTransport& own, const std::string& advert);
+  // Why `own` is not used, for found_.note.
+  void NoteUnused(const RegisteredTransport& own, std::string_view why);
   absl::Status Select(const std::string& name);
 
   const LinkContext context_;
@@ -69,8 +77,7 @@ class SenderLink {
   Hello peer_;
   const KvTransport* transport_ = nullptr;
   std::unique_ptr<KvWriter> writer_;
-  double probed_rate_ = 0;
-  bool found_slow_ = false;
+  KvLink found_;
 };
 
 }  // namespace tandem::kvtransfer

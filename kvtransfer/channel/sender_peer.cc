@@ -60,11 +60,11 @@ void SenderPeer::Abort(const TransferKey& key) {
   CountDone(key, Cancelled("aborted by the sender"), KvFailure::kCancelled, {});
 }
 
-std::optional<std::pair<std::string, double>> SenderPeer::LinkRate() const {
+std::optional<std::pair<std::string, KvLink>> SenderPeer::Link() const {
   absl::MutexLock lock(&mutex_);
-  if (rate_ <= 0) return std::nullopt;
+  if (!found_.has_value()) return std::nullopt;
   const std::string& name = !peer_.worker_id.empty() ? peer_.worker_id : presented_id_;
-  return std::make_pair(name.empty() ? peer_.address : name, rate_);
+  return std::make_pair(name.empty() ? peer_.address : name, *found_);
 }
 
 bool SenderPeer::idle() const {
@@ -450,12 +450,19 @@ bool SenderPeer::ConnectIfWanted() {
 absl::Status SenderPeer::Connect(const std::string& transports) {
   PeerAddress peer = peer_;
   peer.transports = transports;
-  auto connected =
-      SenderLink::Connect(context_->link, peer, [this](std::shared_ptr<KvConnection> dialed) {
+  std::optional<KvLink> refused;
+  auto connected = SenderLink::Connect(
+      context_->link, peer,
+      [this](std::shared_ptr<KvConnection> dialed) {
         return queue_.SetConnection(std::move(dialed));
-      });
+      },
+      &refused);
   if (!connected.ok()) {
     queue_.SetConnection(nullptr);
+    if (refused.has_value()) {
+      absl::MutexLock lock(&mutex_);
+      found_ = std::move(refused);
+    }
     return connected.status();
   }
   link_ = *std::move(connected);
@@ -464,7 +471,7 @@ absl::Status SenderPeer::Connect(const std::string& transports) {
   queue_.SetFrameBytes(frame_bytes > 0 ? frame_bytes : context_->link.store->BatchBytes());
   absl::MutexLock lock(&mutex_);
   presented_id_ = link_->peer().worker_id;
-  rate_ = link_->probed_rate();
+  found_ = link_->found();
   return absl::OkStatus();
 }
 
@@ -493,13 +500,10 @@ void SenderPeer::UpdateRate(const OutgoingTransfer& transfer) {
   const absl::Duration busy = transfer.busy + (Clock::Real()->Now() - transfer.finished_at);
   const double rate =
       static_cast<double>(transfer.stats.bytes) / std::max(absl::ToDoubleSeconds(busy), 1e-9);
-  double average = 0;
-  {
-    absl::MutexLock lock(&mutex_);
-    rate_ = rate_ <= 0 ? rate : (1 - kRateWeight) * rate_ + kRateWeight * rate;
-    average = rate_;
-  }
-  link_->NoteRate(average);
+  const double before = link_->found().bytes_per_second;
+  link_->NoteRate(before <= 0 ? rate : (1 - kRateWeight) * before + kRateWeight * rate);
+  absl::MutexLock lock(&mutex_);
+  found_ = link_->found();
 }
 
 }  // namespace tandem::kvtransfer

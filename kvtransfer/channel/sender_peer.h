@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
+#include "common/base/kv_link.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "kvtransfer/channel/outgoing_transfer.h"
 #include "kvtransfer/channel/sender_link.h"
@@ -47,9 +48,9 @@ class SenderPeer {
   void Finish(const TransferKey& key);
   void Abort(const TransferKey& key);
 
-  // Worker id (its address, as long as it has none) and bytes per second; nothing before the first
-  // connection.
-  std::optional<std::pair<std::string, double>> LinkRate() const;
+  // Worker id (its address, as long as it has none) and what is known of the link to it; nothing
+  // before the first connection.
+  std::optional<std::pair<std::string, KvLink>> Link() const;
   // No connection, nothing queued, nothing under way: may be destroyed without loss.
   bool idle() const;
 
@@ -111,7 +112,7 @@ class SenderPeer {
   SenderQueue queue_;
 
   mutable absl::Mutex mutex_;
-  double rate_ ABSL_GUARDED_BY(mutex_) = 0;  // bytes per second; 0: not known
+  std::optional<KvLink> found_ ABSL_GUARDED_BY(mutex_);  // of the last connection
   std::string presented_id_ ABSL_GUARDED_BY(mutex_);
   size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;
 

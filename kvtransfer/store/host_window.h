@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "kvtransfer/plan/copy_plan.h"
 
@@ -44,9 +45,12 @@ class HostWindow {
   };
   virtual std::unique_ptr<Fetched> Fetch(size_t at, size_t bytes) = 0;
 
-  // Bytes per second at which the first `bytes` of the window are written. Nobody else may use
-  // them.
-  virtual double MeasureRate(size_t bytes) = 0;
+  // For the self-test of a link, before the first Gather() or Fetch(). The first moves `pattern`
+  // from where the pool's memory is into the window, or, if it is empty, `bytes` of anything; the
+  // second fetches so many bytes, and returns them as they came if `wanted`. At most
+  // `max_copy_bytes` of OpenWindow().
+  virtual void ProbeOut(size_t at, size_t bytes, std::span<const std::byte> pattern) = 0;
+  virtual std::vector<std::byte> ProbeIn(size_t at, size_t bytes, bool wanted) = 0;
 };
 
 }  // namespace tandem::kvtransfer

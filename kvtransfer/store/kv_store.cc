@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/store/host_store.h"
 #ifdef TANDEM_CUDA
@@ -26,12 +25,17 @@ class PlainWindow final : public HostWindow {
   std::unique_ptr<Fetched> Fetch(size_t at, size_t /*bytes*/) override {
     return std::make_unique<InPlace>(store_, window_.data() + at);
   }
-  double MeasureRate(size_t bytes) override {
-    std::memset(window_.data(), 0, bytes);  // has the pages mapped
-    const absl::Time start = Clock::Real()->Now();
-    std::memset(window_.data(), 0, bytes);
-    const absl::Duration elapsed = std::max(Clock::Real()->Now() - start, absl::Microseconds(1));
-    return static_cast<double>(bytes) / absl::ToDoubleSeconds(elapsed);
+  void ProbeOut(size_t at, size_t bytes, std::span<const std::byte> pattern) override {
+    if (pattern.empty()) {
+      std::memset(window_.data() + at, 0, bytes);
+    } else {
+      std::memcpy(window_.data() + at, pattern.data(), pattern.size());
+    }
+  }
+  std::vector<std::byte> ProbeIn(size_t at, size_t bytes, bool wanted) override {
+    // Without a copy where nobody wants one: Scatter() reads the window itself.
+    const auto from = window_.subspan(at, bytes);
+    return wanted ? std::vector<std::byte>(from.begin(), from.end()) : std::vector<std::byte>();
   }
 
  private:

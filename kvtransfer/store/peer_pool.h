@@ -6,6 +6,8 @@
 #include <memory>
 #include <span>
 
+#include "absl/status/status.h"
+
 #include "kvtransfer/plan/copy_plan.h"
 
 namespace tandem::kvtransfer {
@@ -29,8 +31,9 @@ class PeerPool {
   // control pages, all the time, and stops within microseconds when it is not `generation`.
   virtual std::unique_ptr<Copy> Start(const BlockRun& run, const std::atomic<uint64_t>* grant,
                                       uint64_t generation) = 0;
-  // Bytes per second at which the card reads this pool.
-  virtual double MeasureRate() = 0;
+  // For the self-test of a link: has the card read so many bytes of this pool, which harms no block
+  // that is in use and takes as long as writing. Before the first Start().
+  virtual absl::Status Probe(size_t bytes) = 0;
 };
 
 }  // namespace tandem::kvtransfer

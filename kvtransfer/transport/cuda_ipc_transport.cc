@@ -95,7 +95,16 @@ class CudaIpcWriter : public KvWriter {
     return std::make_unique<FlightPost>(flight);
   }
 
-  absl::StatusOr<double> Probe() override { return pool_->MeasureRate(); }
+  absl::Status Probe(FrameHeader header, ConstBytes pattern) override {
+    // The pattern shows that both ends share memory at all; every transfer is digested.
+    if (pattern.empty()) {
+      TANDEM_RETURN_IF_ERROR(pool_->Probe(header.payload_bytes));
+    } else {
+      WriteProbe(control_, header, pattern);
+    }
+    return connection_->Send(header, {}, io_timeout_);
+  }
+  ProbeRoom probe_room() const override { return {kMaxProbePayload, kShmProbeFrames}; }
 
   void Detach() override {
     if (!thread_.joinable()) return;

@@ -56,9 +56,8 @@ size_t MaxPayloadBytes(FrameType type) {
     case FrameType::kProof:
     case FrameType::kProved:
       return kMaxProofPayload;
-    case FrameType::kProbeEnd:
     case FrameType::kProbeAck:
-      return 0;
+      return sizeof(uint64_t);
   }
   return 0;
 }
@@ -69,8 +68,6 @@ std::string_view FrameTypeName(FrameType type) {
       return "HELLO";
     case FrameType::kProbe:
       return "PROBE";
-    case FrameType::kProbeEnd:
-      return "PROBE_END";
     case FrameType::kOpen:
       return "OPEN";
     case FrameType::kData:

@@ -19,10 +19,10 @@
 
 namespace tandem::kvtransfer {
 
-inline constexpr uint32_t kKvProtocolVersion = 3;
+inline constexpr uint32_t kKvProtocolVersion = 4;
 inline constexpr size_t kFrameHeaderBytes = 80;
 inline constexpr size_t kMaxControlPayload = 4096;             // hello, messages
-inline constexpr size_t kMaxProbePayload = size_t{1} << 20;    // one probe frame
+inline constexpr size_t kMaxProbePayload = size_t{16} << 20;   // one probe frame
 inline constexpr size_t kMaxDataPayload = size_t{64} << 20;    // one data frame
 inline constexpr size_t kMaxDigestPayload = size_t{32} << 20;  // 8 bytes per block
 inline constexpr size_t kKvTokenBytes = 32;
@@ -34,20 +34,19 @@ inline constexpr size_t kMaxProofPayload = 256;  // a worker id, a nonce, a proo
 
 enum class FrameType : uint16_t {
   // From the sender of KV.
-  kHello = 1,     // payload: EncodeHello
-  kProbe = 2,     // link self-test, payload is ignored
-  kProbeEnd = 3,  // asks for kProbeAck
-  kOpen = 4,      // begins a transfer; ordinal_count = number of blocks, payload: token
-  kData = 5,      // heads [head_begin, +head_count) of blocks [ordinal_begin, +ordinal_count) of
-                  // layers [layer_begin, +layer_count)
-  kFinish = 6,    // all layers of these heads were sent; payload: one digest (8 bytes) per block
-  kQuiet = 7,     // nothing more comes for this transfer; code and message say why
-  kSelect = 8,    // payload: name of the offered transport that the sender wants to use
-  kProof = 9,     // answer to kChallenge (channel/link_proof.h)
+  kHello = 1,   // payload: EncodeHello
+  kProbe = 2,   // link self-test: ordinal_begin = its number; code 1: its digest is wanted
+  kOpen = 4,    // begins a transfer; ordinal_count = number of blocks, payload: token
+  kData = 5,    // heads [head_begin, +head_count) of blocks [ordinal_begin, +ordinal_count) of
+                // layers [layer_begin, +layer_count)
+  kFinish = 6,  // all layers of these heads were sent; payload: one digest (8 bytes) per block
+  kQuiet = 7,   // nothing more comes for this transfer; code and message say why
+  kSelect = 8,  // payload: name of the offered transport that the sender wants to use
+  kProof = 9,   // answer to kChallenge (channel/link_proof.h)
   // From the receiver of KV.
   kHelloOk = 16,    // payload: EncodeHello
   kRefuse = 17,     // the connection is refused; payload: one line that says why
-  kProbeAck = 18,   // answer to kProbeEnd
+  kProbeAck = 18,   // answer to kProbe, with its number; payload: its digest, or 0 (8 bytes)
   kResult = 19,     // end of a finished transfer; code 0: sealed
   kAbort = 20,      // the receiver no longer wants this transfer; answer with kQuiet
   kOpened = 21,     // answer to kOpen over a one-sided transport; payload: the grant to write
@@ -68,8 +67,8 @@ struct FrameHeader {
   uint32_t head_count = 0;
   uint32_t payload_bytes = 0;
   uint32_t code = 0;  // absl::StatusCode of kQuiet, kResult, kAbort, kRefuse, kSelected
-  // XXH3-64 of the payload; of kData where its bytes lie, if the transport says so, else 0; of
-  // kProbe 0.
+  // XXH3-64 of the payload; of kData and kProbe where the bytes lie, if the transport says so,
+  // else 0.
   uint64_t payload_digest = 0;
 
   bool operator==(const FrameHeader&) const = default;

@@ -7,6 +7,7 @@
 //  - post: KvWriter::Post() and KvReader::Receive() begin to move one run of blocks
 //  - poll: KvPost::Done() and Reception::Done() say that it has ended
 //  - release: ~KvPost and KvWriter::Detach()
+//  - probe: KvWriter::Probe() and KvReader::Probe(), before the first post: the link's self-test
 //
 // A KvConnection lies beside every pair: what is said about transfers (open, finish, quiet, abort)
 // goes over it, and so does the header of each DATA frame, in the order of Post(). Two-sided
@@ -74,6 +75,12 @@ class KvPost {
   virtual void Abandon() {}
 };
 
+// What a self-test may have under way.
+struct ProbeRoom {
+  size_t frame_bytes = 0;  // of one PROBE, at most
+  size_t frames = 0;       // that have not been acknowledged
+};
+
 // The sending end of a pair. Belongs to one thread.
 class KvWriter {
  public:
@@ -83,8 +90,11 @@ class KvWriter {
   virtual absl::StatusOr<std::unique_ptr<KvPost>> Post(const FrameHeader& header,
                                                        const BlockRun& run,
                                                        const std::string& grant) = 0;
-  // Moves a few megabytes that nobody wants; returns bytes per second.
-  virtual absl::StatusOr<double> Probe() = 0;
+  // For the self-test of the link, before the first Post(): moves header.payload_bytes the way that
+  // blocks go, into memory that is no pool's, and sends `header`, a PROBE. The bytes are `pattern`;
+  // where that is empty (header.code 0), whatever is fastest to hand.
+  virtual absl::Status Probe(FrameHeader header, ConstBytes pattern) = 0;
+  virtual ProbeRoom probe_room() const = 0;
   // Tells the receiver, even if the connection is dead, that nothing is written any more. Called
   // after the last post was released. Idempotent.
   virtual void Detach() {}
@@ -118,6 +128,10 @@ class KvReader {
   // `reception` is done: the next Receive() may come before that. An error ends the connection;
   // Done() is not called then.
   virtual absl::Status Receive(const FrameHeader& header, std::shared_ptr<Reception> reception) = 0;
+
+  // Takes what the PROBE brought whose header was just received, before the first OPEN. Its
+  // PayloadDigest() if header.code is 1, else 0.
+  virtual absl::StatusOr<uint64_t> Probe(const FrameHeader& header) = 0;
 
   // One-sided transports only. A grant lets the peer write until it is revoked; the peer looks
   // before every piece. It may write one piece more after Revoke(), and is known to have stopped

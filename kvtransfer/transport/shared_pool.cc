@@ -1,5 +1,6 @@
 #include "kvtransfer/transport/shared_pool.h"
 
+#include <cstring>
 #include <poll.h>
 #include <utility>
 #include <vector>
@@ -21,6 +22,10 @@ constexpr absl::Duration kPassTimeout = absl::Seconds(2);
 // the grant is revoked.
 constexpr absl::Duration kCardSettles = absl::Seconds(2);
 
+size_t ProbePlace(const FrameHeader& header) {
+  return header.ordinal_begin % kShmProbeFrames * kShmProbeBytes;
+}
+
 class SharedPoolReader : public KvReader {
  public:
   SharedPoolReader(RendezvousPeer peer, std::unique_ptr<ShmControl> control)
@@ -30,6 +35,15 @@ class SharedPoolReader : public KvReader {
                        std::shared_ptr<Reception> reception) override {
     reception->Done();  // its bytes were in the pool before the header was sent
     return absl::OkStatus();
+  }
+
+  absl::StatusOr<uint64_t> Probe(const FrameHeader& header) override {
+    if (header.code == 0) return 0;  // they lie where the sender has put them
+    if (header.payload_bytes > kShmProbeBytes) {
+      return InvalidArgument("a PROBE of {} bytes, more than {}", header.payload_bytes,
+                             kShmProbeBytes);
+    }
+    return PayloadDigest({control_->scratch() + ProbePlace(header), header.payload_bytes});
   }
 
   absl::StatusOr<std::string> Grant() override {
@@ -100,6 +114,10 @@ absl::StatusOr<SharedPoolAdvert> ReadSharedPoolAdvert(const std::string& advert)
   }
   if (parts[0] != BootId()) return Unavailable("the peer is on another host");
   return SharedPoolAdvert{parts[1], parts.size() == 3 ? parts[2] : ""};
+}
+
+void WriteProbe(const SharedMapping& control, const FrameHeader& header, ConstBytes bytes) {
+  std::memcpy(control.data() + kShmControlBytes + ProbePlace(header), bytes.data(), bytes.size());
 }
 
 absl::StatusOr<JoinedPool> JoinSharedPool(const SharedPoolAdvert& advert, const KvPoolShape& peer,

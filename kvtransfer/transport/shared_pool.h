@@ -40,6 +40,10 @@ struct JoinedPool {
   SharedMapping control;
   ShmControlPage* page() const { return reinterpret_cast<ShmControlPage*>(control.data()); }
 };
+// What a PROBE brings, in the scratch memory behind the peer's control page. `bytes`: at most
+// kShmProbeBytes.
+void WriteProbe(const SharedMapping& control, const FrameHeader& header, ConstBytes bytes);
+
 // Reaches the peer, which runs as the same user, and is passed its pool, of shape `peer`.
 absl::StatusOr<JoinedPool> JoinSharedPool(const SharedPoolAdvert& advert, const KvPoolShape& peer,
                                           absl::FunctionRef<absl::Status()> select);

@@ -50,7 +50,10 @@ struct ShmControlPage {
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
 inline constexpr size_t kShmControlBytes = 8192;
-inline constexpr size_t kShmScratchBytes = size_t{1} << 20;  // behind the page: for link probes
+// Behind the page: scratch memory for link probes, a place for each that may be under way.
+inline constexpr size_t kShmProbeFrames = 4;
+inline constexpr size_t kShmProbeBytes = size_t{256} << 10;
+inline constexpr size_t kShmScratchBytes = kShmProbeFrames * kShmProbeBytes;
 static_assert(sizeof(ShmControlPage) <= kShmControlBytes);
 
 // A transfer's leave to write: a slot of the page and the generation that it must hold. Never used
@@ -75,6 +78,8 @@ class ShmControl {
   void Revoke(const ShmGrant& grant);
   // The slot may be granted again: the writer is known to have stopped.
   void Release(const ShmGrant& grant);
+  // kShmScratchBytes.
+  const std::byte* scratch() const { return mapping_.data() + kShmControlBytes; }
   bool detached() const { return page()->detached.load(std::memory_order_acquire) != 0; }
   bool copies_under_way() const {
     return page()->copies_under_way.load(std::memory_order_acquire) != 0;

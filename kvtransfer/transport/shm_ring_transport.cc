@@ -109,9 +109,19 @@ class ShmRingWriter : public KvWriter {
     return std::make_unique<RingPost>(this, flight);
   }
 
-  absl::StatusOr<double> Probe() override {
-    // Before the first frame, so the slots are nobody's.
-    return window_->MeasureRate(ring_.slot_bytes());
+  absl::Status Probe(FrameHeader header, ConstBytes pattern) override {
+    const absl::Time give_up = Clock::Real()->Now() + io_timeout_;
+    std::optional<RingPlace> place = slots_.TryTake();
+    for (; !place.has_value(); place = slots_.TryTake()) {
+      if (Clock::Real()->Now() >= give_up) return Unavailable("the ring takes no probe");
+      slots_.AwaitRelease(std::min(kSlotPatience, io_timeout_));
+    }
+    window_->ProbeOut(ring_.OffsetOf(place->slot), header.payload_bytes, pattern);
+    header.payload_digest = place->Encode();
+    return connection_->Send(header, {}, io_timeout_);
+  }
+  ProbeRoom probe_room() const override {
+    return {std::min(ring_.slot_bytes(), kMaxProbePayload), ring_.num_slots()};
   }
 
   void Detach() override {
@@ -317,6 +327,17 @@ class ShmRingReader : public KvReader {
     absl::MutexLock lock(&mutex_);
     waiting_.push_back(std::move(landing));
     return absl::OkStatus();
+  }
+
+  absl::StatusOr<uint64_t> Probe(const FrameHeader& header) override {
+    const RingPlace place = RingPlace::Decode(header.payload_digest);
+    TANDEM_ASSIGN_OR_RETURN(const RingReaderSlots::Use use,
+                            slots_.Take(place, header.payload_bytes));
+    if (use == RingReaderSlots::Use::kRepeated) return 0;
+    const std::vector<std::byte> came =
+        window_->ProbeIn(ring_.OffsetOf(place.slot), header.payload_bytes, header.code != 0);
+    slots_.Release(place);
+    return header.code != 0 ? PayloadDigest(came) : 0;
   }
 
   void Stop() override {

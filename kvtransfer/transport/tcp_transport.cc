@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <array>
 
-#include "common/base/clock.h"
 #include "common/base/status.h"
 #include "kvtransfer/transport/kv_transport.h"
+#include "kvtransfer/transport/probe_pattern.h"
 
 namespace tandem::kvtransfer {
 namespace {
@@ -13,9 +13,6 @@ namespace {
 constexpr size_t kMaxSpans = 64;             // of one ReceiveSome
 constexpr size_t kMaxReadBytes = 512 << 10;  // written under a transfer's guard at a time
 constexpr size_t kScratchBytes = 256 << 10;
-constexpr size_t kProbeFrameBytes = 256 << 10;
-constexpr size_t kProbeBytes = size_t{8} << 20;
-constexpr absl::Duration kProbeTime = absl::Milliseconds(20);
 
 class TcpWriter : public KvWriter {
  public:
@@ -45,41 +42,14 @@ class TcpWriter : public KvWriter {
     return CompletedPost(std::move(sent), std::move(digests));
   }
 
-  absl::StatusOr<double> Probe() override {
-    const std::vector<std::byte> zeros(kProbeFrameBytes);
-    const ConstBytes part = zeros;
-    FrameHeader probe;
-    probe.type = FrameType::kProbe;
-    probe.payload_bytes = kProbeFrameBytes;
-    const absl::Time start = Clock::Real()->Now();
-    size_t sent = 0;
-    while (sent < kProbeBytes && Clock::Real()->Now() - start < kProbeTime) {
-      TANDEM_RETURN_IF_ERROR(connection_->Send(probe, {&part, 1}, io_timeout_));
-      sent += kProbeFrameBytes;
-    }
-    FrameHeader end;
-    end.type = FrameType::kProbeEnd;
-    end.payload_digest = PayloadDigest({});
-    TANDEM_RETURN_IF_ERROR(connection_->Send(end, {}, io_timeout_));
-    TANDEM_RETURN_IF_ERROR(AwaitProbeAck());
-    const absl::Duration elapsed = std::max(Clock::Real()->Now() - start, absl::Microseconds(1));
-    return static_cast<double>(sent) / absl::ToDoubleSeconds(elapsed);
+  absl::Status Probe(FrameHeader header, ConstBytes pattern) override {
+    const ConstBytes part = pattern.empty() ? ProbePattern().first(header.payload_bytes) : pattern;
+    return connection_->Send(header, {&part, 1}, io_timeout_);
   }
+  // As many as a long way holds.
+  ProbeRoom probe_room() const override { return {kMaxProbePattern, 64}; }
 
  private:
-  absl::Status AwaitProbeAck() {
-    while (true) {
-      TANDEM_ASSIGN_OR_RETURN(const FrameHeader reply, connection_->ReceiveHeader(io_timeout_));
-      if (reply.type == FrameType::kProbeAck) return absl::OkStatus();
-      // Answers of the handshake may have been repeated on the way.
-      if (reply.type != FrameType::kHelloOk && reply.type != FrameType::kSelected) {
-        return InvalidArgument("expected PROBE_ACK, got {}", FrameTypeName(reply.type));
-      }
-      std::vector<std::byte> ignored(reply.payload_bytes);
-      TANDEM_RETURN_IF_ERROR(ReceiveAll(connection_, ignored, io_timeout_));
-    }
-  }
-
   // The run's bytes as a frame has them, from a pool that only its store can read.
   ConstBytes Stage(const BlockRun& run, std::span<uint64_t> digests) {
     const size_t bytes = run.Bytes(store_->shape().layout);
@@ -115,6 +85,24 @@ class TcpReader : public KvReader {
                                    : ReceiveStaged(reception.get()));
     reception->Done();
     return absl::OkStatus();
+  }
+
+  absl::StatusOr<uint64_t> Probe(const FrameHeader& header) override {
+    if (header.code != 0) {
+      if (header.payload_bytes > kMaxProbePattern) {
+        return InvalidArgument("a PROBE of {} bytes, more than {}", header.payload_bytes,
+                               kMaxProbePattern);
+      }
+      std::vector<std::byte> came(header.payload_bytes);
+      TANDEM_RETURN_IF_ERROR(ReceiveAll(connection_, came, io_timeout_));
+      return PayloadDigest(came);
+    }
+    for (size_t left = header.payload_bytes; left > 0;) {
+      const size_t n = std::min(left, scratch_bytes_);
+      TANDEM_RETURN_IF_ERROR(ReceiveAll(connection_, {scratch_.get(), n}, io_timeout_));
+      left -= n;
+    }
+    return 0;
   }
 
  private:

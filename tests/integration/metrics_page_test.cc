@@ -43,9 +43,11 @@ struct Page {
     if (role == "prefill") {
       prefill = std::make_unique<prefill::PrefillMetrics>(&metrics);
       prefill->worker.KvLink("prefill-0", "decode-0", "shm");
+      prefill->worker.ShowLinks("prefill-0", {{"decode-0", {.transport = "shm"}}});
     } else {
       decode = std::make_unique<decode::DecodeMetrics>(&metrics);
       decode->worker.KvLink("prefill-0", "decode-0", "shm");
+      decode->worker.ShowLinks("decode-0", {{"prefill-0", {.transport = "shm"}}});
     }
     kv = {std::make_unique<kvtransfer::KvCounterBlock>(&metrics, "sender"),
           std::make_unique<kvtransfer::KvCounterBlock>(&metrics, "receiver")};

@@ -7,7 +7,6 @@
 
 #include "absl/strings/escaping.h"
 
-#include "common/base/clock.h"
 #include "common/base/status.h"
 #include "common/cuda/cuda_check.h"
 #include "common/cuda/cuda_driver.h"
@@ -21,7 +20,7 @@ using ::tandem::cuda::Driver;
 using ::tandem::cuda::DriverErrorText;
 using ::tandem::cuda::TheDriver;
 
-constexpr size_t kProbeBytes = size_t{16} << 20;
+constexpr size_t kProbeBytes = size_t{4} << 20;  // at a time
 
 absl::Status DriverError(const char* what, CUresult error) {
   return Unavailable("the peer's memory cannot be mapped: {}: {}", what, DriverErrorText(error));
@@ -95,6 +94,7 @@ class DevicePeer final : public PeerPool {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
     cudaFree(state_);
+    cudaFree(scratch_);
   }
 
   std::unique_ptr<Copy> Start(const BlockRun& run, const std::atomic<uint64_t>* grant,
@@ -128,27 +128,20 @@ class DevicePeer final : public PeerPool {
     return copy;
   }
 
-  double MeasureRate() override {
-    // Reading harms no block that is in use, and takes as long as writing.
+  absl::Status Probe(size_t bytes) override {
     TANDEM_CUDA_CHECK(cudaSetDevice(device_));
-    const uint64_t total = std::min<uint64_t>(kProbeBytes, peer_.TotalBytes());
-    void* scratch = nullptr;
-    if (cudaMalloc(&scratch, total) != cudaSuccess) {
+    const size_t most = std::min<uint64_t>(kProbeBytes, peer_.TotalBytes());
+    if (scratch_ == nullptr && cudaMalloc(&scratch_, most) != cudaSuccess) {
       cudaGetLastError();
-      return 0;
+      return ResourceExhausted("the card has no {} bytes left", most);
     }
-    const auto read = [&](uint64_t bytes) {
-      const absl::Time start = Clock::Real()->Now();
-      TANDEM_CUDA_CHECK(
-          cudaMemcpyAsync(scratch, memory_.data(), bytes, cudaMemcpyDefault, stream_));
-      TANDEM_CUDA_CHECK(cudaStreamSynchronize(stream_));
-      return std::max(Clock::Real()->Now() - start, absl::Microseconds(1));
-    };
-    read(total);  // has the mapping looked up
-    absl::Duration best = absl::InfiniteDuration();
-    for (int i = 0; i < 3; ++i) best = std::min(best, read(total));
-    cudaFree(scratch);
-    return static_cast<double>(total) / absl::ToDoubleSeconds(best);
+    for (size_t read = 0; read < bytes;) {
+      const size_t n = std::min(most, bytes - read);
+      TANDEM_CUDA_CHECK(cudaMemcpyAsync(scratch_, memory_.data(), n, cudaMemcpyDefault, stream_));
+      read += n;
+    }
+    TANDEM_CUDA_CHECK(cudaStreamSynchronize(stream_));
+    return absl::OkStatus();
   }
 
  private:
@@ -159,6 +152,7 @@ class DevicePeer final : public PeerPool {
   const PeerMemory memory_;
   const RegisteredPages control_;
   PeerCopyState* const state_;
+  void* scratch_ = nullptr;  // of probes
   cudaStream_t stream_ = nullptr;
 };
 

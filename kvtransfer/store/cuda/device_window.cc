@@ -57,7 +57,8 @@ class DeviceWindow final : public HostWindow {
 
   std::unique_ptr<Gathering> Gather(const BlockRun& run, size_t at) override;
   std::unique_ptr<Fetched> Fetch(size_t at, size_t bytes) override;
-  double MeasureRate(size_t bytes) override;
+  void ProbeOut(size_t at, size_t bytes, std::span<const std::byte> pattern) override;
+  std::vector<std::byte> ProbeIn(size_t at, size_t bytes, bool wanted) override;
 
  private:
   class LaneLease;
@@ -227,6 +228,8 @@ absl::StatusOr<std::unique_ptr<HostWindow>> DeviceWindow::Open(const KvRegion& r
     // Before the work of a long prefill that waits for a processor.
     TANDEM_CUDA_CHECK(cudaStreamCreateWithPriority(&lane.stream, cudaStreamNonBlocking, greatest));
     TANDEM_CUDA_CHECK(cudaEventCreateWithFlags(&lane.end, cudaEventDisableTiming));
+    // A probe sends it before anything else has written it.
+    TANDEM_CUDA_CHECK(cudaMemsetAsync(lane.buffer, 0, max_copy_bytes, lane.stream));
     absl::MutexLock lock(&opened->mutex_);
     opened->free_.push_back(&lane);
   }
@@ -251,17 +254,28 @@ std::unique_ptr<HostWindow::Fetched> DeviceWindow::Fetch(size_t at, size_t bytes
   return std::make_unique<DeviceFetched>(this, at, bytes);
 }
 
-double DeviceWindow::MeasureRate(size_t bytes) {
+void DeviceWindow::ProbeOut(size_t at, size_t bytes, std::span<const std::byte> pattern) {
   const LaneLease lane(this);
-  absl::Duration best = absl::InfiniteDuration();
-  for (int i = 0; i < 3; ++i) {
-    const absl::Time start = Clock::Real()->Now();
-    TANDEM_CUDA_CHECK(
-        cudaMemcpyAsync(OnHost(0), lane->buffer, bytes, cudaMemcpyDeviceToHost, lane->stream));
-    TANDEM_CUDA_CHECK(cudaStreamSynchronize(lane->stream));
-    best = std::min(best, std::max(Clock::Real()->Now() - start, absl::Microseconds(1)));
+  if (!pattern.empty()) {
+    TANDEM_CUDA_CHECK(cudaMemcpyAsync(lane->buffer, pattern.data(), pattern.size(),
+                                      cudaMemcpyHostToDevice, lane->stream));
   }
-  return static_cast<double>(bytes) / absl::ToDoubleSeconds(best);
+  TANDEM_CUDA_CHECK(
+      cudaMemcpyAsync(OnHost(at), lane->buffer, bytes, cudaMemcpyDeviceToHost, lane->stream));
+  TANDEM_CUDA_CHECK(cudaStreamSynchronize(lane->stream));
+}
+
+std::vector<std::byte> DeviceWindow::ProbeIn(size_t at, size_t bytes, bool wanted) {
+  const LaneLease lane(this);
+  TANDEM_CUDA_CHECK(
+      cudaMemcpyAsync(lane->buffer, OnHost(at), bytes, cudaMemcpyHostToDevice, lane->stream));
+  std::vector<std::byte> came(wanted ? bytes : 0);
+  if (wanted) {
+    TANDEM_CUDA_CHECK(
+        cudaMemcpyAsync(came.data(), lane->buffer, bytes, cudaMemcpyDeviceToHost, lane->stream));
+  }
+  TANDEM_CUDA_CHECK(cudaStreamSynchronize(lane->stream));
+  return came;
 }
 
 }  // namespace

@@ -75,7 +75,9 @@ class FakeGiver : public kvtransfer::KvSender {
   std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
     return std::vector<uint64_t>(blocks.size());
   }
-  std::vector<std::pair<std::string, double>> LinkRates() const override { return {{"p0", 5e8}}; }
+  std::map<std::string, KvLink> Links() const override {
+    return {{"p0", {.bytes_per_second = 5e8}}};
+  }
 
   std::vector<Transfer> transfers;
 

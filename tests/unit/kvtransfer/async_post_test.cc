@@ -85,7 +85,10 @@ class LateWriter : public KvWriter {
         });
     return std::make_unique<LatePost>(desk_, index);
   }
-  absl::StatusOr<double> Probe() override { return inner_->Probe(); }
+  absl::Status Probe(FrameHeader header, ConstBytes pattern) override {
+    return inner_->Probe(header, pattern);
+  }
+  ProbeRoom probe_room() const override { return inner_->probe_room(); }
 
  private:
   const std::unique_ptr<KvWriter> inner_;

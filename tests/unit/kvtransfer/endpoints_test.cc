@@ -16,7 +16,10 @@
 namespace tandem::kvtransfer {
 namespace {
 
+using ::testing::_;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 
 class KvEndpoints : public ::testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Transports, KvEndpoints,
@@ -186,6 +189,7 @@ TEST_P(KvEndpoints, WhatIsCountedIsExported) {
   ends.receiver_options.metrics = &metrics;
   ends.sender_options.metrics = &metrics;
   ends.sender_options.slow_link_bytes_per_second = 1e18;  // no link is that fast
+  ends.sender_options.link_test_time = absl::Milliseconds(1);
   ends.Start();
   for (const uint64_t epoch : {1, 2}) {
     const TransferId id = TransferId::Random();
@@ -287,17 +291,28 @@ TEST_P(KvEndpoints, EitherEndDies) {
   EXPECT_EQ(ends.record.AwaitQuiet(id, 3).sealed, 1);
 }
 
-TEST_P(KvEndpoints, LinkRatesNameThePeer) {
+TEST_P(KvEndpoints, LinksNameThePeerAndWhatTheSelfTestFound) {
   Ends ends(GetParam());
+  ends.sender_options.link_test_time = absl::Seconds(1);
   ends.Start();
-  EXPECT_TRUE(ends.sender->LinkRates().empty());
+  EXPECT_TRUE(ends.sender->Links().empty());
   const TransferId id = TransferId::Random();
   ASSERT_OK(ends.sender->Open(ends.Expect(id, 1, {})));
   ends.sender->Finish(id, 1);
   EXPECT_OK(ends.record.AwaitDone(id, 1).status);
-  ASSERT_EQ(ends.sender->LinkRates().size(), 1u);
-  EXPECT_EQ(ends.sender->LinkRates()[0].first, "decode-0");
-  EXPECT_GT(ends.sender->LinkRates()[0].second, 0);
+  const std::map<std::string, KvLink> links = ends.sender->Links();
+  ASSERT_THAT(links, ElementsAre(Pair("decode-0", _)));
+  const KvLink& link = links.at("decode-0");
+  EXPECT_EQ(link.transport, ends.transport);
+  EXPECT_GT(link.test.latency_seconds, 0);
+  EXPECT_GT(link.test.small_rate, 0);
+  EXPECT_EQ(link.bytes_per_second, link.test.rate());
+  EXPECT_FALSE(link.refused);
+  EXPECT_EQ(link.note, "");
+  // Scratch memory of the transport's own was all that it wrote.
+  const auto memory = ends.target.memory();
+  EXPECT_TRUE(
+      std::all_of(memory.begin(), memory.end(), [](std::byte b) { return b == std::byte{0xee}; }));
 }
 
 // Each peer has a thread and a link rate of its own.
@@ -313,7 +328,7 @@ TEST_P(KvEndpoints, AWorkerThatIsStartedAgainLeavesNoPeerBehind) {
     absl::SleepFor(absl::Milliseconds(20));  // until the sender has noticed
   }
   // Should it notice late, the next start drops two.
-  EXPECT_LT(ends.sender->LinkRates().size(), kStarts / 2);
+  EXPECT_LT(ends.sender->Links().size(), kStarts / 2);
 }
 
 TEST_P(KvEndpoints, AnotherCapabilityIsRefused) {

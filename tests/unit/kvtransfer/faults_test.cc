@@ -5,6 +5,7 @@
 #include <random>
 #include <tuple>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 #include "kvtransfer/transport/faulty_network.h"
@@ -131,6 +132,32 @@ INSTANTIATE_TEST_SUITE_P(
                                          Fault::kCorruptPayload, Fault::kCorruptHeader,
                                          Fault::kDelay, Fault::kTruncate, Fault::kKill),
                        ::testing::Values(FrameType::kData), ::testing::Values(0, 4, 8)));
+
+// Bytes that come out wrong when the two connect: nothing is ever shipped over such a link.
+TEST(KvFaultsOfTheSelfTest, AWrongByteRefusesTheLink) {
+  std::atomic<bool> damaging{true};
+  FaultyEnds ends("tcp", [&](const FrameHeader& header, uint64_t) {
+    return damaging && header.type == FrameType::kProbe ? Fault::kCorruptPayload : Fault::kNone;
+  });
+  ends.BePatient();
+  ends.Start();
+  const TransferId id = TransferId::Random();
+  EXPECT_OK(ends.sender->Open(ends.Expect(id, 1, kTo)));
+  const Record::Sender sent = ends.record.AwaitDone(id, 1);
+  EXPECT_EQ(sent.status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(sent.status.ToString(),
+              ::testing::HasSubstr("the link from prefill-0 to decode-0 over tcp fails its "
+                                   "self-test: the self-test's pattern came out wrong"));
+  const std::map<std::string, KvLink> links = ends.sender->Links();
+  ASSERT_EQ(links.size(), 1u);
+  EXPECT_TRUE(links.at("decode-0").refused);
+  EXPECT_THAT(links.at("decode-0").note, ::testing::HasSubstr("over tcp fails its self-test"));
+  ends.receiver->Cancel(id, 1);
+  // The next transfer tries again.
+  damaging = false;
+  EXPECT_TRUE(ends.Ship(2, kFrom, kTo));
+  EXPECT_FALSE(ends.sender->Links().at("decode-0").refused);
+}
 
 class KvFaultsRandom : public ::testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Transports, KvFaultsRandom,

@@ -87,7 +87,7 @@ TEST(Frame, AnotherVersionIsNamed) {
   bytes[4] = std::byte{9};
   const auto decoded = DecodeHeader(bytes);
   EXPECT_EQ(decoded.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(decoded.status().ToString(), HasSubstr("KV protocol version: here 3, peer 9"));
+  EXPECT_THAT(decoded.status().ToString(), HasSubstr("KV protocol version: here 4, peer 9"));
 }
 
 }  // namespace

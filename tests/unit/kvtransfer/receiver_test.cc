@@ -15,6 +15,7 @@
 #include "spdlog/sinks/ostream_sink.h"
 #include "spdlog/spdlog.h"
 
+#include "kvtransfer/channel/link_self_test.h"
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 #include "tests/unit/kvtransfer/speaker.h"
@@ -321,7 +322,7 @@ TEST_F(KvReceiverTest, GarbledOrEndlessConnectionsAreClosed) {
   probe.type = FrameType::kProbe;
   probe.payload_bytes = kMaxProbePayload;
   const std::vector<std::byte> zeros(kMaxProbePayload);
-  for (int i = 0; i < 20; ++i) endless.Send(probe, zeros);
+  for (size_t sent = 0; sent <= kMaxProbedBytes; sent += zeros.size()) endless.Send(probe, zeros);
   endless.ExpectClosed();
 }
 

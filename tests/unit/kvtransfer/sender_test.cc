@@ -50,8 +50,21 @@ class Listener {
     Reply(Header(FrameType::kHelloOk, {}, 0), EncodeHello(hello));
     EXPECT_EQ(Read().type, FrameType::kSelect);
     Say(FrameType::kSelected, {}, 0, absl::OkStatus());
-    ReadUntil(FrameType::kProbeEnd);
-    Reply(Header(FrameType::kProbeAck, {}, 0), "");
+    AnswerProbes();
+  }
+  // Of the pattern, and of no rates.
+  void AnswerProbes() {
+    for (int i = 0; i < 4; ++i) {
+      const auto header = connection_->ReceiveHeader(kPatience);
+      ASSERT_OK(header);
+      ASSERT_EQ(header->type, FrameType::kProbe);
+      std::vector<std::byte> payload(header->payload_bytes);
+      ASSERT_OK(ReceiveAll(connection_.get(), payload, kPatience));
+      const uint64_t digest = PayloadDigest(payload);
+      FrameHeader reply = Header(FrameType::kProbeAck, {}, 0);
+      reply.ordinal_begin = header->ordinal_begin;
+      Reply(reply, {reinterpret_cast<const char*>(&digest), sizeof(digest)});
+    }
   }
   void Reply(const FrameHeader& header, std::string_view payload) {
     EXPECT_OK(SendControl(connection_.get(), header, payload, kPatience));
@@ -62,7 +75,7 @@ class Listener {
   FrameHeader Read() {
     const auto header = connection_->ReceiveHeader(kPatience);
     EXPECT_OK(header);
-    if (!header.ok()) return Header(FrameType::kProbeEnd, {}, 0);
+    if (!header.ok()) return Header(FrameType::kProbeAck, {}, 0);
     std::vector<std::byte> payload(header->payload_bytes);
     EXPECT_OK(ReceiveAll(connection_.get(), payload, kPatience));
     return *header;

@@ -146,7 +146,12 @@ class HeldStore : public HostStore {
     std::unique_ptr<Fetched> Fetch(size_t at, size_t bytes) override {
       return std::make_unique<Held>(store_, plain_->Fetch(at, bytes));
     }
-    double MeasureRate(size_t bytes) override { return plain_->MeasureRate(bytes); }
+    void ProbeOut(size_t at, size_t bytes, std::span<const std::byte> pattern) override {
+      plain_->ProbeOut(at, bytes, pattern);
+    }
+    std::vector<std::byte> ProbeIn(size_t at, size_t bytes, bool wanted) override {
+      return plain_->ProbeIn(at, bytes, wanted);
+    }
 
    private:
     const HeldStore* const store_;

@@ -70,7 +70,7 @@ class FakeKvSender : public kvtransfer::KvSender {
   std::vector<uint64_t> Digest(std::span<const int32_t> blocks) const override {
     return engine::FakeBlockDigests(source_, blocks);
   }
-  std::vector<std::pair<std::string, double>> LinkRates() const override { return {}; }
+  std::map<std::string, KvLink> Links() const override { return {}; }
 
   // The end of a transfer, as a transport thread reports it.
   void Complete(const TransferId& id, uint64_t epoch, const absl::Status& status) {
