@@ -27,7 +27,7 @@ struct WorkerProcessOptions {
   std::string cluster_secret;     // default: TANDEM_CLUSTER_SECRET
   std::string kv_listen;          // HOST:PORT; empty: the host of `listen`, any port
   std::string kv_transport = "auto";
-  int64_t kv_ring_bytes = int64_t{32} << 20;
+  int64_t kv_ring_bytes = int64_t{64} << 20;
   double drain_timeout = 30;  // s
   double step_timeout = 60;   // s; 0: none
   LogOptions log;

@@ -88,7 +88,7 @@ struct KvReceiverOptions {
   std::function<void(const TransferId&, uint64_t epoch)> on_quiet;
 
   // Memory of the host for each connection over shm_ring: the pages between two cards.
-  size_t ring_bytes = size_t{32} << 20;
+  size_t ring_bytes = size_t{64} << 20;
 
   // A connection that has not proved the secret by then is closed, and one that has not opened a
   // transfer with a right token so long after that; whatever it sends meanwhile.

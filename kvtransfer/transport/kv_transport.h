@@ -51,7 +51,7 @@ struct KvCapabilities {
   double expected_bytes_per_second = 0;
 };
 
-inline constexpr size_t kDefaultRingBytes = size_t{32} << 20;
+inline constexpr size_t kDefaultRingBytes = size_t{64} << 20;
 struct LinkTimeouts {
   absl::Duration connect = absl::Seconds(5);
   absl::Duration io = absl::Seconds(20);  // without any progress

@@ -98,7 +98,7 @@ class RingWriterSlots {
   uint32_t seen_ = 0;           // RingPage::releases before the last look at the slots
 };
 
-// The reader's. Take() belongs to one thread, Release() to one at a time.
+// The reader's. Take() belongs to one thread; Release() to any, of one slot to one at a time.
 class RingReaderSlots {
  public:
   explicit RingReaderSlots(const RingMemory& ring);

@@ -6,9 +6,13 @@
 // reach. So a late sender writes a ring that nobody reads: there is no grant, and a lost connection
 // is the end of its writer.
 //
-// At either end a thread for each connection keeps up to HostWindow::kDepth frames under way. A
-// small frame with nothing before it is done where it comes: to wake a thread takes longer.
+// At either end up to HostWindow::kDepth frames of a connection are under way: the sender has a
+// thread that starts them and waits for them in order; the receiver has kLanders threads that take
+// them in turns, for there a frame is over only when it has been scattered and digested, and while
+// one waits for that another keeps the link busy. A small frame with nothing before it is done
+// where it comes: to wake a thread takes longer.
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <thread>
 
@@ -26,10 +30,13 @@
 namespace tandem::kvtransfer {
 namespace {
 
-// Of a frame, unless a block of one layer is larger: about what stores hand over at a time.
-constexpr size_t kSlotBytes = size_t{4} << 20;
+// Of a frame, unless a block of one layer is larger. What a frame costs by itself, launches and
+// waits for them at both ends, is then about half of the time that the link takes for its bytes.
+constexpr size_t kSlotBytes = size_t{8} << 20;
 constexpr uint64_t kSmallFrameBytes = uint64_t{1} << 20;
 constexpr size_t kPageBytes = 4096;
+constexpr size_t kLanders = 2;  // three wait for each other's transfer more than they gain
+static_assert(kLanders <= HostWindow::kDepth);
 constexpr absl::Duration kPassTimeout = absl::Seconds(2);
 // How long a writer that finds no slot waits before it looks whether anybody still wants it.
 constexpr absl::Duration kSlotPatience = absl::Milliseconds(5);
@@ -301,10 +308,9 @@ class Landing {
 class ShmRingReader : public KvReader {
  public:
   ShmRingReader(RingMemory ring, std::unique_ptr<HostWindow> window)
-      : ring_(std::move(ring)),
-        window_(std::move(window)),
-        slots_(ring_),
-        thread_([this] { LandAll(); }) {}
+      : ring_(std::move(ring)), window_(std::move(window)), slots_(ring_) {
+    for (std::thread& thread : threads_) thread = std::thread([this] { LandAll(); });
+  }
   ~ShmRingReader() override { Stop(); }
 
   absl::Status Receive(const FrameHeader& header, std::shared_ptr<Reception> reception) override {
@@ -319,12 +325,15 @@ class ShmRingReader : public KvReader {
       // Its slot need not wait for those before it.
       if (!landing->wanted()) slots_.Release(place);
     }
-    if (header.payload_bytes <= kSmallFrameBytes && NothingUnderWay()) {
+    absl::ReleasableMutexLock lock(&mutex_);
+    if (header.payload_bytes <= kSmallFrameBytes && waiting_.empty() && under_way_ == 0) {
+      // The threads have nothing to do until the caller, who alone adds to `waiting_`, gives them
+      // some.
       landing->Start(window_.get(), ring_);
+      lock.Release();
       landing->Land(&slots_);
       return absl::OkStatus();
     }
-    absl::MutexLock lock(&mutex_);
     waiting_.push_back(std::move(landing));
     return absl::OkStatus();
   }
@@ -341,61 +350,50 @@ class ShmRingReader : public KvReader {
   }
 
   void Stop() override {
-    if (!thread_.joinable()) return;
     {
       absl::MutexLock lock(&mutex_);
       closing_ = true;
     }
-    thread_.join();
+    for (std::thread& thread : threads_) {
+      if (thread.joinable()) thread.join();
+    }
     absl::MutexLock lock(&mutex_);
     waiting_.clear();
   }
 
  private:
-  bool NothingUnderWay() const {
-    absl::MutexLock lock(&mutex_);
-    return waiting_.empty() && under_way_ == 0;
-  }
-
-  // The thread.
+  // A thread's work. What comes first is fetched first; it may be over after what came later.
   void LandAll() {
-    std::deque<std::unique_ptr<Landing>> started;
-    while (TakeWaiting(&started)) {
-      started.front()->Land(&slots_);
-      started.pop_front();
+    while (const std::unique_ptr<Landing> landing = StartNext()) {
+      landing->Land(&slots_);
       absl::MutexLock lock(&mutex_);
       --under_way_;
     }
   }
 
-  // False: the end.
-  bool TakeWaiting(std::deque<std::unique_ptr<Landing>>* started) {
-    const size_t before = started->size();
-    {
-      absl::MutexLock lock(&mutex_);
-      const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return closing_ || !waiting_.empty();
-      };
-      if (started->empty()) mutex_.Await(absl::Condition(&due));
-      if (closing_) return false;
-      while (!waiting_.empty() && started->size() < HostWindow::kDepth) {
-        started->push_back(std::move(waiting_.front()));
-        waiting_.pop_front();
-        ++under_way_;
-      }
-    }
-    for (size_t i = before; i < started->size(); ++i) (*started)[i]->Start(window_.get(), ring_);
-    return true;
+  // Null: the end.
+  std::unique_ptr<Landing> StartNext() {
+    absl::MutexLock lock(&mutex_);
+    const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return closing_ || !waiting_.empty();
+    };
+    mutex_.Await(absl::Condition(&due));
+    if (closing_) return nullptr;
+    std::unique_ptr<Landing> landing = std::move(waiting_.front());
+    waiting_.pop_front();
+    ++under_way_;
+    landing->Start(window_.get(), ring_);
+    return landing;
   }
 
   const RingMemory ring_;
-  const std::unique_ptr<HostWindow> window_;
+  const std::unique_ptr<HostWindow> window_;  // Fetch() under the mutex
   RingReaderSlots slots_;
-  mutable absl::Mutex mutex_;
+  absl::Mutex mutex_;
   std::deque<std::unique_ptr<Landing>> waiting_ ABSL_GUARDED_BY(mutex_);
-  size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;  // started by the thread
+  size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;  // a thread's
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // last: starts when everything else is there
+  std::array<std::thread, kLanders> threads_;
 };
 
 class ShmRingOffer : public KvOffer {
@@ -477,6 +475,7 @@ class ShmRingKvTransport : public KvTransport {
                                         .same_host = true,
                                         .host_memory = true,
                                         .device_memory = true,
+                                        .frame_bytes = kSlotBytes,
                                         .expected_bytes_per_second = 1.0e9};
 };
 

@@ -2,7 +2,6 @@
 // does. Between processes: shm_process_test.cc. On cards: tests/gpu/shm_ring_test.cc.
 #include "kvtransfer/transport/shm_ring.h"
 
-#include <atomic>
 #include <filesystem>
 #include <random>
 
@@ -70,7 +69,7 @@ TEST(RingMemory, ARingWithoutRoomForTwoFramesIsRefusedByName) {
   Ends ends("shm_ring");
   ends.receiver_options.ring_bytes = size_t{1} << 20;
   EXPECT_THAT(KvReceiver::Start(ends.receiver_options).status().ToString(),
-              HasSubstr("--kv-ring-bytes must be at least 8392704"));
+              HasSubstr("--kv-ring-bytes must be at least 16781312"));
 }
 
 TEST(RingMemory, WhatAnotherProcessHasMadeIsChecked) {
@@ -92,7 +91,7 @@ constexpr KvLayout kLarge = {2, 16, 128, 256, DType::kBFloat16};  // 2 MiB a blo
 
 struct RingEnds : Ends {
   explicit RingEnds(int blocks = 16) : Ends("shm_ring", kLarge, blocks, blocks) {
-    receiver_options.ring_bytes = kRingPageBytes + 2 * (size_t{4} << 20);
+    receiver_options.ring_bytes = kRingPageBytes + 2 * (size_t{8} << 20);
     // However slow the machine: frames land behind FINISH here.
     receiver_options.incomplete_timeout = kPatience;
     receiver_options.quiet_timeout = kPatience;
@@ -256,37 +255,6 @@ TEST(ShmRing, AThousandAbortedTransfersLeaveNoSlotAndNoDescriptor) {
   EXPECT_EQ(OpenDescriptors(), before);
   // A slot that was lost each time would have stopped everything long ago; so would the last.
   for (int i = 0; i < 20; ++i) EXPECT_EQ(ends.record.AwaitQuiet(ends.ShipOne(), 1).sealed, 1);
-}
-
-// A store that damages one bit of each frame after its digest was taken, as bad memory of the ring
-// would.
-class BitFlippingStore : public HostStore {
- public:
-  using HostStore::HostStore;
-  void GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const override {
-    HostStore::GatherRun(run, to, digests);
-    const uint64_t bit = random_() % (8 * run.Bytes(shape().layout));
-    to[bit / 8] ^= std::byte{1} << (bit % 8);
-    ++flips;
-  }
-  mutable std::atomic<int> flips{0};
-
- private:
-  mutable std::mt19937_64 random_{31};  // one thread at a time gathers
-};
-
-TEST(ShmRing, NoBitFlipInTheRingIsSealed) {
-  Ends ends("shm_ring");
-  const BitFlippingStore store(ends.source.region());
-  ends.sender_options.store = &store;
-  ends.Start();
-  for (int round = 0; round < 300; ++round) {
-    const TransferId id = ends.ShipOne();
-    const Record::Receiver got = ends.record.AwaitQuiet(id, 1);
-    ASSERT_EQ(got.sealed, 0) << "round " << round;
-    ASSERT_EQ(got.status.code(), absl::StatusCode::kDataLoss) << got.status;
-  }
-  EXPECT_GE(store.flips, 300);
 }
 
 }  // namespace
