@@ -1,6 +1,7 @@
 // KvNetwork over TCP: non-blocking sockets, poll() for every wait.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
@@ -12,6 +13,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <thread>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -39,6 +41,11 @@ constexpr int kKeepIdleSeconds = 5;
 constexpr int kKeepIntervalSeconds = 2;
 constexpr int kKeepCount = 3;
 constexpr unsigned kUserTimeoutMs = 11000;
+// A thread that sleeps takes tens of microseconds to wake, and a small transfer is a handful of
+// frames to and fro. So who waits for a frame looks again and again for so long after the last one,
+// where a processor can be spared for it.
+constexpr absl::Duration kLookOut = absl::Microseconds(100);
+constexpr unsigned kSparesAProcessor = 8;  // a host of so many
 
 void SetOption(int fd, int level, int name, int value) {
   // Tuning only: a kernel that refuses one still carries frames.
@@ -101,6 +108,7 @@ class TcpConnection : public KvConnection {
     interrupted_ = false;
     absl::Status status = SendOwed(timeout);
     if (status.ok()) status = SendFrame(encoded, payload, timeout);
+    NoteFrame();
     // Others may have meant their interrupt for who waits to read.
     if (interrupted_) Interrupt();
     if (!status.ok() && !absl::IsCancelled(status)) {
@@ -142,7 +150,10 @@ class TcpConnection : public KvConnection {
     message.msg_iovlen = count;
     while (true) {
       const ssize_t n = recvmsg(fd_.get(), &message, MSG_DONTWAIT);
-      if (n > 0) return static_cast<size_t>(n);
+      if (n > 0) {
+        NoteFrame();
+        return static_cast<size_t>(n);
+      }
       if (n == 0) return Unavailable("{} closed the connection", peer_);
       if (errno == EAGAIN || errno == EWOULDBLOCK) return size_t{0};
       if (errno != EINTR) return Unavailable("receiving from {}: {}", peer_, ErrnoText(errno));
@@ -150,12 +161,13 @@ class TcpConnection : public KvConnection {
   }
 
   absl::Status WaitReadable(absl::Duration timeout) override {
-    return Poll(fd_.get(), POLLIN, timeout);
+    pollfd entry = {fd_.get(), POLLIN, 0};
+    return AwaitReadable({&entry, 1}, timeout);
   }
 
   absl::Status WaitReadableOrInterrupt(absl::Duration timeout) override {
     pollfd entries[2] = {{fd_.get(), POLLIN, 0}, {interrupt_.get(), POLLIN, 0}};
-    absl::Status status = Poll(entries, timeout);
+    absl::Status status = AwaitReadable(entries, timeout);
     uint64_t count = 0;
     if (entries[1].revents != 0) (void)!read(interrupt_.get(), &count, sizeof(count));
     return status;
@@ -170,6 +182,22 @@ class TcpConnection : public KvConnection {
   const std::string& peer() const override { return peer_; }
 
  private:
+  void NoteFrame() {
+    last_frame_.store(absl::ToUnixNanos(Clock::Real()->Now()), std::memory_order_relaxed);
+  }
+
+  absl::Status AwaitReadable(std::span<pollfd> entries, absl::Duration timeout) const {
+    static const bool looks_out = std::thread::hardware_concurrency() >= kSparesAProcessor;
+    if (looks_out && timeout > absl::ZeroDuration()) {
+      const absl::Time end =
+          absl::FromUnixNanos(last_frame_.load(std::memory_order_relaxed)) + kLookOut;
+      while (Clock::Real()->Now() < end) {
+        if (poll(entries.data(), entries.size(), 0) > 0) return absl::OkStatus();
+      }
+    }
+    return Poll(entries, timeout);
+  }
+
   // What is not out yet of a frame: of part -1, its header, or of its payload `skip` bytes are.
   struct Progress {
     ptrdiff_t part = -1;
@@ -267,6 +295,7 @@ class TcpConnection : public KvConnection {
   const Fd fd_;
   const Fd interrupt_;  // an eventfd
   const std::string peer_;
+  std::atomic<int64_t> last_frame_ = 0;  // when one went or came, in Unix nanoseconds
   absl::Mutex send_mutex_;
   bool send_failed_ ABSL_GUARDED_BY(send_mutex_) = false;
   std::function<bool()> still_wanted_ ABSL_GUARDED_BY(send_mutex_);
