@@ -143,6 +143,14 @@ inline std::vector<int32_t> Range(int first, int count) {
   return blocks;
 }
 
+// What scripts/gpu_cluster_check reads.
+inline void Figure(const std::string& name, double value) {
+  std::printf("FIGURE %s %.4g\n", name.c_str(), value);
+}
+inline void Figure(const std::string& name, double bytes, double value) {
+  Figure(fmt::format("{}_{:.0f}MB", name, bytes / 1e6), value);
+}
+
 inline double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];

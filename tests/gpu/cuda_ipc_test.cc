@@ -273,6 +273,7 @@ TEST_F(CudaIpc, SaysWhatTheCopyReaches) {
         "GB/s), ratio %.2f\n",
         bytes / 1e6, shape.launches, Median(copied) * 1e6, bytes / Median(copied) / 1e9,
         Median(plain) * 1e6, bytes / Median(plain) / 1e9, Median(plain) / Median(copied));
+    Figure("cuda_ipc_copy_of_memcpy", bytes, Median(plain) / Median(copied));
   }
   // A grant that is gone.
   control->Revoke(grant);
@@ -312,6 +313,13 @@ TEST_F(CudaIpc, SaysWhatATransferTakes) {
           "GB/s)\n",
           transport.c_str(), count, bytes / 1e6, Median(one), bytes / Median(one) / 1e3,
           Median(two), bytes / Median(two) / 1e3);
+      if (count == 1) {
+        Figure(transport + "_1_block_us", Median(one));
+        Figure(transport + "_two_processes_1_block_us", Median(two));
+      } else {
+        Figure(transport + "_GBps", bytes, bytes / Median(one) / 1e3);
+        Figure(transport + "_two_processes_GBps", bytes, bytes / Median(two) / 1e3);
+      }
     }
   }
 }

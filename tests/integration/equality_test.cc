@@ -1,8 +1,8 @@
 // The same 200 seeded requests through 2 prefill + 2 decode over shm, where the decode workers
 // speculate (on a CPU), 1 + 1 over tcp, and unified:
 // the tokens must be identical, and so must every bit of their logprobs, which would show a wrong
-// KV block long before it changed a token. TANDEM_EQUALITY_REQUESTS asks for fewer: builds with a
-// sanitizer set it to 40.
+// KV block long before it changed a token. TANDEM_EQUALITY_REQUESTS asks for fewer, as builds with
+// a sanitizer do, or more; TANDEM_EQUALITY_TRANSPORT for one transport (of --kv-transport) in both.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -22,13 +22,14 @@ namespace {
 
 constexpr int kAllRequests = 200;
 constexpr int kFewestRequests = 100;  // fewer might reuse no prefix
+constexpr int kMostRequests = 2000;
 constexpr int kLongest = 2000;
 constexpr int kClients = 12;
 
 int RequestCount() {
   const char* wanted = std::getenv("TANDEM_EQUALITY_REQUESTS");
   if (wanted == nullptr) return kAllRequests;
-  return std::clamp(std::atoi(wanted), kFewestRequests, kAllRequests);
+  return std::clamp(std::atoi(wanted), kFewestRequests, kMostRequests);
 }
 
 std::vector<tandem::v1::GenerateRequest> MakeRequests(int vocab) {
@@ -151,18 +152,25 @@ void ExpectSame(const Outcome& a, const Outcome& b, const std::string& names) {
   }
 }
 
+// What carries blocks where --kv-transport names `transport`.
+std::string Carrier(const std::string& transport) {
+  return OnGpu() && transport == "shm" ? "shm_ring" : transport;
+}
+
 TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
   const Outcome unified = RunThrough(0, 0, 1, "auto");
   ASSERT_EQ(unified.answers.size(), static_cast<size_t>(RequestCount()));
   EXPECT_EQ(unified.kv_bytes, 0u);
-  const Outcome one = RunThrough(1, 1, 0, "tcp");
+  const char* wanted = std::getenv("TANDEM_EQUALITY_TRANSPORT");
+  const std::string first = wanted != nullptr ? wanted : "tcp";
+  const Outcome one = RunThrough(1, 1, 0, first);
   ExpectSame(unified, one, "unified and 1 + 1");
-  const std::string other = OnGpu() ? "cuda_ipc" : "shm";
+  const std::string other = wanted != nullptr ? wanted : OnGpu() ? "cuda_ipc" : "shm";
   const Outcome two = RunThrough(2, 2, 0, other, OnGpu() ? "none" : "ngram");
   ExpectSame(unified, two, "unified and 2 + 2");
   // "" is of what went by no wire at all.
-  EXPECT_THAT(one.transports, ::testing::ElementsAre("tcp"));
-  EXPECT_THAT(two.transports, ::testing::ElementsAre(other));
+  EXPECT_THAT(one.transports, ::testing::ElementsAre(Carrier(first)));
+  EXPECT_THAT(two.transports, ::testing::ElementsAre(Carrier(other)));
   EXPECT_EQ(one.drafted_tokens, 0u);
   if (!OnGpu()) {
     EXPECT_GT(two.accepted_tokens, 0u) << "nothing was drafted right";
