@@ -43,6 +43,10 @@ absl::Status ClusterAdminClient::DrainWorker(const std::string& worker_id,
 
 void AddAdminFlags(FlagSet* flags, AdminTarget* target) {
   AddServerFlag(flags, &target->server);
+  AddInternalFlag(flags, target);
+}
+
+void AddInternalFlag(FlagSet* flags, AdminTarget* target) {
   flags->Add("--internal", &target->internal,
              "the router's --internal-listen, where TANDEM_CLUSTER_SECRET is proved; a cluster "
              "that this user's `tandem up` runs is found by --server alone",

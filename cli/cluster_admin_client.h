@@ -31,6 +31,8 @@ struct AdminTarget {
   std::string internal;  // the router's internal one; empty: as `tandem up` noted it for `server`
 };
 void AddAdminFlags(FlagSet* flags, AdminTarget* target);
+// Only --internal, beside a --server of the command's own.
+void AddInternalFlag(FlagSet* flags, AdminTarget* target);
 // NOT_FOUND says what to give.
 absl::StatusOr<ClusterAdminClient> FindCluster(const AdminTarget& target);
 

@@ -39,6 +39,7 @@ int RunBench(const Arguments& arguments);
 int RunPlan(const Arguments& arguments);
 int RunStatus(const Arguments& arguments);
 int RunHealth(const Arguments& arguments);
+int RunDoctor(const Arguments& arguments);
 int RunDrain(const Arguments& arguments);
 int RunUndrain(const Arguments& arguments);
 int RunScale(const Arguments& arguments);

@@ -6,7 +6,7 @@
 namespace tandem::cli {
 
 std::span<const Command> Commands() {
-  static constexpr std::array<Command, 13> kCommands = {{
+  static constexpr std::array<Command, 14> kCommands = {{
       {"up", "start a cluster on this machine and keep it running; also: serve", RunUp},
       {"chat", "talk with the model", RunChat},
       {"generate", "continue one prompt", RunGenerate},
@@ -14,6 +14,7 @@ std::span<const Command> Commands() {
       {"plan", "say how to split some cards between prompts and answers", RunPlan},
       {"status", "show the workers of a running cluster", RunStatus},
       {"health", "say by exit code whether a router or worker takes work", RunHealth},
+      {"doctor", "show the links between workers, or what this machine can do", RunDoctor},
       {"drain", "let a worker finish its requests and leave", RunDrain},
       {"undrain", "take a worker in again that was drained to stay out", RunUndrain},
       {"scale", "change how many workers of a role run", RunScale},
