@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "common/base/refusal.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 #include "engine/wire/wire.h"
@@ -11,9 +12,6 @@
 
 namespace tandem::decode {
 namespace {
-
-// More candidates than any router names; a longer list is cut.
-constexpr int kMaxCandidates = 16;
 
 absl::StatusOr<PrefillOutcome> ReadOutcome(const internal::v1::PrefillResponse& response,
                                            int vocab_size) {
@@ -78,7 +76,8 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::DecodeRequest& request,
   work.priority = request.priority();
   work.progress = request.progress();
   for (const auto& candidate : request.route().prefill()) {
-    if (static_cast<int>(work.prefill.size()) == kMaxCandidates) break;
+    // More than any router names.
+    if (static_cast<int>(work.prefill.size()) == kMaxPrefillWorkers) break;
     work.prefill.push_back({candidate.worker_id(), candidate.address(), candidate.voucher(),
                             candidate.return_address()});
   }

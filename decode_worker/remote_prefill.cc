@@ -1,6 +1,7 @@
 #include "decode_worker/remote_prefill.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "spdlog/spdlog.h"
@@ -210,22 +211,24 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why, bool re
   if (absl::IsInvalidArgument(why)) return why;  // no other worker would take it either
   // A step that fails takes its neighbours along, so one more worker may be asked; one that dies
   // likewise, and not a third. One that was gone before knows nothing of the prompt.
-  if (reached && (absl::IsUnavailable(why) || absl::IsInternal(why))) ++s->lost_prefills;
-  const bool enough = s->lost_prefills >= s->work.may_lose;
+  const uint32_t asked = 1u << (s->next_candidate - 1);
+  if (reached && (absl::IsUnavailable(why) || absl::IsInternal(why))) s->lost_prefills |= asked;
+  const int lost = std::popcount(s->lost_prefills);
+  const bool enough = lost >= s->work.may_lose;
   if (enough || s->next_candidate >= s->work.prefill.size()) {
     const std::string message =
         enough ? fmt::format("{} prefill workers were lost with this prompt, the last one {}: {}",
-                             s->lost_prefills, peer.worker_id, MessageOf(why))
+                             lost, peer.worker_id, MessageOf(why))
                : fmt::format("no prefill worker left after {}: {}", peer.worker_id, MessageOf(why));
     if (absl::IsInternal(why)) return why;
     const bool full = absl::IsResourceExhausted(why);
     // One that was not reached comes back or leaves the cluster: the router asks again, and holds
     // it against nobody. Whatever else it was may come again with the prompt.
     const bool blameless = full || (!reached && absl::IsUnavailable(why));
+    if (!blameless) s->lost_prefills |= asked;
     return WithRefusal(
         full ? absl::ResourceExhaustedError(message) : absl::UnavailableError(message),
-        {Refusal::Reason::kPrefill, blameless ? s->lost_prefills : std::max(1, s->lost_prefills),
-         0});
+        {.reason = Refusal::Reason::kPrefill, .lost = s->lost_prefills});
   }
   metrics_->prefill_retries.Increment();
   // Other blocks: the old ones may be written until their sender is quiet.

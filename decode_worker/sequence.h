@@ -83,7 +83,7 @@ struct Sequence {
   engine::BlockLease lease;
   std::unique_ptr<PrefillAttempt> attempt;  // kAwaitingPrefill only
   size_t next_candidate = 0;                // of work.prefill
-  int lost_prefills = 0;                    // workers that died or failed with the prompt
+  uint32_t lost_prefills = 0;               // bit i: work.prefill[i] died or failed with the prompt
 
   int cached_tokens = 0;
   std::vector<TokenLogprob> prompt_logprobs;  // until the first token is out

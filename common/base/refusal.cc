@@ -15,8 +15,8 @@ constexpr char kUrl[] = "tandem.internal/refusal";
 }  // namespace
 
 absl::Status WithRefusal(absl::Status status, const Refusal& refusal) {
-  status.SetPayload(kUrl, absl::Cord(fmt::format("{} {} {}", static_cast<int>(refusal.reason),
-                                                 refusal.needed, refusal.available)));
+  status.SetPayload(kUrl, absl::Cord(fmt::format("{} {} {} {}", static_cast<int>(refusal.reason),
+                                                 refusal.needed, refusal.available, refusal.lost)));
   return status;
 }
 
@@ -24,7 +24,7 @@ std::optional<Refusal> RefusalOf(const absl::Status& status) {
   const auto payload = status.GetPayload(kUrl);
   if (!payload) return std::nullopt;
   const std::string text(*payload);
-  std::array<int, 3> numbers = {};
+  std::array<int, 4> numbers = {};
   const char* at = text.data();
   const char* const end = at + text.size();
   for (size_t i = 0; i < numbers.size(); ++i) {
@@ -33,8 +33,12 @@ std::optional<Refusal> RefusalOf(const absl::Status& status) {
     if (read.ec != std::errc() || numbers[i] < 0) return std::nullopt;
     at = read.ptr;
   }
-  if (at != end || numbers[0] > static_cast<int>(Refusal::Reason::kLeaving)) return std::nullopt;
-  return Refusal{static_cast<Refusal::Reason>(numbers[0]), numbers[1], numbers[2]};
+  if (at != end || numbers[0] > static_cast<int>(Refusal::Reason::kLeaving) ||
+      numbers[3] >= 1 << kMaxPrefillWorkers) {
+    return std::nullopt;
+  }
+  return Refusal{static_cast<Refusal::Reason>(numbers[0]), numbers[1], numbers[2],
+                 static_cast<uint32_t>(numbers[3])};
 }
 
 }  // namespace tandem

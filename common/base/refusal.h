@@ -5,11 +5,15 @@
 // acts on it and clients never see it. Functions are thread-safe.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 
 #include "absl/status/status.h"
 
 namespace tandem {
+
+// Of one route.
+inline constexpr int kMaxPrefillWorkers = 16;
 
 struct Refusal {
   enum class Reason {
@@ -21,9 +25,10 @@ struct Refusal {
   };
   Reason reason = Reason::kBlocks;
   // Blocks, of kBlocks and kSequences: what it takes, and what LoadReport::admits_blocks would say.
-  // Of kPrefill: how many prefill workers were lost with the request, and 0.
   int needed = 0;
   int available = 0;
+  // Of kPrefill: which were lost with the request; bit i: the route's i-th, of kMaxPrefillWorkers.
+  uint32_t lost = 0;
 };
 
 absl::Status WithRefusal(absl::Status status, const Refusal& refusal);

@@ -129,7 +129,7 @@ std::shared_ptr<DecodeCall> GrpcDecodeClient::Start(const Route& route, const Re
   std::shared_ptr<grpc::Channel> channel;
   {
     absl::MutexLock lock(&mutex_);
-    channel = ChannelFor(route.decode.id, route.incarnation, route.decode.address);
+    channel = ChannelFor(route.decode.id, route.decode.incarnation, route.decode.address);
   }
   auto call = std::make_shared<GenerateCall>(std::move(channel), std::move(handler));
   call->Launch(route, request, generated);

@@ -135,8 +135,8 @@ absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request req
   if (!text.ok()) return WithField(text.status(), "sampling.stop");
   return std::make_shared<RequestStream>(
       std::move(request), *std::move(text), sink,
-      StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_, &suspects_,
-                    &running_, &access_log_, migrate_});
+      StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_, &registry_,
+                    &suspects_, &running_, &access_log_, migrate_});
 }
 
 void RouterCore::NoteRefused(const std::string& id, const absl::Status& status) {

@@ -6,8 +6,10 @@
 namespace tandem::router {
 namespace {
 
-// How long a request avoids a worker that failed it but is still in the cluster.
+// How long a request avoids a worker that failed it but is still in the cluster: the first time,
+// and at most.
 constexpr absl::Duration kAvoidLost = absl::Milliseconds(250);
+constexpr absl::Duration kAvoidLostAgain = absl::Seconds(2);
 // How long it avoids a full one whose reports never show the room: it might be the report.
 constexpr absl::Duration kAvoidFull = absl::Seconds(5);
 // How long it goes to another prefill worker than one that was lost with it, where there is one:
@@ -34,7 +36,7 @@ bool MayBeLost(const absl::Status& status) {
 
 void Retries::Avoid(const Route& route, Avoided avoided) {
   avoided.worker = route.decode.id;
-  avoided.incarnation = route.incarnation;
+  avoided.incarnation = route.decode.incarnation;
   avoided.reported = route.reported;
   avoided.remote = !route.prefill.empty();
   Avoid(std::move(avoided));
@@ -45,13 +47,44 @@ void Retries::Avoid(Avoided avoided) {
   avoided_.push_back(std::move(avoided));
 }
 
+int Retries::Lose(const Route::Worker& worker, absl::Time now) {
+  ++broken_;
+  const Loss loss = {worker.id, worker.incarnation, now};
+  last_losses_.push_back(loss);
+  auto it = std::find_if(lost_.begin(), lost_.end(),
+                         [&](const Lost& lost) { return lost.loss.SameProcess(loss); });
+  if (it == lost_.end()) it = lost_.insert(it, Lost{});
+  it->loss = loss;
+  it->fate = Fate::kUnknown;
+  return ++it->times;
+}
+
 void Retries::AddLost(const Route& route, absl::Time now) {
-  Avoid(route, {.why = Exclusion::kLost, .until = now + kAvoidLost});
-  ++lost_;
+  last_losses_.clear();
+  const int times = Lose(route.decode, now);
+  const absl::Duration avoid =
+      std::min(kAvoidLostAgain, kAvoidLost * (1 << std::min(times - 1, 10)));
+  Avoid(route, {.why = Exclusion::kLost, .until = now + avoid});
+}
+
+void Retries::LookFor(const ClusterView& view) {
+  for (Lost& lost : lost_) lost.fate = FateOf(lost.loss, view);
+}
+
+int Retries::lost() const {
+  return static_cast<int>(std::count_if(
+      lost_.begin(), lost_.end(), [](const Lost& lost) { return lost.fate != Fate::kLives; }));
+}
+
+bool Retries::in_doubt() const {
+  return lost() > kMaxLost && broken_ < kMaxBroken &&
+         std::any_of(lost_.begin(), lost_.end(),
+                     [](const Lost& lost) { return lost.fate == Fate::kUnknown; });
 }
 
 void Retries::AddRefused(const Route& route, const Refusal& refusal, absl::Time now) {
   remote_ = !route.prefill.empty();
+  last_losses_.clear();
   bool elsewhere = true;  // another worker may have room
   switch (refusal.reason) {
     case Refusal::Reason::kBlocks:
@@ -65,10 +98,11 @@ void Retries::AddRefused(const Route& route, const Refusal& refusal, absl::Time 
       Avoid(route, {.why = Exclusion::kLost, .until = now + kAvoidLost});
       break;
     case Refusal::Reason::kPrefill:
-      lost_ += refusal.needed;
-      // They were asked in the route's order.
-      for (size_t i = 0; i < route.prefill.size() && std::cmp_less(i, refusal.needed); ++i) {
+      for (size_t i = 0; i < std::min<size_t>(route.prefill.size(), kMaxPrefillWorkers); ++i) {
+        if ((refusal.lost >> i & 1) == 0) continue;
+        Lose(route.prefill[i], now);
         Avoid({.worker = route.prefill[i].id,
+               .incarnation = route.prefill[i].incarnation,
                .why = Exclusion::kSuspect,
                .until = now + kAvoidLostPrefill});
       }
@@ -89,9 +123,7 @@ Exclusion Retries::ExclusionOf(const WorkerView& worker, absl::Time now) const {
   for (const Avoided& avoided : avoided_) {
     // Another incarnation is another process: what its predecessor did is no reason to avoid it.
     if (avoided.worker != worker.identity->id ||
-        avoided.incarnation.value_or(worker.identity->incarnation) !=
-            worker.identity->incarnation ||
-        now >= avoided.until) {
+        avoided.incarnation != worker.identity->incarnation || now >= avoided.until) {
       continue;
     }
     const int admits =

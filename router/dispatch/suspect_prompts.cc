@@ -1,5 +1,7 @@
 #include "router/dispatch/suspect_prompts.h"
 
+#include <iterator>
+
 namespace tandem::router {
 
 SuspectPrompts::SuspectPrompts(Clock* clock, size_t capacity, absl::Duration memory)
@@ -13,18 +15,22 @@ void SuspectPrompts::Forget(absl::Time now) {
   }
 }
 
-void SuspectPrompts::NoteDeath(const Hash128& prompt, int deaths) {
+void SuspectPrompts::NoteLoss(const Hash128& prompt, const Loss& loss) {
   absl::MutexLock lock(&mutex_);
   const absl::Time now = clock_->Now();
   Forget(now);
   auto [it, added] = by_prompt_.try_emplace(prompt);
   if (added) {
-    it->second = entries_.insert(entries_.end(), {prompt, 0, now});
+    it->second = entries_.insert(entries_.end(), {prompt, {}, now});
   } else {
     entries_.splice(entries_.end(), entries_, it->second);
   }
-  it->second->deaths += deaths;
-  it->second->last = now;
+  Entry& entry = *it->second;
+  entry.last = now;
+  std::erase_if(entry.losses, [&](const Loss& known) { return known.SameProcess(loss); });
+  entry.losses.push_back(loss);
+  // Of those, the oldest may long be known to live.
+  if (std::ssize(entry.losses) > kMaxDeaths) entry.losses.erase(entry.losses.begin());
   Forget(now);
 }
 
@@ -36,11 +42,14 @@ void SuspectPrompts::NoteServed(const Hash128& prompt) {
   by_prompt_.erase(it);
 }
 
-bool SuspectPrompts::IsPoison(const Hash128& prompt) {
+bool SuspectPrompts::IsPoison(const Hash128& prompt, const ClusterView& view) {
   absl::MutexLock lock(&mutex_);
   Forget(clock_->Now());
   const auto it = by_prompt_.find(prompt);
-  return it != by_prompt_.end() && it->second->deaths >= kMaxDeaths;
+  if (it == by_prompt_.end()) return false;
+  std::vector<Loss>& losses = it->second->losses;
+  std::erase_if(losses, [&](const Loss& loss) { return FateOf(loss, view) == Fate::kLives; });
+  return std::ssize(losses) >= kMaxDeaths;
 }
 
 bool SuspectPrompts::empty() const {

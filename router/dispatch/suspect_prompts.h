@@ -3,11 +3,15 @@
 // after two of them it is sent to no third: not by this router's own retries, and not when the
 // client sends it again.
 //
+// A process counts once, however many requests with this prompt it had, and not at all if it turns
+// out to live.
+//
 // Thread-safe. Bounded: the oldest are forgotten first, and everything after a while.
 #pragma once
 
 #include <cstddef>
 #include <list>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -16,6 +20,7 @@
 
 #include "common/base/block_hash.h"
 #include "common/base/clock.h"
+#include "router/dispatch/loss.h"
 
 namespace tandem::router {
 
@@ -27,12 +32,12 @@ class SuspectPrompts {
   explicit SuspectPrompts(Clock* clock, size_t capacity = 4096,
                           absl::Duration memory = absl::Minutes(10));
 
-  // `deaths` workers died with it.
-  void NoteDeath(const Hash128& prompt, int deaths = 1);
+  // A worker was lost with it.
+  void NoteLoss(const Hash128& prompt, const Loss& loss);
   // A worker has served it: it is not to blame.
   void NoteServed(const Hash128& prompt);
-  // Whether it has had its kMaxDeaths.
-  bool IsPoison(const Hash128& prompt);
+  // Whether it has had its kMaxDeaths, as far as `view` knows; those that live are forgotten.
+  bool IsPoison(const Hash128& prompt, const ClusterView& view);
   // Nothing is remembered, so nothing need be asked.
   bool empty() const;
   absl::Duration memory() const { return memory_; }
@@ -40,7 +45,7 @@ class SuspectPrompts {
  private:
   struct Entry {
     Hash128 prompt;
-    int deaths = 0;
+    std::vector<Loss> losses;  // of different processes, up to kMaxDeaths
     absl::Time last;
   };
   void Forget(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -127,7 +127,11 @@ std::vector<Candidate> PrefillsFor(const RouteQuery& query, const Costs& costs, 
 
 Route::Worker ToRouteWorker(const WorkerView& worker) {
   const WorkerIdentity& identity = *worker.identity;
-  return {identity.id, identity.address, identity.kv_address, identity.vouch_key};
+  return {.id = identity.id,
+          .incarnation = identity.incarnation,
+          .address = identity.address,
+          .kv_address = identity.kv_address,
+          .vouch_key = identity.vouch_key};
 }
 
 Route ToRoute(const CostPolicyOptions& options, const ClusterView& view, const RouteQuery& query,
@@ -135,7 +139,6 @@ Route ToRoute(const CostPolicyOptions& options, const ClusterView& view, const R
   const WorkerView& decode = view.workers[best.decode];
   Route route;
   route.decode = ToRouteWorker(decode);
-  route.incarnation = decode.identity->incarnation;
   route.reported = decode.reported;
   int returned = 0;
   if (best.prefill >= 0) {

@@ -45,14 +45,14 @@ struct RouteQuery {
 struct Route {
   struct Worker {
     std::string id;
-    std::string address;     // HOST:PORT
-    std::string kv_address;  // of a decode worker, for which its prefill workers need
-    std::string vouch_key;   // a word of the router's under this key (common/auth/voucher.h)
+    uint64_t incarnation = 0;  // of its process
+    std::string address;       // HOST:PORT
+    std::string kv_address;    // of a decode worker, for which its prefill workers need
+    std::string vouch_key;     // a word of the router's under this key (common/auth/voucher.h)
     // Of a prefill worker: where the decode worker gives it blocks back; empty: it computes them.
     std::string return_address;
   };
   Worker decode;
-  uint64_t incarnation = 0;     // of the decode worker's process
   absl::Time reported;          // when the decode worker had last reported
   std::vector<Worker> prefill;  // best first; empty: the decode worker prefills itself
   double cost_ms = 0;

@@ -19,6 +19,10 @@ namespace {
 
 // After the deadline, how long a client that is not reading has to take its last message.
 constexpr absl::Duration kLastMessageGrace = absl::Seconds(2);
+// How long a request that lost two workers waits for a sign of life from them, and how often it
+// looks. A worker that is stopped for a moment reports as soon as it goes on.
+constexpr absl::Duration kLongestDoubt = absl::Seconds(2);
+constexpr absl::Duration kLookAgain = absl::Milliseconds(100);
 // A request that a worker has drawn so many tokens of is not what killed it.
 constexpr int kInnocentTokens = 32;
 
@@ -61,7 +65,8 @@ RoutablePrompt RequestStream::prompt() const {
 void RequestStream::Begin() {
   absl::MutexLock lock(&mutex_);
   if (state_ != State::kQueued) return;
-  if (!context_.suspects->empty() && context_.suspects->IsPoison(Fingerprint(request_))) {
+  if (!context_.suspects->empty() &&
+      context_.suspects->IsPoison(Fingerprint(request_), *context_.registry->view())) {
     context_.metrics->poison_refusals.Increment();
     return End(FailedPrecondition(
                    "{} workers died with this prompt; it is refused for {} after the last one",
@@ -163,7 +168,7 @@ void RequestStream::OnWorkerStuck(const std::string& worker, bool lost) {
   absl::Status status = Unavailable("worker '{}' makes no progress", worker);
   if (worker != route_.decode.id) {
     if (route_.prefill.empty() || worker != route_.prefill.front().id || NewTokens() > 0) return;
-    status = WithRefusal(status, {Refusal::Reason::kPrefill, 1, 0});
+    status = WithRefusal(status, {.reason = Refusal::Reason::kPrefill, .lost = 1});
   }
   call_->Cancel();
   OnAttemptOver(status);
@@ -197,10 +202,9 @@ void RequestStream::TryElsewhere(const absl::Status& status) {
   const absl::Time now = context_.clock->Now();
   if (NewTokens() >= kInnocentTokens) {
     retries_ = {};
-    first_loss_.clear();
+    last_loss_.clear();
   }
   const std::optional<Refusal> refusal = RefusalOf(status);
-  const int lost_before = retries_.lost();
   if (refusal.has_value()) {
     retries_.AddRefused(route_, *refusal, now);
   } else {
@@ -208,32 +212,49 @@ void RequestStream::TryElsewhere(const absl::Status& status) {
                  meter_.completion_tokens(), MessageOf(status));
     retries_.AddLost(route_, now);
   }
-  Blame(retries_.lost() - lost_before);
-  if (!retries_.may_try_again()) {
-    return End(Unavailable("{} workers were lost with this request, the last time at decode "
-                           "worker '{}' after {} tokens: {}{}",
-                           retries_.lost(), worker, meter_.completion_tokens(), MessageOf(status),
-                           first_loss_),
-               FinishReason::kAbort);
-  }
-  if (retries_.lost() > lost_before) {
-    first_loss_ = fmt::format("; before that at '{}': {}", worker, MessageOf(status));
+  Blame();
+  if (!retries_.last_losses().empty()) {
+    loss_before_ = last_loss_.empty() ? "" : "; before that " + last_loss_;
+    last_loss_ = fmt::format("at decode worker '{}' after {} tokens: {}", worker,
+                             meter_.completion_tokens(), MessageOf(status));
   }
   // A full cluster is one long wait; after a loss, or tokens, waiting begins anew.
   if (!refusal.has_value() || NewTokens() > 0) waiting_since_ = now;
-  if (meter_.completion_tokens() > 0) {
-    meter_.OnMigration();
-    resumed_ = request_.tokens;
-    resumed_.insert(resumed_.end(), generated_.begin(), generated_.end());
-  }
-  Requeue(refusal.has_value() ? RouterMetrics::RetryReason::kWorkerFull
-                              : RouterMetrics::RetryReason::kWorkerLost);
+  StopAttempt();
+  call_.reset();
+  state_ = State::kInDoubt;
+  doubt_until_ = now + kLongestDoubt;
+  GoOn(refusal.has_value() ? RouterMetrics::RetryReason::kWorkerFull
+                           : RouterMetrics::RetryReason::kWorkerLost);
 }
 
-void RequestStream::Blame(int deaths) {
-  if (deaths > 0 && NewTokens() < kInnocentTokens) {
-    context_.suspects->NoteDeath(Fingerprint(request_), deaths);
+void RequestStream::Blame() {
+  if (NewTokens() >= kInnocentTokens) return;
+  for (const Loss& loss : retries_.last_losses()) {
+    context_.suspects->NoteLoss(Fingerprint(request_), loss);
   }
+}
+
+void RequestStream::GoOn(RouterMetrics::RetryReason reason) {
+  retries_.LookFor(*context_.registry->view());
+  if (retries_.may_try_again()) return Requeue(reason);
+  const absl::Time now = context_.clock->Now();
+  if (retries_.in_doubt() && now < doubt_until_) {
+    context_.timers->Set(now + kLookAgain, [weak = weak_from_this(), attempt = attempt_, reason] {
+      if (const std::shared_ptr<RequestStream> self = weak.lock()) self->OnLook(attempt, reason);
+    });
+    return;
+  }
+  const std::string what =
+      retries_.broken() < Retries::kMaxBroken
+          ? fmt::format("{} workers were lost with this request", retries_.lost())
+          : fmt::format("{} calls to workers broke with this request", retries_.broken());
+  End(Unavailable("{}, the last time {}{}", what, last_loss_, loss_before_), FinishReason::kAbort);
+}
+
+void RequestStream::OnLook(int attempt, RouterMetrics::RetryReason reason) {
+  absl::MutexLock lock(&mutex_);
+  if (attempt == attempt_ && state_ == State::kInDoubt) GoOn(reason);
 }
 
 void RequestStream::Clear() {
@@ -242,9 +263,12 @@ void RequestStream::Clear() {
 
 void RequestStream::Requeue(RouterMetrics::RetryReason reason) {
   context_.metrics->retries(reason).Increment();
-  StopAttempt();
+  if (meter_.completion_tokens() > 0) {
+    meter_.OnMigration();
+    resumed_ = request_.tokens;
+    resumed_.insert(resumed_.end(), generated_.begin(), generated_.end());
+  }
   state_ = State::kQueued;
-  call_.reset();
   context_.dispatcher->Requeue(shared_from_this(), ticket_, waiting_since_, retries_);
 }
 

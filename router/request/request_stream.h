@@ -3,7 +3,8 @@
 //
 //   kQueued -> kDecoding -> kEnding -> kEnded
 //      ^           |
-//      +-----------+   worker full, lost or leaving
+//      +-----------+   worker full, lost or leaving; by way of kInDoubt, where two seem lost and
+//                      one may live (loss.h), until more is known
 //
 // A worker lost after the first token loses nothing: another one gets the prompt and the answer so
 // far, and goes on with the next token. It draws the same tokens, because a draw depends on seed,
@@ -50,6 +51,7 @@ struct StreamContext {
   RouterMetrics* metrics = nullptr;
   TimerQueue* timers = nullptr;
   Clock* clock = nullptr;
+  const Registry* registry = nullptr;
   SuspectPrompts* suspects = nullptr;
   RunningStreams* running = nullptr;
   AccessLog* access_log = nullptr;
@@ -78,7 +80,7 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   void Fail(const absl::Status& status) override;
 
  private:
-  enum class State { kQueued, kDecoding, kEnding, kEnded };
+  enum class State { kQueued, kDecoding, kInDoubt, kEnding, kEnded };
   class AttemptHandler;
 
   void OnEvent(int attempt, TokenEvent event);
@@ -96,7 +98,10 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   int NewTokens() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return meter_.completion_tokens() - tokens_before_;
   }
-  void Blame(int deaths) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // kInDoubt: to another worker if it may, or it ends; or looks again where that is not known yet.
+  void GoOn(RouterMetrics::RetryReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnLook(int attempt, RouterMetrics::RetryReason reason);
+  void Blame() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Clear() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Requeue(RouterMetrics::RetryReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReadOn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -132,7 +137,9 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   int tokens_before_ ABSL_GUARDED_BY(mutex_) = 0;           // the current attempt
   std::shared_ptr<DecodeCall> call_ ABSL_GUARDED_BY(mutex_);
   Retries retries_ ABSL_GUARDED_BY(mutex_);
-  std::string first_loss_ ABSL_GUARDED_BY(mutex_);  // for the status, if another follows
+  std::string last_loss_ ABSL_GUARDED_BY(mutex_);  // for the status, if no other try follows
+  std::string loss_before_ ABSL_GUARDED_BY(mutex_);
+  absl::Time doubt_until_ ABSL_GUARDED_BY(mutex_);
   absl::Time waiting_since_ ABSL_GUARDED_BY(mutex_);
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
   // Messages to the client.

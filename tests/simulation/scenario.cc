@@ -373,7 +373,9 @@ class Scenario {
     const std::string& name = options_.workers[worker].options.worker_id;
     const absl::Duration lasts = random_.Between(absl::Milliseconds(1), absl::Seconds(8));
     const std::string when = absl::FormatDuration(at);
-    switch (random_.Uniform(0, 6)) {
+    const int what = random_.Uniform(0, 6);
+    if (what <= 2 || what == 5) ++struck_;
+    switch (what) {
       case 0:
         Note(fmt::format("{}: kill -9 of {}, back after {}", when, name,
                          absl::FormatDuration(lasts)));
@@ -426,6 +428,7 @@ class Scenario {
         static_cast<size_t>(stops_.Uniform(0, static_cast<int>(options_.workers.size()) - 1));
     const absl::Duration at = stops_.Between(absl::ZeroDuration(), quiet_from_);
     const absl::Duration lasts = stops_.Between(absl::Milliseconds(1), absl::Seconds(20));
+    ++struck_;
     Note(fmt::format("{}: {} is stopped for {}, in a write that begins within {}",
                      absl::FormatDuration(at), options_.workers[worker].options.worker_id,
                      absl::FormatDuration(lasts), absl::FormatDuration(kStopWaits)));
@@ -598,13 +601,24 @@ class Scenario {
         return broken_steps_;
       case absl::StatusCode::kUnavailable:
       case absl::StatusCode::kFailedPrecondition:  // it looks like poison
-        return !faults_.empty();
+        return !faults_.empty() && (!SaysTwoWereLost(outcome) || MayHaveLostTwo());
       case absl::StatusCode::kResourceExhausted:  // or could not be served before its deadline
         return !faults_.empty() || (planned.deadline <= absl::Seconds(2) &&
                                     absl::StartsWith(outcome.message(), "overloaded: "));
       default:
         return false;
     }
+  }
+
+  static bool SaysTwoWereLost(const absl::Status& outcome) {
+    return absl::StrContains(outcome.message(), "workers were lost with this request") ||
+           absl::IsFailedPrecondition(outcome);
+  }
+  // What happens to a call or to a link is no death of a worker, and one worker is one, however
+  // many calls to it break. Where reports get lost the router does not know who lives.
+  bool MayHaveLostTwo() const {
+    return struck_ >= 2 || broken_steps_ || jumped_ > absl::ZeroDuration() ||
+           message_faults_.contains(Message::Kind::kReport);
   }
 
   // Every request has ended, so nothing works for one any more.
@@ -680,6 +694,7 @@ class Scenario {
   absl::Duration jumped_;
   absl::Time last_late_ = absl::InfinitePast();  // arrival of what faults have delayed
   bool weak_hash_ = false;
+  int struck_ = 0;  // times that a worker dies, hangs, is stopped or cut off
   bool broken_steps_ = false;
   bool past_faults_ = false;
   std::unique_ptr<VirtualCluster> cluster_;

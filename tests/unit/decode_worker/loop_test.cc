@@ -712,13 +712,14 @@ TEST(LoopTest, APrefillWorkerThatWasNotReachedWasNotLostToThePrompt) {
     for (auto& call : h.caller.calls) h.Quiet(*call);
     h.StepAll();
     h.ExpectNoLeak();
-    return refusal.has_value() ? refusal->needed : -1;
+    return refusal.has_value() ? static_cast<int>(refusal->lost) : -1;
   };
   EXPECT_EQ(lost_with({false}), 0);
   EXPECT_EQ(lost_with({false, false, false}), 0);
-  EXPECT_EQ(lost_with({true, false}), 1);
-  EXPECT_EQ(lost_with({true}), 1);
-  EXPECT_EQ(lost_with({true, true}), 2);
+  EXPECT_EQ(lost_with({true, false}), 0b01);
+  EXPECT_EQ(lost_with({false, true}), 0b10);
+  EXPECT_EQ(lost_with({true}), 0b01);
+  EXPECT_EQ(lost_with({true, true}), 0b11);
 }
 
 TEST(LoopTest, NoBlocksForARetryIsUnavailable) {

@@ -28,7 +28,7 @@ WorkerView Worker(const std::string& id, uint64_t incarnation, absl::Time report
 Route RouteTo(const std::string& id, uint64_t incarnation, absl::Time reported) {
   Route route;
   route.decode.id = id;
-  route.incarnation = incarnation;
+  route.decode.incarnation = incarnation;
   route.reported = reported;
   return route;
 }
@@ -94,8 +94,8 @@ TEST(Retries, AFullPrefillWorkerIsNotHeldAgainstTheDecodeWorker) {
 TEST(Retries, APrefillWorkerThatWasLostIsNotTheFirstChoiceAgain) {
   Retries retries;
   Route route = RouteTo("d", 1, kStart);
-  route.prefill = {{.id = "p"}, {.id = "q"}};
-  retries.AddRefused(route, {.reason = Refusal::Reason::kPrefill, .needed = 1}, kStart);
+  route.prefill = {{.id = "q", .incarnation = 7}, {.id = "p", .incarnation = 7}};
+  retries.AddRefused(route, {.reason = Refusal::Reason::kPrefill, .lost = 0b10}, kStart);
   const absl::Time later = kStart + absl::Seconds(5);
   EXPECT_EQ(retries.ExclusionOf(Worker("p", 7, later), later), Exclusion::kSuspect);
   EXPECT_EQ(retries.ExclusionOf(Worker("q", 7, later), later), Exclusion::kNone);
@@ -120,8 +120,82 @@ TEST(Retries, FullWorkersDoNotCountAsLosses) {
   retries.AddLost(RouteTo("d", 1, kStart), kStart);
   EXPECT_TRUE(retries.may_try_again());
   EXPECT_EQ(retries.may_lose(), 1);
-  retries.AddLost(RouteTo("d", 1, kStart), kStart);
+  retries.AddLost(RouteTo("d", 2, kStart), kStart);
   EXPECT_FALSE(retries.may_try_again());
+}
+
+ClusterView ViewOf(std::vector<WorkerView> workers) {
+  ClusterView view;
+  view.workers = std::move(workers);
+  return view;
+}
+
+// A worker that is stopped for a while loses its connections one after the other, and each is the
+// loss of the same process.
+TEST(Retries, AProcessThatIsLostTwiceIsOneLostWorker) {
+  Retries retries;
+  Route route = RouteTo("d", 1, kStart);
+  route.prefill = {{.id = "p", .incarnation = 7}};
+  const Refusal lost = {.reason = Refusal::Reason::kPrefill, .lost = 1};
+  retries.AddRefused(route, lost, kStart);
+  retries.AddRefused(route, lost, kStart + absl::Seconds(1));
+  EXPECT_EQ(retries.lost(), 1);
+  EXPECT_TRUE(retries.may_try_again());
+  EXPECT_EQ(retries.may_lose(), 1);
+  route.prefill.front().incarnation = 8;
+  retries.AddRefused(route, lost, kStart + absl::Seconds(2));
+  EXPECT_EQ(retries.lost(), 2);
+}
+
+TEST(Retries, WhoGoesOnWasNotLost) {
+  Retries retries;
+  retries.AddLost(RouteTo("d", 1, kStart), kStart);
+  retries.AddLost(RouteTo("e", 1, kStart), kStart);
+  const auto look = [&](absl::Time d, absl::Time e) {
+    std::vector<WorkerView> workers = {Worker("d", 1, d), Worker("e", 1, e)};
+    for (WorkerView& worker : workers) worker.progressed = worker.reported;
+    retries.LookFor(ViewOf(std::move(workers)));
+  };
+  // What may have been on its way when it died is no sign of life.
+  const absl::Time soon = kStart + absl::Milliseconds(10), later = kStart + absl::Seconds(1);
+  look(soon, soon);
+  EXPECT_EQ(retries.lost(), 2);
+  EXPECT_TRUE(retries.in_doubt());
+  look(soon, later);
+  EXPECT_EQ(retries.lost(), 1);
+  EXPECT_TRUE(retries.may_try_again());
+  EXPECT_FALSE(retries.in_doubt());
+  retries.LookFor(ViewOf({}));
+  EXPECT_EQ(retries.lost(), 2);
+  EXPECT_FALSE(retries.in_doubt());
+}
+
+// Whatever the workers say of themselves: a request has an end.
+TEST(Retries, WorkersThatLiveAndBreakEveryCallAreNotTriedForever) {
+  Retries retries;
+  absl::Time now = kStart;
+  int tries = 0;
+  while (retries.may_try_again() && tries < 100) {
+    retries.AddLost(RouteTo("d", 1, now), now);
+    now = std::max(now + absl::Seconds(1), retries.NextChange(now));
+    WorkerView alive = Worker("d", 1, now);
+    alive.progressed = now;
+    retries.LookFor(ViewOf({alive}));
+    ++tries;
+  }
+  EXPECT_EQ(tries, Retries::kMaxBroken);
+  EXPECT_FALSE(retries.in_doubt());
+}
+
+TEST(Retries, AProcessThatIsLostAgainIsAvoidedForLonger) {
+  Retries retries;
+  absl::Duration before = absl::ZeroDuration();
+  for (int i = 0; i < 3; ++i) {
+    retries.AddLost(RouteTo("d", 1, kStart), kStart);
+    const absl::Duration avoided = retries.NextChange(kStart) - kStart;
+    EXPECT_GT(avoided, before);
+    before = avoided;
+  }
 }
 
 TEST(Retries, OnlyALostWorkerIsReasonToTryAnother) {

@@ -16,6 +16,7 @@
 #include "simulation/fake_clock.h"
 #include "tests/fakes/fake_decode_client.h"
 #include "tests/support/paths.h"
+#include "tests/unit/router/fake_capability.h"
 
 namespace tandem::router {
 namespace {
@@ -40,15 +41,22 @@ class RecordingSink : public StreamSink {
   bool aborted = false;
 };
 
-// Sends every request to worker "d".
+// Sends every request to worker "d", which is another process each time unless it is said which.
 class OneWorkerPolicy : public RoutingPolicy {
  public:
   absl::StatusOr<Route> Choose(const ClusterView&, const RouteQuery&) const override {
     Route route;
     route.decode.id = "d";
+    route.decode.incarnation = incarnation != 0 ? incarnation : ++processes_;
+    route.prefill = prefill;
     route.predicted_cached_tokens = 2;
     return route;
   }
+  uint64_t incarnation = 0;
+  std::vector<Route::Worker> prefill;
+
+ private:
+  mutable uint64_t processes_ = 1000;
 };
 
 class RequestStreamTest : public ::testing::Test {
@@ -68,8 +76,8 @@ class RequestStreamTest : public ::testing::Test {
     ASSERT_OK(text);
     stream_ = std::make_shared<RequestStream>(
         std::move(request), *std::move(text), &sink_,
-        StreamContext{&dispatcher_, &client_, &router_metrics_, &timers_, &clock_, &suspects_,
-                      &running_, &access_log_, migrate_});
+        StreamContext{&dispatcher_, &client_, &router_metrics_, &timers_, &clock_, &registry_,
+                      &suspects_, &running_, &access_log_, migrate_});
     stream_->Begin();
     dispatcher_.Step(absl::ZeroDuration());
   }
@@ -84,6 +92,13 @@ class RequestStreamTest : public ::testing::Test {
     client_.Deliver();
     dispatcher_.Step(absl::ZeroDuration());
   }
+  Registry::Member JoinAs(const std::string& id, uint64_t incarnation) {
+    WorkerIdentity identity;
+    identity.id = id;
+    identity.incarnation = incarnation;
+    identity.role = WorkerRole::kDecode;
+    return *registry_.Join(identity, FakeCapability("m", 512), nullptr);
+  }
   FakeDecodeCall& call() { return *client_.calls().back(); }
 
   FakeClock clock_;
@@ -91,7 +106,7 @@ class RequestStreamTest : public ::testing::Test {
   Registry registry_{{.model = "m"}, &index_, &clock_};
   Metrics metrics_;
   RouterMetrics router_metrics_{&metrics_};
-  const OneWorkerPolicy policy_{};
+  OneWorkerPolicy policy_;
   FakeDecodeClient client_;
   RecordingSink sink_;
   TimerQueue timers_{&clock_, nullptr};
@@ -294,15 +309,95 @@ TEST_F(RequestStreamTest, ARequestTakesTwoWorkersAlongAndNotMore) {
 
 // The decode worker lives, but two prefill workers died.
 TEST_F(RequestStreamTest, PrefillWorkersThatAreLostCountToo) {
+  policy_.prefill = {{.id = "p0"}, {.id = "p1"}};
   Begin();
   EXPECT_EQ(call().route().may_lose, 2);
-  End(WithRefusal(Unavailable("p0"), {Refusal::Reason::kPrefill, 1, 0}));
+  End(WithRefusal(Unavailable("p0"), {.reason = Refusal::Reason::kPrefill, .lost = 0b01}));
   Advance(absl::Seconds(1));
   ASSERT_EQ(client_.calls().size(), 2u);
   EXPECT_EQ(call().route().may_lose, 1);
-  End(WithRefusal(Unavailable("p1"), {Refusal::Reason::kPrefill, 1, 0}));
+  End(WithRefusal(Unavailable("p1"), {.reason = Refusal::Reason::kPrefill, .lost = 0b10}));
   EXPECT_TRUE(sink_.finished);
   EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kUnavailable);
+}
+
+// A worker that is struck once is lost once, however many calls to it break.
+TEST_F(RequestStreamTest, OneStruckWorkerIsNotTwoLostOnes) {
+  policy_.prefill = {{.id = "p0"}, {.id = "p1"}};
+  Begin();
+  for (int i = 0; i < 3; ++i) {
+    End(WithRefusal(Unavailable("p0"), {.reason = Refusal::Reason::kPrefill, .lost = 0b01}));
+    ASSERT_FALSE(sink_.finished) << sink_.outcome;
+    Advance(absl::Seconds(2));
+    ASSERT_EQ(std::ssize(client_.calls()), i + 2);
+  }
+  EXPECT_EQ(call().route().may_lose, 1);
+  call().Send({1}, FinishReason::kStop);
+  client_.Deliver();
+  stream_->OnWritten(true);
+  EXPECT_OK(sink_.outcome);
+}
+
+// One worker died, and a call to another one broke while both were in the cluster: which of the two
+// lives shows a moment later.
+TEST_F(RequestStreamTest, WhoTurnsOutToLiveWasNotLost) {
+  const auto member = JoinAs("d", 1);
+  Begin();  // some process that is not there
+  policy_.incarnation = 1;
+  End(Unavailable("gone"));
+  ASSERT_EQ(client_.calls().size(), 2u);
+  End(Unavailable("keepalive watchdog timeout"));
+  EXPECT_FALSE(sink_.finished) << sink_.outcome;
+  Advance(absl::Milliseconds(500));
+  EXPECT_EQ(client_.calls().size(), 2u);
+  registry_.Report(member, {});
+  Advance(absl::Milliseconds(100));
+  EXPECT_FALSE(sink_.finished) << sink_.outcome;
+  ASSERT_EQ(client_.calls().size(), 3u);
+  call().Send({1}, FinishReason::kStop);
+  client_.Deliver();
+  stream_->OnWritten(true);
+  EXPECT_OK(sink_.outcome);
+}
+
+TEST_F(RequestStreamTest, WhoGivesNoSignOfLifeWasLost) {
+  JoinAs("d", 1);
+  Begin();
+  policy_.incarnation = 1;
+  End(Unavailable("gone"));
+  ASSERT_EQ(client_.calls().size(), 2u);
+  End(Unavailable("gone too"));
+  EXPECT_FALSE(sink_.finished);
+  for (int i = 0; i < 30 && !sink_.finished; ++i) Advance(absl::Milliseconds(100));
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_EQ(client_.calls().size(), 2u);
+  EXPECT_THAT(MessageOf(sink_.outcome), HasSubstr("2 workers were lost with this request"));
+}
+
+TEST_F(RequestStreamTest, WhoLeavesTheClusterIsNotWaitedFor) {
+  const auto member = JoinAs("d", 1);
+  Begin();
+  policy_.incarnation = 1;
+  End(Unavailable("gone"));
+  ASSERT_EQ(client_.calls().size(), 2u);
+  End(Unavailable("gone too"));
+  registry_.Leave(member);
+  Advance(absl::Milliseconds(100));
+  EXPECT_TRUE(sink_.finished);
+}
+
+TEST_F(RequestStreamTest, AClientMayLeaveWhileItIsNotKnownWhoLives) {
+  JoinAs("d", 1);
+  Begin();
+  policy_.incarnation = 1;
+  End(Unavailable("gone"));
+  ASSERT_EQ(client_.calls().size(), 2u);
+  End(Unavailable("gone too"));
+  stream_->OnClientGone();
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_EQ(sink_.outcome.code(), absl::StatusCode::kCancelled);
+  Advance(absl::Seconds(5));
+  EXPECT_EQ(client_.calls().size(), 2u);
 }
 
 TEST_F(RequestStreamTest, WhatAWorkerSaysOfItsComputationIsFinal) {
