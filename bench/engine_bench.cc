@@ -223,8 +223,11 @@ int Main(int argc, char** argv) {
   const Element element = bf16 ? Element::kBFloat16 : Element::kFloat32;
   Threads threads((*engine)->options().num_threads);
   const double bandwidth = ReadBandwidth(&threads), flops = PeakFlops(element, &threads);
-  fmt::print("read bandwidth {:.1f} GB/s, multiply-add peak {:.0f} GFLOP/s\n", bandwidth / 1e9,
-             flops / 1e9);
+  Threads every_core(std::max(threads.count(), PhysicalCores()));
+  const double host_bandwidth = ReadBandwidth(&every_core);
+  fmt::print(
+      "read bandwidth {:.1f} GB/s ({:.1f} with all cores), multiply-add peak {:.0f} GFLOP/s\n",
+      bandwidth / 1e9, host_bandwidth / 1e9, flops / 1e9);
   const ModelConfig& config = (*engine)->config();
   const double head = static_cast<double>(config.vocab_size) * config.hidden_size;
   const double matrices = static_cast<double>(config.NumParameters()) - head;
@@ -266,7 +269,9 @@ int Main(int argc, char** argv) {
   std::ofstream out(json);
   out << nlohmann::ordered_json{{"model", nlohmann::json::parse(ConfigJson(layers))},
                                 {"quantisation", bf16 ? "bf16" : "fp32"},
+                                {"threads", threads.count()},
                                 {"read_bytes_per_second", bandwidth},
+                                {"host_read_bytes_per_second", std::max(bandwidth, host_bandwidth)},
                                 {"matmul_flops", flops},
                                 {"rows", rows}}
              .dump(1)

@@ -92,6 +92,18 @@ ModelWork::ModelWork(const ModelConfig& config, const Quantisation& quantisation
       static_cast<int64_t>(config.LayoutFor(16, quantisation.activations).BytesPerToken());
 }
 
+Slowdown SlowdownOf(const Host& host, int workers, double read_bytes_per_second) {
+  Slowdown slowdown;
+  if (host.cores == 0) return slowdown;
+  slowdown.compute = std::max(1.0, double{1} * workers * host.threads / host.cores);
+  slowdown.read = slowdown.compute;
+  if (host.read_bytes_per_second > 0) {
+    slowdown.read =
+        std::max(slowdown.read, workers * read_bytes_per_second / host.read_bytes_per_second);
+  }
+  return slowdown;
+}
+
 Derates MeasuredDerates() { return {0.80, 0.70, 0.62, 0.1e-3}; }
 
 absl::StatusOr<Bench> ParseBench(const std::string& text) {
@@ -111,6 +123,11 @@ absl::StatusOr<Bench> ParseBench(const std::string& text) {
     return InvalidArgument("quantisation must be one of fp32, bf16, int8, int4");
   }
   bench.quantisation = *quantisation;
+  if (object.contains("threads")) {
+    TANDEM_ASSIGN_OR_RETURN(bench.threads, Count(object, "threads", 1));
+    TANDEM_ASSIGN_OR_RETURN(bench.host_read_bytes_per_second,
+                            Number(object, "host_read_bytes_per_second"));
+  }
   const auto rows = object.find("rows");
   if (rows == object.end() || !rows->is_array()) return InvalidArgument("rows must be a list");
   for (const json& row : *rows) {
@@ -197,8 +214,12 @@ double CostModel::Sum(const Terms& terms) const {
   return sum;
 }
 
-double CostModel::Seconds(const ModelWork& model, const StepShape& step) const {
-  return Sum(TermsOf(model, step));
+double CostModel::Seconds(const ModelWork& model, const StepShape& step,
+                          const Slowdown& slowdown) const {
+  Terms terms = TermsOf(model, step);
+  for (const size_t i : {1, 2}) terms[i] *= slowdown.read;
+  for (const size_t i : {0, 3, 4}) terms[i] *= slowdown.compute;
+  return Sum(terms);
 }
 
 double CostModel::Seconds(const ModelWork& model, const BenchRow& row) const {

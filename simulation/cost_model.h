@@ -78,6 +78,21 @@ struct Card {
   double link_bytes_per_second = 0;  // KV to another card, through pinned memory of the host
 };
 
+// A host whose cores and memory all its workers share, as those without cards do.
+struct Host {
+  int cores = 0;                     // 0: every worker has all of its own
+  int threads = 1;                   // of a worker's steps
+  double read_bytes_per_second = 0;  // of all cores together; 0: as many as the workers ask for
+};
+// By how much what a step reads, and what it computes, take longer than alone.
+struct Slowdown {
+  double read = 1;
+  double compute = 1;
+};
+// While `workers` compute at once, of which each reads `read_bytes_per_second` alone. Threads that
+// find no core wait for one, and a step's are all waited for.
+Slowdown SlowdownOf(const Host& host, int workers, double read_bytes_per_second);
+
 // What is kept of a data sheet.
 struct Derates {
   double read = 1;
@@ -105,6 +120,8 @@ struct Bench {
   Card card;  // as measured in the same run; no memory, no link
   ModelConfig model;
   Quantisation quantisation;
+  int threads = 1;                        // of the steps
+  double host_read_bytes_per_second = 0;  // with a thread on every core; 0: it does not say
   std::vector<BenchRow> rows;
 };
 // INVALID_ARGUMENT names the key.
@@ -118,9 +135,12 @@ class CostModel {
   // `prior` has.
   static CostModel Fit(const Bench& bench, const CostModel& prior);
 
-  double Seconds(const ModelWork& model, const StepShape& step) const;
+  double Seconds(const ModelWork& model, const StepShape& step,
+                 const Slowdown& slowdown = {}) const;
   // Of all steps of the row.
   double Seconds(const ModelWork& model, const BenchRow& row) const;
+  // What it reads when it does nothing else.
+  double ReadBytesPerSecond() const { return 1 / seconds_per_[1]; }
   // What it keeps of a data sheet.
   Derates SharesOf(const Card& card) const;
 

@@ -107,6 +107,7 @@ class Server {
   Server(const Split& split, const WorkerPlan& worker, const CostModel& cost,
          const ModelWork& model, const Traffic& traffic)
       : traffic_(traffic),
+        host_(worker.host),
         start_(events_.Now()),
         kv_({worker.link_bytes_per_second, model.KvBytesPerToken() * worker.block_size,
              model.num_layers()},
@@ -126,8 +127,8 @@ class Server {
     options.worker.engine.num_blocks = worker.num_blocks;
     options.worker.engine.block_size = worker.block_size;
     options.worker.engine.model.vocab_size = traffic.vocab_size;
-    options.worker.engine.step_time = [&cost, &model](const engine::Batch& batch) {
-      return absl::Seconds(cost.Seconds(model, ShapeOf(batch)));
+    options.worker.engine.step_time = [this, &cost, &model](const engine::Batch& batch) {
+      return TakeCores(cost, model, ShapeOf(batch));
     };
     model_ = InProcessCluster::MakeModel(options.worker);
     cluster_ = std::make_unique<InProcessCluster>(options);
@@ -167,6 +168,17 @@ class Server {
   std::vector<std::pair<size_t, Answer>> TakeAnswers() { return std::exchange(answers_, {}); }
 
  private:
+  // How long a step takes that begins now, beside those that run now.
+  absl::Duration TakeCores(const CostModel& cost, const ModelWork& model, const StepShape& step) {
+    const absl::Time now = events_.Now();
+    std::erase_if(step_ends_, [now](absl::Time end) { return end <= now; });
+    const int workers = static_cast<int>(step_ends_.size()) + 1;  // each has one step at a time
+    const absl::Duration takes = absl::Seconds(
+        cost.Seconds(model, step, SlowdownOf(host_, workers, cost.ReadBytesPerSecond())));
+    step_ends_.push_back(now + takes);
+    return takes;
+  }
+
   absl::Time NextDue() const {
     return next_ < traffic_.requests.size() ? start_ + traffic_.requests[next_].due
                                             : absl::InfiniteFuture();
@@ -203,6 +215,8 @@ class Server {
   }
 
   const Traffic& traffic_;
+  const Host host_;
+  std::vector<absl::Time> step_ends_;  // of all workers
   EventQueue events_;
   const absl::Time start_;
   TimedKvNetwork kv_;

@@ -35,6 +35,7 @@ struct WorkerPlan {
   absl::Duration target_step = absl::Milliseconds(30);
   int row_tile = 256;
   double link_bytes_per_second = 20e9;
+  Host host;  // of all workers
 };
 
 // Requests by the time at which they are due.

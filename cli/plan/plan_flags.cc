@@ -85,6 +85,7 @@ struct Speed {
   Card card;
   CostModel cost;
   std::string source;
+  simulation::Host host;
 };
 
 absl::StatusOr<Speed> FindSpeed(const PlanFlags& flags) {
@@ -138,6 +139,9 @@ absl::StatusOr<Speed> FindSpeed(const PlanFlags& flags) {
                              "products' and {:.0f} % of attention's FLOPs are kept",
                              kept.read * 100, kept.product * 100, kept.attention * 100)};
   }
+  const simulation::Host host = {.cores = flags.cores,
+                                 .threads = bench->threads,
+                                 .read_bytes_per_second = bench->host_read_bytes_per_second};
   const CostModel fitted = CostModel::Fit(*bench, roofline);
   const simulation::ModelWork work(bench->model, bench->quantisation);
   double worst = 0;
@@ -146,7 +150,8 @@ absl::StatusOr<Speed> FindSpeed(const PlanFlags& flags) {
   }
   return Speed{card, fitted,
                fmt::format("fitted to {} rows of {}, the worst of them {:.0f} % off",
-                           bench->rows.size(), flags.bench, worst * 100)};
+                           bench->rows.size(), flags.bench, worst * 100),
+               host};
 }
 
 // ---- the traffic ----
@@ -283,6 +288,8 @@ void PlanFlags::AddTo(FlagSet* flags) {
   flags->Add("--link", &link_gb, "KV from card to card, each way", "GB/s");
   flags->Add("--bench", &bench,
              "engine_bench --json of this card: step times are fitted to it instead", "path");
+  flags->Add("--cores", &cores,
+             "cpu: of the host that all workers share; 0: each has a host of its own");
   flags->Add("--keep-bandwidth", &keep_read,
              "share of --bandwidth that steps reach; default: measured on an H200");
   flags->Add("--keep-products", &keep_product, "the same of --tflops in matrix products");
@@ -345,6 +352,10 @@ absl::Status PlanFlags::Check() const {
   TANDEM_RETURN_IF_ERROR(IsShare("--keep-attention", keep_attention));
   TANDEM_RETURN_IF_ERROR(IsShare("--gpu-memory-utilization", memory_utilization));
   TANDEM_RETURN_IF_ERROR(AtLeast("--step-overhead", step_overhead_us.value_or(0), 0));
+  TANDEM_RETURN_IF_ERROR(AtLeast("--cores", cores, 0));
+  if (cores > 0 && (card != kCpu || bench.empty())) {
+    return InvalidArgument("--cores needs --card cpu and --bench, whose steps share them");
+  }
   TANDEM_RETURN_IF_ERROR(AtLeast("--random-input-len", input_len, 1));
   TANDEM_RETURN_IF_ERROR(AtLeast("--random-output-len", output_len, 1));
   if (!(range_ratio >= 0 && range_ratio < 1)) {
@@ -390,6 +401,7 @@ absl::StatusOr<PlanTask> MakeTask(const PlanFlags& flags) {
       ParseGoodput(flags.goodput.empty() ? std::vector<std::string>{"ttft:1000", "tpot:50"}
                                          : flags.goodput));
   TANDEM_RETURN_IF_ERROR(SetWorker(flags, model, quantisation, &task));
+  task.worker.host = speed.host;
 
   TANDEM_ASSIGN_OR_RETURN(std::vector<Conversation> conversations, MakeConversations(flags));
   int64_t longest = 0;

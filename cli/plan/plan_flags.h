@@ -22,6 +22,7 @@ struct PlanFlags {
   std::optional<double> read_gb, tflops, link_gb;
   int64_t memory = 0;
   std::string bench;
+  int cores = 0;
   std::optional<double> keep_read, keep_product, keep_attention, step_overhead_us;
 
   int input_len = 2048;

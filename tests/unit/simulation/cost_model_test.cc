@@ -125,6 +125,19 @@ TEST(CostModel, AFitReproducesTheTableOfAnH200) {
   EXPECT_NEAR(used.fixed_seconds, kept.fixed_seconds, 0.05e-3);
 }
 
+TEST(SlowdownOf, GrowsOnceCoresOrMemoryDoNotDoForAll) {
+  const Host host = {.cores = 4, .threads = 2, .read_bytes_per_second = 30e9};
+  const auto of = [&](int workers) { return SlowdownOf(host, workers, 12e9); };
+  EXPECT_EQ(of(1).compute, 1);
+  EXPECT_EQ(of(1).read, 1);
+  EXPECT_EQ(of(2).compute, 1);
+  EXPECT_EQ(of(2).read, 1);
+  EXPECT_DOUBLE_EQ(of(3).compute, 1.5);
+  EXPECT_DOUBLE_EQ(of(3).read, 1.5);
+  EXPECT_DOUBLE_EQ(SlowdownOf(host, 2, 20e9).read, 40.0 / 30);
+  EXPECT_EQ(SlowdownOf({}, 9, 20e9).compute, 1);
+}
+
 TEST(ParseBench, NamesWhatIsWrong) {
   const auto message = [](const std::string& text) {
     return std::string(ParseBench(text).status().message());

@@ -78,6 +78,28 @@ TEST_F(Serving, ASlowLinkDelaysTheSecondToken) {
   EXPECT_LT(gap, absl::Milliseconds(1250));
 }
 
+// Two unified workers of one thread: alone on two cores, and sharing one with the other.
+TEST_F(Serving, WorkersOfOneHostShareItsCores) {
+  const Traffic traffic = Steady(2, 1000, 64, 64);
+  const auto itl = [&](const Host& host) {
+    WorkerPlan worker = Worker();
+    worker.host = host;
+    const Outcome outcome = Serve({0, 0, 2}, worker, cost_, model_, traffic, {0, 2});
+    const std::vector<absl::Duration>& arrivals = outcome.answers[0].arrivals;
+    return (arrivals[40] - arrivals[10]) / 30;
+  };
+  const absl::Duration alone = itl({});
+  EXPECT_EQ(itl({.cores = 2, .threads = 1}), alone);
+  EXPECT_NEAR(absl::FDivDuration(itl({.cores = 1, .threads = 1}), alone), 2, 0.1);
+  EXPECT_NEAR(absl::FDivDuration(itl({.cores = 2, .threads = 2}), alone), 2, 0.1);
+  // Cores enough, and memory that both together would read 1.5 times as fast as it is read.
+  const double host_reads = 2 * cost_.ReadBytesPerSecond() / 1.5;
+  const double slower = absl::FDivDuration(
+      itl({.cores = 2, .threads = 1, .read_bytes_per_second = host_reads}), alone);
+  EXPECT_GT(slower, 1.35);
+  EXPECT_LT(slower, 1.55);
+}
+
 TEST_F(Serving, TheSameTrafficGivesTheSameAnswers) {
   const Traffic traffic = Steady(40, 4, 1024, 64);
   const Outcome a = Run({2, 2, 0}, traffic), b = Run({2, 2, 0}, traffic);
