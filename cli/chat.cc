@@ -15,6 +15,7 @@
 #include "cli/line_editor.h"
 #include "cli/reading_line.h"
 #include "cli/sampling_flags.h"
+#include "cli/server_flags.h"
 #include "cli/terminal.h"
 #include "cli/units.h"
 #include "common/base/status.h"
@@ -26,7 +27,8 @@ namespace {
 
 struct ChatFlags {
   std::string question;
-  std::string server;
+  ServerFlags server_flags;
+  PublicServer server;
   std::string model;
   std::string system;
   std::string cache_salt;
@@ -216,7 +218,7 @@ class TerminalChat {
   void Run(const v1::Model& model) {
     for (const std::string& message : history_.Load()) editor_->AddHistory(message);
     fmt::print("{} at {}, {} tokens at most. /help for help, Ctrl-D to leave.\n", model.id(),
-               flags_.server, CountText(model.max_model_len()));
+               flags_.server.address, CountText(model.max_model_len()));
     while (const auto message = ReadMessage()) {
       if (IsBlank(*message)) continue;
       editor_->AddHistory(*message);
@@ -327,7 +329,7 @@ int RunChat(const Arguments& arguments) {
   ChatFlags flags;
   parser.AddPositional("QUESTION", &flags.question, "ask this alone, print the answer, end",
                        /*required=*/false);
-  AddServerFlag(&parser, &flags.server);
+  flags.server_flags.AddTo(&parser);
   parser.Add("--model", &flags.model, "served name; default: the cluster's model");
   parser.Add("--system", &flags.system, "system message; default: the model's own");
   parser.Add("--cache-salt", &flags.cache_salt, "share cached prefixes only within this salt");
@@ -340,7 +342,8 @@ int RunChat(const Arguments& arguments) {
   flags.sampling.AddTo(&parser);
   parser.Example("tandem chat");
   parser.Example("tandem chat \"What is 17 + 25?\"");
-  if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
+  if (const auto exit_code = ParseOrExit(&parser, arguments, flags.server_flags, &flags.server))
+    return *exit_code;
   if (FindInvalidUtf8(flags.system)) {
     fmt::print(stderr, "tandem chat: --system: not valid UTF-8\n");
     return kExitUsage;

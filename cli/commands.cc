@@ -2,11 +2,12 @@
 #include <array>
 
 #include "cli/command.h"
+#include "cli/key.h"
 
 namespace tandem::cli {
 
 std::span<const Command> Commands() {
-  static constexpr std::array<Command, 14> kCommands = {{
+  static constexpr std::array<Command, 15> kCommands = {{
       {"up", "start a cluster on this machine and keep it running; also: serve", RunUp},
       {"chat", "talk with the model", RunChat},
       {"generate", "continue one prompt", RunGenerate},
@@ -18,6 +19,7 @@ std::span<const Command> Commands() {
       {"drain", "let a worker finish its requests and leave", RunDrain},
       {"undrain", "take a worker in again that was drained to stay out", RunUndrain},
       {"scale", "change how many workers of a role run", RunScale},
+      {"key", "make an API key for clients of a router", RunKey},
       {"inspect", "say what a model directory holds and what memory it needs", RunInspect},
       {"completion", "print what makes bash or zsh complete commands and flags", RunCompletion},
       {"version", "print the version, how this was built, and what the machine has", RunVersion},

@@ -11,6 +11,7 @@
 #include "cli/inference_client.h"
 #include "cli/reading_line.h"
 #include "cli/sampling_flags.h"
+#include "cli/server_flags.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/text/utf8.h"
@@ -19,7 +20,8 @@ namespace tandem::cli {
 namespace {
 
 struct GenerateFlags {
-  std::string server;
+  ServerFlags server_flags;
+  PublicServer server;
   std::string model;
   std::optional<std::string> prompt;
   std::string prompt_file;
@@ -99,7 +101,7 @@ int RunGenerate(const Arguments& arguments) {
   FlagSet parser("tandem generate",
                  "Continues one prompt, from an argument, a file or stdin, and streams the text.");
   GenerateFlags flags;
-  AddServerFlag(&parser, &flags.server);
+  flags.server_flags.AddTo(&parser);
   std::vector<std::string> prompt;
   std::string argument;
   parser.AddPositional("TEXT", &argument, "the prompt", /*required=*/false);
@@ -115,7 +117,8 @@ int RunGenerate(const Arguments& arguments) {
   flags.sampling.AddTo(&parser);
   parser.Example("tandem generate \"Once upon a time\" --max-tokens 50");
   parser.Example("tandem generate <prompt.txt");
-  if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
+  if (const auto exit_code = ParseOrExit(&parser, arguments, flags.server_flags, &flags.server))
+    return *exit_code;
   if (!argument.empty() && !prompt.empty()) {
     fmt::print(stderr, "tandem generate: the prompt is given twice, as argument and by --prompt\n");
     return kExitUsage;

@@ -7,6 +7,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 
 #include "cli/command.h"
+#include "cli/server_flags.h"
 #include "common/base/status.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
@@ -18,7 +19,7 @@ using grpc::health::v1::Health;
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 
-absl::StatusOr<HealthCheckResponse::ServingStatus> Ask(const std::string& server,
+absl::StatusOr<HealthCheckResponse::ServingStatus> Ask(const PublicServer& server,
                                                        absl::Duration timeout) {
   const auto stub = Health::NewStub(MakeChannel(server, Patience::kPatient));
   grpc::ClientContext context;
@@ -36,11 +37,14 @@ int RunHealth(const Arguments& arguments) {
                 "Asks grpc.health.v1 whether a router, or a worker with --health-listen, takes "
                 "work, and says it in one line. Exit code: 0 it does, 1 it does not or is not "
                 "there, 2 a mistake in the flags.");
-  std::string server;
-  AddServerFlag(&flags, &server);
+  ServerFlags server_flags;
+  server_flags.AddTo(&flags);
   double timeout_s = 5;
   flags.Add("--timeout", &timeout_s, "longest wait for the answer", "s");
-  if (const auto exit_code = ParseOrExit(&flags, arguments)) return *exit_code;
+  PublicServer server;
+  if (const auto exit_code = ParseOrExit(&flags, arguments, server_flags, &server)) {
+    return *exit_code;
+  }
   if (!(timeout_s > 0 && timeout_s <= 3600)) {
     fmt::print(stderr, "tandem health: --timeout must be more than 0 and at most 3600 s, got {}\n",
                timeout_s);
@@ -48,7 +52,7 @@ int RunHealth(const Arguments& arguments) {
   }
   const auto answer = Ask(server, absl::Seconds(timeout_s));
   if (!answer.ok()) return Fail("health", answer.status(), server);
-  fmt::print("{} {}\n", server, HealthCheckResponse::ServingStatus_Name(*answer));
+  fmt::print("{} {}\n", server.address, HealthCheckResponse::ServingStatus_Name(*answer));
   return *answer == HealthCheckResponse::SERVING ? kExitOk : kExitFailed;
 }
 

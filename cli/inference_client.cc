@@ -12,8 +12,9 @@ constexpr absl::Duration kShortCall = absl::Seconds(10);
 
 }  // namespace
 
-InferenceClient::InferenceClient(const std::string& server)
-    : stub_(v1::Inference::NewStub(MakeChannel(server, Patience::kPatient))) {}
+InferenceClient::InferenceClient(PublicServer server)
+    : server_(std::move(server)),
+      stub_(v1::Inference::NewStub(MakeChannel(server_, Patience::kPatient))) {}
 
 double Answer::TtftMs() const {
   return whole.has_timing() ? whole.timing().ttft() : absl::ToDoubleMilliseconds(to_first);
@@ -35,6 +36,7 @@ template <typename Request, typename Method>
 Answer InferenceClient::Call(const Request& request, Method method, absl::Duration timeout,
                              const OnText& on_text, const OnProgress& on_progress) {
   grpc::ClientContext context;
+  ShowKey(server_, &context);
   if (timeout < absl::InfiniteDuration()) {
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   }
@@ -68,6 +70,7 @@ void InferenceClient::SetRunning(grpc::ClientContext* context) {
 
 absl::StatusOr<v1::Model> InferenceClient::GetModel() {
   grpc::ClientContext context;
+  ShowKey(server_, &context);
   context.set_deadline(absl::ToChronoTime(absl::Now() + kShortCall));
   SetRunning(&context);
   v1::ListModelsResponse response;
@@ -80,6 +83,7 @@ absl::StatusOr<v1::Model> InferenceClient::GetModel() {
 
 absl::StatusOr<v1::TokenizeResponse> InferenceClient::Tokenize(const v1::ChatRequest& request) {
   grpc::ClientContext context;
+  ShowKey(server_, &context);
   context.set_deadline(absl::ToChronoTime(absl::Now() + kShortCall));
   v1::TokenizeRequest message;
   message.set_model(request.model());

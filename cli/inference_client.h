@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
 
+#include "common/rpc/public_server.h"
 #include "tandem/v1/inference.grpc.pb.h"
 
 namespace tandem::cli {
@@ -37,7 +38,7 @@ struct Answer {
   double TokensPerSecond() const;
 };
 
-// One call at a time; Cancel() from any thread.
+// One call at a time; Cancel() from any thread. Every call shows the server's API key.
 class InferenceClient {
  public:
   // Sees each piece of text as it comes.
@@ -45,7 +46,7 @@ class InferenceClient {
   // How far the prompt is, where the request asks (RequestOptions.progress): before any text.
   using OnProgress = std::function<void(const v1::PromptProgress&)>;
 
-  explicit InferenceClient(const std::string& server);
+  explicit InferenceClient(PublicServer server);
 
   // `timeout` may be infinite.
   Answer Generate(const v1::GenerateRequest& request, absl::Duration timeout, const OnText& on_text,
@@ -66,6 +67,7 @@ class InferenceClient {
   // While it runs, Cancel cancels `context`; null: none.
   void SetRunning(grpc::ClientContext* context);
 
+  const PublicServer server_;
   const std::unique_ptr<v1::Inference::Stub> stub_;
   absl::Mutex mutex_;
   grpc::ClientContext* running_ ABSL_GUARDED_BY(mutex_) = nullptr;

@@ -59,6 +59,12 @@ absl::Status CheckFlags(const RouterFlags& flags) {
   if (flags.max_priority < 0 || flags.max_priority > 1'000'000) {
     return InvalidArgument("--max-priority must be 0 to 1000000, got {}", flags.max_priority);
   }
+  if (flags.tls_cert.empty() != flags.tls_key.empty()) {
+    return InvalidArgument("--tls-cert and --tls-key go together");
+  }
+  if (!flags.tls_client_ca.empty() && flags.tls_cert.empty()) {
+    return InvalidArgument("--tls-client-ca needs --tls-cert and --tls-key");
+  }
   const auto seconds = [](const char* name, double value, double low) {
     if (value >= low && value <= 1e6) return absl::OkStatus();
     return InvalidArgument("{} must be {} to 1e6 seconds, got {}", name, low, value);
@@ -81,6 +87,10 @@ RouterServerOptions MakeOptions(const RouterFlags& flags) {
   RouterServerOptions options;
   options.listen_address = flags.listen;
   options.internal_listen_address = flags.internal_listen;
+  options.health_listen_address = flags.health_listen;
+  options.api_keys_file = flags.api_keys_file;
+  options.insecure = flags.insecure;
+  options.tls = {flags.tls_cert, flags.tls_key, flags.tls_client_ca};
   options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.max_wait = absl::Seconds(flags.max_wait);
@@ -140,8 +150,9 @@ absl::Status Run(const RouterFlags& flags, SignalWaiter* signals) {
       served.name, served.config.architecture, served.config.MaxModelLen(),
       served.config.vocab_size, served.tokenizer != nullptr ? "yes" : "none",
       served.chat_template.has_template() ? "yes" : "none", flags.max_queued_requests);
-  fmt::print("listening {} metrics {} internal {}\n", router->address(), metrics.address(),
-             router->internal_address());
+  const std::string health = router->health_address();
+  fmt::print("listening {} metrics {} internal {}{}\n", router->address(), metrics.address(),
+             router->internal_address(), health.empty() ? "" : " health " + health);
   std::fflush(stdout);
   const int signal = signals->Wait();
   spdlog::info("signal {}: draining, up to {} s", signal, flags.drain_timeout);

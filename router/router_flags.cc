@@ -31,9 +31,30 @@ void AddRouterFlags(FlagSet* set, RouterFlags* flags) {
            "HOST:PORT");
   set->Add("--metrics-listen", &flags->metrics_listen, "address of /metrics; port 0: any",
            "HOST:PORT");
+  set->Add("--health-listen", &flags->health_listen,
+           "address that answers grpc.health.v1 to anyone, without TLS, for probes; empty: none",
+           "HOST:PORT");
   set->Add("--cluster-secret", &flags->cluster_secret,
            "what all processes of a cluster prove to each other; better in the environment, "
            "which `ps` does not show");
+  set->Group("Clients");
+  set->Add(
+      "--api-keys-file", &flags->api_keys_file,
+      "YAML or JSON list of the API keys that clients must have one of (`tandem key new` makes "
+      "entries); read again when it changes; default: no key is needed",
+      "path");
+  set->Add(
+      "--tls-cert", &flags->tls_cert,
+      "PEM file of the certificate that the public API shows, and of those that lead to its CA; "
+      "read again when it changes; default: plain HTTP/2",
+      "path");
+  set->Add("--tls-key", &flags->tls_key, "PEM file of its key", "path");
+  set->Add(
+      "--tls-client-ca", &flags->tls_client_ca,
+      "PEM file of the CA whose certificates clients must have one of; default: they need none",
+      "path");
+  set->Add("--insecure", &flags->insecure,
+           "other hosts may use the public API without key and TLS, where --listen lets them");
   set->Group("Limits");
   set->Add("--normalize-prompts", &flags->normalize_prompts,
            "make trivially different prompts equal (NFC, line ends, trailing blanks)");

@@ -26,7 +26,13 @@ struct RouterFlags {
   std::string listen = "127.0.0.1:0";
   std::string internal_listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
+  std::string health_listen;
   std::string cluster_secret;
+  std::string api_keys_file;
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_client_ca;
+  bool insecure = false;
   bool normalize_prompts = false;
   uint64_t max_queued_requests = 1024;
   uint64_t max_queued_tokens = 8 << 20;

@@ -5,8 +5,11 @@
 
 #include "spdlog/spdlog.h"
 
+#include "common/base/host_port.h"
 #include "common/base/status.h"
+#include "common/rpc/public_server.h"
 #include "router/api/grpc_decode_client.h"
+#include "router/metrics/tls_metrics.h"
 
 namespace tandem::router {
 namespace {
@@ -21,16 +24,27 @@ int MaxRequestBytes(const InferenceServiceOptions& options, const ServedModel& m
   return static_cast<int>(std::min(prompt + kOtherBytes, size_t{1} << 30));
 }
 
+absl::Status RequireProtectionBeyondLoopback(const RouterServerOptions& options) {
+  const bool is_protected = !options.api_keys_file.empty() || !options.tls.certificate.empty();
+  TANDEM_ASSIGN_OR_RETURN(const HostPort address, ParseHostPort(options.listen_address));
+  if (is_protected || options.insecure || IsLoopback(address.host)) return absl::OkStatus();
+  return InvalidArgument(
+      "--listen {} is reached from other hosts, by anybody: give --api-keys-file, or --tls-cert "
+      "and --tls-key, or --insecure if that is what you want",
+      options.listen_address);
+}
+
 }  // namespace
 
 RouterServer::RouterServer(const RouterServerOptions& options, ServedModel model,
-                           std::shared_ptr<const ClusterCredentials> credentials, Metrics* metrics,
-                           Clock* clock)
+                           std::shared_ptr<const ClusterCredentials> credentials,
+                           std::unique_ptr<KeyRing> keys, Metrics* metrics, Clock* clock)
     : credentials_(std::move(credentials)),
+      keys_(std::move(keys)),
       core_(options.core, std::move(model), std::make_unique<GrpcDecodeClient>(credentials_),
             metrics, clock),
       cluster_service_(&core_),
-      inference_service_(options.inference, &core_),
+      inference_service_(options.inference, &core_, keys_.get()),
       admin_service_(&core_) {
   core_.SetListener([this] { OnClusterChanged(); });
   core_.Start();
@@ -41,15 +55,27 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
   const std::string& secret = options.core.dispatcher.cluster_secret;
   TANDEM_RETURN_IF_ERROR(
       RequireSecretBeyondLoopback(secret, "--internal-listen", options.internal_listen_address));
+  TANDEM_RETURN_IF_ERROR(RequireProtectionBeyondLoopback(options));
   TANDEM_ASSIGN_OR_RETURN(auto credentials,
                           ClusterCredentials::Make(secret, {kRouterRole, "router"}));
+  std::unique_ptr<KeyRing> keys;
+  if (!options.api_keys_file.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(keys, KeyRing::Open(options.api_keys_file, metrics, clock));
+  }
   std::unique_ptr<RouterServer> router(
-      new RouterServer(options, std::move(model), credentials, metrics, clock));
+      new RouterServer(options, std::move(model), credentials, std::move(keys), metrics, clock));
   RpcServerOptions open;
   open.listen_address = options.listen_address;
   open.max_streams_per_connection = options.max_streams_per_connection;
   open.memory_bytes = options.rpc_memory_bytes;
   open.max_receive_bytes = MaxRequestBytes(options.inference, router->model());
+  std::shared_ptr<ServerTls> tls;
+  if (!options.tls.certificate.empty()) {
+    prometheus::Gauge* const expiry = &TlsCertificateExpiry(metrics);
+    TANDEM_ASSIGN_OR_RETURN(tls, ServerTls::Open(options.tls, [expiry](absl::Time not_after) {
+                              expiry->Set(absl::ToDoubleSeconds(not_after - absl::UnixEpoch()));
+                            }));
+  }
   RpcServerOptions internal;
   internal.listen_address = options.internal_listen_address;
   internal.credentials = credentials;
@@ -57,10 +83,15 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
   {
     // A worker may join before Start has stored the servers.
     absl::MutexLock lock(&router->mutex_);
-    TANDEM_ASSIGN_OR_RETURN(router->public_, RpcServer::Start(open, {&router->inference_service_}));
+    TANDEM_ASSIGN_OR_RETURN(router->public_,
+                            StartPublicServer(open, tls, {&router->inference_service_}));
     TANDEM_ASSIGN_OR_RETURN(
         router->internal_,
         RpcServer::Start(internal, {&router->admin_service_, &router->cluster_service_}));
+    if (!options.health_listen_address.empty()) {
+      TANDEM_ASSIGN_OR_RETURN(
+          router->health_, RpcServer::Start({.listen_address = options.health_listen_address}, {}));
+    }
     router->started_ = true;
   }
   router->OnClusterChanged();
@@ -84,6 +115,7 @@ void RouterServer::SetServing(bool serving) {
   serving_ = serving;
   public_->SetServing(serving);
   internal_->SetServing(serving);
+  if (health_ != nullptr) health_->SetServing(serving);
 }
 
 int RouterServer::Drain(absl::Duration timeout) {

@@ -146,17 +146,17 @@ absl::Status SaveResult(const BenchFlags& flags, const Bench& bench) {
   return absl::OkStatus();
 }
 
-int Execute(const BenchFlags& flags) {
+int Execute(const BenchFlags& flags, const PublicServer& server) {
   SignalWaiter signals;
   GrpcBenchClientOptions options;
-  options.server = flags.server;
+  options.server = server;
   options.model = flags.model;
   options.connections = flags.connections;
   options.sampling.set_temperature(static_cast<float>(flags.temperature));
   options.sampling.set_ignore_eos(flags.ignore_eos);
   GrpcBenchClient client(options);
   const absl::StatusOr<BenchModel> model = client.Describe();
-  if (!model.ok()) return Fail("bench", model.status(), flags.server);
+  if (!model.ok()) return Fail("bench", model.status(), server);
   absl::StatusOr<BenchPlan> plan = MakePlan(flags, *model);
   if (!plan.ok()) return Fail("bench", plan.status());
   if (plan->left_out > 0) {
@@ -165,7 +165,7 @@ int Execute(const BenchFlags& flags) {
   }
   Bench bench(flags, *std::move(plan), &client, &signals);
   if (const absl::Status status = bench.WarmUp(); !status.ok()) {
-    return Fail("bench: warm-up", status, flags.server);
+    return Fail("bench: warm-up", status, server);
   }
   if (flags.compare_static && !bench.RunStaticBatches()) return kExitInterrupted;
   bench.RunMain();
@@ -189,12 +189,15 @@ int RunBench(const Arguments& arguments) {
   FlagSet parser("tandem bench", "Sends requests to a running cluster and measures the answers.");
   BenchFlags flags;
   flags.AddTo(&parser);
-  if (const auto exit_code = ParseOrExit(&parser, arguments)) return *exit_code;
+  PublicServer server;
+  if (const auto exit_code = ParseOrExit(&parser, arguments, flags.server, &server)) {
+    return *exit_code;
+  }
   if (const absl::Status status = flags.Check(); !status.ok()) {
     fmt::print(stderr, "tandem bench: {}\n", MessageOf(status));
     return kExitUsage;
   }
-  return Execute(flags);
+  return Execute(flags, server);
 }
 
 }  // namespace tandem::cli

@@ -81,7 +81,7 @@ std::vector<Conversation> WarmUp(const std::vector<Conversation>& workload, uint
 }  // namespace
 
 void BenchFlags::AddTo(FlagSet* flags) {
-  AddServerFlag(flags, &server);
+  server.AddTo(flags);
   flags->Add("--model", &model, "served name; default: the cluster's model");
   flags->AddChoice("--scenario", &scenario, {"random", "shared-prefix", "two-turn", "trace"},
                    "what is sent");

@@ -14,12 +14,13 @@
 #include "cli/bench/report.h"
 #include "cli/bench/runner.h"
 #include "cli/bench/workload.h"
+#include "cli/server_flags.h"
 #include "common/config/flags.h"
 
 namespace tandem::cli {
 
 struct BenchFlags {
-  std::string server;
+  ServerFlags server;
   std::string model;
   std::string scenario = "random";
   std::optional<uint64_t> num_prompts;

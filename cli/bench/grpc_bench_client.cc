@@ -21,7 +21,7 @@ namespace tandem::cli {
 
 // A channel, and the thread that reads what comes over it.
 struct GrpcBenchClient::Connection {
-  explicit Connection(const std::string& server)
+  explicit Connection(const PublicServer& server)
       : channel(MakeChannel(server)), stub(v1::Inference::NewStub(channel)) {}
   ~Connection() {
     queue.Shutdown();
@@ -51,6 +51,7 @@ class GrpcBenchClient::Call {
     message.mutable_sampling()->set_max_tokens(static_cast<uint32_t>(request.output_tokens));
     message.mutable_options()->set_cache_salt(request.cache_salt);
     context_.set_deadline(absl::ToChronoTime(absl::Now() + request.timeout));
+    ShowKey(options.server, &context_);
     reader_ = connection->stub->PrepareAsyncGenerate(&context_, message, &connection->queue);
     reader_->StartCall(this);
   }
@@ -125,6 +126,7 @@ GrpcBenchClient::~GrpcBenchClient() {
 absl::StatusOr<BenchModel> GrpcBenchClient::Describe() {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
+  ShowKey(options_.server, &context);
   v1::ListModelsResponse response;
   TANDEM_RETURN_IF_ERROR(
       FromGrpcStatus(connections_.front()->stub->ListModels(&context, {}, &response)));

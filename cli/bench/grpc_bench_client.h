@@ -10,12 +10,13 @@
 #include "absl/synchronization/mutex.h"
 
 #include "cli/bench/bench_client.h"
+#include "common/rpc/public_server.h"
 #include "tandem/v1/inference.grpc.pb.h"
 
 namespace tandem::cli {
 
 struct GrpcBenchClientOptions {
-  std::string server;
+  PublicServer server;
   std::string model;  // served name; empty: the cluster's model
   // Streams go over these in turn: what one connection writes and reads passes one lock.
   int connections = 4;

@@ -9,6 +9,17 @@
 
 namespace tandem {
 
+std::string Sha256(std::string_view message) {
+  std::string out(EVP_MAX_MD_SIZE, '\0');
+  unsigned int size = 0;
+  const int done =
+      EVP_Digest(message.data(), message.size(), reinterpret_cast<unsigned char*>(out.data()),
+                 &size, EVP_sha256(), nullptr);
+  TANDEM_CHECK(done == 1 && size == 32, "SHA-256 failed");
+  out.resize(size);
+  return out;
+}
+
 std::string HmacSha256(std::string_view key, std::string_view message) {
   std::string out(EVP_MAX_MD_SIZE, '\0');
   unsigned int size = 0;

@@ -1,4 +1,4 @@
-// HMAC-SHA256 (OpenSSL's) and what goes with it. Pure functions, thread-safe.
+// SHA-256 and HMAC-SHA256 (OpenSSL's) and what goes with them. Pure functions, thread-safe.
 #pragma once
 
 #include <string>
@@ -6,7 +6,8 @@
 
 namespace tandem {
 
-// 32 bytes.
+// 32 bytes, both.
+std::string Sha256(std::string_view message);
 std::string HmacSha256(std::string_view key, std::string_view message);
 
 // Length and bytes, so that ("ab", "c") and ("a", "bc") give different messages.

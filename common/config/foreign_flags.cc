@@ -18,8 +18,9 @@ constexpr std::string_view kDirectoryOnly =
     "nothing is downloaded; --model takes a directory, also one of the Hugging Face cache";
 constexpr std::string_view kAlwaysChunked =
     "prompts are always cut into chunks; --max-num-batched-tokens says how large";
-constexpr std::string_view kNoUsers =
-    "the public API has no users; put it behind a proxy that has (docs/security.md)";
+constexpr std::string_view kKeysFile =
+    "use --api-keys-file, which holds digests of keys; `tandem key new` makes one "
+    "(docs/security.md)";
 constexpr std::string_view kDirect = "give --model DIR";
 constexpr std::string_view kDeviceMemory = "use --gpu-memory-utilization";
 constexpr std::string_view kLonger = "use --max-model-len";
@@ -29,7 +30,7 @@ constexpr std::string_view kRoles = "disaggregation is built in: --prefill N and
 
 // Sorted by name.
 constexpr std::array kHints = std::to_array<Hint>({
-    {"--api-key", kNoUsers},
+    {"--api-key", kKeysFile},
     {"--batch-size", "use --max-num-batched-tokens"},
     {"--cpu-offload-gb", "weights stay on the device"},
     {"--ctx-size", kLonger},

@@ -21,6 +21,7 @@
 #include "common/base/status.h"
 #include "common/rpc/connection_bound.h"
 #include "common/rpc/health_service.h"
+#include "common/rpc/public_server.h"
 
 namespace tandem {
 namespace {
@@ -122,7 +123,8 @@ class ServiceNamesOption : public grpc::ServerBuilderOption {
 
 class GrpcServer : public RpcServer {
  public:
-  explicit GrpcServer(std::shared_ptr<HealthService> health) : health_(std::move(health)) {}
+  GrpcServer(std::shared_ptr<HealthService> health, std::shared_ptr<ServerTls> tls)
+      : health_(std::move(health)), tls_(std::move(tls)) {}
   ~GrpcServer() override { Shutdown(absl::ZeroDuration()); }
 
   void Init(std::unique_ptr<grpc::Server> server, HostPort address) {
@@ -145,6 +147,7 @@ class GrpcServer : public RpcServer {
 
  private:
   const std::shared_ptr<HealthService> health_;
+  const std::shared_ptr<ServerTls> tls_;  // outlives server_
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
   std::string address_;
@@ -173,26 +176,25 @@ void AddServerArguments(const RpcServerOptions& options, grpc::ServerBuilder* bu
   builder->SetMaxSendMessageSize(-1);
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
-    const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
+// `tls` null: plain HTTP/2, unless `options` has credentials.
+absl::StatusOr<std::unique_ptr<RpcServer>> StartServer(
+    const RpcServerOptions& options, const std::shared_ptr<ServerTls>& tls,
+    const std::vector<grpc::Service*>& services) {
   TANDEM_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen_address));
   PrepareGrpcOnce();
   static absl::once_flag warned;
   absl::call_once(warned, WarnOfFewDescriptors);
 
   auto health = std::make_shared<HealthService>();
-  auto server = std::make_unique<GrpcServer>(health);
+  auto server = std::make_unique<GrpcServer>(health, tls);
   grpc::ServerBuilder builder;
   AddServerArguments(options, &builder);
   builder.SetOption(std::make_unique<ServiceNamesOption>(health));
   int port = 0;
-  builder.AddListeningPort(address.ToString(),
-                           options.credentials == nullptr
-                               ? grpc::InsecureServerCredentials()
-                               : options.credentials->ForServer(options.callers),
-                           &port);
+  std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+  if (options.credentials != nullptr) credentials = options.credentials->ForServer(options.callers);
+  if (tls != nullptr) credentials = tls->Credentials();
+  builder.AddListeningPort(address.ToString(), credentials, &port);
   builder.RegisterService(health.get());
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> built = builder.BuildAndStart();
@@ -204,8 +206,6 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   server->Init(std::move(built), address);
   return std::unique_ptr<RpcServer>(std::move(server));
 }
-
-namespace {
 
 std::shared_ptr<grpc::Channel> MakeChannelWith(
     const std::string& address, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
@@ -228,6 +228,17 @@ std::shared_ptr<grpc::Channel> MakeChannelWith(
 
 }  // namespace
 
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
+    const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
+  return StartServer(options, nullptr, services);
+}
+
+absl::StatusOr<std::unique_ptr<RpcServer>> StartPublicServer(
+    const RpcServerOptions& options, const std::shared_ptr<ServerTls>& tls,
+    const std::vector<grpc::Service*>& services) {
+  return StartServer(options, tls, services);
+}
+
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, Patience patience) {
   PrepareGrpcOnce();
   return MakeChannelWith(address, grpc::InsecureChannelCredentials(), patience);
@@ -238,6 +249,16 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
                                            const Party& callee, Patience patience) {
   PrepareGrpcOnce();
   return MakeChannelWith(address, credentials.ForChannel(callee), patience);
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const PublicServer& server, Patience patience) {
+  if (!server.tls) return MakeChannel(server.address, patience);
+  PrepareGrpcOnce();
+  grpc::SslCredentialsOptions options;
+  options.pem_root_certs = server.tls_ca;
+  options.pem_cert_chain = server.tls_certificate;
+  options.pem_private_key = server.tls_key;
+  return MakeChannelWith(server.address, grpc::SslCredentials(options), patience);
 }
 
 bool Reached(const grpc::ClientContext& context) {

@@ -15,10 +15,17 @@ std::string RequestIdOf(const grpc::CallbackServerContext& context) {
   return RequestIdFrom({given->second.data(), given->second.size()});
 }
 
+void GenerateReactor::Charge(int64_t tokens) {
+  if (holder_ != nullptr) holder_->allowance->TakeTokens(tokens, core_->clock()->Now());
+}
+
 void GenerateReactor::Begin(Request request) {
+  if (holder_ != nullptr) request.key_name = holder_->entry.name;
+  const auto prompt_tokens = static_cast<int64_t>(request.tokens.size());
   absl::StatusOr<std::shared_ptr<RequestStream>> stream =
       core_->NewStream(std::move(request), this);
   if (!stream.ok()) return Refuse(stream.status());
+  Charge(prompt_tokens);
   bool cancelled;
   {
     absl::MutexLock lock(&mutex_);
@@ -33,11 +40,16 @@ void GenerateReactor::Begin(Request request) {
 }
 
 void GenerateReactor::Refuse(const absl::Status& status) {
-  core_->NoteRefused(request_id_, status);
+  if (holder_ != nullptr && absl::IsPermissionDenied(status)) {
+    holder_->allowance->NotePriorityRefused();
+  }
+  core_->NoteRefused(request_id_, holder_ == nullptr ? "" : holder_->entry.name, status);
   FinishCall(status);
 }
 
 void GenerateReactor::Write(const GenerateResponse& response) {
+  Charge(response.completion_tokens - charged_tokens_);
+  charged_tokens_ = response.completion_tokens;
   v1::GenerateResponse message;
   ResponseToProto(request_id_, response, &message);
   buffer_ = SerializeMessage(message);

@@ -14,6 +14,7 @@
 
 #include "router/api/request_wire.h"
 #include "router/core/router_core.h"
+#include "router/keys/key_holder.h"
 #include "router/request/open_streams.h"
 #include "router/request/request_stream.h"
 #include "router/request/stream_sink.h"
@@ -33,6 +34,8 @@ class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publi
         context_(context),
         request_id_(RequestIdOf(*context)) {}
 
+  // Who pays for the tokens; null, as without this call: nobody. Before Begin and Refuse.
+  void SetHolder(std::shared_ptr<const KeyHolder> holder) { holder_ = std::move(holder); }
   // The message is here: its id may replace that of the call, or is filled in. Before Begin.
   void SettleId(v1::RequestOptions* options) { SettleRequestId(options, &request_id_); }
   // One of the two, once.
@@ -51,12 +54,15 @@ class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publi
 
  private:
   void FinishCall(const absl::Status& status);
+  void Charge(int64_t tokens);
 
   const OpenStreams::Slot slot_;  // first, so that it is given back last
   RouterCore* const core_;
   grpc::CallbackServerContext* const context_;
-  std::string request_id_;   // constant from Begin or Refuse on
-  grpc::ByteBuffer buffer_;  // belongs to gRPC during a write
+  std::shared_ptr<const KeyHolder> holder_;  // constant from Begin or Refuse on
+  std::string request_id_;                   // so too
+  int charged_tokens_ = 0;                   // of the answer; only in Write
+  grpc::ByteBuffer buffer_;                  // belongs to gRPC during a write
   absl::Mutex mutex_;
   std::shared_ptr<RequestStream> stream_ ABSL_GUARDED_BY(mutex_);  // null before Begin
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;

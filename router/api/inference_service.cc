@@ -16,6 +16,8 @@
 namespace tandem::router {
 namespace {
 
+constexpr char kAuthorizationKey[] = "authorization";
+
 void SendRequestId(grpc::CallbackServerContext* context) {
   context->AddTrailingMetadata(kRequestIdKey, RequestIdOf(*context));
 }
@@ -35,8 +37,21 @@ absl::Status Behind() {
 
 }  // namespace
 
-RequestLimits InferenceService::Limits() const {
+absl::StatusOr<InferenceService::Holder> InferenceService::Admit(
+    const grpc::CallbackServerContext& context) const {
+  if (keys_ == nullptr) return Holder();
+  const auto& metadata = context.client_metadata();
+  const auto given = metadata.find(kAuthorizationKey);
+  if (given == metadata.end()) return keys_->Admit("");
+  return keys_->Admit({given->second.data(), given->second.size()});
+}
+
+RequestLimits InferenceService::Limits(const KeyHolder* holder) const {
   RequestLimits limits;
+  if (holder != nullptr) {
+    limits.tenant = holder->entry.tenant;
+    limits.key_max_priority = holder->entry.max_priority;
+  }
   limits.max_model_len = core_->max_model_len();
   limits.max_prompt_bytes = options_.max_prompt_bytes;
   limits.max_priority = options_.max_priority;
@@ -73,6 +88,12 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, Read read) {
   const absl::Time received = core_->clock()->Now();
   auto* reactor = new GenerateReactor(core_, context);
+  const absl::StatusOr<Holder> holder = Admit(*context);
+  if (!holder.ok()) {
+    reactor->Refuse(holder.status());
+    return reactor;
+  }
+  reactor->SetHolder(*holder);
   if (!core_->open_streams().accepting()) {
     reactor->Refuse(WithRetryAfter(Unavailable("the router is shutting down"), absl::Seconds(1)));
     return reactor;
@@ -89,26 +110,28 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Begin(
     return reactor;
   }
   // The call lives until the reactor has answered it.
-  const bool taken = pool_.TryRun([this, reactor, bytes, read, received, deadline] {
-    Message message;
-    if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) {
-      return reactor->Refuse(status);
-    }
-    reactor->SettleId(message.mutable_options());
-    absl::StatusOr<Request> request =
-        read(core_->model(), Limits(), message, received, deadline, core_->clock());
-    if (request.ok()) {
-      reactor->Begin(*std::move(request));
-    } else {
-      reactor->Refuse(request.status());
-    }
-  });
+  const bool taken =
+      pool_.TryRun([this, reactor, bytes, read, received, deadline, holder = *holder] {
+        Message message;
+        if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) {
+          return reactor->Refuse(status);
+        }
+        reactor->SettleId(message.mutable_options());
+        absl::StatusOr<Request> request =
+            read(core_->model(), Limits(holder.get()), message, received, deadline, core_->clock());
+        if (request.ok()) {
+          reactor->Begin(*std::move(request));
+        } else {
+          reactor->Refuse(request.status());
+        }
+      });
   if (!taken) reactor->Refuse(Behind());
   return reactor;
 }
 
 grpc::ServerUnaryReactor* InferenceService::OnPool(grpc::CallbackServerContext* context,
                                                    std::function<absl::Status()> work) {
+  if (const auto holder = Admit(*context); !holder.ok()) return Reply(context, holder.status());
   SendRequestId(context);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const bool taken =
@@ -192,6 +215,7 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest*,
                                                        v1::ListModelsResponse* response) {
+  if (const auto holder = Admit(*context); !holder.ok()) return Reply(context, holder.status());
   const ServedModel& served = core_->model();
   v1::Model* model = response->add_models();
   model->set_id(served.name);

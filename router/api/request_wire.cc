@@ -31,6 +31,9 @@ constexpr int kMaxTools = 1000;
 // That PriorityOf passes over.
 constexpr int kMaxFields = 1000;
 
+// Begins the salts of tenants; no client's own salt may begin so, or it could name another tenant.
+constexpr char kTenantMark = '\x01';
+
 // The field that a message of common/text begins with: "messages[2].role must be ...".
 std::string FieldOf(const absl::Status& status) {
   const std::string message = MessageOf(status);
@@ -49,7 +52,7 @@ bool IsRequestId(const std::string& id) {
   return id.size() <= kMaxRequestIdBytes && std::all_of(id.begin(), id.end(), IsPrintable);
 }
 
-absl::Status CheckOptions(const v1::RequestOptions& options) {
+absl::Status CheckOptions(const RequestLimits& limits, const v1::RequestOptions& options) {
   const std::string& id = options.request_id();
   if (!IsRequestId(id)) {
     return BadField("options.request_id",
@@ -61,7 +64,23 @@ absl::Status CheckOptions(const v1::RequestOptions& options) {
     return BadField(name, "must have at most {} bytes, got {}", kMaxOptionBytes, value.size());
   };
   TANDEM_RETURN_IF_ERROR(check("options.cache_salt", options.cache_salt()));
+  if (options.cache_salt().starts_with(kTenantMark)) {
+    return BadField("options.cache_salt", "must not begin with the character U+0001");
+  }
+  if (limits.key_max_priority.has_value() && options.priority() > *limits.key_max_priority) {
+    return WithField(
+        PermissionDenied("options.priority must be at most {} with this API key, got {}",
+                         *limits.key_max_priority, options.priority()),
+        "options.priority");
+  }
   return check("options.session_id", options.session_id());
+}
+
+// What keeps the cached prefixes of tenants apart, and within a tenant those of the client's salts:
+// it goes into the block hashes here and in the workers.
+std::string SaltOf(const RequestLimits& limits, const std::string& given) {
+  if (limits.tenant.empty()) return given;
+  return fmt::format("{}{}{}{}", kTenantMark, limits.tenant, kTenantMark, given);
 }
 
 // Text that cannot fit whatever it says is refused before any work goes into it. NFC shortens to a
@@ -189,7 +208,7 @@ absl::StatusOr<Request> Finish(const ServedModel& model, const RequestLimits& li
   request.max_tokens = static_cast<int>(message->sampling().max_tokens());
   request.min_tokens = static_cast<int>(sampling.min_tokens());
   request.stop.assign(sampling.stop().begin(), sampling.stop().end());
-  request.cache_salt = options.cache_salt();
+  request.cache_salt = SaltOf(limits, options.cache_salt());
   request.priority = std::clamp(options.priority(), -limits.max_priority, limits.max_priority);
   // Stop strings are text: they stay here.
   message->mutable_sampling()->clear_stop();
@@ -335,7 +354,7 @@ absl::StatusOr<Request> GenerateRequestFromProto(const ServedModel& model,
                                                  absl::Time received, absl::Time deadline,
                                                  Clock* clock) {
   TANDEM_RETURN_IF_ERROR(CheckModelName(model, message.model()));
-  TANDEM_RETURN_IF_ERROR(CheckOptions(message.options()));
+  TANDEM_RETURN_IF_ERROR(CheckOptions(limits, message.options()));
   std::vector<int32_t> tokens;
   std::string field = "prompt";
   if (message.has_token_ids()) {
@@ -359,7 +378,7 @@ absl::StatusOr<Request> ChatRequestFromProto(const ServedModel& model, const Req
                                              const v1::ChatRequest& message, absl::Time received,
                                              absl::Time deadline, Clock* clock) {
   TANDEM_RETURN_IF_ERROR(CheckModelName(model, message.model()));
-  TANDEM_RETURN_IF_ERROR(CheckOptions(message.options()));
+  TANDEM_RETURN_IF_ERROR(CheckOptions(limits, message.options()));
   TANDEM_ASSIGN_OR_RETURN(TokenizedPrompt prompt, TokenizeChat(model, limits, message, ""));
   const absl::Duration tokenize_time = clock->Now() - received;
   TANDEM_ASSIGN_OR_RETURN(Request request,

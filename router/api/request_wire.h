@@ -1,7 +1,8 @@
 // Public messages -> validated, tokenised requests. Pure functions of their arguments, but for ids
 // and seeds drawn where the client gives none.
 //
-// Every refusal names the field in a google.rpc.BadRequest detail, the limit, and what to do.
+// Every refusal names the field in a google.rpc.BadRequest detail, the limit, and what to do. All
+// are INVALID_ARGUMENT, but for a priority that the client's key does not allow: PERMISSION_DENIED.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,10 @@ struct RequestLimits {
   size_t max_prompt_bytes = 4u << 20;
   int max_priority = 2;            // a client's priority is taken within [-this, this]
   bool normalize_prompts = false;  // see common/text/normalize.h
+  // Of the client's API key: whose cached prefixes it shares ("": those of all without a tenant),
+  // and the priority above which it is refused.
+  std::string tenant;
+  std::optional<int> key_max_priority;
 };
 
 struct TokenizedPrompt {

@@ -139,10 +139,11 @@ absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request req
                     &suspects_, &running_, &access_log_, migrate_});
 }
 
-void RouterCore::NoteRefused(const std::string& id, const absl::Status& status) {
+void RouterCore::NoteRefused(const std::string& id, const std::string& key_name,
+                             const absl::Status& status) {
   metrics_.requests(status.code()).Increment();
   metrics_.rejected(status.code()).Increment();
-  access_log_.Write({.id = id, .status = status});
+  access_log_.Write({.id = id, .key_name = key_name, .status = status});
 }
 
 std::unique_ptr<Membership> RouterCore::Join(Membership::Send send) {

@@ -78,8 +78,9 @@ class RouterCore {
   }
   OpenStreams& open_streams() { return open_streams_; }
   RouterMetrics& metrics() { return metrics_; }
-  // A request that was refused before there was a stream for it has ended so.
-  void NoteRefused(const std::string& id, const absl::Status& status);
+  // A request that was refused before there was a stream for it has ended so; `key_name` as in
+  // AccessRecord.
+  void NoteRefused(const std::string& id, const std::string& key_name, const absl::Status& status);
 
   // ---- workers ----
   // A worker's stay; its messages go to Membership::Handle, the router's to `send`.

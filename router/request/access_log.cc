@@ -33,6 +33,7 @@ LogFields AccessFields(const AccessRecord& record) {
     out.emplace_back(std::move(name), count);
   };
   if (!record.session.empty()) out.emplace_back("session", record.session);
+  if (!record.key_name.empty()) out.emplace_back("key", record.key_name);
   out.emplace_back("code", absl::StatusCodeToString(record.status.code()));
   add("prompt_tokens", record.prompt_tokens);
   add("cached_tokens", record.cached_tokens);

@@ -14,7 +14,8 @@ namespace tandem::router {
 
 struct AccessRecord {
   std::string id;
-  std::string session;  // "" where the client named none
+  std::string session;   // "" where the client named none
+  std::string key_name;  // of the API key; "" where none is needed, or none was known
   absl::Status status;
   int prompt_tokens = 0;
   int cached_tokens = 0;

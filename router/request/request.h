@@ -21,6 +21,7 @@ namespace tandem::router {
 struct Request {
   std::string id;
   std::string session_id;       // of the conversation; "" where the client names none
+  std::string key_name;         // of the API key; "" where none is needed
   std::vector<int32_t> tokens;  // the prompt; at least one
   int max_tokens = 1;
   int min_tokens = 0;

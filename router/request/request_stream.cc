@@ -308,6 +308,7 @@ void RequestStream::Account() {
   record.timing = meter_.OnEnd(outcome_, attempt_);
   record.id = request_.id;
   record.session = request_.session_id;
+  record.key_name = request_.key_name;
   record.status = outcome_;
   record.prompt_tokens = static_cast<int>(request_.tokens.size());
   record.cached_tokens = cached_tokens_;

@@ -3,8 +3,9 @@
 // A front is whatever speaks with clients: gRPC today (router/api/generate_reactor.h), HTTP with
 // server-sent events beside it. For each request it
 //
-//   1. reads its own message into a Request (an HTTP front fills a tandem.v1 message from JSON and
-//      calls router/api/request_wire.h like the gRPC one),
+//   1. shows the router's KeyRing, if it has one, what came as `authorization`, and reads its own
+//      message into a Request (an HTTP front fills a tandem.v1 message from JSON and calls
+//      router/api/request_wire.h like the gRPC one),
 //   2. takes a slot of RouterCore::open_streams(), which a draining router waits for,
 //   3. calls RouterCore::NewStream(request, sink), answers with its status if that fails, keeps the
 //      stream and calls RequestStream::Begin,

@@ -19,7 +19,9 @@
 #include "decode_worker/decode_metrics.h"
 #include "kvtransfer/channel/kv_counter_block.h"
 #include "prefill_worker/prefill_metrics.h"
+#include "router/keys/key_metrics.h"
 #include "router/metrics/router_metrics.h"
+#include "router/metrics/tls_metrics.h"
 #include "tests/support/paths.h"
 #include "tests/support/process.h"
 #include "worker/engine_metrics.h"
@@ -37,6 +39,9 @@ struct Page {
     AddBuildInfo(&metrics);
     if (role == "router") {
       router = std::make_unique<router::RouterMetrics>(&metrics);
+      router::KeyMetrics(&metrics, "team-a");
+      router::KeysFileBroken(&metrics);
+      router::TlsCertificateExpiry(&metrics);
       return;
     }
     worker::AddEngineMetrics(&metrics, {});

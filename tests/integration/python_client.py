@@ -1,4 +1,4 @@
-"""Uses the installed package as its README says. usage: python_client.py HOST:PORT; prints ok."""
+"""Uses the installed package as its README says, with key and CA from the environment. usage: python_client.py HOST:PORT; prints ok."""
 import asyncio
 import sys
 
@@ -78,6 +78,13 @@ def failures(client):
         expect(tandem.Unavailable, lambda: nobody.models(timeout=10))
 
 
+def keys():
+    with tandem.Client(SERVER, api_key="tdm-wrong") as stranger:
+        error = expect(tandem.NotAllowed, lambda: stranger.chat("Hello").answer())
+        check(error.code == grpc.StatusCode.UNAUTHENTICATED, f"a wrong key: {error}")
+        expect(tandem.NotAllowed, stranger.models)
+
+
 def retry_time():
     """What a full cluster says: google.rpc.RetryInfo of 1.5 s in the details."""
     class Full(grpc.RpcError):
@@ -111,6 +118,7 @@ async def with_asyncio():
 with tandem.Client(SERVER) as client:
     for part in (streams, progress, whole_answers, tokens, failures):
         part(client)
+keys()
 retry_time()
 asyncio.run(with_asyncio())
 print("ok")

@@ -1,10 +1,12 @@
-// clients/python: installed from the tree with pip, and used against a cluster of `tandem up`.
+// clients/python: installed from the tree with pip, and used against a cluster of `tandem up` that
+// wants a key and speaks TLS.
 #include <csignal>
 #include <filesystem>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "tests/support/certificates.h"
 #include "tests/support/paths.h"
 #include "tests/support/process.h"
 
@@ -27,14 +29,27 @@ TEST(PythonClient, InstallsFromTheTreeAndTalksToACluster) {
                  120);
   ASSERT_EQ(install.exit_code, 0) << install.err;
 
-  auto up = Process::Spawn({BinaryPath("tandem"), "up", SourcePath("models/demo"), "--port", "0",
-                            "--kv-cache-memory-bytes", "64MiB", "--min-step-ms", "5"},
-                           {}, dir.path() + "/stderr");
+  const TestCa ca("test");
+  const TestCertificate own = ca.Issue();
+  const auto write = [&](const std::string& name, const std::string& text) {
+    WriteFile(dir.path() + "/" + name, text);
+    return dir.path() + "/" + name;
+  };
+  const Completed made = RunCommand({BinaryPath("tandem"), "key", "new", "--name", "a"}, 30);
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  auto up =
+      Process::Spawn({BinaryPath("tandem"), "up", SourcePath("models/demo"), "--port", "0",
+                      "--kv-cache-memory-bytes", "64MiB", "--min-step-ms", "5", "--api-keys-file",
+                      write("keys.yaml", made.out), "--tls-cert",
+                      write("cert.pem", own.certificate), "--tls-key", write("key.pem", own.key)},
+                     {}, dir.path() + "/stderr");
   const auto ready = up->ReadLine(60);
   ASSERT_TRUE(ready.has_value() && ready->starts_with("ready "))
       << ReadWholeFile(dir.path() + "/stderr");
   const Completed talk =
-      RunCommand({"/usr/bin/env", "PYTHONPATH=" + site, "/usr/bin/python3",
+      RunCommand({"/usr/bin/env", "PYTHONPATH=" + site,
+                  "TANDEM_API_KEY=" + made.err.substr(0, made.err.find('\n')),
+                  "TANDEM_TLS_CA=" + write("ca.pem", ca.certificate()), "/usr/bin/python3",
                   SourcePath("tests/integration/python_client.py"), ready->substr(6)},
                  120);
   EXPECT_EQ(talk.exit_code, 0) << talk.err;

@@ -191,12 +191,17 @@ std::string TestCluster::Logs() const {
   return logs;
 }
 
-TestClient::TestClient(std::shared_ptr<grpc::Channel> channel)
-    : stub_(tandem::v1::Inference::NewStub(channel)) {}
+TestClient::TestClient(std::shared_ptr<grpc::Channel> channel, std::string api_key)
+    : api_key_(std::move(api_key)), stub_(tandem::v1::Inference::NewStub(channel)) {}
+
+void TestClient::Prepare(grpc::ClientContext* context, double seconds) const {
+  context->set_deadline(DeadlineIn(seconds));
+  if (!api_key_.empty()) context->AddMetadata("authorization", "Bearer " + api_key_);
+}
 
 Answer TestClient::Generate(const tandem::v1::GenerateRequest& request, double seconds) {
   grpc::ClientContext context;
-  context.set_deadline(DeadlineIn(seconds));
+  Prepare(&context, seconds);
   return Collect(stub_->Generate(&context, request));
 }
 
@@ -208,7 +213,7 @@ Answer TestClient::Generate(const tandem::v1::GenerateRequest& request,
 
 Answer TestClient::Chat(const tandem::v1::ChatRequest& request, double seconds) {
   grpc::ClientContext context;
-  context.set_deadline(DeadlineIn(seconds));
+  Prepare(&context, seconds);
   return Collect(stub_->Chat(&context, request));
 }
 

@@ -117,7 +117,8 @@ struct Answer {
 // Thread-safe; blocking calls with a deadline.
 class TestClient {
  public:
-  explicit TestClient(std::shared_ptr<grpc::Channel> channel);
+  // Every call but those with a context of the caller's shows `api_key`, if there is one.
+  explicit TestClient(std::shared_ptr<grpc::Channel> channel, std::string api_key = "");
   Answer Generate(const tandem::v1::GenerateRequest& request, double seconds = 120);
   // Calls `on_message` after each message, which may cancel the context.
   Answer Generate(const tandem::v1::GenerateRequest& request, grpc::ClientContext* context,
@@ -126,6 +127,9 @@ class TestClient {
   tandem::v1::Inference::Stub& stub() { return *stub_; }
 
  private:
+  void Prepare(grpc::ClientContext* context, double seconds) const;
+
+  const std::string api_key_;
   std::unique_ptr<tandem::v1::Inference::Stub> stub_;
 };
 

@@ -10,8 +10,8 @@
     print(answer.text, answer.usage.completion_tokens, answer.timing.ttft)
 """
 from tandem.client import Answer, AsyncClient, AsyncStream, Client, Stream
-from tandem.errors import (Cancelled, DeadlineExceeded, FieldViolation, InvalidRequest, Overloaded, TandemError,
-                           Unavailable)
+from tandem.errors import (Cancelled, DeadlineExceeded, FieldViolation, InvalidRequest, NotAllowed, Overloaded,
+                           TandemError, Unavailable)
 
 __all__ = ["Answer", "AsyncClient", "AsyncStream", "Cancelled", "Client", "DeadlineExceeded", "FieldViolation",
-           "InvalidRequest", "Overloaded", "Stream", "TandemError", "Unavailable"]
+           "InvalidRequest", "NotAllowed", "Overloaded", "Stream", "TandemError", "Unavailable"]

@@ -94,6 +94,27 @@ def _server(server: Optional[str]) -> str:
     return server or os.environ.get("TANDEM_SERVER") or DEFAULT_SERVER
 
 
+def _credentials(tls: bool, tls_ca: Optional[str], tls_cert: Optional[str], tls_key: Optional[str]):
+    """None for a channel without TLS."""
+    def read(path):
+        if not path:
+            return None
+        with open(path, "rb") as file:
+            return file.read()
+
+    tls_ca = tls_ca or os.environ.get("TANDEM_TLS_CA")
+    tls_cert = tls_cert or os.environ.get("TANDEM_TLS_CLIENT_CERT")
+    tls_key = tls_key or os.environ.get("TANDEM_TLS_CLIENT_KEY")
+    if not (tls or tls_ca or tls_cert or os.environ.get("TANDEM_TLS") in ("true", "1", "yes", "on")):
+        return None
+    return grpc.ssl_channel_credentials(read(tls_ca), read(tls_key), read(tls_cert))
+
+
+def _metadata(api_key: Optional[str]):
+    key = api_key or os.environ.get("TANDEM_API_KEY")
+    return (("authorization", f"Bearer {key}"),) if key else ()
+
+
 def _fill(request, model: str, parameters: Dict[str, Any]):
     """Sampling parameters and options by their names in the .proto file; what is None or missing is left to the server."""
     request.model = model
@@ -126,10 +147,17 @@ def _generate_request(prompt: Prompt, model: str, parameters: Dict[str, Any]) ->
 
 
 class Client:
-    """A connection to a cluster. Threads may share it. `server` is HOST:PORT; default: $TANDEM_SERVER, else 127.0.0.1:8000."""
+    """A connection to a cluster. Threads may share it. `server` is HOST:PORT; default: $TANDEM_SERVER, else 127.0.0.1:8000.
+    `api_key`: for a router that wants one; default: $TANDEM_API_KEY. `tls`: the router speaks TLS ($TANDEM_TLS=true). Paths of PEM
+    files, the first two of which make it so: `tls_ca`, of the router's CA where this system does not trust it; `tls_cert` and
+    `tls_key`, what the client shows ($TANDEM_TLS_CA, $TANDEM_TLS_CLIENT_CERT, $TANDEM_TLS_CLIENT_KEY)."""
 
-    def __init__(self, server: Optional[str] = None):
-        self._channel = grpc.insecure_channel(_server(server))
+    def __init__(self, server: Optional[str] = None, *, api_key: Optional[str] = None, tls: bool = False,
+                 tls_ca: Optional[str] = None, tls_cert: Optional[str] = None, tls_key: Optional[str] = None):
+        self._metadata = _metadata(api_key)
+        credentials = _credentials(tls, tls_ca, tls_cert, tls_key)
+        self._channel = (grpc.secure_channel(_server(server), credentials) if credentials
+                         else grpc.insecure_channel(_server(server)))
         self._stub = rpc.InferenceStub(self._channel)
 
     def __enter__(self) -> "Client":
@@ -145,11 +173,13 @@ class Client:
              timeout: Optional[float] = None, **parameters) -> Stream:
         """Answers a conversation. `tools` are JSON objects as text; `timeout` is in seconds; `parameters` are the fields of
         SamplingParams and RequestOptions: temperature=0, max_tokens=64, stop=["\\n"], request_id="..."."""
-        return Stream(self._stub.Chat(_chat_request(messages, tools, model, parameters), timeout=timeout))
+        return Stream(self._stub.Chat(_chat_request(messages, tools, model, parameters), timeout=timeout,
+                                     metadata=self._metadata))
 
     def generate(self, prompt: Prompt, *, model: str = "", timeout: Optional[float] = None, **parameters) -> Stream:
         """Continues a text or token ids."""
-        return Stream(self._stub.Generate(_generate_request(prompt, model, parameters), timeout=timeout))
+        return Stream(self._stub.Generate(_generate_request(prompt, model, parameters), timeout=timeout,
+                                     metadata=self._metadata))
 
     def models(self, timeout: Optional[float] = 10) -> List[pb.Model]:
         """What the cluster serves: id, max_model_len, vocab_size, dtype."""
@@ -161,10 +191,9 @@ class Client:
     def detokenize(self, ids: Sequence[int], timeout: Optional[float] = 10) -> str:
         return self._unary(self._stub.Detokenize, pb.DetokenizeRequest(ids=ids), timeout).text
 
-    @staticmethod
-    def _unary(method, request, timeout):
+    def _unary(self, method, request, timeout):
         try:
-            return method(request, timeout=timeout)
+            return method(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise errors.from_rpc_error(error) from None
 
@@ -172,8 +201,12 @@ class Client:
 class AsyncClient:
     """Client for asyncio; made and used within one event loop."""
 
-    def __init__(self, server: Optional[str] = None):
-        self._channel = grpc.aio.insecure_channel(_server(server))
+    def __init__(self, server: Optional[str] = None, *, api_key: Optional[str] = None, tls: bool = False,
+                 tls_ca: Optional[str] = None, tls_cert: Optional[str] = None, tls_key: Optional[str] = None):
+        self._metadata = _metadata(api_key)
+        credentials = _credentials(tls, tls_ca, tls_cert, tls_key)
+        self._channel = (grpc.aio.secure_channel(_server(server), credentials) if credentials
+                         else grpc.aio.insecure_channel(_server(server)))
         self._stub = rpc.InferenceStub(self._channel)
 
     async def __aenter__(self) -> "AsyncClient":
@@ -187,13 +220,16 @@ class AsyncClient:
 
     def chat(self, messages: Messages, *, tools: Sequence[Union[str, pb.Tool]] = (), model: str = "",
              timeout: Optional[float] = None, **parameters) -> AsyncStream:
-        return AsyncStream(self._stub.Chat(_chat_request(messages, tools, model, parameters), timeout=timeout))
+        return AsyncStream(self._stub.Chat(_chat_request(messages, tools, model, parameters), timeout=timeout,
+                                     metadata=self._metadata))
 
     def generate(self, prompt: Prompt, *, model: str = "", timeout: Optional[float] = None, **parameters) -> AsyncStream:
-        return AsyncStream(self._stub.Generate(_generate_request(prompt, model, parameters), timeout=timeout))
+        return AsyncStream(self._stub.Generate(_generate_request(prompt, model, parameters), timeout=timeout,
+                                     metadata=self._metadata))
 
     async def models(self, timeout: Optional[float] = 10) -> List[pb.Model]:
         try:
-            return list((await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout)).models)
+            return list((await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout,
+                                                    metadata=self._metadata)).models)
         except grpc.RpcError as error:
             raise errors.from_rpc_error(error) from None

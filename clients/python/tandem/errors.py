@@ -35,8 +35,12 @@ class InvalidRequest(TandemError):
     """The request cannot be served as it is; `violations` name the fields."""
 
 
+class NotAllowed(TandemError):
+    """The API key is missing or wrong, or does not allow this."""
+
+
 class Overloaded(TandemError):
-    """The cluster is full; `retry_after` says when there should be room."""
+    """The cluster is full, or the API key is over its limits; `retry_after` says when to try again."""
 
 
 class Unavailable(TandemError):
@@ -55,6 +59,8 @@ _CLASSES = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: InvalidRequest,
     grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
+    grpc.StatusCode.UNAUTHENTICATED: NotAllowed,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

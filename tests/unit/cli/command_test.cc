@@ -212,7 +212,7 @@ TEST_F(CommandTest, GenerateJson) {
 }
 
 TEST_F(CommandTest, ProgressIsNoPartOfTheAnswerAndIsAskedForAtATerminalOnly) {
-  InferenceClient client(server_->address());
+  InferenceClient client({.address = server_->address()});
   v1::GenerateRequest request;
   request.set_text("hi");
   request.mutable_options()->set_progress(true);
@@ -336,7 +336,7 @@ TEST_F(CommandTest, ChatFromAPipeEndsAtTheFirstError) {
 }
 
 TEST_F(CommandTest, CancelEndsTheRunningAnswerAndKeepsItsText) {
-  InferenceClient client(server_->address());
+  InferenceClient client({.address = server_->address()});
   EXPECT_FALSE(client.Cancel());
   v1::ChatRequest request;
   request.add_messages()->set_content("endless");

@@ -164,7 +164,7 @@ TEST(GrpcBenchClient, FourHundredStreamsAddLittle) {
   Ticker ticker(kStreams);
   auto server = RpcServer::Start({}, {&ticker});
   ASSERT_OK(server);
-  GrpcBenchClient client({.server = (*server)->address()});
+  GrpcBenchClient client({.server = {.address = (*server)->address()}});
   ASSERT_OK(client.Describe());
   std::thread writer([&] { ticker.Run(); });
   absl::BlockingCounter ended(kStreams);
@@ -196,7 +196,7 @@ TEST(GrpcBenchClient, SendsWhatWasAskedAndTellsOfRefusals) {
   Ticker ticker(1);
   auto server = RpcServer::Start({}, {&ticker});
   ASSERT_OK(server);
-  GrpcBenchClientOptions options{.server = (*server)->address(), .connections = 1};
+  GrpcBenchClientOptions options{.server = {.address = (*server)->address()}, .connections = 1};
   options.sampling.set_ignore_eos(true);
   {
     GrpcBenchClient client(options);
@@ -231,7 +231,7 @@ TEST(GrpcBenchClient, ItsEndCancelsWhatRuns) {
   absl::BlockingCounter ended(1);
   const auto watcher = std::make_shared<Watcher>(&ticker, &ended);
   {
-    GrpcBenchClient client({.server = (*server)->address()});
+    GrpcBenchClient client({.server = {.address = (*server)->address()}});
     client.Start({{4}, 1, "", absl::Seconds(1)}, watcher);
   }
   ended.Wait();

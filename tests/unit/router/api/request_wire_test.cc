@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -38,10 +39,10 @@ RequestLimits Limits() {
   return limits;
 }
 
-absl::StatusOr<Request> Read(const v1::GenerateRequest& message,
-                             const ServedModel& model = Demo()) {
+absl::StatusOr<Request> Read(const v1::GenerateRequest& message, const ServedModel& model = Demo(),
+                             const RequestLimits& limits = Limits()) {
   FakeClock clock;
-  return GenerateRequestFromProto(model, Limits(), message, clock.Now(),
+  return GenerateRequestFromProto(model, limits, message, clock.Now(),
                                   clock.Now() + absl::Seconds(1), &clock);
 }
 
@@ -124,6 +125,12 @@ TEST(RequestWire, EveryBadFieldIsNamed) {
        [](R r) { r->mutable_options()->set_request_id(std::string(129, 'a')); }},
       {"options.cache_salt", "257",
        [](R r) { r->mutable_options()->set_cache_salt(std::string(257, 'a')); }},
+      {"options.cache_salt", "U+0001",
+       [](R r) {
+         r->mutable_options()->set_cache_salt(
+             "\x01"
+             "acme\x01");
+       }},
   };
   for (const BadCase& bad : cases) {
     v1::GenerateRequest message;
@@ -138,6 +145,42 @@ TEST(RequestWire, EveryBadFieldIsNamed) {
     ASSERT_EQ(violations.size(), 1u);
     EXPECT_EQ(violations[0].field, bad.field);
   }
+}
+
+TEST(RequestWire, TheTenantOfAKeySaltsTheCacheHereAndInTheWorkers) {
+  const auto salt = [](const std::string& tenant, const std::string& given) {
+    RequestLimits limits = Limits();
+    limits.tenant = tenant;
+    v1::GenerateRequest message;
+    message.set_text("hello");
+    message.mutable_options()->set_cache_salt(given);
+    const auto request = Read(message, Demo(), limits);
+    EXPECT_OK(request);
+    EXPECT_EQ(request->cache_salt, request->message->cache_salt());
+    return request->cache_salt;
+  };
+  EXPECT_EQ(salt("", ""), "") << "without a tenant nothing changes";
+  EXPECT_EQ(salt("", "mine"), "mine");
+  const std::set<std::string> salts = {salt("", ""),   salt("", "a"),  salt("a", ""),
+                                       salt("a", "a"), salt("aa", ""), salt("b", "a"),
+                                       salt("b", ""),  salt("", "b")};
+  EXPECT_EQ(salts.size(), 8u) << "all differ";
+  EXPECT_EQ(salt("a", "a"), salt("a", "a"));
+}
+
+TEST(RequestWire, AKeyBoundsThePriorityFromAbove) {
+  RequestLimits limits = Limits();
+  limits.key_max_priority = 0;
+  v1::GenerateRequest message;
+  message.set_text("hello");
+  EXPECT_OK(Read(message, Demo(), limits));
+  message.mutable_options()->set_priority(-2);
+  EXPECT_OK(Read(message, Demo(), limits));
+  message.mutable_options()->set_priority(1);
+  const absl::Status refused = Read(message, Demo(), limits).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kPermissionDenied);
+  ASSERT_EQ(FieldViolations(refused).size(), 1u);
+  EXPECT_EQ(FieldViolations(refused)[0].field, "options.priority");
 }
 
 TEST(RequestWire, FillsWhatIsUnset) {
