@@ -2,8 +2,9 @@
 // beside its floor in the same run: bytes that must be read / measured read bandwidth.
 //
 //   cuda_decode_bench [--steps batch:context,...] [--ops batch,...] [--without kernels,...]
-//   [--no-overlap]
+//   [--int4] [--no-overlap]
 //
+// --int4: the layers' weights have 4 bits, symmetric, in groups of 128.
 // --without names kernels of a layer by their first letters (q, a, o, g, d; l for the logits): the
 // step is also measured without them, e.g. "a,qa,g".
 #include <algorithm>
@@ -17,9 +18,11 @@
 #include "bench/cuda_timing.cuh"
 #include "bench/usage.h"
 #include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/int4_linear.h"
 #include "engine/kernels/cuda/skinny_linear.h"
 #include "engine/kernels/cuda/step.h"
 #include "tests/gpu/device_array.h"
+#include "tests/gpu/int4_weights.cuh"
 
 namespace tandem::engine::cuda {
 namespace {
@@ -31,23 +34,44 @@ constexpr int kVocab = 152064, kLayers = 28, kBlockSize = 16;
 constexpr int kQWidth = kHeads * kDim, kQkvWidth = (kHeads + 2 * kKvHeads) * kDim;
 constexpr size_t kBlockElements = 2ull * kKvHeads * kBlockSize * kDim;
 
+// Bytes of weights that a step reads: everything but the embedding table.
+constexpr double kLayerBytes =
+    2.0 * (1.0 * kQkvWidth * kHidden + 1.0 * kHidden * kQWidth + 3.0 * kInner * kHidden);
+constexpr double kHeadBytes = 2.0 * kVocab * kHidden;
+constexpr double kKvBytesPerToken = 2.0 * 2 * kKvHeads * kDim * kLayers;
+
 struct Layer {
   DeviceArray<BFloat16> qkv, output, gate_up, down;
   DeviceArray<float> bias, input_norm, post_norm;
 };
+struct Int4Layer {
+  Int4Weights qkv, output, gate_up, down;
+};
 
 struct Model {
-  Model() {
+  Model(bool is_int4, int multiprocessors) : int4(is_int4) {
     const float scale = 0.03f;
+    const auto random = [&](size_t count, uint64_t seed) {
+      return int4 ? DeviceArray<BFloat16>() : RandomArray<BFloat16>(count, seed, scale);
+    };
+    const auto random_int4 = [&](Int4Pairs pairs, int outputs, int inputs, uint64_t seed) {
+      return Int4Weights(Int4Layout::Of(pairs, kDim, outputs, inputs, 128, multiprocessors), seed,
+                         scale / 8, true, false);
+    };
     for (int i = 0; i < kLayers; ++i) {
       const uint64_t seed = static_cast<uint64_t>(i) * 8 + 10;
-      layers.push_back({RandomArray<BFloat16>(1ull * kQkvWidth * kHidden, seed, scale),
-                        RandomArray<BFloat16>(1ull * kHidden * kQWidth, seed + 2, scale),
-                        RandomArray<BFloat16>(2ull * kInner * kHidden, seed + 3, scale),
-                        RandomArray<BFloat16>(1ull * kHidden * kInner, seed + 4, scale),
-                        RandomArray<float>(kQkvWidth, seed + 1, scale),
-                        RandomArray<float>(kHidden, seed + 5, 0.1f, 1),
-                        RandomArray<float>(kHidden, seed + 6, 0.1f, 1)});
+      if (int4) {
+        int4_layers.push_back({random_int4(Int4Pairs::kHeads, kQkvWidth, kHidden, seed + 1000),
+                               random_int4(Int4Pairs::kRows, kHidden, kQWidth, seed + 1002),
+                               random_int4(Int4Pairs::kHalves, 2 * kInner, kHidden, seed + 1004),
+                               random_int4(Int4Pairs::kRows, kHidden, kInner, seed + 1006)});
+      }
+      layers.push_back(
+          {random(1ull * kQkvWidth * kHidden, seed), random(1ull * kHidden * kQWidth, seed + 2),
+           random(2ull * kInner * kHidden, seed + 3), random(1ull * kHidden * kInner, seed + 4),
+           RandomArray<float>(kQkvWidth, seed + 1, scale),
+           RandomArray<float>(kHidden, seed + 5, 0.1f, 1),
+           RandomArray<float>(kHidden, seed + 6, 0.1f, 1)});
     }
     embedding = RandomArray<BFloat16>(1ull * kVocab * kHidden, 1, 0.5f);
     head = RandomArray<BFloat16>(1ull * kVocab * kHidden, 2, scale);
@@ -58,16 +82,19 @@ struct Model {
     }
     frequencies = DeviceArray<float>(values);
   }
+  // Of a layer's weights.
+  double LayerBytes() const {
+    if (!int4) return kLayerBytes;
+    const Int4Layer& layer = int4_layers[0];
+    return layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes();
+  }
+
+  const bool int4;
   std::vector<Layer> layers;
+  std::vector<Int4Layer> int4_layers;
   DeviceArray<BFloat16> embedding, head;
   DeviceArray<float> final_norm, frequencies;
 };
-
-// Bytes of weights that a step reads: everything but the embedding table.
-constexpr double kLayerBytes =
-    2.0 * (1.0 * kQkvWidth * kHidden + 1.0 * kHidden * kQWidth + 3.0 * kInner * kHidden);
-constexpr double kHeadBytes = 2.0 * kVocab * kHidden;
-constexpr double kKvBytesPerToken = 2.0 * 2 * kKvHeads * kDim * kLayers;
 
 // The buffers of a step, and the step itself.
 class Step {
@@ -112,6 +139,9 @@ class Step {
     attention_parts_.Zero();
     counters_ = DeviceArray<uint32_t>(kSkinnyCounters);
     counters_.Zero();
+    int4_partial_ = DeviceArray<float>(Int4PartialFloats(multiprocessors));
+    int4_counters_ = DeviceArray<uint32_t>(kInt4Counters);
+    int4_counters_.Zero();
     turns_ = DeviceArray<uint32_t>(kTurns);
     turns_.Zero();
     attention_launches_ = DeviceArray<uint32_t>(static_cast<size_t>(multiprocessors));
@@ -119,7 +149,7 @@ class Step {
   }
 
   double Bytes() const {
-    return kLayers * kLayerBytes + kHeadBytes + kKvBytesPerToken * context_ * rows_;
+    return kLayers * model_.LayerBytes() + kHeadBytes + kKvBytesPerToken * context_ * rows_;
   }
 
   // `without`: first letters of the kernels left out, to see what they cost within the step.
@@ -135,10 +165,10 @@ class Step {
       if (with('q')) Qkv(i, squares);
       options_ = o;
       if (with('a')) Attention(i);
-      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kQWidth, o), kMaxSkinnyRows};
+      squares = {shares_.get(), SquareParts(i, false), kMaxSkinnyRows};
       if (with('o')) Output(i);
       if (with('g')) GateUp(i, squares);
-      squares = {shares_.get(), ResidualSquareParts(rows_, kHidden, kInner, o), kMaxSkinnyRows};
+      squares = {shares_.get(), SquareParts(i, true), kMaxSkinnyRows};
       if (with('d')) Down(i);
     }
     if (with('l')) Logits(squares);
@@ -174,10 +204,12 @@ class Step {
   }
   void Qkv(int i, SquareSums squares) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
-    TANDEM_CUDA_CHECK(SkinnyQkv({layer.qkv.get(), layer.bias.get(), scaled_.get(), q_.get(),
-                                 Pages(i), cos_.get(), sin_.get(), slots_.get(), rows_, kHeads,
-                                 kKvHeads, kDim, kBlockSize, kHidden, squares, kEpsilon},
-                                Scratch(), options_));
+    const QkvArgs args{layer.qkv.get(), layer.bias.get(), scaled_.get(), q_.get(),
+                       Pages(i),        cos_.get(),       sin_.get(),    slots_.get(),
+                       rows_,           kHeads,           kKvHeads,      kDim,
+                       kBlockSize,      kHidden,          squares,       kEpsilon};
+    TANDEM_CUDA_CHECK(model_.int4 ? Int4Qkv(args, Int4(i).qkv.matrix(), Int4Memory(), options_)
+                                  : SkinnyQkv(args, Scratch(), options_));
   }
   void Attention(int i) {
     TANDEM_CUDA_CHECK(DecodeAttention(
@@ -187,23 +219,42 @@ class Step {
   }
   void Output(int i) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
-    TANDEM_CUDA_CHECK(
-        SkinnyResidual({layer.output.get(), attended_.get(), residual_.get(), layer.post_norm.get(),
-                        scaled_.get(), shares_.get(), kMaxSkinnyRows, rows_, kHidden, kQWidth},
-                       Scratch(), options_));
+    const ResidualArgs args{layer.output.get(),
+                            attended_.get(),
+                            residual_.get(),
+                            layer.post_norm.get(),
+                            scaled_.get(),
+                            shares_.get(),
+                            kMaxSkinnyRows,
+                            rows_,
+                            kHidden,
+                            kQWidth};
+    TANDEM_CUDA_CHECK(model_.int4
+                          ? Int4Residual(args, Int4(i).output.matrix(), Int4Memory(), options_)
+                          : SkinnyResidual(args, Scratch(), options_));
   }
   void GateUp(int i, SquareSums squares) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
-    TANDEM_CUDA_CHECK(SkinnyGateUp({layer.gate_up.get(), scaled_.get(), gated_.get(), rows_, kInner,
-                                    kHidden, squares, kEpsilon},
-                                   Scratch(), options_));
+    const GateUpArgs args{layer.gate_up.get(),
+                          scaled_.get(),
+                          gated_.get(),
+                          rows_,
+                          kInner,
+                          kHidden,
+                          squares,
+                          kEpsilon};
+    TANDEM_CUDA_CHECK(model_.int4
+                          ? Int4GateUp(args, Int4(i).gate_up.matrix(), Int4Memory(), options_)
+                          : SkinnyGateUp(args, Scratch(), options_));
   }
   void Down(int i) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
-    TANDEM_CUDA_CHECK(
-        SkinnyResidual({layer.down.get(), gated_.get(), residual_.get(), NextNorm(i), scaled_.get(),
-                        shares_.get(), kMaxSkinnyRows, rows_, kHidden, kInner},
-                       Scratch(), options_));
+    const ResidualArgs args{layer.down.get(), gated_.get(),  residual_.get(), NextNorm(i),
+                            scaled_.get(),    shares_.get(), kMaxSkinnyRows,  rows_,
+                            kHidden,          kInner};
+    TANDEM_CUDA_CHECK(model_.int4
+                          ? Int4Residual(args, Int4(i).down.matrix(), Int4Memory(), options_)
+                          : SkinnyResidual(args, Scratch(), options_));
   }
   void Logits(SquareSums squares) {
     TANDEM_CUDA_CHECK(SkinnyLogits({model_.head.get(), scaled_.get(), nullptr, best_.get(), rows_,
@@ -218,6 +269,17 @@ class Step {
     return i + 1 < kLayers ? model_.layers[static_cast<size_t>(i + 1)].input_norm.get()
                            : model_.final_norm.get();
   }
+  const Int4Layer& Int4(int i) const { return model_.int4_layers[static_cast<size_t>(i)]; }
+  // Of the output or the down projection.
+  int SquareParts(int i, bool down) const {
+    if (model_.int4) {
+      return Int4SquareParts((down ? Int4(i).down : Int4(i).output).matrix(), rows_, options_);
+    }
+    return ResidualSquareParts(rows_, kHidden, down ? kInner : kQWidth, options_);
+  }
+  Int4Scratch Int4Memory() const {
+    return {int4_partial_.get(), int4_counters_.get(), turns_.get()};
+  }
   SkinnyScratch Scratch() const { return {partial_.get(), counters_.get(), turns_.get()}; }
   BFloat16* Pages(int layer) const {
     return pool_.get() + pool_.size() / kLayers * static_cast<size_t>(layer);
@@ -230,9 +292,9 @@ class Step {
   DeviceArray<int32_t> tokens_, positions_, first_rows_, first_blocks_, blocks_;
   DeviceArray<DecodeItem> items_;
   DeviceArray<int64_t> slots_;
-  DeviceArray<float> cos_, sin_, residual_, first_share_, shares_, partial_;
+  DeviceArray<float> cos_, sin_, residual_, first_share_, shares_, partial_, int4_partial_;
   DeviceArray<uint64_t> best_, attention_parts_;
-  DeviceArray<uint32_t> counters_, turns_, attention_launches_;
+  DeviceArray<uint32_t> counters_, turns_, attention_launches_, int4_counters_;
 };
 
 void PrintRow(const std::string& name, double ms, double floor_ms) {
@@ -253,11 +315,15 @@ void BenchOps(const Model& model, int rows, int context, double bandwidth,
     double bytes;
     std::function<void(int)> run;
   } ops[] = {
-      {"qkv", 2.0 * kQkvWidth * kHidden, [&](int i) { step.Qkv(i, squares); }},
+      {"qkv", model.int4 ? model.int4_layers[0].qkv.bytes() : 2.0 * kQkvWidth * kHidden,
+       [&](int i) { step.Qkv(i, squares); }},
       {"attention", kv, [&](int i) { step.Attention(i); }},
-      {"output", 2.0 * kHidden * kQWidth, [&](int i) { step.Output(i); }},
-      {"gate_up", 4.0 * kInner * kHidden, [&](int i) { step.GateUp(i, squares); }},
-      {"down", 2.0 * kHidden * kInner, [&](int i) { step.Down(i); }},
+      {"output", model.int4 ? model.int4_layers[0].output.bytes() : 2.0 * kHidden * kQWidth,
+       [&](int i) { step.Output(i); }},
+      {"gate_up", model.int4 ? model.int4_layers[0].gate_up.bytes() : 4.0 * kInner * kHidden,
+       [&](int i) { step.GateUp(i, squares); }},
+      {"down", model.int4 ? model.int4_layers[0].down.bytes() : 2.0 * kHidden * kInner,
+       [&](int i) { step.Down(i); }},
       {"logits", kHeadBytes,
        [&](int i) {
          if (i < 4) step.Logits(squares);
@@ -273,6 +339,20 @@ void BenchOps(const Model& model, int rows, int context, double bandwidth,
   }
 }
 
+// What prefill pays for weights of 4 bits: a layer's, made bfloat16 before each of its products.
+void BenchDequantise(const Model& model, double bandwidth, const LaunchOptions& options) {
+  DeviceArray<BFloat16> out(2ull * kInner * kHidden);
+  const double ms = MedianMs(options.stream, 9, [&] {
+    for (const Int4Layer& layer : model.int4_layers) {
+      for (const Int4Weights* w : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) {
+        TANDEM_CUDA_CHECK(DequantiseInt4(w->layout, w->matrix(), nullptr, out.get(), options));
+      }
+    }
+  });
+  PrintRow("  all layers dequantised", ms,
+           kLayers * (model.LayerBytes() + kLayerBytes) / bandwidth * 1e3);
+}
+
 std::vector<std::string> Split(const std::string& text, char by) {
   std::vector<std::string> parts;
   for (size_t begin = 0; begin < text.size();) {
@@ -285,6 +365,7 @@ std::vector<std::string> Split(const std::string& text, char by) {
 
 void Main(int argc, char** argv) {
   std::string steps = "1:2096,16:2096,64:2096,1:32816,1:131048", ops, ablations;
+  bool int4 = false;
   LaunchOptions options;
   cudaDeviceProp properties;
   TANDEM_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
@@ -295,6 +376,7 @@ void Main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--no-overlap") options.overlap = false;
+    if (flag == "--int4") int4 = true;
     if (flag == "--steps" && i + 1 < argc) steps = argv[++i];
     if (flag == "--ops" && i + 1 < argc) ops = argv[++i];
     if (flag == "--without" && i + 1 < argc) ablations = argv[++i];
@@ -303,7 +385,7 @@ void Main(int argc, char** argv) {
   const double bandwidth = ReadBandwidth(options.stream, options);
   std::printf("%s, %d multiprocessors: read %.0f GB/s\n", properties.name, options.multiprocessors,
               bandwidth * 1e-9);
-  const Model model;
+  const Model model(int4, options.multiprocessors);
   for (const std::string& step_name : Split(steps, ',')) {
     const std::vector<std::string> shape = Split(step_name, ':');
     const int rows = std::stoi(shape[0]), context = std::stoi(shape[1]);
@@ -319,6 +401,7 @@ void Main(int argc, char** argv) {
   for (const std::string& batch : Split(ops, ',')) {
     BenchOps(model, std::stoi(batch), 2096, bandwidth, options);
   }
+  if (int4 && !ops.empty()) BenchDequantise(model, bandwidth, options);
 }
 
 }  // namespace
@@ -327,7 +410,7 @@ void Main(int argc, char** argv) {
 int main(int argc, char** argv) {
   if (tandem::AnswerHelp(argc, argv,
                          "cuda_decode_bench [--steps BATCH:CONTEXT,...] [--ops BATCH,...] "
-                         "[--without KERNELS,...] [--no-overlap]")) {
+                         "[--without KERNELS,...] [--int4] [--no-overlap]")) {
     return 0;
   }
   tandem::engine::cuda::Main(argc, argv);
