@@ -32,17 +32,19 @@ struct Findings {
   CheckedModel checked;
   KvLayout layout;
   int64_t parameters = 0;
-  int64_t weight_bytes = 0;  // in memory, as `layout.dtype`
+  int64_t weight_bytes = 0;      // in memory, as `layout.dtype`
+  int64_t gpu_weight_bytes = 0;  // a GPU keeps those of 4 bits
   int64_t memory = 0;
 
   int64_t KvBytesIn(int64_t bytes) const { return std::max<int64_t>(0, bytes - weight_bytes); }
-  // Whole blocks that fit beside the weights.
-  int64_t TokensIn(int64_t bytes) const {
-    return KvBytesIn(bytes) / static_cast<int64_t>(layout.BlockBytes()) * layout.block_size;
+  // Tokens of whole blocks.
+  int64_t TokensOf(int64_t kv_bytes) const {
+    return kv_bytes / static_cast<int64_t>(layout.BlockBytes()) * layout.block_size;
   }
+  int64_t TokensIn(int64_t bytes) const { return TokensOf(KvBytesIn(bytes)); }
   int64_t TokensOnCard(int gigabytes) const {
     const auto share = static_cast<int64_t>(kCardUtilisation * gigabytes * (1 << 30));
-    return TokensIn(share - kCardReserve);
+    return TokensOf(std::max<int64_t>(0, share - kCardReserve - gpu_weight_bytes));
   }
 };
 
@@ -80,6 +82,7 @@ void PrintJson(const Findings& f) {
       {"quantization", QuantisationJson(f.config.quantisation)},
       {"dtype", std::string(DTypeName(f.layout.dtype))},
       {"weight_bytes", f.weight_bytes},
+      {"gpu_weight_bytes", f.gpu_weight_bytes},
       {"block_size", f.layout.block_size},
       {"kv_bytes_per_token", f.layout.BytesPerToken()},
       {"kv_bytes_per_block", f.layout.BlockBytes()},
@@ -119,6 +122,10 @@ void PrintText(const Findings& f) {
   fmt::print("weights           {} B ({}) as {}{}\n", CountText(f.weight_bytes),
              FormatBytes(f.weight_bytes), dtype,
              c.quantisation.has_value() ? ", dequantised when loaded" : "");
+  if (c.quantisation.has_value()) {
+    fmt::print("on a GPU          {} B ({}): of 4 bits, the others {}\n",
+               CountText(f.gpu_weight_bytes), FormatBytes(f.gpu_weight_bytes), dtype);
+  }
   fmt::print("KV per token      {} B as {}\n", CountText(f.layout.BytesPerToken()), dtype);
   fmt::print("KV per block      {} B ({} tokens)\n", CountText(f.layout.BlockBytes()),
              f.layout.block_size);
@@ -176,6 +183,7 @@ int RunInspect(const Arguments& arguments) {
   findings.layout = findings.config.LayoutFor(block_size, chosen);
   findings.parameters = findings.config.NumParameters();
   findings.weight_bytes = findings.parameters * static_cast<int64_t>(DTypeSize(chosen));
+  findings.gpu_weight_bytes = findings.config.KeptWeightBytes(chosen);
   findings.memory = memory > 0 ? memory : static_cast<int64_t>(ReadHostMemory().total);
   if (json) {
     PrintJson(findings);

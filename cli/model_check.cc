@@ -67,8 +67,8 @@ absl::StatusOr<CheckedModel> CheckModel(const std::string& model_dir, bool dummy
   if (!dummy) TANDEM_RETURN_IF_ERROR(CheckWeights(model_dir, &model));
   if (!dummy && model.config.quantisation.has_value()) {
     model.warnings.push_back(
-        fmt::format("the weights ({}) are dequantised when they are loaded, and take the memory of "
-                    "a checkpoint that is not quantised",
+        fmt::format("the weights ({}) are dequantised when they are loaded on a CPU, and take the "
+                    "memory of a checkpoint that is not quantised there",
                     model.config.quantisation->Describe()));
   }
   TANDEM_RETURN_IF_ERROR(CheckText(model_dir, &model));

@@ -181,6 +181,25 @@ int64_t ModelConfig::NumParameters() const {
   return num_layers * (attention + mlp + 2 * h) + h + embedding;
 }
 
+int64_t ModelConfig::KeptWeightBytes(DType dtype) const {
+  const auto element = static_cast<int64_t>(DTypeSize(dtype));
+  if (!quantisation.has_value()) return NumParameters() * element;
+  const int64_t h = hidden_size, inner = intermediate_size, q = int64_t{num_heads} * head_dim,
+                kv = int64_t{num_kv_heads} * head_dim;
+  int64_t linear = 0, groups = 0;
+  const auto add = [&](int64_t outputs, int64_t inputs) {
+    const int64_t size = quantisation->group_size < 0 ? inputs : quantisation->group_size;
+    linear += num_layers * outputs * inputs;
+    groups += num_layers * outputs * ((inputs + size - 1) / size);
+  };
+  add(q + 2 * kv, h);
+  add(h, q);
+  add(2 * inner, h);
+  add(h, inner);
+  return (NumParameters() - linear) * element + linear * CheckpointQuantisation::kBits / 8 +
+         groups * static_cast<int64_t>(sizeof(uint32_t));
+}
+
 int ModelConfig::MaxModelLen() const {
   const YarnScaling* yarn = std::get_if<YarnScaling>(&rope_scaling);
   if (yarn == nullptr) return max_position_embeddings;

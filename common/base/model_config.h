@@ -69,6 +69,9 @@ struct ModelConfig {
 
   // Number of parameters; tied embeddings count once.
   int64_t NumParameters() const;
+  // Bytes of the weights on a device that keeps those of 4 bits as they are, beside a word for each
+  // of their groups; the others in `dtype`.
+  int64_t KeptWeightBytes(DType dtype) const;
   KvLayout LayoutFor(int block_size, DType kv_dtype) const {
     return KvLayout{num_layers, num_kv_heads, head_dim, block_size, kv_dtype};
   }

@@ -27,6 +27,7 @@
 #include "engine/device/stream.h"
 #include "engine/kernels/element.h"
 #include "engine/kernels/host_device.h"
+#include "engine/kernels/int4_rows.h"
 #include "engine/kernels/kv_pages.h"
 #include "engine/kernels/packed_matrix.h"
 
@@ -50,11 +51,12 @@ struct OpsShape {
   // A row's results are bit-identical whatever else is in the batch, and however its sequence was
   // cut into steps.
   bool batch_invariant = false;
+  bool int4 = false;  // some weights may have 4 bits
 };
 
 // y = x W^T + bias.
 struct Projection {
-  PackedMatrix weight;          // packed by Ops::PackWeightRows
+  PackedMatrix weight;          // of Ops
   const float* bias = nullptr;  // [weight.n] or null
 };
 
@@ -237,7 +239,14 @@ class Ops {
   virtual size_t PackedWeightBytes(size_t n, size_t k) const = 0;
   virtual void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
                               size_t first_column, void* packed, Stream* stream) = 0;
-  // Whether that form is bfloat16 [n][k] itself, so that a table of it need not be packed.
+  // The same of weights with 4 bits (int4_rows.h), for ops made with OpsShape::int4; 0 where
+  // products do not read such a matrix as it is. The source is memory of the host that the device
+  // can read (Device::AllocateStaging).
+  virtual size_t PackedInt4Bytes(const Int4Shape& /*shape*/) const { return 0; }
+  virtual void PackInt4Rows(const Int4Shape& /*shape*/, const Int4Rows& /*rows*/, void* /*packed*/,
+                            Stream* /*stream*/) {}
+  // Whether PackWeightRows' form is bfloat16 [n][k] itself, so that a table of it need not be
+  // packed.
   virtual bool packs_plain_rows() const { return false; }
   // Whether FillDummy() makes weights up; else the host does.
   virtual bool fills_dummies() const { return false; }

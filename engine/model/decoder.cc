@@ -30,6 +30,7 @@ OpsShape OpsShapeOf(const ModelConfig& config, Element element, const DecoderLim
   shape.qk_norm = config.qk_norm;
   shape.output_bias = config.output_bias;
   shape.mlp_bias = config.mlp_bias;
+  shape.int4 = config.quantisation.has_value();
   return shape;
 }
 

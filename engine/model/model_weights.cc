@@ -232,10 +232,27 @@ class Loader {
     return table;
   }
 
-  absl::Status Matrix(const std::vector<Part>& parts, int64_t inputs, bool bias,
+  // `pairs`: of the matrix's columns, which matter where weights stay of 4 bits.
+  absl::Status Matrix(const std::vector<Part>& parts, int64_t inputs, Int4Pairs pairs, bool bias,
                       LinearWeights* out) {
     size_t columns = 0;
     for (const Part& part : parts) columns += static_cast<size_t>(part.columns);
+    TANDEM_ASSIGN_OR_RETURN(const bool packed, PackInt4(parts, columns, inputs, pairs, out));
+    if (!packed) TANDEM_RETURN_IF_ERROR(PackParts(parts, columns, inputs, out));
+    if (!bias) return absl::OkStatus();
+    std::vector<Part> biases;
+    for (const Part& part : parts) biases.push_back({part.name + ".bias", part.columns});
+    return Vectors(biases, &out->bias);
+  }
+
+  // The output head, whose product reads no 4-bit weights.
+  absl::Status Head(const Part& part, int64_t inputs, LinearWeights* out) {
+    return PackParts({part}, static_cast<size_t>(part.columns), inputs, out);
+  }
+
+  // In the device's own form of `element`.
+  absl::Status PackParts(const std::vector<Part>& parts, size_t columns, int64_t inputs,
+                         LinearWeights* out) {
     TANDEM_RETURN_IF_ERROR(Allocate(parts.front().name + ".weight", columns, inputs, out));
     size_t first = 0;
     for (const Part& part : parts) {
@@ -246,10 +263,45 @@ class Loader {
       }
       first += static_cast<size_t>(part.columns);
     }
-    if (!bias) return absl::OkStatus();
-    std::vector<Part> biases;
-    for (const Part& part : parts) biases.push_back({part.name + ".bias", part.columns});
-    return Vectors(biases, &out->bias);
+    return absl::OkStatus();
+  }
+
+  // Whether the parts could stay of 4 bits: all are, in the same groups, and the device reads them.
+  absl::StatusOr<bool> PackInt4(const std::vector<Part>& parts, size_t columns, int64_t inputs,
+                                Int4Pairs pairs, LinearWeights* out) {
+    if (device_->shares_host_memory()) return false;
+    for (const Part& part : parts) {
+      if (!source_->IsQuantised(part.name)) return false;
+    }
+    std::vector<QuantisedLinear> linears;
+    std::optional<std::vector<int32_t>> order;
+    for (const Part& part : parts) {
+      TANDEM_ASSIGN_OR_RETURN(QuantisedLinear linear,
+                              source_->GetQuantised(part.name, part.columns, inputs));
+      std::optional<std::vector<int32_t>> own = linear.Order();
+      if (!own.has_value() || (order.has_value() && *order != *own)) return false;
+      order = std::move(own);
+      linears.push_back(std::move(linear));
+    }
+    const Int4Shape shape{pairs, columns, static_cast<size_t>(inputs), linears[0].group_size()};
+    const size_t bytes = ops_->PackedInt4Bytes(shape);
+    if (bytes == 0) return false;
+    TANDEM_ASSIGN_OR_RETURN(out->memory, NewMemory(parts.front().name + ".weight", bytes));
+    out->matrix = {element_, shape.n, shape.k, out->memory.data(), shape.group_size};
+    if (!order->empty()) {
+      const size_t order_bytes = order->size() * sizeof(int32_t);
+      TANDEM_ASSIGN_OR_RETURN(out->order, device_->Allocate(order_bytes));
+      stream_->CopyToDevice(out->order.data(), order->data(), order_bytes);
+      stream_->Synchronize();
+      out->matrix.order = out->order.as<const int32_t>();
+    }
+    size_t first = 0;
+    for (QuantisedLinear& linear : linears) {
+      const size_t rows = linear.outputs();
+      stager_.PackInt4(std::move(linear), shape, *order, first, out->memory.data());
+      first += rows;
+    }
+    return true;
   }
 
   absl::Status Allocate(const std::string& name, size_t columns, int64_t inputs,
@@ -280,7 +332,7 @@ class Loader {
     if (device_->asynchronous()) stream_->Synchronize();
     progress_->Add(view.bytes);
   }
-  // Dequantised. A device whose products read 4-bit weights would be given them here as they are.
+  // Dequantised.
   absl::Status PackQuantised(const Part& part, int64_t inputs, size_t first_column,
                              LinearWeights* out) {
     TANDEM_ASSIGN_OR_RETURN(QuantisedLinear linear,
@@ -333,19 +385,20 @@ class Loader {
     TANDEM_RETURN_IF_ERROR(Vector(prefix + "input_layernorm.weight", hidden, &layer->input_norm));
     TANDEM_RETURN_IF_ERROR(
         Matrix({{attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}},
-               hidden, config_.qkv_bias, &layer->qkv));
+               hidden, Int4Pairs::kHeads, config_.qkv_bias, &layer->qkv));
     if (config_.qk_norm) {
       const int64_t head_dim = config_.head_dim;
       TANDEM_RETURN_IF_ERROR(Vector(attention + "q_norm.weight", head_dim, &layer->q_norm));
       TANDEM_RETURN_IF_ERROR(Vector(attention + "k_norm.weight", head_dim, &layer->k_norm));
     }
-    TANDEM_RETURN_IF_ERROR(
-        Matrix({{attention + "o_proj", hidden}}, q, config_.output_bias, &layer->output));
+    TANDEM_RETURN_IF_ERROR(Matrix({{attention + "o_proj", hidden}}, q, Int4Pairs::kRows,
+                                  config_.output_bias, &layer->output));
     TANDEM_RETURN_IF_ERROR(
         Vector(prefix + "post_attention_layernorm.weight", hidden, &layer->post_attention_norm));
     TANDEM_RETURN_IF_ERROR(Matrix({{mlp + "gate_proj", inner}, {mlp + "up_proj", inner}}, hidden,
-                                  config_.mlp_bias, &layer->gate_up));
-    return Matrix({{mlp + "down_proj", hidden}}, inner, config_.mlp_bias, &layer->down);
+                                  Int4Pairs::kHalves, config_.mlp_bias, &layer->gate_up));
+    return Matrix({{mlp + "down_proj", hidden}}, inner, Int4Pairs::kRows, config_.mlp_bias,
+                  &layer->down);
   }
 
  private:
@@ -389,7 +442,7 @@ absl::Status LoadEmbeddingAndHead(const ModelConfig& config, bool copy_embedding
           "\"tie_word_embeddings\": true",
           head);
     }
-    return loader->Matrix({{head, config.vocab_size}}, config.hidden_size, false, &weights->head);
+    return loader->Head({head, config.vocab_size}, config.hidden_size, &weights->head);
   }
   source->Ignore(head + ".weight");  // some tied checkpoints store the copy
   if (copy_embedding && loader->CanBeRead(weights->embedding)) {
@@ -486,12 +539,17 @@ absl::Status Load(const ModelConfig& config, const LoadOptions& options, TensorS
 
 void WarnOfSize(const ModelConfig& config, const LoadOptions& options,
                 const ModelWeights& weights) {
-  spdlog::warn(
-      "{}: weights ({}) were dequantised to {}: they take {:.1f} MB, not the files' {:.1f}",
-      options.model_dir, config.quantisation->Describe(),
-      options.element == Element::kFloat32 ? "float32" : "bfloat16",
-      static_cast<double>(weights.PackedBytes()) / 1e6,
-      static_cast<double>(weights.checkpoint->TotalBytes()) / 1e6);
+  const auto kept = [](const LinearWeights& linear) { return linear.matrix.group_size != 0; };
+  for (const LayerWeights& layer : weights.layers) {
+    if (kept(layer.qkv) && kept(layer.output) && kept(layer.gate_up) && kept(layer.down)) continue;
+    spdlog::warn(
+        "{}: weights ({}) were dequantised to {}: they take {:.1f} MB, not the files' {:.1f}",
+        options.model_dir, config.quantisation->Describe(),
+        options.element == Element::kFloat32 ? "float32" : "bfloat16",
+        static_cast<double>(weights.PackedBytes()) / 1e6,
+        static_cast<double>(weights.checkpoint->TotalBytes()) / 1e6);
+    return;
+  }
 }
 
 }  // namespace

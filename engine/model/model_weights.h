@@ -5,7 +5,8 @@
 // saved without the language model's head.
 //
 // Memory: every matrix is copied once into the form that the device's products read (4 bytes per
-// parameter in float32, 2 in bfloat16), quantised ones (quantised_linear.h) dequantised; vectors
+// parameter in float32, 2 in bfloat16). Quantised ones (quantised_linear.h) keep their 4 bits where
+// the device's products read them so (Ops::PackedInt4Bytes), and are dequantised elsewhere. Vectors
 // become float32. The embedding table is read in
 // place from the mapped checkpoint where the device shares the host's memory; with tied embeddings
 // a packed copy of it serves as the output head, or the table itself where products read plain
@@ -43,6 +44,7 @@ struct LinearWeights {
   PackedMatrix matrix;  // in `memory`
   VectorWeights bias;   // [n], or empty
   Buffer memory;
+  Buffer order;  // matrix.order, or empty
 
   Projection projection() const { return {matrix, bias.data()}; }
 };

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <utility>
 
 #include "common/base/safetensors.h"
 #include "common/base/status.h"
+#include "engine/kernels/int4_rows.h"
 
 namespace tandem::engine {
 namespace {
@@ -43,6 +45,7 @@ absl::StatusOr<QuantisedLinear> QuantisedLinear::Open(const Checkpoint& checkpoi
   }
   const size_t group_size =
       quantisation.group_size < 0 ? out.inputs_ : static_cast<size_t>(quantisation.group_size);
+  out.group_size_ = std::min(group_size, out.inputs_);
   const size_t groups = (out.inputs_ + group_size - 1) / group_size;
   const size_t words = out.outputs_ / kPerWord;
   TANDEM_ASSIGN_OR_RETURN(out.values_, checkpoint.GetInts(name + ".qweight"));
@@ -127,6 +130,54 @@ void QuantisedLinear::Dequantise(size_t first, size_t rows, float* out) const {
     for (size_t k = 0; k < inputs_; ++k) {
       const uint32_t group = group_of_[k];
       out[k] = scales[group] * (static_cast<float>(Value(output, k)) - zeros[group]);
+    }
+  }
+}
+
+std::optional<std::vector<int32_t>> QuantisedLinear::Order() const {
+  std::vector<int32_t> order(inputs_);
+  std::iota(order.begin(), order.end(), 0);
+  const auto group = [&](int32_t input) { return group_of_[static_cast<size_t>(input)]; };
+  if (std::is_sorted(group_of_.begin(), group_of_.end())) {
+    for (size_t j = 0; j < inputs_; ++j) {
+      if (group_of_[j] != j / group_size_) return std::nullopt;
+    }
+    return std::vector<int32_t>();
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return group(a) < group(b); });
+  for (size_t j = 0; j < inputs_; ++j) {
+    if (group(order[j]) != j / group_size_) return std::nullopt;
+  }
+  return order;
+}
+
+void QuantisedLinear::PackRows(size_t first, size_t rows, const std::vector<int32_t>& order,
+                               uint32_t* values, uint32_t* scales) const {
+  const size_t words = (inputs_ + kPerWord - 1) / kPerWord;
+  const auto groups = static_cast<size_t>(zeros_.shape[0]);
+  // Words outside, rows inside: neighbouring outputs are neighbours in the checkpoint.
+  for (size_t word = 0; word < words; ++word) {
+    const size_t k = word * kPerWord, count = std::min(kPerWord, inputs_ - k);
+    for (size_t row = 0; row < rows; ++row) {
+      uint32_t* out = values + row * words + word;
+      if (!awq_ && order.empty()) {
+        *out = values_.at(word * outputs_ + first + row);
+        continue;
+      }
+      *out = 0;
+      for (size_t i = 0; i < count; ++i) {
+        const size_t input = order.empty() ? k + i : static_cast<size_t>(order[k + i]);
+        *out |= Value(first + row, input) << (4 * i);
+      }
+    }
+  }
+  for (size_t group = 0; group < groups; ++group) {
+    for (size_t row = 0; row < rows; ++row) {
+      const size_t output = first + row;
+      scales[row * groups + group] =
+          ScaleWord(LoadElement(scales_.data, scales_.element, group * outputs_ + output),
+                    (Zero(group, output) + zero_offset_) & kMask);
     }
   }
 }

@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,15 @@ class QuantisedLinear {
   // float16 scale times a difference of 4-bit values fits.
   void Dequantise(size_t first, size_t rows, float* out) const;
 
+  // For devices that read 4-bit weights as they are.
+  size_t group_size() const { return group_size_; }
+  // An order of the inputs in which those of a group are neighbours: the j-th is input order[j].
+  // Empty where they are neighbours anyhow; nullopt where groups are not of equal size.
+  std::optional<std::vector<int32_t>> Order() const;
+  // Writes rows [first, first + rows) as Int4Rows has them, with the inputs in `order`.
+  void PackRows(size_t first, size_t rows, const std::vector<int32_t>& order, uint32_t* values,
+                uint32_t* scales) const;
+
  private:
   QuantisedLinear() = default;
 
@@ -54,7 +64,7 @@ class QuantisedLinear {
 
   bool awq_ = false;
   uint32_t zero_offset_ = 0;  // of the true zero points over the stored ones
-  size_t outputs_ = 0, inputs_ = 0;
+  size_t outputs_ = 0, inputs_ = 0, group_size_ = 0;
   IntTensorView values_, zeros_;
   TensorView scales_;
   std::vector<uint32_t> group_of_;  // [inputs]

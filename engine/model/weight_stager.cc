@@ -42,18 +42,32 @@ void WeightStager::Pack(const TensorView& view, size_t first_column, void* packe
 }
 
 void WeightStager::Pack(QuantisedLinear linear, size_t first_column, void* packed) {
-  const QuantisedLinear& kept = quantised_.emplace_back(std::move(linear));
-  const size_t rows = kept.outputs(), row_bytes = kept.inputs() * sizeof(float);
+  const size_t row_bytes = linear.inputs() * sizeof(float);
+  quantised_.push_back({std::move(linear), std::nullopt, {}});
+  PackRows(quantised_.back(), row_bytes, first_column, packed);
+}
+
+void WeightStager::PackInt4(QuantisedLinear linear, const Int4Shape& shape,
+                            std::vector<int32_t> order, size_t first_column, void* packed) {
+  quantised_.push_back({std::move(linear), shape, std::move(order)});
+  PackRows(quantised_.back(), (shape.words() + shape.groups()) * sizeof(uint32_t), first_column,
+           packed);
+}
+
+void WeightStager::PackRows(const Quantised& quantised, size_t row_bytes, size_t first_column,
+                            void* packed) {
+  const QuantisedLinear& linear = quantised.linear;
+  const size_t rows = linear.outputs();
   const size_t step = std::max<size_t>(1, kPieceBytes / std::max<size_t>(row_bytes, 1));
   for (size_t row = 0; row < rows; row += step) {
     const size_t count = std::min(step, rows - row);
-    pieces_.push_back({.quantised = &kept,
+    pieces_.push_back({.quantised = &quantised,
                        .first_row = row,
                        .bytes = count * row_bytes,
-                       .progress = kept.Bytes() / rows * count,
+                       .progress = linear.Bytes() / rows * count,
                        .element = Element::kFloat32,
                        .rows = count,
-                       .k = kept.inputs(),
+                       .k = linear.inputs(),
                        .first_column = first_column + row,
                        .packed = packed});
   }
@@ -90,13 +104,14 @@ class WeightStager::Reader {
       }
     }
     if (piece.quantised != nullptr) {
-      piece.quantised->Dequantise(piece.first_row, piece.rows,
-                                  reinterpret_cast<float*>(buffer.data));
+      Take(*piece.quantised, piece, buffer.data);
     } else {
       const absl::Status read = piece.file->Read(piece.offset, {buffer.data, piece.bytes});
       if (!read.ok()) return read;
     }
-    if (piece.packed == nullptr) {
+    if (piece.quantised != nullptr && piece.quantised->shape.has_value()) {
+      // Take() has given it to the stream.
+    } else if (piece.packed == nullptr) {
       stream_->CopyToDevice(piece.copy, buffer.data, piece.bytes);
     } else {
       stager_->ops_->PackWeightRows(buffer.data, piece.element, piece.rows, piece.k,
@@ -108,6 +123,19 @@ class WeightStager::Reader {
   }
 
  private:
+  // Into `to`: dequantised; or as it is, and from there to the device.
+  void Take(const Quantised& quantised, const Piece& piece, std::byte* to) {
+    if (!quantised.shape.has_value()) {
+      quantised.linear.Dequantise(piece.first_row, piece.rows, reinterpret_cast<float*>(to));
+      return;
+    }
+    auto* values = reinterpret_cast<uint32_t*>(to);
+    uint32_t* scales = values + piece.rows * quantised.shape->words();
+    quantised.linear.PackRows(piece.first_row, piece.rows, quantised.order, values, scales);
+    stager_->ops_->PackInt4Rows(*quantised.shape, {values, scales, piece.first_column, piece.rows},
+                                piece.packed, stream_.get());
+  }
+
   struct Buffer {
     std::byte* data = nullptr;
     std::shared_ptr<Event> sent;  // null: never

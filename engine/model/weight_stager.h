@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -29,6 +30,9 @@ class WeightStager {
   void Pack(const TensorView& view, size_t first_column, void* packed);
   // The same with the weights of a quantised layer, which the threads dequantise.
   void Pack(QuantisedLinear linear, size_t first_column, void* packed);
+  // The same as it is (Ops::PackInt4Rows), with its inputs in `order` (QuantisedLinear::Order).
+  void PackInt4(QuantisedLinear linear, const Int4Shape& shape, std::vector<int32_t> order,
+                size_t first_column, void* packed);
   // The bytes of `view` as they are.
   void Copy(const TensorView& view, void* to);
 
@@ -39,14 +43,19 @@ class WeightStager {
   absl::Status Run(int threads, LoadProgress* progress);
 
  private:
+  struct Quantised {
+    QuantisedLinear linear;
+    std::optional<Int4Shape> shape;  // none: dequantised
+    std::vector<int32_t> order;
+  };
   // Some rows of a tensor.
   struct Piece {
     const MappedFile* file = nullptr;
     size_t offset = 0;
-    const QuantisedLinear* quantised = nullptr;  // or this, not a file,
-    size_t first_row = 0;                        // from this row on
-    size_t bytes = 0;                            // of staging memory
-    size_t progress = 0;                         // of the checkpoint's bytes
+    const Quantised* quantised = nullptr;  // or this, not a file,
+    size_t first_row = 0;                  // from this row on
+    size_t bytes = 0;                      // of staging memory
+    size_t progress = 0;                   // of the checkpoint's bytes
     Element element = Element::kFloat32;
     size_t rows = 0, k = 0;
     size_t first_column = 0;
@@ -55,11 +64,13 @@ class WeightStager {
   };
   class Reader;
 
+  void PackRows(const Quantised& quantised, size_t row_bytes, size_t first_column, void* packed);
+
   Device* const device_;
   Ops* const ops_;
   size_t total_ = 0;
   std::vector<Piece> pieces_;
-  std::deque<QuantisedLinear> quantised_;  // of the pieces
+  std::deque<Quantised> quantised_;  // of the pieces
 };
 
 }  // namespace tandem::engine

@@ -134,6 +134,12 @@ size_t WeightBytes(const ModelConfig& config, const EngineOptions& options) {
   return static_cast<size_t>(config.NumParameters()) * element;
 }
 
+// Of a GPU, which keeps weights of 4 bits.
+size_t DeviceWeightBytes(const ModelConfig& config, const EngineOptions& options) {
+  if (options.load_format == "dummy") return WeightBytes(config, options);
+  return static_cast<size_t>(config.KeptWeightBytes(DType::kBFloat16));
+}
+
 absl::Status CheckWeightMemory(const ModelConfig& config, const Device& device,
                                const EngineOptions& options) {
   const size_t needed = WeightBytes(config, options);
@@ -201,7 +207,7 @@ class LoadedEngine final : public Engine {
     ops_ = *std::move(ops);
     if (!device_memory()) return absl::OkStatus();
     // What is certain not to fit is refused before the weights are read.
-    DeviceMemory memory = MemoryOf(WeightBytes(config_, options_));
+    DeviceMemory memory = MemoryOf(DeviceWeightBytes(config_, options_));
     memory.workspace = device.AllocatedMemory() + kDeviceReserve +
                        Decoder::WorkspaceBytes(config_, ops_->activation(), Limits());
     return PlanDevicePool(region_.layout, memory, options_.max_model_len, config_.MaxModelLen())

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -305,6 +307,59 @@ TEST(CudaEngineTest, BatchInvariantLogitsAreBitIdentical) {
 TEST(CudaEngineTest, Fixtures) {
   TANDEM_REQUIRE_CUDA();
   CheckAll(SourcePath("tests/data/engine"), 7, kFixtures);
+}
+
+// Weights stay of 4 bits: their products and, for many rows, the same weights in bfloat16 scratch
+// memory, against the CPU's float32 model of the same checkpoint.
+void ExpectTheCpusTokens(const std::string& name, bool all_layers_kept) {
+  SCOPED_TRACE(name);
+  const std::string dir = SourcePath("tests/data/quantised/" + name);
+  auto cpu = ModelUnderTest::Load(dir, Element::kFloat32, 2, 16, 64);
+  auto gpu = ModelUnderTest::Load(dir, Element::kBFloat16, 2, 16, 64, false, "cuda");
+  ASSERT_OK(cpu);
+  ASSERT_OK(gpu);
+  const LayerWeights& layer = gpu->decoder->weights().layers[0];
+  EXPECT_NE(layer.down.matrix.group_size, 0u);
+  EXPECT_NE(layer.output.matrix.group_size, 0u);
+  if (all_layers_kept) {
+    EXPECT_NE(layer.qkv.matrix.group_size, 0u);
+    EXPECT_NE(layer.gate_up.matrix.group_size, 0u);
+  }
+  std::mt19937 random(3);
+  const size_t vocab = cpu->vocab();
+  std::vector<int32_t> blocks(64), tokens;
+  std::iota(blocks.begin(), blocks.end(), 0);
+  for (const int length : {1, 40, 64, 65, 150}) {
+    SCOPED_TRACE(length);
+    tokens.clear();
+    for (int i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(random() % vocab));
+    std::vector<float> want = cpu->Run({{&tokens, 0, length, &blocks}});
+    std::vector<float> got = gpu->Run({{&tokens, 0, length, &blocks}});
+    EXPECT_LT(RelativeL2().Add(got, want), kFixtures.prompt);
+    int agreed = 0;
+    for (int step = 0; step < 24; ++step) {
+      want.erase(want.begin(), want.end() - static_cast<ptrdiff_t>(vocab));
+      got.erase(got.begin(), got.end() - static_cast<ptrdiff_t>(vocab));
+      EXPECT_LT(RelativeL2().Add(got, want), 2 * kFixtures.prompt);
+      const auto best = std::max_element(want.begin(), want.end()) - want.begin();
+      const auto taken = std::max_element(got.begin(), got.end()) - got.begin();
+      const float margin = want[static_cast<size_t>(best)] - want[static_cast<size_t>(taken)];
+      EXPECT_LT(margin, kMargin) << "step " << step;
+      agreed += best == taken;
+      tokens.push_back(static_cast<int32_t>(best));
+      const int last = static_cast<int>(tokens.size()) - 1;
+      want = cpu->Run({{&tokens, last, 1, &blocks}});
+      got = gpu->Run({{&tokens, last, 1, &blocks}});
+    }
+    EXPECT_GE(agreed, 20);
+  }
+}
+
+TEST(CudaEngineTest, WeightsOf4BitsGiveTheTokensOfTheCpu) {
+  TANDEM_REQUIRE_CUDA();
+  ExpectTheCpusTokens("awq", true);
+  // Act-order: queries, keys and values have orders of their own there.
+  ExpectTheCpusTokens("gptq", false);
 }
 
 TEST(CudaEngineTest, SharedModels) {

@@ -14,6 +14,9 @@
 // elementwise.h, both are timed at start and the faster is taken, by buckets of rows. That is so
 // for queries, keys and values and for the residual products; of the others Hopper's save too much.
 //
+// Weights of 4 bits: up to kMaxInt4Rows rows by int4_linear.h. For more, and for what its epilogues
+// do not know, the weight is made bfloat16 in scratch memory, and the product is as any other.
+//
 // --batch-invariant: the hopper products without their scratch memory, else cuBLASLt with one
 // algorithm for all numbers of rows; all attention by the kernels for runs, which split positions
 // at fixed ones or never.
@@ -35,6 +38,8 @@
 #include "engine/kernels/cuda/dummy_values.h"
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/hopper_linear.h"
+#include "engine/kernels/cuda/int4_linear.h"
+#include "engine/kernels/cuda/int4_matrix.h"
 #include "engine/kernels/cuda/launch.h"
 #include "engine/kernels/cuda/plain_attention.h"
 #include "engine/kernels/cuda/prefill_attention.h"
@@ -100,6 +105,9 @@ class CudaOps final : public Ops {
   size_t PackedWeightBytes(size_t n, size_t k) const override { return n * k * sizeof(uint16_t); }
   void PackWeightRows(const void* source, Element source_element, size_t rows, size_t k,
                       size_t first_column, void* packed, Stream* stream) override;
+  size_t PackedInt4Bytes(const Int4Shape& shape) const override;
+  void PackInt4Rows(const Int4Shape& shape, const Int4Rows& rows, void* packed,
+                    Stream* stream) override;
   bool packs_plain_rows() const override { return true; }
   bool fills_dummies() const override { return true; }
   void FillDummy(uint64_t key, uint64_t first, size_t count, uint16_t* out,
@@ -120,6 +128,34 @@ class CudaOps final : public Ops {
   Path PathOf(int rows, int outputs, int inputs, int head_dim) const;
   bool HopperTakes(size_t outputs, size_t inputs, size_t head_dim) const {
     return options_.hopper && HopperSupports(AsInt(outputs), AsInt(inputs), AsInt(head_dim));
+  }
+
+  // Weights of 4 bits.
+  Int4Layout LayoutOf(Int4Pairs pairs, size_t n, size_t k, size_t group_size) const {
+    return Int4Layout::Of(pairs, AsInt(shape_.head_dim), AsInt(n), AsInt(k), AsInt(group_size),
+                          device_->multiprocessors());
+  }
+  struct Int4Weight {
+    Int4Layout layout;
+    Int4Matrix matrix;
+  };
+  Int4Weight Int4Of(const PackedMatrix& weight, Int4Pairs pairs) const {
+    const Int4Layout layout = LayoutOf(pairs, weight.n, weight.k, weight.group_size);
+    const auto* data = static_cast<const std::byte*>(weight.data);
+    return {layout, layout.At(data, data + layout.ValueBytes())};
+  }
+  bool Int4Takes(const Projection& projection, int rows) const {
+    return projection.weight.group_size != 0 && !shape_.batch_invariant && rows <= kMaxInt4Rows;
+  }
+  // The activations as the weight's inputs are ordered.
+  const __nv_bfloat16* Ordered(const PackedMatrix& weight, const __nv_bfloat16* x, int rows,
+                               Stream* stream);
+  // The projection with its weight in bfloat16.
+  Projection Plain(const Projection& projection, Int4Pairs pairs, Stream* stream);
+  // How a product of Plain() is launched. One that starts beside its predecessor fetches weights at
+  // once, and the predecessor may be who makes them.
+  LaunchOptions ProductLaunch(const Projection& original, Stream* stream) const {
+    return original.weight.group_size == 0 ? Beside(stream) : After(stream);
   }
 
   // The generic products, each timed at start where it can occur.
@@ -166,6 +202,9 @@ class CudaOps final : public Ops {
     std::byte* cublas = nullptr;
     SkinnyScratch skinny;
     HopperScratch hopper;
+    Int4Scratch int4;
+    __nv_bfloat16* ordered = nullptr;      // [kMaxInt4Rows][the most inputs]
+    __nv_bfloat16* dequantised = nullptr;  // the largest of a layer's weights
     DecodeAttentionScratch decode;
     float* prefill_partial = nullptr;
     uint32_t* prefill_flags = nullptr;
@@ -278,6 +317,14 @@ size_t CudaOps::Carve(std::byte* base) {
   const bool cut = options_.hopper && !s.batch_invariant;
   carver.Take(cut ? HopperPartialFloats(multiprocessors) : 0, &m.hopper.partial);
   carver.Take(cut ? HopperFlags(multiprocessors) : 0, &m.hopper.flags);
+  const size_t most_inputs = std::max({s.hidden, s.q_width, s.inner});
+  const size_t largest = std::max(
+      {(s.q_width + 2 * s.kv_width) * s.hidden, s.hidden * s.q_width, 2 * s.inner * s.hidden});
+  carver.Take(s.int4 ? Int4PartialFloats(multiprocessors) : 0, &m.int4.partial);
+  carver.Take(s.int4 ? kInt4Counters : 0, &m.int4.counters);
+  m.int4.turns = m.skinny.turns;
+  carver.Take(s.int4 ? kMaxInt4Rows * most_inputs : 0, &m.ordered);
+  carver.Take(s.int4 ? largest : 0, &m.dequantised);
   const int head_dim = AsInt(s.head_dim);
   carver.Take(DecodeAttentionParts(head_dim, multiprocessors), &m.decode.parts);
   carver.Take(static_cast<size_t>(multiprocessors), &m.decode.launches);
@@ -456,6 +503,43 @@ void CudaOps::PackWeightRows(const void* source, Element source_element, size_t 
   stream->Synchronize();
 }
 
+// --- weights of 4 bits ---
+
+size_t CudaOps::PackedInt4Bytes(const Int4Shape& shape) const {
+  const LaunchOptions launch{nullptr, device_->multiprocessors(), shared_bytes_, overlap_};
+  if (!shape_.int4 || !SupportsInt4Linear(1, AsInt(shape.k), launch)) return 0;
+  const Int4Layout layout = LayoutOf(shape.pairs, shape.n, shape.k, shape.group_size);
+  return layout.ValueBytes() + layout.ScaleBytes();
+}
+
+void CudaOps::PackInt4Rows(const Int4Shape& shape, const Int4Rows& rows, void* packed,
+                           Stream* stream) {
+  device_->Use();
+  const Int4Layout layout = LayoutOf(shape.pairs, shape.n, shape.k, shape.group_size);
+  auto* data = static_cast<std::byte*>(packed);
+  TANDEM_CUDA_CHECK(cuda::PackInt4Rows(layout, rows.values, rows.scales, AsInt(rows.first),
+                                       AsInt(rows.rows), data, data + layout.ValueBytes(),
+                                       Handle(stream)));
+}
+
+const __nv_bfloat16* CudaOps::Ordered(const PackedMatrix& weight, const __nv_bfloat16* x, int rows,
+                                      Stream* stream) {
+  if (weight.order == nullptr) return x;
+  TANDEM_CUDA_CHECK(
+      GatherInputs(x, weight.order, rows, AsInt(weight.k), scratch_.ordered, Beside(stream)));
+  return scratch_.ordered;
+}
+
+Projection CudaOps::Plain(const Projection& projection, Int4Pairs pairs, Stream* stream) {
+  if (projection.weight.group_size == 0) return projection;
+  const Int4Weight weight = Int4Of(projection.weight, pairs);
+  TANDEM_CUDA_CHECK(DequantiseInt4(weight.layout, weight.matrix, projection.weight.order,
+                                   scratch_.dequantised, Beside(stream)));
+  Projection out = projection;
+  out.weight = {Element::kBFloat16, projection.weight.n, projection.weight.k, scratch_.dequantised};
+  return out;
+}
+
 void CudaOps::FillDummy(uint64_t key, uint64_t first, size_t count, uint16_t* out, Stream* stream) {
   device_->Use();
   TANDEM_CUDA_CHECK(
@@ -579,14 +663,14 @@ void CudaOps::BeginGeneric(const BeginArgs& args, Stream* stream) {
 void CudaOps::Qkv(const engine::QkvArgs& args, Stream* stream) {
   const int rows = args.batch->num_rows;
   const bool plain = args.q_norm == nullptr && args.k_norm == nullptr;
+  const bool int4 = plain && Int4Takes(args.projection, rows);
   Path path = plain ? PathOf(rows, AsInt(args.projection.weight.n), AsInt(shape_.hidden),
                              args.pages.head_dim)
                     : Path::kGeneric;
   if (path == Path::kHopper && LibraryWins(args.projection.weight, rows)) path = Path::kGeneric;
-  if (path == Path::kGeneric) return QkvGeneric(args, stream);
+  if (path == Path::kGeneric && !int4) return QkvGeneric(args, stream);
   QkvArgs qkv;
   qkv.squares = Scaled(args.hidden, nullptr, args.norm, rows, stream);
-  qkv.weight = WeightOf(args.projection);
   qkv.bias = args.projection.bias;
   qkv.x = scratch_.scaled;
   qkv.q = static_cast<__nv_bfloat16*>(args.queries);
@@ -601,14 +685,22 @@ void CudaOps::Qkv(const engine::QkvArgs& args, Stream* stream) {
   qkv.block_size = args.pages.block_size;
   qkv.inputs = AsInt(shape_.hidden);
   qkv.epsilon = args.norm.epsilon;
-  TANDEM_CUDA_CHECK(path == Path::kSkinny ? SkinnyQkv(qkv, scratch_.skinny, Beside(stream))
-                                          : HopperQkv(qkv, scratch_.hopper, Beside(stream)));
+  if (int4) {
+    qkv.x = Ordered(args.projection.weight, qkv.x, rows, stream);
+    TANDEM_CUDA_CHECK(Int4Qkv(qkv, Int4Of(args.projection.weight, Int4Pairs::kHeads).matrix,
+                              scratch_.int4, Beside(stream)));
+    return;
+  }
+  qkv.weight = WeightOf(Plain(args.projection, Int4Pairs::kHeads, stream));
+  const LaunchOptions launch = ProductLaunch(args.projection, stream);
+  TANDEM_CUDA_CHECK(path == Path::kSkinny ? SkinnyQkv(qkv, scratch_.skinny, launch)
+                                          : HopperQkv(qkv, scratch_.hopper, launch));
 }
 
 void CudaOps::QkvGeneric(const engine::QkvArgs& args, Stream* stream) {
   const int rows = args.batch->num_rows;
-  Product(QkvShape(), rows, Normed(args.hidden, nullptr, args.norm, rows, stream), args.projection,
-          scratch_.qkv, stream);
+  Product(QkvShape(), rows, Normed(args.hidden, nullptr, args.norm, rows, stream),
+          Plain(args.projection, Int4Pairs::kHeads, stream), scratch_.qkv, stream);
   FinishQkvArgs finish;
   finish.qkv = scratch_.qkv;
   finish.bias = args.projection.bias;
@@ -721,26 +813,37 @@ void CudaOps::SelectRows(const SelectRowsArgs& args, Stream* stream) {
 
 void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
   const int outputs = AsInt(shape_.hidden), inputs = AsInt(args.projection.weight.k);
+  const bool int4 = args.projection.bias == nullptr && Int4Takes(args.projection, args.rows);
   Path path =
       args.projection.bias == nullptr ? PathOf(args.rows, outputs, inputs, 0) : Path::kGeneric;
   if (path == Path::kHopper && LibraryWins(args.projection.weight, args.rows)) {
     path = Path::kGeneric;
   }
-  if (path == Path::kGeneric) return AddProjectionGeneric(args, stream);
+  if (path == Path::kGeneric && !int4) return AddProjectionGeneric(args, stream);
   const bool skinny = path == Path::kSkinny;
   ResidualArgs residual;
-  residual.weight = WeightOf(args.projection);
   residual.x = BFloat16(args.x);
   residual.residual = args.hidden;
   residual.norm_weight = args.next_norm.weight;
   residual.scaled = scratch_.scaled;
   residual.square_shares = scratch_.shares;
-  residual.square_stride = skinny ? kMaxSkinnyRows : AsInt(square_stride_);
+  residual.square_stride = skinny || int4 ? kMaxSkinnyRows : AsInt(square_stride_);
   residual.rows = args.rows;
   residual.outputs = outputs;
   residual.inputs = inputs;
-  TANDEM_CUDA_CHECK(skinny ? SkinnyResidual(residual, scratch_.skinny, Beside(stream))
-                           : HopperResidual(residual, scratch_.hopper, Beside(stream)));
+  if (int4) {
+    const Int4Matrix matrix = Int4Of(args.projection.weight, Int4Pairs::kRows).matrix;
+    residual.x = Ordered(args.projection.weight, residual.x, args.rows, stream);
+    TANDEM_CUDA_CHECK(Int4Residual(residual, matrix, scratch_.int4, Beside(stream)));
+    scaled_for_ = args.next_norm.weight;
+    squares_ = {scratch_.shares, Int4SquareParts(matrix, args.rows, Beside(stream)),
+                residual.square_stride};
+    return;
+  }
+  residual.weight = WeightOf(Plain(args.projection, Int4Pairs::kRows, stream));
+  const LaunchOptions launch = ProductLaunch(args.projection, stream);
+  TANDEM_CUDA_CHECK(skinny ? SkinnyResidual(residual, scratch_.skinny, launch)
+                           : HopperResidual(residual, scratch_.hopper, launch));
   const int parts = skinny ? ResidualSquareParts(args.rows, outputs, inputs, Beside(stream))
                            : HopperSquareParts(outputs);
   scaled_for_ = args.next_norm.weight;
@@ -749,8 +852,8 @@ void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
 
 void CudaOps::AddProjectionGeneric(const AddProjectionArgs& args, Stream* stream) {
   scaled_for_ = nullptr;
-  Product(AddShape(args.projection.weight.k), args.rows, BFloat16(args.x), args.projection,
-          args.hidden, stream);
+  Product(AddShape(args.projection.weight.k), args.rows, BFloat16(args.x),
+          Plain(args.projection, Int4Pairs::kRows, stream), args.hidden, stream);
   if (args.projection.bias == nullptr) return;
   TANDEM_CUDA_CHECK(AddBiasRows(args.hidden, args.projection.bias, args.rows, AsInt(shape_.hidden),
                                 After(stream)));
@@ -762,28 +865,36 @@ void CudaOps::GateUp(const engine::GateUpArgs& args, Stream* stream) {
   const int inner = AsInt(shape_.inner), inputs = AsInt(shape_.hidden);
   const Path path =
       args.projection.bias == nullptr ? PathOf(args.rows, inner, inputs, 0) : Path::kGeneric;
-  if (path == Path::kGeneric) return GateUpGeneric(args, stream);
+  const bool int4 = args.projection.bias == nullptr && Int4Takes(args.projection, args.rows);
+  if (path == Path::kGeneric && !int4) return GateUpGeneric(args, stream);
   GateUpArgs gate_up;
   gate_up.squares = Scaled(args.hidden, nullptr, args.norm, args.rows, stream);
-  gate_up.weight = WeightOf(args.projection);
   gate_up.x = scratch_.scaled;
   gate_up.out = static_cast<__nv_bfloat16*>(args.out);
   gate_up.rows = args.rows;
   gate_up.inner = inner;
   gate_up.inputs = inputs;
   gate_up.epsilon = args.norm.epsilon;
-  TANDEM_CUDA_CHECK(path == Path::kSkinny ? SkinnyGateUp(gate_up, scratch_.skinny, Beside(stream))
-                                          : HopperGateUp(gate_up, scratch_.hopper, Beside(stream)));
+  if (int4) {
+    gate_up.x = Ordered(args.projection.weight, gate_up.x, args.rows, stream);
+    TANDEM_CUDA_CHECK(Int4GateUp(gate_up, Int4Of(args.projection.weight, Int4Pairs::kHalves).matrix,
+                                 scratch_.int4, Beside(stream)));
+    return;
+  }
+  gate_up.weight = WeightOf(Plain(args.projection, Int4Pairs::kHalves, stream));
+  const LaunchOptions launch = ProductLaunch(args.projection, stream);
+  TANDEM_CUDA_CHECK(path == Path::kSkinny ? SkinnyGateUp(gate_up, scratch_.skinny, launch)
+                                          : HopperGateUp(gate_up, scratch_.hopper, launch));
 }
 
 void CudaOps::GateUpGeneric(const engine::GateUpArgs& args, Stream* stream) {
   const size_t rows = static_cast<size_t>(args.rows);
   auto* out = static_cast<__nv_bfloat16*>(args.out);
   const __nv_bfloat16* normed = Normed(args.hidden, nullptr, args.norm, args.rows, stream);
+  const Projection projection = Plain(args.projection, Int4Pairs::kHalves, stream);
   for (size_t r = 0; r < rows; r += mlp_tile_) {
     const int count = AsInt(std::min(mlp_tile_, rows - r));
-    Product(GateUpShape(), count, normed + r * shape_.hidden, args.projection, scratch_.gate_up,
-            stream);
+    Product(GateUpShape(), count, normed + r * shape_.hidden, projection, scratch_.gate_up, stream);
     TANDEM_CUDA_CHECK(SiluMulRows(scratch_.gate_up, args.projection.bias, count,
                                   AsInt(shape_.inner), out + r * shape_.inner, After(stream)));
   }

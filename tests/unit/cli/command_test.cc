@@ -508,10 +508,15 @@ TEST_F(InspectTest, SaysWhatWeightsAreQuantisedWith) {
   const json out = json::parse(Inspect({dir_, "--json"}).out);
   EXPECT_EQ(out["quantization"], json::parse(R"({"method": "gptq", "bits": 4, "group_size": 128,
                                                  "symmetric": true, "act_order": true})"));
-  EXPECT_EQ(out["weight_bytes"], 15'231'233'024);  // as they are served
+  EXPECT_EQ(out["weight_bytes"], 15'231'233'024);  // as a CPU has them
+  // 6,525,288,448 weights of 4 bits, 50,978,816 groups of them, and the rest.
+  EXPECT_EQ(out["gpu_weight_bytes"],
+            6'525'288'448 / 2 + 50'978'816 * 4 + (15'231'233'024 - 2 * 6'525'288'448));
+  EXPECT_GT(out["cards"][0]["tokens_that_fit"], 2 * 124'784);
   EXPECT_THAT(Inspect({dir_}).out,
               AllOf(HasSubstr("GPTQ, 4 bits, groups of 128, symmetric, act-order"),
-                    HasSubstr("as bfloat16, dequantised when loaded")));
+                    HasSubstr("as bfloat16, dequantised when loaded"),
+                    HasSubstr("on a GPU          5,647,215,616 B")));
   WriteFile(dir_ + "/quantize_config.json", R"({"bits": 3, "group_size": 128})");
   EXPECT_THAT(Inspect({dir_}).err, HasSubstr("3-bit GPTQ weights are not supported; take"));
 }

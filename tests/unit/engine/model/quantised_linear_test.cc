@@ -3,6 +3,7 @@
 // files.
 #include "engine/model/quantised_linear.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -13,6 +14,7 @@
 #include "common/base/model_config.h"
 #include "engine/device/cpu/cpu_device.h"
 #include "engine/kernels/cpu/cpu_ops.h"
+#include "engine/kernels/int4_rows.h"
 #include "engine/model/model_weights.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"
@@ -83,6 +85,38 @@ TEST_F(QuantisedLayersTest, StandForWhatTheyWerePackedFrom) {
   // GPTQ: symmetric or not, four group sizes, act-order or not, v1 or v2, and one zero point of 0
   // in v1; AWQ: four group sizes.
   EXPECT_EQ(layers, 2 * 4 * 2 * 2 + 1 + 4);
+}
+
+// As a device gets them that reads 4 bits: the same weights, with the inputs of a group side by
+// side.
+TEST_F(QuantisedLayersTest, PackedRowsStandForTheSame) {
+  for (const std::string& tensor : checkpoint_.Names()) {
+    if (!tensor.ends_with(".expected")) continue;
+    const std::string name = tensor.substr(0, tensor.find('.'));
+    SCOPED_TRACE(name);
+    const Layer layer = Open(name, DescriptionOf(name));
+    const size_t rows = layer.linear.outputs(), k = layer.linear.inputs();
+    const Int4Shape shape{Int4Pairs::kRows, rows, k, layer.linear.group_size()};
+    const std::optional<std::vector<int32_t>> order = layer.linear.Order();
+    ASSERT_TRUE(order.has_value());
+    EXPECT_EQ(order->empty(), name.find("-act-") == std::string::npos || shape.groups() == 1);
+    std::vector<uint32_t> values(rows * shape.words()), scales(rows * shape.groups());
+    for (size_t row = 0; row < rows; row += 5) {
+      layer.linear.PackRows(row, std::min<size_t>(5, rows - row), *order,
+                            values.data() + row * shape.words(),
+                            scales.data() + row * shape.groups());
+    }
+    for (size_t row = 0; row < rows; ++row) {
+      for (size_t j = 0; j < k; ++j) {
+        const uint32_t scale = scales[row * shape.groups() + j / shape.group_size];
+        const auto value =
+            static_cast<float>(values[row * shape.words() + j / 8] >> (4 * (j % 8)) & 15);
+        const size_t input = order->empty() ? j : static_cast<size_t>((*order)[j]);
+        ASSERT_EQ(std::bit_cast<float>(scale & ~15u) * (value - static_cast<float>(scale & 15)),
+                  LoadElement(layer.expected.data, layer.expected.element, row * k + input));
+      }
+    }
+  }
 }
 
 // Tools have written both formats under both names; zero points of 8 everywhere tell.
