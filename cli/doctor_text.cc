@@ -18,7 +18,7 @@ namespace {
 constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
 constexpr size_t kNameWidth = 12;
 // What a link over shm_ring pins, for each peer (--kv-ring-bytes).
-constexpr uint64_t kRingBytes = uint64_t{32} << 20;
+constexpr uint64_t kRingBytes = uint64_t{64} << 20;
 // A worker with many streams and peers has hundreds of connections.
 constexpr uint64_t kFewFiles = 4096;
 

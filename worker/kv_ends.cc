@@ -46,6 +46,8 @@ kvtransfer::KvSenderOptions MakeSenderOptions(const Frame& frame) {
   options.cluster_secret = frame.process->cluster_secret;
   options.capability_digest = frame.capability_digest;
   options.transports = frame.process->kv_transport;
+  options.min_link_bytes_per_second = frame.process->min_kv_link_gbps * 1e9;
+  options.refuse_slow_links = frame.process->slow_kv_link == "refuse";
   options.metrics = frame.metrics;
   return options;
 }

@@ -41,6 +41,10 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
   flags->AddBytes("--kv-ring-bytes", &o->kv_ring_bytes,
                   "memory of the host that each link over shm_ring has between two workers, pinned "
                   "where they have GPUs");
+  flags->Add("--min-kv-link-gbps", &o->min_kv_link_gbps,
+             "a link to another worker whose self-test finds less is not used; 0: any is", "GB/s");
+  flags->AddChoice("--slow-kv-link", &o->slow_kv_link, {"refuse", "warn"},
+                   "what becomes of a link below --min-kv-link-gbps");
   flags->Add("--cluster-secret", &o->cluster_secret,
              "what all processes of a cluster prove to each other; better in the environment, "
              "which `ps` does not show");

@@ -28,6 +28,8 @@ struct WorkerProcessOptions {
   std::string kv_listen;          // HOST:PORT; empty: the host of `listen`, any port
   std::string kv_transport = "auto";
   int64_t kv_ring_bytes = int64_t{64} << 20;
+  double min_kv_link_gbps = 0.05;  // GB/s: less than half of what gigabit Ethernet carries
+  std::string slow_kv_link = "refuse";
   double drain_timeout = 30;  // s
   double step_timeout = 60;   // s; 0: none
   LogOptions log;

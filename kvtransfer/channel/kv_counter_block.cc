@@ -27,7 +27,8 @@ KvCounterBlock::KvCounterBlock(Metrics* metrics, const std::string& end) {
       {&auth_failures, "tandem_kv_auth_failures_total",
        "Connections with a wrong token, or with data before any token"},
       {&refused_connections, "tandem_kv_refused_connections_total",
-       "Connections refused: another layout, capability or protocol, or too many"},
+       "Connections refused: another layout, capability or protocol, too many, or a link that "
+       "fails its self-test"},
       {&connections_opened, "tandem_kv_connections_total", "Connections between workers made"},
       {&transport_fallbacks, "tandem_kv_transport_fallbacks_total",
        "Connections over another transport than the best that both ends have"},

@@ -157,6 +157,12 @@ struct KvSenderOptions {
   // A link below this many bytes per second is warned of, once, and counted; negative: what its
   // transport should reach.
   double slow_link_bytes_per_second = -1;
+  // A link whose self-test finds less than this is refused, or only warned of; 0: none is.
+  double min_link_bytes_per_second = 0;
+  bool refuse_slow_links = true;
+  // So long Links() calls a link refused; then others are to try it again, for what was in its way
+  // may have gone.
+  absl::Duration refused_for = absl::Minutes(1);
   // What the self-test of a new link may take to measure rates and latency; zero: only its pattern
   // is checked.
   absl::Duration link_test_time = absl::Milliseconds(200);

@@ -191,6 +191,10 @@ absl::StatusOr<std::unique_ptr<KvSender>> KvSender::Start(KvSenderOptions option
   if (options.max_peers < 1) {
     return InvalidArgument("max_peers must be at least 1, got {}", options.max_peers);
   }
+  if (!(options.min_link_bytes_per_second >= 0)) {
+    return InvalidArgument("--min-kv-link-gbps must be at least 0, got {}",
+                           options.min_link_bytes_per_second / 1e9);
+  }
   TANDEM_ASSIGN_OR_RETURN(
       std::vector<RegisteredTransport> transports,
       RegisterTransports(options.transports, store,

@@ -46,14 +46,16 @@ absl::StatusOr<std::unique_ptr<SenderLink>> SenderLink::Connect(
   std::unique_ptr<SenderLink> link(new SenderLink(context, std::move(dialed)));
   if (!on_dialed(link->connection_)) return Cancelled("sender is closing");
   TANDEM_RETURN_IF_ERROR(link->ShakeHands(peer));
-  if (const absl::Status status = link->SelectTransport(peer.transports); !status.ok()) {
-    if (absl::IsDataLoss(status)) {
-      link->found_.refused = true;
-      link->found_.note = OneLine(MessageOf(status));
-      *refused = link->found_;
-    }
-    return status;
+  absl::Status status = link->SelectTransport(peer.transports);
+  if (status.ok()) status = link->CheckFloor();
+  // No transport, a wrong byte, too slow: not what the next moment may mend.
+  if (absl::IsDataLoss(status) || absl::IsFailedPrecondition(status)) {
+    link->found_.refused = true;
+    link->found_.note = OneLine(MessageOf(status));
+    *refused = link->found_;
+    ++context.counters->refused_connections;
   }
+  TANDEM_RETURN_IF_ERROR(status);
   const KvLink& found = link->found_;
   spdlog::info("kv link to {}: {}, {}", link->peer_.worker_id, found.transport,
                DescribeTest(found.test));
@@ -152,6 +154,22 @@ absl::Status SenderLink::TryTransport(const RegisteredTransport& own, const std:
   const double limit = options.slow_link_bytes_per_second;
   found_.least_bytes_per_second =
       limit >= 0 ? limit : transport_->capabilities().expected_bytes_per_second;
+  return absl::OkStatus();
+}
+
+absl::Status SenderLink::CheckFloor() {
+  const KvSenderOptions& options = *context_.options;
+  const double best = found_.test.best_rate();
+  if (best <= 0 || best >= options.min_link_bytes_per_second) return absl::OkStatus();
+  const std::string text = fmt::format(
+      "the link from {} to {} over {} reaches {:.3f} GB/s, less than the {:.3f} of "
+      "--min-kv-link-gbps",
+      options.worker_id, peer_.worker_id, transport_->name(), best / 1e9,
+      options.min_link_bytes_per_second / 1e9);
+  if (options.refuse_slow_links) return FailedPrecondition("{}", text);
+  found_.slow = true;
+  ++context_.counters->slow_links;
+  spdlog::warn("{}", text);
   return absl::OkStatus();
 }
 

@@ -68,6 +68,8 @@ class SenderLink {
   // Tries what both ends have, the best first, until one works and carries the pattern.
   absl::Status SelectTransport(const std::string& offered);
   absl::Status TryTransport(const RegisteredTransport& own, const std::string& advert);
+  // An error if the link is too slow to be used.
+  absl::Status CheckFloor();
   // Why `own` is not used, for found_.note.
   void NoteUnused(const RegisteredTransport& own, std::string_view why);
   absl::Status Select(const std::string& name);

@@ -64,7 +64,11 @@ std::optional<std::pair<std::string, KvLink>> SenderPeer::Link() const {
   absl::MutexLock lock(&mutex_);
   if (!found_.has_value()) return std::nullopt;
   const std::string& name = !peer_.worker_id.empty() ? peer_.worker_id : presented_id_;
-  return std::make_pair(name.empty() ? peer_.address : name, *found_);
+  KvLink link = *found_;
+  if (link.refused && Clock::Real()->Now() - refused_at_ >= context_->link.options->refused_for) {
+    link.refused = false;
+  }
+  return std::make_pair(name.empty() ? peer_.address : name, std::move(link));
 }
 
 bool SenderPeer::idle() const {
@@ -462,6 +466,7 @@ absl::Status SenderPeer::Connect(const std::string& transports) {
     if (refused.has_value()) {
       absl::MutexLock lock(&mutex_);
       found_ = std::move(refused);
+      refused_at_ = Clock::Real()->Now();
     }
     return connected.status();
   }

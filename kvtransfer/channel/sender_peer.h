@@ -113,6 +113,7 @@ class SenderPeer {
 
   mutable absl::Mutex mutex_;
   std::optional<KvLink> found_ ABSL_GUARDED_BY(mutex_);  // of the last connection
+  absl::Time refused_at_ ABSL_GUARDED_BY(mutex_);        // if it was
   std::string presented_id_ ABSL_GUARDED_BY(mutex_);
   size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;
 

@@ -17,6 +17,7 @@ namespace tandem::kvtransfer {
 namespace {
 
 using ::testing::_;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Pair;
@@ -313,6 +314,48 @@ TEST_P(KvEndpoints, LinksNameThePeerAndWhatTheSelfTestFound) {
   const auto memory = ends.target.memory();
   EXPECT_TRUE(
       std::all_of(memory.begin(), memory.end(), [](std::byte b) { return b == std::byte{0xee}; }));
+}
+
+TEST_P(KvEndpoints, ALinkBelowTheFloorIsRefusedAndTriedAgain) {
+  Ends ends(GetParam());
+  ends.sender_options.link_test_time = absl::Milliseconds(10);
+  ends.sender_options.min_link_bytes_per_second = 1e18;  // no link is that fast
+  ends.sender_options.refused_for = absl::InfiniteDuration();
+  ends.Start();
+  const TransferId id = ends.ShipOne();
+  const absl::Status status = ends.record.AwaitDone(id, 1).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.ToString(),
+              AllOf(HasSubstr("the link from prefill-0 to decode-0 over " + ends.transport),
+                    HasSubstr("less than the 1000000000.000 of --min-kv-link-gbps")));
+  ASSERT_EQ(ends.sender->Links().count("decode-0"), 1u);
+  const KvLink link = ends.sender->Links().at("decode-0");
+  EXPECT_TRUE(link.refused);
+  EXPECT_GT(link.test.best_rate(), 0);
+  EXPECT_THAT(link.note, HasSubstr("--min-kv-link-gbps"));
+  EXPECT_EQ(ends.sender->Counters().refused_connections, 1u);
+  ends.receiver->Cancel(id, 1);
+  ends.record.AwaitQuiet(id, 1);
+  // Whoever asks after a while hears of no refusal, and may try.
+  ends.sender = nullptr;
+  ends.sender_options.refused_for = absl::ZeroDuration();
+  ends.StartSender();
+  const TransferId again = ends.ShipOne();
+  EXPECT_FALSE(ends.record.AwaitDone(again, 1).status.ok());
+  EXPECT_FALSE(ends.sender->Links().at("decode-0").refused);
+}
+
+TEST_P(KvEndpoints, ALinkBelowTheFloorIsWarnedOfWhereThatIsWanted) {
+  Ends ends(GetParam());
+  ends.sender_options.link_test_time = absl::Milliseconds(10);
+  ends.sender_options.min_link_bytes_per_second = 1e18;
+  ends.sender_options.refuse_slow_links = false;
+  ends.Start();
+  EXPECT_OK(ends.record.AwaitDone(ends.ShipOne(), 1).status);
+  const KvLink link = ends.sender->Links().at("decode-0");
+  EXPECT_TRUE(link.slow);
+  EXPECT_FALSE(link.refused);
+  EXPECT_EQ(ends.sender->Counters().slow_links, 1u);
 }
 
 // Each peer has a thread and a link rate of its own.
