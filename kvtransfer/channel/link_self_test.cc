@@ -16,6 +16,10 @@ namespace {
 constexpr size_t kSmallBytes = size_t{64} << 10;
 constexpr size_t kMediumBytes = size_t{1} << 20;
 constexpr size_t kLargeBytes = size_t{64} << 20;
+// The first request of a pair waits for the test. So the large run is shorter where 64 MB would
+// take longer than this (below 16 GB/s), but not so short that its rate says little.
+constexpr double kLargeSeconds = 4e-3;
+constexpr size_t kLeastLargeBytes = size_t{8} << 20;
 constexpr size_t kPatternFrames = 4;   // of kSmallBytes: one for each place that shm has
 constexpr size_t kPatternStep = 4096;  // so that none is mistaken for the one before it
 constexpr int kEmptyRounds = 9;
@@ -138,7 +142,10 @@ absl::StatusOr<KvLinkTest> TestLink(KvConnection* connection, KvWriter* writer,
   if (fits(test.small_rate) < kMediumBytes) return test;
   TANDEM_ASSIGN_OR_RETURN(seconds, prober.BestTime(kMediumBytes, kMediumRounds, options.time / 10));
   test.medium_rate = static_cast<double>(kMediumBytes) / seconds;
-  const size_t large = std::min(kLargeBytes, fits(test.best_rate()) / kMediumBytes * kMediumBytes);
+  const auto quick = static_cast<size_t>(test.best_rate() * kLargeSeconds);
+  const size_t most =
+      std::min({kLargeBytes, std::max(kLeastLargeBytes, quick), fits(test.best_rate())});
+  const size_t large = most / kMediumBytes * kMediumBytes;
   if (large <= kMediumBytes) return test;
   TANDEM_ASSIGN_OR_RETURN(seconds, prober.BestTime(large, 1, options.time));
   test.large_bytes = large;

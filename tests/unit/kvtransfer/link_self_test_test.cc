@@ -110,16 +110,26 @@ absl::StatusOr<KvLinkTest> Measure(ThrottledLink* link,
 }
 
 TEST(LinkSelfTest, MeasuresRatesAndLatency) {
-  ThrottledLink link({.bytes_per_second = 10e9, .latency = absl::Microseconds(20)});
+  ThrottledLink link({.bytes_per_second = 20e9, .latency = absl::Microseconds(20)});
   const auto test = Measure(&link);
   ASSERT_OK(test);
   EXPECT_NEAR(test->latency_seconds, 20e-6, 1e-7);
-  EXPECT_NEAR(test->small_rate, 65536 / (65536 / 10e9 + 20e-6), 1e6);
-  EXPECT_NEAR(test->medium_rate, 1048576 / (1048576 / 10e9 + 20e-6), 1e7);
+  EXPECT_NEAR(test->small_rate, 65536 / (65536 / 20e9 + 20e-6), 1e6);
+  EXPECT_NEAR(test->medium_rate, 1048576 / (1048576 / 20e9 + 20e-6), 1e7);
   EXPECT_EQ(test->large_bytes, size_t{64} << 20);
-  EXPECT_NEAR(test->large_rate, 10e9, 1e8);
+  EXPECT_NEAR(test->large_rate, 20e9, 2e8);
   EXPECT_EQ(test->rate(), test->large_rate);
   EXPECT_LT(link.moved, kMaxProbedBytes / 2);
+}
+
+// The first request of a pair waits for it.
+TEST(LinkSelfTest, TakesMillisecondsWhereTheLinkIsNotSlow) {
+  for (const double rate : {100e9, 5e9, 3e9}) {
+    ThrottledLink link({.bytes_per_second = rate, .latency = absl::Microseconds(50)});
+    const absl::Time start = link.clock.now;
+    ASSERT_OK(Measure(&link));
+    EXPECT_LE(link.clock.now - start, absl::Milliseconds(10)) << rate;
+  }
 }
 
 // Whatever the link: what a test takes is bounded, and what it says is the link's rate.
