@@ -110,14 +110,14 @@ absl::StatusOr<KvLinkTest> Measure(ThrottledLink* link,
 }
 
 TEST(LinkSelfTest, MeasuresRatesAndLatency) {
-  ThrottledLink link({.bytes_per_second = 20e9, .latency = absl::Microseconds(20)});
+  ThrottledLink link({.bytes_per_second = 40e9, .latency = absl::Microseconds(20)});
   const auto test = Measure(&link);
   ASSERT_OK(test);
   EXPECT_NEAR(test->latency_seconds, 20e-6, 1e-7);
-  EXPECT_NEAR(test->small_rate, 65536 / (65536 / 20e9 + 20e-6), 1e6);
-  EXPECT_NEAR(test->medium_rate, 1048576 / (1048576 / 20e9 + 20e-6), 1e7);
+  EXPECT_NEAR(test->small_rate, 65536 / (65536 / 40e9 + 20e-6), 1e6);
+  EXPECT_NEAR(test->medium_rate, 1048576 / (1048576 / 40e9 + 20e-6), 1e7);
   EXPECT_EQ(test->large_bytes, size_t{64} << 20);
-  EXPECT_NEAR(test->large_rate, 20e9, 2e8);
+  EXPECT_NEAR(test->large_rate, 40e9, 8e8);
   EXPECT_EQ(test->rate(), test->large_rate);
   EXPECT_LT(link.moved, kMaxProbedBytes / 2);
 }
