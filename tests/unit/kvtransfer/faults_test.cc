@@ -153,6 +153,7 @@ TEST(KvFaultsOfTheSelfTest, AWrongByteRefusesTheLink) {
   EXPECT_TRUE(links.at("decode-0").refused);
   EXPECT_THAT(links.at("decode-0").note, ::testing::HasSubstr("over tcp fails its self-test"));
   ends.receiver->Cancel(id, 1);
+  ends.record.AwaitQuiet(id, 1);
   // The next transfer tries again.
   damaging = false;
   EXPECT_TRUE(ends.Ship(2, kFrom, kTo));
