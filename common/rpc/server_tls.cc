@@ -71,6 +71,20 @@ class ServerTlsImpl final : public ServerTls {
     return absl::OkStatus();
   }
 
+  // Fills `config`, unless the generation that it would have is `shown` already; sets that, which
+  // nobody else may use.
+  grpc_ssl_certificate_config_reload_status Show(int64_t* shown,
+                                                 grpc_ssl_server_certificate_config** config) {
+    absl::MutexLock lock(&mutex_);
+    if (*shown == generation_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    const grpc_ssl_pem_key_cert_pair pair = {pem_.key.c_str(), pem_.certificate.c_str()};
+    // gRPC 1.51 wants roots also where no client is asked for a certificate; any will do there.
+    const std::string& roots = pem_.client_ca.empty() ? pem_.certificate : pem_.client_ca;
+    *config = grpc_ssl_server_certificate_config_create(roots.c_str(), &pair, 1);
+    *shown = generation_;
+    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+  }
+
   const TlsFiles files_;
   const std::function<void(absl::Time)> on_certificate_;
   absl::Mutex mutex_;
@@ -105,21 +119,12 @@ class ServerTlsImpl::PortCredentials final : public grpc::ServerCredentials {
   static grpc_ssl_certificate_config_reload_status Fetch(
       void* self, grpc_ssl_server_certificate_config** config) {
     auto* port = static_cast<PortCredentials*>(self);
-    ServerTlsImpl* tls = port->tls_;
-    absl::MutexLock lock(&tls->mutex_);
-    if (port->shown_ == tls->generation_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
-    const Pem& pem = tls->pem_;
-    const grpc_ssl_pem_key_cert_pair pair = {pem.key.c_str(), pem.certificate.c_str()};
-    // gRPC 1.51 wants roots also where no client is asked for a certificate; any will do there.
-    const std::string& roots = pem.client_ca.empty() ? pem.certificate : pem.client_ca;
-    *config = grpc_ssl_server_certificate_config_create(roots.c_str(), &pair, 1);
-    port->shown_ = tls->generation_;
-    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+    return port->tls_->Show(&port->shown_, config);
   }
 
   ServerTlsImpl* const tls_;
   grpc_server_credentials* credentials_ = nullptr;
-  int64_t shown_ = 0;  // under the mutex of tls_
+  int64_t shown_ = 0;  // Show()'s
 };
 
 std::shared_ptr<grpc::ServerCredentials> ServerTlsImpl::Credentials() {
