@@ -27,7 +27,9 @@ class Taken {
   // Until the last that came is `text`; false after a minute.
   bool Await(const std::string& text) {
     absl::MutexLock lock(&mutex_);
-    const auto is_last = [&] { return !all_.empty() && all_.back() == text; };
+    const auto is_last = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return !all_.empty() && all_.back() == text;
+    };
     return mutex_.AwaitWithTimeout(absl::Condition(&is_last), absl::Minutes(1));
   }
   bool Had(const std::string& text) {
