@@ -12,6 +12,7 @@
 #include "common/base/block_hash.h"
 #include "common/base/checkpoint_quantisation.h"
 #include "common/base/file.h"
+#include "common/base/safetensors.h"
 #include "common/base/status.h"
 #include "common/base/weight_files.h"
 
@@ -20,8 +21,7 @@ namespace {
 
 constexpr size_t kSamples = 64;
 constexpr size_t kSampleBytes = 4096;
-constexpr size_t kLengthBytes = 8;                 // of a safetensors header's length
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
+constexpr size_t kLengthBytes = 8;  // of a safetensors header's length
 
 // One open weight file: header and data.
 class WeightFile {
@@ -73,7 +73,7 @@ class WeightFile {
     TANDEM_ASSIGN_OR_RETURN(const std::string length, Read(0, kLengthBytes));
     uint64_t header = 0;
     for (size_t i = kLengthBytes; i-- > 0;) header = header << 8 | static_cast<uint8_t>(length[i]);
-    if (header > kMaxHeaderBytes || header > bytes_ - kLengthBytes) {
+    if (header > kMaxSafetensorsHeaderBytes || header > bytes_ - kLengthBytes) {
       return InvalidArgument("{}: truncated or not safetensors", path_);
     }
     data_begin_ = kLengthBytes + header;

@@ -16,8 +16,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
-
 std::optional<size_t> DTypeBytes(std::string_view dtype) {
   static constexpr std::array<std::pair<std::string_view, size_t>, 15> kSizes = {{{"BOOL", 1},
                                                                                   {"U8", 1},
@@ -137,7 +135,7 @@ absl::StatusOr<size_t> SafetensorsDataBegin(std::span<const std::byte> beginning
   uint64_t header_bytes = 0;
   for (size_t i = 8; i-- > 0;)
     header_bytes = header_bytes << 8 | static_cast<uint64_t>(beginning[i]);
-  if (header_bytes > kMaxHeaderBytes || header_bytes > file_bytes - 8) {
+  if (header_bytes > kMaxSafetensorsHeaderBytes || header_bytes > file_bytes - 8) {
     return InvalidArgument(
         "{}: header of {} bytes does not fit a file of {} bytes: truncated or not safetensors",
         origin, header_bytes, file_bytes);

@@ -28,6 +28,9 @@ struct SafetensorsEntry {
   }
 };
 
+// Bytes of JSON that a header may have: the limit of the format itself.
+inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;
+
 using SafetensorsIndex = std::map<std::string, SafetensorsEntry, std::less<>>;
 
 // Bytes from the start of a file to its data, from its first 8 bytes or more.

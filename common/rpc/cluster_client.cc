@@ -19,7 +19,6 @@ namespace tandem {
 namespace {
 
 using internal::v1::BlockEvents;
-using internal::v1::LoadReport;
 using internal::v1::RouterMessage;
 using internal::v1::WorkerMessage;
 
@@ -44,9 +43,9 @@ struct Mailbox {
   bool draining ABSL_GUARDED_BY(mutex) = false;
   bool draining_sent ABSL_GUARDED_BY(mutex) = false;
   std::optional<absl::Duration> heartbeat ABSL_GUARDED_BY(mutex);
-  std::optional<LoadReport> load ABSL_GUARDED_BY(mutex);
+  std::optional<internal::v1::LoadReport> load ABSL_GUARDED_BY(mutex);
   // The newest of all. A stream that ends may have taken it along, so each new one begins with it.
-  std::optional<LoadReport> last_load ABSL_GUARDED_BY(mutex);
+  std::optional<internal::v1::LoadReport> last_load ABSL_GUARDED_BY(mutex);
   PendingBlocks blocks ABSL_GUARDED_BY(mutex);
 };
 
@@ -175,7 +174,7 @@ class GrpcClusterClient : public ClusterClient {
     return mailbox_.joined;
   }
 
-  void PostLoad(LoadReport load) override {
+  void PostLoad(internal::v1::LoadReport load) override {
     absl::MutexLock lock(&mailbox_.mutex);
     mailbox_.load = mailbox_.last_load = std::move(load);
     PumpStream();

@@ -14,7 +14,7 @@ constexpr char kBadRequestUrl[] = "type.googleapis.com/google.rpc.BadRequest";
 constexpr char kRetryInfoUrl[] = "type.googleapis.com/google.rpc.RetryInfo";
 // Message and details travel in trailing metadata, of which peers accept 8 KiB in all; a message
 // may quote what the user sent.
-constexpr size_t kMaxMessageBytes = 1000;
+constexpr size_t kMaxStatusMessageBytes = 1000;
 
 // Bytes of the UTF-8 character at the start of `text`, 0 if it is not well formed (RFC 3629).
 size_t Utf8Length(std::string_view text) {
@@ -35,7 +35,7 @@ size_t Utf8Length(std::string_view text) {
 std::string SafeMessage(std::string_view text) {
   std::string out;
   while (!text.empty()) {
-    if (out.size() >= kMaxMessageBytes) return out + "...";
+    if (out.size() >= kMaxStatusMessageBytes) return out + "...";
     const size_t length = Utf8Length(text);
     if (length == 0) {
       out += '?';

@@ -16,7 +16,7 @@ using jinja::List;
 using jinja::Text;
 using jinja::Value;
 
-constexpr size_t kMaxFileBytes = size_t{16} << 20;
+constexpr size_t kMaxTemplateFileBytes = size_t{16} << 20;
 
 // Values of a conversation: names and roles are the template's, all else is data.
 Value Known(std::string_view text) { return Value(Text(text)); }
@@ -177,7 +177,7 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Load(const std::string& model_dir) {
   const std::string config = model_dir + "/tokenizer_config.json";
   std::string config_text = "{}";
   if (FileExists(config)) {
-    TANDEM_ASSIGN_OR_RETURN(config_text, ReadFile(config, kMaxFileBytes));
+    TANDEM_ASSIGN_OR_RETURN(config_text, ReadFile(config, kMaxTemplateFileBytes));
   }
   if (!FileExists(jinja)) {
     absl::StatusOr<ChatTemplate> result = FromTokenizerConfig(config_text);
@@ -185,7 +185,7 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Load(const std::string& model_dir) {
   }
   const absl::StatusOr<nlohmann::json> parsed = ParseTokenizerConfig(config_text);
   if (!parsed.ok()) return with_path(config, parsed.status());
-  TANDEM_ASSIGN_OR_RETURN(const std::string source, ReadFile(jinja, kMaxFileBytes));
+  TANDEM_ASSIGN_OR_RETURN(const std::string source, ReadFile(jinja, kMaxTemplateFileBytes));
   absl::StatusOr<ChatTemplate> result = FromJinja(source, FindSpecialTokens(*parsed));
   return result.ok() ? std::move(result) : with_path(jinja, result.status());
 }

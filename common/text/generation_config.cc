@@ -13,7 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxFileBytes = size_t{1} << 20;
+constexpr size_t kMaxGenerationConfigBytes = size_t{1} << 20;
 constexpr size_t kMaxEosIds = 1024;
 
 // Reads fields of one object and remembers the first error.
@@ -119,7 +119,7 @@ absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view text) 
 absl::StatusOr<GenerationDefaults> LoadGenerationConfig(const std::string& model_dir) {
   const std::string path = model_dir + "/generation_config.json";
   if (!FileExists(path)) return GenerationDefaults{};
-  TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
+  TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxGenerationConfigBytes));
   return ParseGenerationConfig(text);
 }
 

@@ -21,13 +21,13 @@ constexpr uint32_t kHangulS = 0xAC00, kHangulL = 0x1100, kHangulV = 0x1161, kHan
 constexpr uint32_t kHangulLCount = 19, kHangulVCount = 21, kHangulTCount = 28;
 constexpr uint32_t kHangulSCount = kHangulLCount * kHangulVCount * kHangulTCount;
 
-struct Range {
+struct MarkRange {
   uint32_t first;
   uint32_t last;
 };
 
 // Combining marks newer than Hugging Face's normalisation tables: no combining class there.
-constexpr Range kMarksWithoutClass[] = {
+constexpr MarkRange kMarksWithoutClass[] = {
     {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
     {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
     {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27},
@@ -44,8 +44,9 @@ constexpr uint32_t kCompositeUnknown = 0x11938;
 int CombiningClass(uint32_t c) {
   const int ccc = utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->combining_class;
   if (ccc == 0) return 0;
-  const auto* range = std::lower_bound(std::begin(kMarksWithoutClass), std::end(kMarksWithoutClass),
-                                       c, [](const Range& r, uint32_t v) { return r.last < v; });
+  const auto* range =
+      std::lower_bound(std::begin(kMarksWithoutClass), std::end(kMarksWithoutClass), c,
+                       [](const MarkRange& r, uint32_t v) { return r.last < v; });
   return range != std::end(kMarksWithoutClass) && range->first <= c ? 0 : ccc;
 }
 

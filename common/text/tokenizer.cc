@@ -15,7 +15,7 @@
 namespace tandem {
 namespace {
 
-constexpr size_t kMaxFileBytes = size_t{256} << 20;
+constexpr size_t kMaxTokenizerFileBytes = size_t{256} << 20;
 
 // What a token decodes to: the bytes of its byte-level symbols, or itself if it has other
 // characters.
@@ -86,7 +86,8 @@ std::string DigestOf(const TokenizerFile& file) {
 
 absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(
     const std::string& tokenizer_json_path) {
-  TANDEM_ASSIGN_OR_RETURN(const std::string json, ReadFile(tokenizer_json_path, kMaxFileBytes));
+  TANDEM_ASSIGN_OR_RETURN(const std::string json,
+                          ReadFile(tokenizer_json_path, kMaxTokenizerFileBytes));
   auto tokenizer = Parse(json);
   if (!tokenizer.ok()) {
     return absl::Status(tokenizer.status().code(),

@@ -14,19 +14,10 @@
 #include <unistd.h>
 #include <utility>
 
+#include "tests/support/deadline.h"
+
 namespace tandem {
 namespace {
-
-using SteadyClock = std::chrono::steady_clock;
-
-double SecondsUntil(SteadyClock::time_point end) {
-  return std::chrono::duration<double>(end - SteadyClock::now()).count();
-}
-
-SteadyClock::time_point After(double seconds) {
-  return SteadyClock::now() +
-         std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(seconds));
-}
 
 std::vector<char*> Pointers(std::vector<std::string>& strings) {
   std::vector<char*> out;

@@ -18,19 +18,10 @@
 #include <thread>
 #include <unistd.h>
 
+#include "tests/support/deadline.h"
+
 namespace tandem {
 namespace {
-
-using SteadyClock = std::chrono::steady_clock;
-
-SteadyClock::time_point After(double seconds) {
-  return SteadyClock::now() +
-         std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(seconds));
-}
-
-double SecondsUntil(SteadyClock::time_point end) {
-  return std::chrono::duration<double>(end - SteadyClock::now()).count();
-}
 
 // How many bytes the character that begins with `lead` has.
 size_t CharacterBytes(char lead) {

@@ -9,7 +9,7 @@
 namespace tandem::jinja {
 namespace {
 
-using Kind = Expr::Kind;
+using ExprKind = Expr::Kind;
 
 constexpr int kMaxExpressionNesting = 100;
 // Operators, attributes or filters in a row: each is one level deeper in the tree.
@@ -85,7 +85,7 @@ bool ExpressionParser::Extend(int* chain) {
   return tokens_.status().ok();
 }
 
-std::unique_ptr<Expr> ExpressionParser::New(Kind kind, std::string name) const {
+std::unique_ptr<Expr> ExpressionParser::New(ExprKind kind, std::string name) const {
   auto expr = std::make_unique<Expr>();
   expr->kind = kind;
   expr->line = tokens_.Peek().line;
@@ -95,7 +95,7 @@ std::unique_ptr<Expr> ExpressionParser::New(Kind kind, std::string name) const {
 
 std::unique_ptr<Expr> ExpressionParser::Binary(std::string name, ExprPtr left,
                                                ExprPtr right) const {
-  auto expr = New(Kind::kBinary, std::move(name));
+  auto expr = New(ExprKind::kBinary, std::move(name));
   expr->args.push_back(std::move(left));
   expr->args.push_back(std::move(right));
   return expr;
@@ -118,7 +118,7 @@ ExprPtr ExpressionParser::LeftAssociative(std::initializer_list<std::string_view
 ExprPtr ExpressionParser::ParseTuple() {
   ExprPtr first = Parse();
   if (!tokens_.IsOperator(",")) return first;
-  auto list = New(Kind::kList);
+  auto list = New(ExprKind::kList);
   list->args.push_back(std::move(first));
   while (tokens_.SkipOperator(",")) list->args.push_back(Parse());
   return list;
@@ -141,7 +141,7 @@ ExprPtr ExpressionParser::Conditional() {
   ExprPtr value = Or();
   int chain = 0;
   while (Extend(&chain) && tokens_.SkipName("if")) {
-    auto expr = New(Kind::kConditional);
+    auto expr = New(ExprKind::kConditional);
     expr->args.push_back(std::move(value));
     expr->args.push_back(Or());
     expr->args.push_back(tokens_.SkipName("else") ? Parse() : nullptr);
@@ -167,7 +167,7 @@ ExprPtr ExpressionParser::And() {
 ExprPtr ExpressionParser::Not() {
   const Nesting nesting(this);
   if (!tokens_.SkipName("not")) return Compare();
-  auto expr = New(Kind::kNot);
+  auto expr = New(ExprKind::kNot);
   expr->args.push_back(Not());
   return expr;
 }
@@ -210,7 +210,7 @@ ExprPtr ExpressionParser::Power() { return LeftAssociative({"**"}, &ExpressionPa
 ExprPtr ExpressionParser::Unary() {
   const Nesting nesting(this);
   if (tokens_.SkipOperator("-")) {
-    auto expr = New(Kind::kNegative);
+    auto expr = New(ExprKind::kNegative);
     expr->args.push_back(Postfix(Primary()));
     return FilterOrTest(std::move(expr));
   }
@@ -221,7 +221,7 @@ ExprPtr ExpressionParser::Unary() {
 ExprPtr ExpressionParser::Primary() {
   const Token token = tokens_.Take();
   auto constant = [&](Value value) {
-    auto expr = New(Kind::kConstant);
+    auto expr = New(ExprKind::kConstant);
     expr->constant = std::move(value);
     return expr;
   };
@@ -230,7 +230,7 @@ ExprPtr ExpressionParser::Primary() {
       if (token.value == "true" || token.value == "True") return constant(Value(true));
       if (token.value == "false" || token.value == "False") return constant(Value(false));
       if (token.value == "none" || token.value == "None") return constant(Value(None{}));
-      return New(Kind::kName, token.value);
+      return New(ExprKind::kName, token.value);
     case Token::Kind::kInteger: {
       int64_t value = 0;
       std::from_chars(token.value.data(), token.value.data() + token.value.size(), value);
@@ -254,7 +254,7 @@ ExprPtr ExpressionParser::Primary() {
 
 // Behind "(" or "[", up to `close`: a tuple or list; (x) is x.
 ExprPtr ExpressionParser::Bracketed(std::string_view close) {
-  auto list = New(Kind::kList);
+  auto list = New(ExprKind::kList);
   bool has_comma = false;
   while (tokens_.status().ok() && !tokens_.IsOperator(close)) {
     list->args.push_back(Parse());
@@ -267,7 +267,7 @@ ExprPtr ExpressionParser::Bracketed(std::string_view close) {
 }
 
 ExprPtr ExpressionParser::DictLiteral() {
-  auto dict = New(Kind::kDict);
+  auto dict = New(ExprKind::kDict);
   while (tokens_.status().ok() && !tokens_.SkipOperator("}")) {
     dict->args.push_back(Parse());
     tokens_.ExpectOperator(":");
@@ -281,7 +281,7 @@ ExprPtr ExpressionParser::Postfix(ExprPtr value) {
   int chain = 0;
   while (Extend(&chain)) {
     if (tokens_.SkipOperator(".")) {
-      auto expr = New(Kind::kAttribute);
+      auto expr = New(ExprKind::kAttribute);
       // a.0 is a[0].
       expr->name = tokens_.Peek().kind == Token::Kind::kInteger ? tokens_.Take().value
                                                                 : tokens_.ExpectName();
@@ -290,7 +290,7 @@ ExprPtr ExpressionParser::Postfix(ExprPtr value) {
     } else if (tokens_.SkipOperator("[")) {
       value = Subscript(std::move(value));
     } else if (tokens_.IsOperator("(")) {
-      auto expr = New(Kind::kCall);
+      auto expr = New(ExprKind::kCall);
       expr->args.push_back(std::move(value));
       Arguments(expr.get());
       value = std::move(expr);
@@ -302,15 +302,15 @@ ExprPtr ExpressionParser::Postfix(ExprPtr value) {
 }
 
 ExprPtr ExpressionParser::Subscript(ExprPtr value) {
-  auto expr = New(Kind::kItem);
+  auto expr = New(ExprKind::kItem);
   expr->args.push_back(std::move(value));
   for (int part = 0; part < 3 && tokens_.status().ok(); ++part) {
     const bool left_out = tokens_.IsOperator(":") || tokens_.IsOperator("]");
     expr->args.push_back(left_out ? nullptr : Parse());
     if (!tokens_.SkipOperator(":")) break;
-    expr->kind = Kind::kSlice;
+    expr->kind = ExprKind::kSlice;
   }
-  if (expr->kind == Kind::kSlice) {
+  if (expr->kind == ExprKind::kSlice) {
     while (expr->args.size() < 4) expr->args.push_back(nullptr);
   } else if (expr->args[1] == nullptr) {
     tokens_.Fail("an index is missing");
@@ -323,7 +323,7 @@ ExprPtr ExpressionParser::FilterOrTest(ExprPtr value) {
   int chain = 0;
   while (Extend(&chain)) {
     if (tokens_.SkipOperator("|")) {
-      auto expr = New(Kind::kFilter, tokens_.ExpectName());
+      auto expr = New(ExprKind::kFilter, tokens_.ExpectName());
       if (!IsFilter(expr->name)) {
         tokens_.Fail(fmt::format("the filter \"{}\" is not supported", expr->name));
       }
@@ -342,7 +342,7 @@ ExprPtr ExpressionParser::FilterOrTest(ExprPtr value) {
 ExprPtr ExpressionParser::Test(ExprPtr value) {
   const bool negated = tokens_.SkipName("not");
   // `is none`, `is true`: names that are constants elsewhere; `is in [..]`.
-  auto expr = New(Kind::kTest, tokens_.ExpectName());
+  auto expr = New(ExprKind::kTest, tokens_.ExpectName());
   if (!IsTest(expr->name)) {
     tokens_.Fail(fmt::format("the test \"{}\" is not supported", expr->name));
   }
@@ -360,7 +360,7 @@ ExprPtr ExpressionParser::Test(ExprPtr value) {
     expr->args.push_back(Postfix(Primary()));
   }
   if (!negated) return expr;
-  auto inverse = New(Kind::kNot);
+  auto inverse = New(ExprKind::kNot);
   inverse->args.push_back(std::move(expr));
   return inverse;
 }

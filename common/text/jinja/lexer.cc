@@ -11,7 +11,7 @@
 namespace tandem::jinja {
 namespace {
 
-using Kind = Token::Kind;
+using TokenKind = Token::Kind;
 
 bool IsSpace(char c) { return std::isspace(static_cast<unsigned char>(c)) != 0; }
 bool IsDigit(char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; }
@@ -30,12 +30,14 @@ class Lexer {
       ReadText(open);
       if (pos_ < source_.size()) TANDEM_RETURN_IF_ERROR(ReadTag());
     }
-    Add(Kind::kEnd, "");
+    Add(TokenKind::kEnd, "");
     return std::move(tokens_);
   }
 
  private:
-  void Add(Kind kind, std::string value) { tokens_.push_back({kind, std::move(value), Line()}); }
+  void Add(TokenKind kind, std::string value) {
+    tokens_.push_back({kind, std::move(value), Line()});
+  }
   // The line of pos_, counted on from the last time: pos_ never goes back.
   int Line() {
     line_ +=
@@ -70,7 +72,7 @@ class Lexer {
     if (strip_next_) {
       while (!text.empty() && IsSpace(text.front())) text.remove_prefix(1);
     }
-    if (!text.empty()) Add(Kind::kText, std::string(text));
+    if (!text.empty()) Add(TokenKind::kText, std::string(text));
     pos_ = open;
   }
 
@@ -85,14 +87,14 @@ class Lexer {
     }
     if (pos_ < source_.size() && (source_[pos_] == '-' || source_[pos_] == '+')) ++pos_;
     const bool is_block = type == '%';
-    Add(is_block ? Kind::kBlockBegin : Kind::kVariableBegin, "");
+    Add(is_block ? TokenKind::kBlockBegin : TokenKind::kVariableBegin, "");
     const std::string closing = is_block ? "%}" : "}}";
     int depth = 0;  // of brackets, for "}}" may also end two dictionaries
     while (pos_ < source_.size()) {
       const std::string_view rest = source_.substr(pos_);
       const size_t sign = rest[0] == '-' || rest[0] == '+' ? 1 : 0;
       if (depth == 0 && rest.substr(sign).starts_with(closing)) {
-        Add(is_block ? Kind::kBlockEnd : Kind::kVariableEnd, "");
+        Add(is_block ? TokenKind::kBlockEnd : TokenKind::kVariableEnd, "");
         EndTag(pos_ + sign + 2, rest[0], is_block);
         return absl::OkStatus();
       }
@@ -124,7 +126,7 @@ class Lexer {
     } else if (IsWord(c)) {
       size_t end = pos_;
       while (end < source_.size() && IsWord(source_[end])) ++end;
-      Add(Kind::kName, std::string(source_.substr(pos_, end - pos_)));
+      Add(TokenKind::kName, std::string(source_.substr(pos_, end - pos_)));
       pos_ = end;
     } else {
       if (c == '(' || c == '[' || c == '{') ++*depth;
@@ -143,7 +145,8 @@ class Lexer {
       ++end;
       while (end < source_.size() && IsDigit(source_[end])) ++end;
     }
-    Add(is_float ? Kind::kFloat : Kind::kInteger, std::string(source_.substr(pos_, end - pos_)));
+    Add(is_float ? TokenKind::kFloat : TokenKind::kInteger,
+        std::string(source_.substr(pos_, end - pos_)));
     pos_ = end;
   }
 
@@ -153,7 +156,7 @@ class Lexer {
     for (const std::string_view two : {"==", "!=", "<=", ">=", "//", "**"}) {
       if (rest.starts_with(two)) length = 2;
     }
-    Add(Kind::kOperator, std::string(rest.substr(0, length)));
+    Add(TokenKind::kOperator, std::string(rest.substr(0, length)));
     pos_ += length;
   }
 
@@ -163,7 +166,7 @@ class Lexer {
     while (pos_ < source_.size()) {
       const char c = source_[pos_++];
       if (c == quote) {
-        Add(Kind::kString, std::move(value));
+        Add(TokenKind::kString, std::move(value));
         return absl::OkStatus();
       }
       if (c != '\\' || pos_ == source_.size()) {

@@ -11,7 +11,7 @@
 namespace tandem::jinja {
 namespace {
 
-using Kind = Stmt::Kind;
+using StmtKind = Stmt::Kind;
 
 constexpr int kMaxBlockNesting = 50;
 
@@ -26,7 +26,7 @@ class Parser {
   }
 
  private:
-  std::unique_ptr<Stmt> New(Kind kind) const {
+  std::unique_ptr<Stmt> New(StmtKind kind) const {
     auto statement = std::make_unique<Stmt>();
     statement->kind = kind;
     statement->line = tokens_.Peek().line;
@@ -45,12 +45,12 @@ class Parser {
         break;
       }
       if (kind == Token::Kind::kText) {
-        auto text = New(Kind::kText);
+        auto text = New(StmtKind::kText);
         text->text = Text(tokens_.Take().value);
         body.push_back(std::move(text));
       } else if (kind == Token::Kind::kVariableBegin) {
         tokens_.Take();
-        auto output = New(Kind::kOutput);
+        auto output = New(StmtKind::kOutput);
         output->expr = expressions_.ParseTuple();
         tokens_.Expect(Token::Kind::kVariableEnd, "\"}}\"");
         body.push_back(std::move(output));
@@ -74,16 +74,16 @@ class Parser {
     if (name == "macro") return ParseMacro();
     if (name == "generation") return ParseGroup("endgeneration");
     if (name == "break" || name == "continue") {
-      auto statement = New(name == "break" ? Kind::kBreak : Kind::kContinue);
+      auto statement = New(name == "break" ? StmtKind::kBreak : StmtKind::kContinue);
       EndTag();
       return statement;
     }
     tokens_.Fail(fmt::format("the tag \"{}\" is not supported", name));
-    return New(Kind::kGroup);
+    return New(StmtKind::kGroup);
   }
 
   std::unique_ptr<Stmt> ParseIf() {
-    auto statement = New(Kind::kIf);
+    auto statement = New(StmtKind::kIf);
     statement->expr = expressions_.ParseTuple();
     EndTag();
     statement->body = ParseBody({"elif", "else", "endif"});
@@ -113,7 +113,7 @@ class Parser {
   }
 
   std::unique_ptr<Stmt> ParseFor() {
-    auto statement = New(Kind::kFor);
+    auto statement = New(StmtKind::kFor);
     statement->targets = ParseTargets();
     if (!tokens_.SkipName("in")) tokens_.Fail("expected \"in\"");
     statement->expr = expressions_.ParseWithoutIf();
@@ -130,7 +130,7 @@ class Parser {
   }
 
   std::unique_ptr<Stmt> ParseSet() {
-    auto statement = New(Kind::kSet);
+    auto statement = New(StmtKind::kSet);
     statement->targets = ParseTargets();
     if (tokens_.SkipOperator(".")) statement->attribute = tokens_.ExpectName();
     if (tokens_.SkipOperator("=")) {
@@ -138,7 +138,7 @@ class Parser {
       EndTag();
       return statement;
     }
-    statement->kind = Kind::kSetBlock;
+    statement->kind = StmtKind::kSetBlock;
     EndTag();
     statement->body = ParseBody({"endset"});
     EndTag();
@@ -146,7 +146,7 @@ class Parser {
   }
 
   std::unique_ptr<Stmt> ParseMacro() {
-    auto statement = New(Kind::kMacro);
+    auto statement = New(StmtKind::kMacro);
     statement->macro.name = tokens_.ExpectName();
     statement->macro.parameters = expressions_.ParseParameters();
     EndTag();
@@ -157,7 +157,7 @@ class Parser {
   }
 
   std::unique_ptr<Stmt> ParseGroup(std::string_view end) {
-    auto statement = New(Kind::kGroup);
+    auto statement = New(StmtKind::kGroup);
     EndTag();
     statement->body = ParseBody({end});
     EndTag();

@@ -27,7 +27,7 @@ void AddWorker(v1::GetClusterResponse* cluster, const std::string& id, const std
 }
 
 // Two prefill workers and a decode worker, of which one pair is linked.
-v1::GetClusterResponse Cluster() {
+v1::GetClusterResponse LinkedCluster() {
   v1::GetClusterResponse cluster;
   AddWorker(&cluster, "decode-0", "decode");
   AddWorker(&cluster, "prefill-0", "prefill");
@@ -48,7 +48,7 @@ v1::GetClusterResponse Cluster() {
 }
 
 TEST(DoctorText, TheMatrixOfLinks) {
-  EXPECT_EQ(LinksText(Cluster()),
+  EXPECT_EQ(LinksText(LinkedCluster()),
             "src        dst       transport  64 KB  1 MB         64 MB   now  us  state\n"
             "prefill-0  decode-0  tcp         0.41  1.02  1.11 (48 MB)  0.90  38  ok\n"
             "\n"
@@ -58,11 +58,11 @@ TEST(DoctorText, TheMatrixOfLinks) {
             "\n"
             "1 of 2 pairs of a prefill and a decode worker have no link yet; one is made by\n"
             "the first request that takes the pair\n");
-  EXPECT_TRUE(LinksWork(Cluster()));
+  EXPECT_TRUE(LinksWork(LinkedCluster()));
 }
 
 TEST(DoctorText, ARefusedLinkIsNoWorkingOne) {
-  v1::GetClusterResponse cluster = Cluster();
+  v1::GetClusterResponse cluster = LinkedCluster();
   v1::Link* link = cluster.mutable_links(0);
   link->set_state("refused");
   link->set_transport("");
@@ -81,7 +81,7 @@ TEST(DoctorText, ARefusedLinkIsNoWorkingOne) {
 }
 
 TEST(DoctorText, FitsTheTerminalWhateverTheNamesAre) {
-  v1::GetClusterResponse cluster = Cluster();
+  v1::GetClusterResponse cluster = LinkedCluster();
   cluster.mutable_links(0)->set_src("prefill-worker-17");
   cluster.mutable_links(0)->set_dst("decode-worker-17");
   EXPECT_LE(WidestLine(LinksText(cluster)), kDoctorWidth);
@@ -188,7 +188,7 @@ TEST(DoctorText, JsonSaysTheSame) {
   EXPECT_EQ(host["gpus"].size(), 3u);
   EXPECT_EQ(host["pairs"].size(), 10u);
   EXPECT_TRUE(host["locked_bytes"].is_null());
-  const nlohmann::ordered_json links = LinksJson(Cluster());
+  const nlohmann::ordered_json links = LinksJson(LinkedCluster());
   EXPECT_EQ(links["links"][0]["transport"], "tcp");
   EXPECT_EQ(links["links"][0]["large_bytes"], uint64_t{48} << 20);
   EXPECT_EQ(links["pairs"], 2);

@@ -6,7 +6,7 @@
 namespace tandem::decode {
 namespace {
 
-HarnessOptions Options() {
+HarnessOptions ReturnOptions() {
   HarnessOptions options;
   options.num_blocks = 32;
   options.loop.admission.limits = {options.block_size, 8, 64};
@@ -73,7 +73,7 @@ class DecodeReturns : public testing::Test {
     }
   }
 
-  LoopHarness h_{Options()};
+  LoopHarness h_{ReturnOptions()};
   std::vector<int32_t> second_;
   Client* client_ = nullptr;
 };

@@ -9,7 +9,7 @@
 namespace tandem::prefill {
 namespace {
 
-std::vector<int32_t> Tokens(int count, int seed = 1) {
+std::vector<int32_t> MixedTokens(int count, int seed = 1) {
   std::vector<int32_t> out;
   for (int i = 0; i < count; ++i) out.push_back((seed * 131 + i * 7) % 900);
   return out;
@@ -29,7 +29,7 @@ class PrefillReturns : public testing::Test {
     h_.Step();
   }
   void SubmitHeld() {
-    SubmitAndStep(h_.MakeWorkOfHolder(Tokens(100), 5));
+    SubmitAndStep(h_.MakeWorkOfHolder(MixedTokens(100), 5));
     ASSERT_EQ(h_.wanted.size(), 1u);
   }
   void ExpectServed() {
@@ -69,7 +69,7 @@ TEST_F(PrefillReturns, WhatTheCallerHoldsIsNotComputed) {
   h_.ExpectNothingHeld();
 
   // They are cached as computed ones are: the next prompt that begins so asks for nothing.
-  SubmitAndStep(h_.MakeWorkOfHolder(Tokens(100), 5));
+  SubmitAndStep(h_.MakeWorkOfHolder(MixedTokens(100), 5));
   h_.RunToEnd();
   EXPECT_EQ(h_.wanted.size(), 1u);
   EXPECT_EQ(h_.replies.at(work_.id)->cached_tokens, 96);
@@ -77,7 +77,7 @@ TEST_F(PrefillReturns, WhatTheCallerHoldsIsNotComputed) {
 }
 
 TEST_F(PrefillReturns, OnlyWhatIsNotCachedHereIsAskedFor) {
-  h_.Submit(h_.MakeWork(Tokens(40)));
+  h_.Submit(h_.MakeWork(MixedTokens(40)));
   h_.RunToEnd();
   SubmitHeld();
   EXPECT_EQ(h_.wanted[0].first_block, 2);
@@ -92,7 +92,7 @@ TEST_F(PrefillReturns, OnlyWhatIsNotCachedHereIsAskedFor) {
 
 // Its last token is computed, whatever the caller holds.
 TEST_F(PrefillReturns, AWholePromptIsNotAskedFor) {
-  SubmitAndStep(h_.MakeWorkOfHolder(Tokens(32), 2));
+  SubmitAndStep(h_.MakeWorkOfHolder(MixedTokens(32), 2));
   ASSERT_EQ(h_.wanted.size(), 1u);
   EXPECT_EQ(h_.wanted[0].target.target_blocks.size(), 1u);
   h_.GiveBack(h_.wanted[0], work_.tokens);
@@ -103,8 +103,8 @@ TEST_F(PrefillReturns, AWholePromptIsNotAskedFor) {
 }
 
 TEST_F(PrefillReturns, NothingIsAskedForWhereItWouldNotServe) {
-  h_.Submit(h_.MakeWork(Tokens(100), 5));  // the caller offers nothing
-  Work logprobs = h_.MakeWorkOfHolder(Tokens(100, 2), 5);
+  h_.Submit(h_.MakeWork(MixedTokens(100), 5));  // the caller offers nothing
+  Work logprobs = h_.MakeWorkOfHolder(MixedTokens(100, 2), 5);
   logprobs.sampling.prompt_logprobs = 1;  // every token is computed
   h_.Submit(std::move(logprobs));
   h_.RunToEnd();
@@ -144,9 +144,9 @@ TEST_F(PrefillReturns, ALateWriterHarmsNobody) {
   h_.clock.Advance(absl::Seconds(2));
   h_.Step();
   EXPECT_EQ(CountOf(h_, ReturnResult::kLate), 1);
-  h_.GiveBack(h_.wanted[0], Tokens(100, 9));  // of another prompt
+  h_.GiveBack(h_.wanted[0], MixedTokens(100, 9));  // of another prompt
   h_.RunToEnd();
-  h_.GiveBack(h_.wanted[0], Tokens(100, 9));
+  h_.GiveBack(h_.wanted[0], MixedTokens(100, 9));
   ExpectServed();
   EXPECT_EQ(Computed(h_), 100);
   h_.receiver.Seal(h_.wanted[0], 1);  // too late
@@ -173,11 +173,11 @@ TEST_F(PrefillReturns, ACallerThatDoesNotKeepItsWordIsNotAskedForAWhile) {
   h_.receiver.Fail(h_.wanted[0], absl::UnavailableError("the link was lost"));
   h_.receiver.Quiet(h_.wanted[0]);
   h_.RunToEnd();
-  h_.Submit(h_.MakeWorkOfHolder(Tokens(100, 2), 5));
+  h_.Submit(h_.MakeWorkOfHolder(MixedTokens(100, 2), 5));
   h_.RunToEnd();
   EXPECT_EQ(h_.wanted.size(), 1u);
   h_.clock.Advance(absl::Seconds(31));
-  h_.Submit(h_.MakeWorkOfHolder(Tokens(100, 3), 5));
+  h_.Submit(h_.MakeWorkOfHolder(MixedTokens(100, 3), 5));
   h_.Step();
   ASSERT_EQ(h_.wanted.size(), 2u);
   // The second time it is left alone for twice as long.
@@ -185,7 +185,7 @@ TEST_F(PrefillReturns, ACallerThatDoesNotKeepItsWordIsNotAskedForAWhile) {
   h_.receiver.Quiet(h_.wanted[1]);
   h_.RunToEnd();
   h_.clock.Advance(absl::Seconds(31));
-  h_.Submit(h_.MakeWorkOfHolder(Tokens(100, 4), 5));
+  h_.Submit(h_.MakeWorkOfHolder(MixedTokens(100, 4), 5));
   h_.RunToEnd();
   EXPECT_EQ(h_.wanted.size(), 2u);
 }
@@ -199,7 +199,7 @@ TEST_F(PrefillReturns, CancelledAndLatePromptsLeaveNothing) {
   EXPECT_EQ(h_.pool.counts().used, 0);
   EXPECT_EQ(CountOf(h_, ReturnResult::kCancelled), 1);
 
-  Work late = h_.MakeWorkOfHolder(Tokens(100, 2), 5);
+  Work late = h_.MakeWorkOfHolder(MixedTokens(100, 2), 5);
   late.deadline = h_.clock.Now() + absl::Milliseconds(10);
   SubmitAndStep(std::move(late));
   ASSERT_EQ(h_.wanted.size(), 2u) << "a caller that gave up has not broken its word";
@@ -217,7 +217,7 @@ TEST_F(PrefillReturns, CancelledAndLatePromptsLeaveNothing) {
 TEST_F(PrefillReturns, ABrokenPrefixIsLookedForAgain) {
   // The first chunk of 64 tokens is cached before the last one shows that the numbers are broken.
   h_.breaks = [](const engine::BatchItem& item) { return item.start == 0; };
-  const uint64_t broken = h_.Submit(h_.MakeWork(Tokens(100)));
+  const uint64_t broken = h_.Submit(h_.MakeWork(MixedTokens(100)));
   h_.Step();
   SubmitHeld();
   EXPECT_EQ(h_.wanted[0].first_block, 4);
@@ -235,7 +235,7 @@ TEST_F(PrefillReturns, ABrokenPrefixIsLookedForAgain) {
 // A full pool: the blocks of a return that is given up are fenced, and the prompt waits for others.
 TEST(PrefillReturnsInAFullPool, APromptWaitsForBlocksAgain) {
   LoopHarness h({.num_blocks = 8});
-  Work work = h.MakeWorkOfHolder(Tokens(100), 5);
+  Work work = h.MakeWorkOfHolder(MixedTokens(100), 5);
   h.Submit(work);
   h.Step();
   ASSERT_EQ(h.wanted.size(), 1u);

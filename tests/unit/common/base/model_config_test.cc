@@ -104,17 +104,17 @@ json Llama() { return Small("LlamaForCausalLM", "llama"); }
 json Qwen3() { return Small("Qwen3ForCausalLM", "qwen3"); }
 json Mistral() { return Small("MistralForCausalLM", "mistral"); }
 
-absl::StatusOr<ModelConfig> Parse(const json& root) {
+absl::StatusOr<ModelConfig> ParseModel(const json& root) {
   return ModelConfig::Parse(root.dump(), "config.json");
 }
-std::string ErrorOf(const json& root) { return Parse(root).status().ToString(); }
-json With(json root, const std::string& key, const json& value) {
+std::string ModelErrorOf(const json& root) { return ParseModel(root).status().ToString(); }
+json WithKey(json root, const std::string& key, const json& value) {
   root[key] = value;
   return root;
 }
 
 TEST(ModelFamilyTest, AnUnknownArchitectureIsToldWhichAreKnown) {
-  const std::string error = ErrorOf(Small("GemmaForCausalLM", "gemma"));
+  const std::string error = ModelErrorOf(Small("GemmaForCausalLM", "gemma"));
   for (const ModelFamily& family : ModelFamilies()) {
     EXPECT_THAT(error, HasSubstr(std::string(family.architecture)));
   }
@@ -125,42 +125,46 @@ TEST(ModelFamilyTest, TheModelTypeNamesTheFamilyWhereArchitecturesIsMissing) {
     json root = Small("", std::string(family.model_type));
     root.erase("architectures");
     root["sliding_window"] = nullptr;
-    const auto config = Parse(root);
+    const auto config = ParseModel(root);
     ASSERT_OK(config);
     EXPECT_EQ(config->architecture, family.architecture);
   }
 }
 
 TEST(ModelFamilyTest, Qwen3HasNormsOfQueriesAndKeysAndNoBias) {
-  const auto config = Parse(Qwen3());
+  const auto config = ParseModel(Qwen3());
   ASSERT_OK(config);
   EXPECT_TRUE(config->qk_norm);
   EXPECT_FALSE(config->qkv_bias || config->output_bias || config->mlp_bias);
   EXPECT_EQ(config->head_dim, 128);  // not hidden_size / num_attention_heads
-  EXPECT_EQ(Parse(With(Qwen3(), "head_dim", 32))->head_dim, 32);
+  EXPECT_EQ(ParseModel(WithKey(Qwen3(), "head_dim", 32))->head_dim, 32);
 }
 
 TEST(ModelFamilyTest, LlamaHasBiasesOnlyWhereItSaysSo) {
-  EXPECT_FALSE(Parse(Llama())->qkv_bias || Parse(Llama())->mlp_bias || Parse(Llama())->qk_norm);
-  EXPECT_EQ(Parse(Llama())->head_dim, 16);
-  EXPECT_EQ(Parse(With(Llama(), "head_dim", nullptr))->head_dim, 16);
-  EXPECT_EQ(Parse(Llama())->max_position_embeddings, 2048);
-  const auto attention = Parse(With(Llama(), "attention_bias", true));
+  EXPECT_FALSE(ParseModel(Llama())->qkv_bias || ParseModel(Llama())->mlp_bias ||
+               ParseModel(Llama())->qk_norm);
+  EXPECT_EQ(ParseModel(Llama())->head_dim, 16);
+  EXPECT_EQ(ParseModel(WithKey(Llama(), "head_dim", nullptr))->head_dim, 16);
+  EXPECT_EQ(ParseModel(Llama())->max_position_embeddings, 2048);
+  const auto attention = ParseModel(WithKey(Llama(), "attention_bias", true));
   ASSERT_OK(attention);
   EXPECT_TRUE(attention->qkv_bias && attention->output_bias && !attention->mlp_bias);
-  EXPECT_EQ(attention->NumParameters() - Parse(Llama())->NumParameters(), 2 * (64 + 2 * 32 + 64));
-  const auto mlp = Parse(With(Llama(), "mlp_bias", true));
+  EXPECT_EQ(attention->NumParameters() - ParseModel(Llama())->NumParameters(),
+            2 * (64 + 2 * 32 + 64));
+  const auto mlp = ParseModel(WithKey(Llama(), "mlp_bias", true));
   ASSERT_OK(mlp);
   EXPECT_TRUE(mlp->mlp_bias && !mlp->qkv_bias);
 }
 
 TEST(ModelFamilyTest, AWindowIsRefusedUnlessEverySequenceFitsIn) {
-  EXPECT_THAT(ErrorOf(Mistral()), HasSubstr("sliding_window 4096"));
-  EXPECT_OK(Parse(With(Mistral(), "sliding_window", nullptr)));
-  EXPECT_OK(Parse(With(With(Mistral(), "sliding_window", 512), "max_position_embeddings", 512)));
-  EXPECT_OK(Parse(With(Qwen3(), "sliding_window", 16)));  // use_sliding_window is false
-  EXPECT_THAT(ErrorOf(With(Qwen3(), "layer_types", {"full_attention", "sliding_attention"})),
-              HasSubstr("layer_types has \"sliding_attention\""));
+  EXPECT_THAT(ModelErrorOf(Mistral()), HasSubstr("sliding_window 4096"));
+  EXPECT_OK(ParseModel(WithKey(Mistral(), "sliding_window", nullptr)));
+  EXPECT_OK(ParseModel(
+      WithKey(WithKey(Mistral(), "sliding_window", 512), "max_position_embeddings", 512)));
+  EXPECT_OK(ParseModel(WithKey(Qwen3(), "sliding_window", 16)));  // use_sliding_window is false
+  EXPECT_THAT(
+      ModelErrorOf(WithKey(Qwen3(), "layer_types", {"full_attention", "sliding_attention"})),
+      HasSubstr("layer_types has \"sliding_attention\""));
 }
 
 TEST(RopeConfigTest, EveryFormOfEveryAgeIsRead) {
@@ -173,11 +177,11 @@ TEST(RopeConfigTest, EveryFormOfEveryAgeIsRead) {
   by_type["type"] = "llama3";
   parameters["rope_type"] = "llama3";
   parameters["rope_theta"] = 500000.0;
-  const json old = With(Llama(), "rope_theta", 500000.0);
+  const json old = WithKey(Llama(), "rope_theta", 500000.0);
   for (const json& root :
-       {With(old, "rope_scaling", by_rope_type), With(old, "rope_scaling", by_type),
-        With(Llama(), "rope_parameters", parameters)}) {
-    const auto config = Parse(root);
+       {WithKey(old, "rope_scaling", by_rope_type), WithKey(old, "rope_scaling", by_type),
+        WithKey(Llama(), "rope_parameters", parameters)}) {
+    const auto config = ParseModel(root);
     ASSERT_OK(config);
     EXPECT_EQ(config->rope_theta, 500000.0);
     const auto* scaling = std::get_if<Llama3Scaling>(&config->rope_scaling);
@@ -186,8 +190,8 @@ TEST(RopeConfigTest, EveryFormOfEveryAgeIsRead) {
     EXPECT_EQ(scaling->original_max_position_embeddings, 64);
     EXPECT_EQ(config->MaxModelLen(), 2048);
   }
-  const auto plain =
-      Parse(With(Llama(), "rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}}));
+  const auto plain = ParseModel(
+      WithKey(Llama(), "rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}}));
   ASSERT_OK(plain);
   EXPECT_EQ(plain->rope_theta, 1e6);
   EXPECT_TRUE(std::holds_alternative<std::monostate>(plain->rope_scaling));
@@ -195,7 +199,7 @@ TEST(RopeConfigTest, EveryFormOfEveryAgeIsRead) {
 
 TEST(RopeConfigTest, ErrorsNameTheFieldWithinTheObject) {
   const auto error = [](const json& scaling) {
-    return ErrorOf(With(Llama(), "rope_scaling", scaling));
+    return ModelErrorOf(WithKey(Llama(), "rope_scaling", scaling));
   };
   for (const char* kind : {"linear", "dynamic", "longrope", "su"}) {
     EXPECT_THAT(

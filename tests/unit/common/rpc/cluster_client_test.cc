@@ -17,7 +17,6 @@ namespace tandem {
 namespace {
 
 using internal::v1::BlockEvents;
-using internal::v1::LoadReport;
 using internal::v1::RouterMessage;
 using internal::v1::WorkerMessage;
 
@@ -166,7 +165,7 @@ TEST_F(ClusterClientTest, HelloThenReportsThenDrain) {
   EXPECT_EQ(router_.Next().hello().worker_id(), "w0");
   AwaitJoined(1);
   EXPECT_TRUE(client->joined());
-  LoadReport load;
+  internal::v1::LoadReport load;
   load.set_running(3);
   client->PostLoad(load);
   EXPECT_EQ(router_.Next().load().running(), 3u);
@@ -189,7 +188,7 @@ TEST_F(ClusterClientTest, LoadsAreCoalescedWhileTheStreamIsBusy) {
   // Large enough that flow control stops the stream after a few messages.
   constexpr uint32_t kReports = 2000;
   for (uint32_t i = 1; i <= kReports; ++i) {
-    LoadReport load;
+    internal::v1::LoadReport load;
     load.set_running(i);
     load.add_links()->set_peer_worker_id(std::string(50'000, 'x'));
     client->PostLoad(std::move(load));
@@ -244,7 +243,7 @@ TEST_F(ClusterClientTest, SurvivesARouterRestart) {
   router_.Next();
   server_->Shutdown(absl::ZeroDuration());
   server_.reset();
-  LoadReport load;
+  internal::v1::LoadReport load;
   load.set_running(7);
   client->PostLoad(load);
   StartRouter(address);
@@ -292,7 +291,7 @@ TEST_F(ClusterClientTest, DestructionAtAnyMoment) {
   const std::string address = server_->address();
   for (int i = 0; i < 20; ++i) {
     auto client = ClusterClient::Start(Options(address));
-    if (i % 2 == 0) client->PostLoad(LoadReport());
+    if (i % 2 == 0) client->PostLoad(internal::v1::LoadReport());
     if (i % 3 == 0) AwaitJoined(1);
   }
   server_->Shutdown(absl::ZeroDuration());

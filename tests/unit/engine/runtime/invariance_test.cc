@@ -13,7 +13,7 @@
 namespace tandem::engine {
 namespace {
 
-constexpr int kSequences = 3;
+constexpr int kSequencesAtOnce = 3;
 constexpr int kPoolTokens = 1024;
 
 std::vector<int32_t> RandomTokens(std::mt19937* random, size_t count, size_t vocab) {
@@ -76,7 +76,7 @@ void CheckModel(const std::string& dir, Element element) {
     auto alone = ModelUnderTest::Load(dir, element, 1, 16, kPoolTokens / 16);
     ASSERT_OK(alone);
     const std::vector<int32_t> blocks = alone->ShuffledBlocks(&random);
-    for (int s = 0; s < kSequences; ++s) {
+    for (int s = 0; s < kSequencesAtOnce; ++s) {
       sequences.push_back(RandomTokens(&random, 1 + random() % 150, alone->vocab()));
       const int length = static_cast<int>(sequences.back().size());
       expected.push_back(alone->Run({{&sequences.back(), 0, length, &blocks}}));

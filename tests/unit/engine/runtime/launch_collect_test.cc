@@ -16,7 +16,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr int kBlocksEach = 8;
+constexpr int kBlocksOfEach = 8;
 
 // One sequence of the least loop there can be.
 struct TestSequence {
@@ -45,7 +45,7 @@ class LaunchCollectTest : public ::testing::Test {
     TestSequence s;
     for (int i = 0; i < prompt_length; ++i) s.tokens.push_back((number * 131 + i * 17) % 1000);
     s.prompt_length = prompt_length;
-    for (int b = 0; b < kBlocksEach; ++b) s.blocks.push_back(number * kBlocksEach + b);
+    for (int b = 0; b < kBlocksOfEach; ++b) s.blocks.push_back(number * kBlocksOfEach + b);
     s.sampling.temperature = number % 2 == 0 ? 0.0f : 1.0f;
     s.sampling.seed = static_cast<uint64_t>(number);
     s.sampling.max_tokens = 20;
