@@ -1,4 +1,5 @@
 // `tandem generate`: continues one prompt.
+#include <algorithm>
 #include <charconv>
 #include <iostream>
 #include <iterator>

@@ -1,5 +1,7 @@
 #include "cli/inference_client.h"
 
+#include <cstdint>
+
 #include "common/base/status.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"

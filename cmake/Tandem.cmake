@@ -77,19 +77,18 @@ endif()
 set(TANDEM_OPTIMISED_UNDER_ASAN "^(common/(base|text)|engine|kvtransfer)(/|$)")
 
 # The headers of gRPC, abseil and GoogleTest are most of what a compiler reads, and what they instantiate is most of what
-# it writes: sources compiled together cost a third. The sanitizers' trees, which nobody edits and rebuilds all day, do so.
-# Where it is on, names of one target's anonymous namespaces must differ, and a missing include is not found: the release
-# build compiles every file by itself.
-if(TANDEM_UNITY)
+# it writes: sources compiled together cost a third. The sanitizers' trees, which nobody edits and rebuilds all day, do so,
+# and scripts/test does so for the tests in a new tree. Names of one target's anonymous namespaces must differ then, and a
+# missing include is not found: the release build compiles every file of a library by itself, the preset clang every file.
+set(CMAKE_UNITY_BUILD_BATCH_SIZE 8)
+if(TANDEM_UNITY AND NOT TANDEM_UNITY STREQUAL "TESTS")
   set(CMAKE_UNITY_BUILD ON)
-  set(CMAKE_UNITY_BUILD_BATCH_SIZE 8)
 endif()
 
 # One precompiled header for libraries and one for tests; third-party and standard headers only. They take a fifth off a
 # clean build, and so scripts/test uses them in a new build tree. They are off elsewhere because ccache shares no file that
-# uses one between trees. A file that forgets an include builds with them all the same: the presets clang and asan, which
-# never use them, find it. gRPC's headers are not in them: loading those costs the files that do not need them more than it
-# saves the others.
+# uses one between trees. A file that forgets an include builds with them all the same: scripts/check_includes finds it.
+# gRPC's headers are not in them: loading those costs the files that do not need them more than it saves the others.
 set(TANDEM_PCH_HEADERS
   <algorithm> <atomic> <chrono> <cstdint> <cstring> <functional> <map> <memory> <optional> <span> <string> <string_view>
   <thread> <utility> <vector>
@@ -147,6 +146,9 @@ function(tandem_test NAME)
   target_link_libraries(${NAME} PRIVATE tandem_options tandem_test_support tandem_test_main
                         ${ARG_LINK})
   target_compile_options(${NAME} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${TANDEM_TEST_OPTIMISATION}>)
+  if(TANDEM_UNITY)
+    set_target_properties(${NAME} PROPERTIES UNITY_BUILD ON)
+  endif()
   if("gpu" IN_LIST ARG_LABELS)
     target_link_libraries(${NAME} PRIVATE tandem_cuda_options)
   elseif(TANDEM_PCH)

@@ -1,6 +1,7 @@
 // A fake runner whose steps take virtual time, which a cost function says.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <memory>
 

@@ -1,4 +1,5 @@
 // `tandem bench`: sends a workload to a running cluster and says what it was given.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <filesystem>

@@ -5,6 +5,7 @@
 // and begins with Hello and a snapshot of the prefix cache (asked for through `on_joined`).
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>

@@ -1,6 +1,7 @@
 #include "common/rpc/cluster_credentials.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/ascii.h"

@@ -1,5 +1,6 @@
 #include "common/rpc/sampling_check.h"
 
+#include <cstdint>
 #include <string>
 
 #include "google/protobuf/descriptor.h"

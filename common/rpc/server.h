@@ -2,6 +2,7 @@
 // reflection of all of them.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>

@@ -1,5 +1,6 @@
 #include "common/rpc/server_tls.h"
 
+#include <cstdint>
 #include <utility>
 #include <vector>
 

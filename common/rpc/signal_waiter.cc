@@ -1,5 +1,6 @@
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstring>
 #include <poll.h>
 #include <pthread.h>

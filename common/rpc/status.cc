@@ -1,6 +1,7 @@
 #include "common/rpc/status.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 
 #include "absl/strings/cord.h"

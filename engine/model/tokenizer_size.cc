@@ -1,6 +1,7 @@
 #include "engine/model/tokenizer_size.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "nlohmann/json.hpp"
 

@@ -1,5 +1,6 @@
 #include "kvtransfer/transport/shared_pool.h"
 
+#include <algorithm>
 #include <cstring>
 #include <poll.h>
 #include <utility>

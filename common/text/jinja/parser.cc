@@ -1,5 +1,6 @@
 #include "common/text/jinja/parser.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <string>
 #include <utility>

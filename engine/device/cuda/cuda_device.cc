@@ -1,5 +1,6 @@
 #include "engine/device/cuda/cuda_device.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
