@@ -5,6 +5,7 @@
 
 #include "tests/support/cluster.h"
 #include "tests/support/paths.h"
+#include "tests/support/sanitizer.h"
 
 namespace tandem {
 namespace {
@@ -106,7 +107,8 @@ TEST_F(BenchTest, TwoTurns) {
 TEST_F(BenchTest, TraceReplay) {
   const json out =
       Measure({"--scenario", "trace", "--trace", SourcePath("tests/data/conversation_trace.jsonl"),
-               "--length-scale", "0.0625", "--trace-speed", "10", "--num-prompts", "20"},
+               "--length-scale", "0.0625", "--trace-speed", SanitizerSlowsBy() > 1 ? "2" : "10",
+               "--num-prompts", "20"},
               19);                                 // one of them is longer than the model takes
   EXPECT_GE(out["total_cached_tokens"], 10 * 32);  // its first block, 512 tokens, is everybody's
 }

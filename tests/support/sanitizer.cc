@@ -1,5 +1,6 @@
 #include "tests/support/sanitizer.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 namespace tandem {
@@ -12,6 +13,10 @@ int64_t SanitizerKeepsMib() {
 double SanitizerSlowsBy() {
   const char* times = std::getenv("TANDEM_SANITIZER_SLOWS_BY");
   return times != nullptr ? std::atof(times) : 1;
+}
+
+int SanitizerShare(int repetitions) {
+  return std::max(1, static_cast<int>(repetitions / SanitizerSlowsBy()));
 }
 
 }  // namespace tandem

@@ -5,6 +5,7 @@
 
 #include "gmock/gmock.h"
 
+#include "tests/support/sanitizer.h"
 #include "tests/unit/decode_worker/loop_harness.h"
 
 namespace tandem::decode {
@@ -226,7 +227,8 @@ class LoopEquality : public testing::TestWithParam<bool> {};
 TEST_P(LoopEquality, TwoStepsInFlightGiveWhatOneGives) {
   int compared = 0;
   double preemptions = 0;
-  for (uint32_t seed = 0; seed < 40; ++seed) {
+  const auto seeds = static_cast<uint32_t>(SanitizerShare(40));
+  for (uint32_t seed = 0; seed < seeds; ++seed) {
     SCOPED_TRACE(seed);
     Workload one_workload(seed, 1, false);
     Workload two_workload(seed, 2, /*delays=*/GetParam());
@@ -254,8 +256,8 @@ TEST_P(LoopEquality, TwoStepsInFlightGiveWhatOneGives) {
     }
     preemptions += two_workload.preemptions();
   }
-  EXPECT_GT(compared, 500);
-  EXPECT_GT(preemptions, 20);
+  EXPECT_GT(compared, SanitizerShare(500));
+  EXPECT_GT(preemptions, SanitizerShare(20));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, LoopEquality, testing::Bool(), [](const auto& info) {

@@ -18,6 +18,7 @@
 #include "router/policy/cost_policy.h"
 #include "router/prefix_index/prefix_index.h"
 #include "tests/support/paths.h"
+#include "tests/support/sanitizer.h"
 #include "tests/unit/router/view_builder.h"
 
 namespace tandem::router {
@@ -230,6 +231,7 @@ TEST(RoutingSimulation, SyntheticConversations) {
 
 TEST(RoutingSimulation, MooncakeConversationTrace) {
   TANDEM_REQUIRE_SHARED();
+  if (SanitizerSlowsBy() > 1) GTEST_SKIP() << "FirstRequestsOfTheTrace runs the same code";
   const auto trace = ReadTrace(SharedDir() + "/traces/conversation_trace.jsonl", 6000);
   ASSERT_EQ(trace.size(), 6000u);
   ExpectSpreadAndHits(trace, 4, 20000);
@@ -256,6 +258,7 @@ Replay ReplayOn(const std::vector<TraceRequest>& trace, size_t capacity) {
 
 TEST(RoutingSimulation, WholeTraceOnFourSmallCaches) {
   TANDEM_REQUIRE_SHARED();
+  if (SanitizerSlowsBy() > 1) GTEST_SKIP() << "FirstRequestsOfTheTrace runs the same code";
   const auto trace = ReadTrace(SharedDir() + "/traces/conversation_trace.jsonl", 1 << 20);
   ASSERT_EQ(trace.size(), 12031u);
   const Replay replay = ReplayOn(trace, 4359);
