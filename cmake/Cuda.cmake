@@ -94,7 +94,7 @@ target_compile_options(tandem_cuda_options INTERFACE
 function(tandem_cuda_library NAME)
   cmake_parse_arguments(ARG "HOPPER" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
   tandem_library(${NAME} SOURCES ${ARG_SOURCES} PUBLIC CUDA::cudart_static ${ARG_PUBLIC}
-                 PRIVATE tandem_cuda_options ${ARG_PRIVATE} NO_PCH)
+                 PRIVATE tandem_cuda_options ${ARG_PRIVATE})
   if(ARG_HOPPER AND "90a-real" IN_LIST TANDEM_CUDA_ARCHITECTURES)
     set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES 90a-real)
   endif()

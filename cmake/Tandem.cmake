@@ -13,8 +13,7 @@ endif()
 
 find_program(TANDEM_CCACHE ccache)
 if(TANDEM_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  # Without this sloppiness ccache takes no file that uses a precompiled header.
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${TANDEM_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${TANDEM_CCACHE})
 endif()
 find_program(TANDEM_LLD ld.lld)
 if(TANDEM_LLD)
@@ -77,52 +76,21 @@ endif()
 set(TANDEM_OPTIMISED_UNDER_ASAN "^(common/(base|text)|engine|kvtransfer)(/|$)")
 
 # The headers of gRPC, abseil and GoogleTest are most of what a compiler reads, and what they instantiate is most of what
-# it writes: sources compiled together cost a third. The sanitizers' trees, which nobody edits and rebuilds all day, do so,
-# and scripts/test does so for the tests in a new tree. Names of one target's anonymous namespaces must differ then, and a
-# missing include is not found: the release build compiles every file of a library by itself, the preset clang every file.
-set(CMAKE_UNITY_BUILD_BATCH_SIZE 8)
-if(TANDEM_UNITY AND NOT TANDEM_UNITY STREQUAL "TESTS")
+# it writes. Sources compiled together cost a third; all presets do so but dev and clang, where few files change at a time.
+# Names in anonymous namespaces of one target must differ then. And a file builds though it lacks an include that one
+# before it has: scripts/check_includes finds that.
+if(TANDEM_UNITY)
   set(CMAKE_UNITY_BUILD ON)
+  set(CMAKE_UNITY_BUILD_BATCH_SIZE 8)
 endif()
 
-# One precompiled header for libraries and one for tests; third-party and standard headers only. They take a fifth off a
-# clean build, and so scripts/test uses them in a new build tree. They are off elsewhere because ccache shares no file that
-# uses one between trees. A file that forgets an include builds with them all the same: scripts/check_includes finds it.
-# gRPC's headers are not in them: loading those costs the files that do not need them more than it saves the others.
-set(TANDEM_PCH_HEADERS
-  <algorithm> <atomic> <chrono> <cstdint> <cstring> <functional> <map> <memory> <optional> <span> <string> <string_view>
-  <thread> <utility> <vector>
-  <absl/base/thread_annotations.h> <absl/container/flat_hash_map.h> <absl/status/status.h> <absl/status/statusor.h>
-  <absl/synchronization/mutex.h> <absl/time/time.h> <fmt/format.h> <spdlog/spdlog.h>)
-if(TANDEM_SANITIZE MATCHES "address")
-  set(TANDEM_PCH OFF)
-endif()
-if(TANDEM_PCH)
-  # A precompiled header fits only where flags and definitions are those it was made with, so all get them.
-  tandem_add_options(-pthread)
-  target_compile_definitions(tandem_options INTERFACE $<TARGET_PROPERTY:spdlog::spdlog,INTERFACE_COMPILE_DEFINITIONS>
-                             $<TARGET_PROPERTY:fmt::fmt,INTERFACE_COMPILE_DEFINITIONS>)
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-    # The same false alarm as above under other names: it knows no more that the header is a system header. Builds without
-    # precompiled headers keep these warnings.
-    tandem_add_options(-Wno-stringop-overflow -Wno-array-bounds)
-  endif()
-  add_library(tandem_pch OBJECT ${CMAKE_SOURCE_DIR}/cmake/pch.cc)
-  target_precompile_headers(tandem_pch PRIVATE ${TANDEM_PCH_HEADERS})
-  target_link_libraries(tandem_pch PRIVATE tandem_options)
-endif()
-
-# tandem_library(NAME SOURCES a.cc ... [PUBLIC targets...] [PRIVATE targets...] [NO_PCH])
-# Headers are included from the repository root. What a header exposes goes to PUBLIC, the rest to PRIVATE. NO_PCH is for
-# libraries with compiler flags of their own that a precompiled header does not fit.
+# tandem_library(NAME SOURCES a.cc ... [PUBLIC targets...] [PRIVATE targets...])
+# Headers are included from the repository root. What a header exposes goes to PUBLIC, the rest to PRIVATE.
 function(tandem_library NAME)
-  cmake_parse_arguments(ARG "NO_PCH" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
   add_library(${NAME} STATIC ${ARG_SOURCES})
   target_link_libraries(${NAME} PUBLIC ${ARG_PUBLIC} PRIVATE tandem_options ${ARG_PRIVATE})
   target_include_directories(${NAME} INTERFACE ${CMAKE_SOURCE_DIR})
-  if(TANDEM_PCH AND NOT ARG_NO_PCH)
-    target_precompile_headers(${NAME} REUSE_FROM tandem_pch)
-  endif()
   file(RELATIVE_PATH folder ${CMAKE_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
   if(TANDEM_SANITIZE MATCHES "address" AND NOT folder MATCHES "${TANDEM_OPTIMISED_UNDER_ASAN}")
     target_compile_options(${NAME} PRIVATE -O0)
@@ -146,13 +114,8 @@ function(tandem_test NAME)
   target_link_libraries(${NAME} PRIVATE tandem_options tandem_test_support tandem_test_main
                         ${ARG_LINK})
   target_compile_options(${NAME} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${TANDEM_TEST_OPTIMISATION}>)
-  if(TANDEM_UNITY)
-    set_target_properties(${NAME} PROPERTIES UNITY_BUILD ON)
-  endif()
   if("gpu" IN_LIST ARG_LABELS)
     target_link_libraries(${NAME} PRIVATE tandem_cuda_options)
-  elseif(TANDEM_PCH)
-    target_precompile_headers(${NAME} REUSE_FROM tandem_test_pch)
   endif()
   set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(NOT ARG_TIMEOUT)
