@@ -89,6 +89,10 @@ add_library(tandem_cuda_options INTERFACE)
 target_compile_options(tandem_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-Wno-missing-field-initializers,-fno-omit-frame-pointer>")
 
+# What all but Hopper's own files are built for by default. None of them has code for RTX 40 that A100 does not run, or uses
+# what sm_90a adds to sm_90: two translations are enough for the three kinds of machine code and PTX.
+set(tandem_every_card -gencode=arch=compute_80,code=[sm_80,sm_89] -gencode=arch=compute_90,code=[sm_90,compute_90])
+
 # tandem_cuda_library(NAME SOURCES a.cu b.cc ... [PUBLIC targets...] [PRIVATE targets...] [HOPPER]): as tandem_library, for
 # folders of CUDA. HOPPER builds for sm_90a alone: for files that would be empty elsewhere.
 function(tandem_cuda_library NAME)
@@ -97,6 +101,9 @@ function(tandem_cuda_library NAME)
                  PRIVATE tandem_cuda_options ${ARG_PRIVATE})
   if(ARG_HOPPER AND "90a-real" IN_LIST TANDEM_CUDA_ARCHITECTURES)
     set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES 90a-real)
+  elseif(TANDEM_CUDA_ARCHITECTURES STREQUAL "80-real;89-real;90a-real;90-virtual")
+    set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES OFF)
+    target_compile_options(${NAME} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${tandem_every_card}>")
   endif()
 endfunction()
 

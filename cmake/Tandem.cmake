@@ -82,6 +82,10 @@ set(TANDEM_OPTIMISED_UNDER_ASAN "^(common/(base|text)|engine|kvtransfer)(/|$)")
 if(TANDEM_UNITY)
   set(CMAKE_UNITY_BUILD ON)
   set(CMAKE_UNITY_BUILD_BATCH_SIZE 8)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC takes what several sources together include, each of them, for headers.
+    tandem_add_options(-Wno-subobject-linkage)
+  endif()
 endif()
 
 # tandem_library(NAME SOURCES a.cc ... [PUBLIC targets...] [PRIVATE targets...])

@@ -17,11 +17,11 @@ namespace tandem::engine::cuda {
 namespace {
 
 constexpr int kCandidates = 8;
-constexpr int kTimings = 3;
+constexpr int kTimingsOfEach = 3;
 // An algorithm must be faster than an earlier one, which the heuristics prefer, by more than
 // timings err: processes on cards of one kind should choose alike.
-constexpr float kClearly = 0.95f;
-constexpr size_t kAlignment = 256;  // bytes
+constexpr float kClearlyFaster = 0.95f;
+constexpr size_t kWorkspaceAlignment = 256;  // bytes
 
 // The functions of the library that are used here.
 struct Cublas {
@@ -65,7 +65,7 @@ absl::StatusOr<Cublas> OpenCublas() {
   return c;
 }
 
-size_t RoundUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t RoundUp(size_t bytes) { return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment; }
 
 int BucketOf(int rows) {
   int bucket = 1;
@@ -191,7 +191,7 @@ float Linear::Time(const Problem& problem, const cublasLtMatmulAlgo_t& algorithm
   cudaEvent_t begin = nullptr, end = nullptr;
   float best = -1;
   if (cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess) {
-    for (int i = 0; i < kTimings; ++i) {
+    for (int i = 0; i < kTimingsOfEach; ++i) {
       cudaEventRecord(begin, stream);
       if (problem.Run(handle_, algorithm, add, x, weight, y, workspace_, stream) !=
           CUBLAS_STATUS_SUCCESS) {
@@ -245,7 +245,7 @@ absl::Status Linear::Prepare(const ProductShape& shape, int max_rows, void* scra
       if (fixed_ && !TakesAll(shape, largest, algorithm)) continue;
       const float time = Time(problem, algorithm, shape.output == ProductOutput::kAddFloat32, x,
                               weight, y, best, stream);
-      if (time < 0 || (best >= 0 && time >= kClearly * best)) continue;
+      if (time < 0 || (best >= 0 && time >= kClearlyFaster * best)) continue;
       best = time;
       timed_[KeyOf(shape, bucket)] = algorithm;
       // The first that runs: timings differ from process to process, and algorithms that do not cut

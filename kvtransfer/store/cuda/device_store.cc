@@ -10,13 +10,12 @@
 #include "common/cuda/cuda_check.h"
 #include "kvtransfer/store/cuda/device_peer.h"
 #include "kvtransfer/store/cuda/device_window.h"
+#include "kvtransfer/store/cuda/page_kernels.h"
 #include "kvtransfer/store/staging_plan.h"
 
 namespace tandem::kvtransfer::cuda {
 namespace {
 
-// A warp's copy: enough loads under way for the latency of the link to the host.
-constexpr size_t kPieceBytes = 4 << 10;
 constexpr size_t kKeepPinnedBytes = size_t{64} << 20;
 
 std::byte* AllocatePinned(size_t bytes) {

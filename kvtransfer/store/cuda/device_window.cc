@@ -31,8 +31,7 @@
 namespace tandem::kvtransfer::cuda {
 namespace {
 
-constexpr size_t kPieceBytes = 4 << 10;  // a warp's copy
-constexpr size_t kMaxPieces = 4096;      // of a launch
+constexpr size_t kMaxPieces = 4096;  // of a launch
 // Up to here a kernel on the host's memory is done before a launch and an engine's copy are.
 constexpr size_t kDirectBytes = size_t{1} << 20;
 

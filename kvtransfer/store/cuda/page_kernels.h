@@ -14,6 +14,9 @@
 
 namespace tandem::kvtransfer::cuda {
 
+// A warp's copy: enough loads under way for the latency of the link to the host.
+inline constexpr size_t kPieceBytes = 4 << 10;
+
 // pool + pool_offset <-> host + (buffered ? buffer_offset : host_offset), for each piece.
 struct PieceCopyArgs {
   std::byte* pool = nullptr;
