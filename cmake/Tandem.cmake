@@ -71,9 +71,9 @@ set(TANDEM_TEST_OPTIMISATION -O1)
 if(TANDEM_SANITIZE)
   set(TANDEM_TEST_OPTIMISATION -O0)
 endif()
-# Optimising what these two sanitizers add takes more than half of a file's compile time. Only the folders that compute
+# Optimising what sanitizers add takes more than half of a file's compile time. Only the folders that compute
 # or move bytes are worth it (tandem_library).
-set(TANDEM_OPTIMISED_UNDER_ASAN "^(common/(base|text)|engine|kvtransfer)(/|$)")
+set(TANDEM_OPTIMISED_UNDER_SANITIZERS "^(common/(base|text)|engine|kvtransfer)(/|$)")
 
 # The headers of gRPC, abseil and GoogleTest are most of what a compiler reads, and what they instantiate is most of what
 # it writes. Sources compiled together cost a third; all presets do so but dev and clang, where few files change at a time.
@@ -96,7 +96,7 @@ function(tandem_library NAME)
   target_link_libraries(${NAME} PUBLIC ${ARG_PUBLIC} PRIVATE tandem_options ${ARG_PRIVATE})
   target_include_directories(${NAME} INTERFACE ${CMAKE_SOURCE_DIR})
   file(RELATIVE_PATH folder ${CMAKE_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
-  if(TANDEM_SANITIZE MATCHES "address" AND NOT folder MATCHES "${TANDEM_OPTIMISED_UNDER_ASAN}")
+  if(TANDEM_SANITIZE AND NOT folder MATCHES "${TANDEM_OPTIMISED_UNDER_SANITIZERS}")
     target_compile_options(${NAME} PRIVATE -O0)
   endif()
 endfunction()
