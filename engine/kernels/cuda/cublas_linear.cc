@@ -65,7 +65,9 @@ absl::StatusOr<Cublas> OpenCublas() {
   return c;
 }
 
-size_t RoundUp(size_t bytes) { return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment; }
+size_t RoundUp(size_t bytes) {
+  return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+}
 
 int BucketOf(int rows) {
   int bucket = 1;
