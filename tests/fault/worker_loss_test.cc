@@ -11,9 +11,14 @@
 
 #include "tests/support/cluster.h"
 #include "tests/support/paths.h"
+#include "tests/support/sanitizer.h"
 
 namespace tandem {
 namespace {
+
+// Shorter under a sanitizer, where the steps are long enough for a kill in their midst.
+int LongPrompt() { return SanitizerSlowsBy() > 1 ? 1600 : 4000; }
+int LongAnswer() { return SanitizerSlowsBy() > 1 ? 120 : 200; }
 
 ClusterSpec Spec() {
   ClusterSpec spec;
@@ -40,7 +45,7 @@ TEST(WorkerLoss, PrefillKilledDuringPrefillIsReplaced) {
   auto cluster = TestCluster::Start(Spec());
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
-  const auto request = TokenRequest(RandomTokens(4000, 512, 1), 8);
+  const auto request = TokenRequest(RandomTokens(LongPrompt(), 512, 1), 8);
   auto pending = std::async(std::launch::async, [&] { return client.Generate(request); });
   std::string busy;
   ASSERT_TRUE(cluster->WaitFor(
@@ -48,7 +53,7 @@ TEST(WorkerLoss, PrefillKilledDuringPrefillIsReplaced) {
         for (const auto& worker : state.workers()) {
           // Some chunks are done, most are not.
           if (worker.role() == "prefill" && worker.waiting_tokens() > 0 &&
-              worker.waiting_tokens() < 3800) {
+              worker.waiting_tokens() + 200 < static_cast<uint64_t>(LongPrompt())) {
             busy = worker.worker_id();
           }
         }
@@ -70,7 +75,7 @@ TEST(WorkerLoss, PrefillKilledDuringPrefillIsReplaced) {
 
 // Every kind of request that continues differently if anything of it is forgotten.
 v1::GenerateRequest StreamRequest(int i) {
-  v1::GenerateRequest request = TokenRequest(RandomTokens(40, 512, i), 200);
+  v1::GenerateRequest request = TokenRequest(RandomTokens(40, 512, i), LongAnswer());
   v1::SamplingParams& sampling = *request.mutable_sampling();
   if (i % 4 != 0) {
     sampling.set_temperature(0.8f);
@@ -144,7 +149,7 @@ TEST(WorkerLoss, StopStringsAndTextGoOnElsewhere) {
   std::vector<v1::GenerateRequest> requests;
   for (int i = 0; i < 16; ++i) {
     requests.push_back(StreamRequest(i));
-    requests.back().mutable_sampling()->set_max_tokens(600);
+    requests.back().mutable_sampling()->set_max_tokens(3 * LongAnswer());
   }
   const std::vector<Answer> whole = AskAll(*cluster, requests);
   int stops = 0;
@@ -177,7 +182,7 @@ TEST(WorkerLoss, DecodeKilledDuringPrefillIsReplacedBeforeTheFirstToken) {
   auto cluster = TestCluster::Start(Spec());
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
-  const auto request = TokenRequest(RandomTokens(4000, 512, 2), 8);
+  const auto request = TokenRequest(RandomTokens(LongPrompt(), 512, 2), 8);
   auto pending = std::async(std::launch::async, [&] { return client.Generate(request); });
   std::string waiting;
   ASSERT_TRUE(cluster->WaitFor(
@@ -186,7 +191,7 @@ TEST(WorkerLoss, DecodeKilledDuringPrefillIsReplacedBeforeTheFirstToken) {
         for (const auto& worker : state.workers()) {
           if (worker.role() == "decode" && worker.blocks_used() > 0) waiting = worker.worker_id();
           prefilling |= worker.role() == "prefill" && worker.waiting_tokens() > 0 &&
-                        worker.waiting_tokens() < 3800;
+                        worker.waiting_tokens() + 200 < static_cast<uint64_t>(LongPrompt());
         }
         return prefilling && !waiting.empty();
       },
