@@ -8,7 +8,8 @@ set_property(CACHE TANDEM_CUDA PROPERTY STRINGS AUTO ON OFF)
 # Machine code for A100, RTX 40 and L40, H100 and H200, and code that drivers of newer cards compile. Only Hopper (90a) has
 # instructions of its own here; what uses them is guarded by __CUDA_ARCH_FEAT_SM90_ALL or built for Hopper alone. A build for
 # one's own card is much shorter, e.g. -DTANDEM_CUDA_ARCHITECTURES=90a-real.
-set(TANDEM_CUDA_ARCHITECTURES 80-real 89-real 90a-real 90-virtual CACHE STRING "CMAKE_CUDA_ARCHITECTURES of this build")
+set(tandem_every_card 80-real 89-real 90a-real 90-virtual)
+set(TANDEM_CUDA_ARCHITECTURES ${tandem_every_card} CACHE STRING "CMAKE_CUDA_ARCHITECTURES of this build")
 
 # The first of the places named that has an nvcc new enough goes to TANDEM_NVCC, else what is wrong to TANDEM_NO_NVCC.
 function(tandem_find_nvcc)
@@ -91,7 +92,7 @@ target_compile_options(tandem_cuda_options INTERFACE
 
 # What all but Hopper's own files are built for by default. None of them has code for RTX 40 that A100 does not run, or uses
 # what sm_90a adds to sm_90: two translations are enough for the three kinds of machine code and PTX.
-set(tandem_every_card -gencode=arch=compute_80,code=[sm_80,sm_89] -gencode=arch=compute_90,code=[sm_90,compute_90])
+set(tandem_every_card_options -gencode=arch=compute_80,code=[sm_80,sm_89] -gencode=arch=compute_90,code=[sm_90,compute_90])
 
 # tandem_cuda_library(NAME SOURCES a.cu b.cc ... [PUBLIC targets...] [PRIVATE targets...] [HOPPER]): as tandem_library, for
 # folders of CUDA. HOPPER builds for sm_90a alone: for files that would be empty elsewhere.
@@ -101,9 +102,9 @@ function(tandem_cuda_library NAME)
                  PRIVATE tandem_cuda_options ${ARG_PRIVATE})
   if(ARG_HOPPER AND "90a-real" IN_LIST TANDEM_CUDA_ARCHITECTURES)
     set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES 90a-real)
-  elseif(TANDEM_CUDA_ARCHITECTURES STREQUAL "80-real;89-real;90a-real;90-virtual")
+  elseif(TANDEM_CUDA_ARCHITECTURES STREQUAL "${tandem_every_card}")
     set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES OFF)
-    target_compile_options(${NAME} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${tandem_every_card}>")
+    target_compile_options(${NAME} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${tandem_every_card_options}>")
   endif()
 endfunction()
 

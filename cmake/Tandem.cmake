@@ -76,7 +76,7 @@ endif()
 set(TANDEM_OPTIMISED_UNDER_SANITIZERS "^(common/(base|text)|engine|kvtransfer)(/|$)")
 
 # The headers of gRPC, abseil and GoogleTest are most of what a compiler reads, and what they instantiate is most of what
-# it writes. Sources compiled together cost a third; all presets do so but dev and clang, where few files change at a time.
+# it writes. Sources compiled together cost clang a third; all presets do so but dev and clang, where few files change at a time.
 # Names in anonymous namespaces of one target must differ then. And a file builds though it lacks an include that one
 # before it has: scripts/check_includes finds that.
 if(TANDEM_UNITY)
