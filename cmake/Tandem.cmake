@@ -59,9 +59,6 @@ endif()
 if(TANDEM_SANITIZE)
   # Every finding ends the process, so that a test fails by it.
   set(sanitize -fsanitize=${TANDEM_SANITIZE} -fno-sanitize-recover=all)
-  if(TANDEM_FUZZ)
-    list(APPEND sanitize -fsanitize=fuzzer-no-link)
-  endif()
   add_compile_options(${sanitize})
   add_link_options(${sanitize})
 endif()
@@ -74,6 +71,8 @@ endif()
 # Optimising what sanitizers add takes more than half of a file's compile time. Only the folders that compute
 # or move bytes are worth it (tandem_library).
 set(TANDEM_OPTIMISED_UNDER_SANITIZERS "^(common/(base|text)|engine|kvtransfer)(/|$)")
+# What the fuzzers look into: with TANDEM_FUZZ these folders count which of their branches ran, and so may be told to.
+set(TANDEM_FUZZED "^(common/(base|text)|engine/model|kvtransfer)(/|$)")
 
 # The headers of gRPC, abseil and GoogleTest are most of what a compiler reads, and what they instantiate is most of what
 # it writes. Sources compiled together cost clang a third; all presets do so but dev and clang, where few files change at a time.
@@ -99,6 +98,9 @@ function(tandem_library NAME)
   if(TANDEM_SANITIZE AND NOT folder MATCHES "${TANDEM_OPTIMISED_UNDER_SANITIZERS}")
     target_compile_options(${NAME} PRIVATE -O0)
   endif()
+  if(TANDEM_FUZZ AND folder MATCHES "${TANDEM_FUZZED}")
+    target_compile_options(${NAME} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
 endfunction()
 
 # tandem_binary(NAME SOURCES ... LINK ...): an executable in <build>/bin.
@@ -106,6 +108,9 @@ function(tandem_binary NAME)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})
   target_link_libraries(${NAME} PRIVATE tandem_options ${ARG_LINK})
+  if(TANDEM_SANITIZE)
+    target_compile_options(${NAME} PRIVATE -O0)
+  endif()
 endfunction()
 
 # tandem_test(NAME SOURCES ... LINK ... [TIMEOUT s] [LABELS l...]): one ctest entry. For each label there is a target
@@ -132,7 +137,8 @@ function(tandem_test NAME)
     list(APPEND environment ${TANDEM_SANITIZER_ENVIRONMENT})
   endif()
   add_test(NAME ${NAME} COMMAND ${NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(${NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
+  # What may take long begins first, so that it does not end alone.
+  set_tests_properties(${NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} COST ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
                        ENVIRONMENT "${environment}")
   if("gpu" IN_LIST ARG_LABELS)
     # The end of GoogleTest's output where all tests are skipped, and so none failed. One at a time has the card.
@@ -150,12 +156,13 @@ function(tandem_test NAME)
   endforeach()
 endfunction()
 
-# tandem_fuzz(NAME SOURCES ... LINK ...): a libFuzzer program <build>/fuzz/NAME, built by target `fuzzers`, and a ctest
-# entry NAME_corpus that replays tests/fuzz/corpus/NAME.
+# tandem_fuzz(NAME SOURCES ... LINK ...): a libFuzzer program <build>/fuzz/NAME, also built by target `fuzzers`, and a ctest
+# entry NAME_corpus that replays tests/fuzz/corpus/NAME. What it looks into stands in a folder of TANDEM_FUZZED.
 function(tandem_fuzz NAME)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
-  add_executable(${NAME} EXCLUDE_FROM_ALL ${ARG_SOURCES})
+  add_executable(${NAME} ${ARG_SOURCES})
   target_link_libraries(${NAME} PRIVATE tandem_options ${ARG_LINK})
+  target_compile_options(${NAME} PRIVATE -fsanitize=fuzzer-no-link)
   target_link_options(${NAME} PRIVATE -fsanitize=fuzzer)
   set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
   if(NOT TARGET fuzzers)
