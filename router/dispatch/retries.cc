@@ -48,7 +48,8 @@ void Retries::Avoid(Avoided avoided) {
 }
 
 int Retries::Lose(const Route::Worker& worker, absl::Time now) {
-  ++broken_;
+  if (broken_++ == 0) first_broken_ = now;
+  last_broken_ = now;
   const Loss loss = {worker.id, worker.incarnation, now};
   last_losses_.push_back(loss);
   auto it = std::find_if(lost_.begin(), lost_.end(),
@@ -77,7 +78,7 @@ int Retries::lost() const {
 }
 
 bool Retries::in_doubt() const {
-  return lost() > kMaxLost && broken_ < kMaxBroken &&
+  return lost() > kMaxLost && !broken_too_often() &&
          std::any_of(lost_.begin(), lost_.end(),
                      [](const Lost& lost) { return lost.fate == Fate::kUnknown; });
 }

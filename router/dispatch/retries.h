@@ -33,6 +33,10 @@ class Retries {
   static constexpr int kMaxLost = 1;
   // And how many calls may break in all, though every worker lives.
   static constexpr int kMaxBroken = 20;
+  // Fewer, if they have done so for this long: nobody waits half a minute for a worker that breaks
+  // whatever it is given.
+  static constexpr int kMaxBrokenSlowly = 5;
+  static constexpr absl::Duration kMaxBrokenFor = absl::Seconds(10);
 
   // The decode worker of `route` was lost with the request.
   void AddLost(const Route& route, absl::Time now);
@@ -47,7 +51,11 @@ class Retries {
   int lost() const;
   // Calls; all of them count.
   int broken() const { return broken_; }
-  bool may_try_again() const { return lost() <= kMaxLost && broken_ < kMaxBroken; }
+  bool broken_too_often() const {
+    return broken_ >= kMaxBroken ||
+           (broken_ >= kMaxBrokenSlowly && last_broken_ - first_broken_ >= kMaxBrokenFor);
+  }
+  bool may_try_again() const { return lost() <= kMaxLost && !broken_too_often(); }
   // It may not, but some of the lost may yet turn out to live.
   bool in_doubt() const;
   // Workers that may still be lost with the request.
@@ -89,6 +97,7 @@ class Retries {
   std::vector<Lost> lost_;        // one per process
   std::vector<Loss> last_losses_;
   int broken_ = 0;
+  absl::Time first_broken_, last_broken_;
   int refusals_ = 0;
   bool remote_ = false;
   absl::Time held_until_ = absl::InfinitePast();

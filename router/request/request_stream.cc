@@ -246,9 +246,9 @@ void RequestStream::GoOn(RouterMetrics::RetryReason reason) {
     return;
   }
   const std::string what =
-      retries_.broken() < Retries::kMaxBroken
-          ? fmt::format("{} workers were lost with this request", retries_.lost())
-          : fmt::format("{} calls to workers broke with this request", retries_.broken());
+      retries_.broken_too_often()
+          ? fmt::format("{} calls to workers broke with this request", retries_.broken())
+          : fmt::format("{} workers were lost with this request", retries_.lost());
   End(Unavailable("{}, the last time {}{}", what, last_loss_, loss_before_), FinishReason::kAbort);
 }
 

@@ -172,19 +172,28 @@ TEST(Retries, WhoGoesOnWasNotLost) {
 
 // Whatever the workers say of themselves: a request has an end.
 TEST(Retries, WorkersThatLiveAndBreakEveryCallAreNotTriedForever) {
-  Retries retries;
-  absl::Time now = kStart;
-  int tries = 0;
-  while (retries.may_try_again() && tries < 100) {
-    retries.AddLost(RouteTo("d", 1, now), now);
-    now = std::max(now + absl::Seconds(1), retries.NextChange(now));
-    WorkerView alive = Worker("d", 1, now);
-    alive.progressed = now;
-    retries.LookFor(ViewOf({alive}));
-    ++tries;
+  struct Case {
+    absl::Duration between;  // two calls that break
+    int tries;
+  };
+  const absl::Duration slow = Retries::kMaxBrokenFor / (Retries::kMaxBrokenSlowly - 1);
+  for (const Case& c :
+       {Case{absl::Milliseconds(1), Retries::kMaxBroken}, Case{Retries::kMaxBrokenFor / 8, 9},
+        Case{slow, Retries::kMaxBrokenSlowly}, Case{absl::Minutes(1), Retries::kMaxBrokenSlowly}}) {
+    Retries retries;
+    absl::Time now = kStart;
+    int tries = 0;
+    while (retries.may_try_again() && tries < 100) {
+      retries.AddLost(RouteTo("d", 1, now), now);
+      now += c.between;
+      WorkerView alive = Worker("d", 1, now);
+      alive.progressed = now;
+      retries.LookFor(ViewOf({alive}));
+      ++tries;
+    }
+    EXPECT_EQ(tries, c.tries) << c.between;
+    EXPECT_FALSE(retries.in_doubt());
   }
-  EXPECT_EQ(tries, Retries::kMaxBroken);
-  EXPECT_FALSE(retries.in_doubt());
 }
 
 TEST(Retries, AProcessThatIsLostAgainIsAvoidedForLonger) {
