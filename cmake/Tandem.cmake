@@ -1,5 +1,5 @@
 # Build vocabulary of the project: compiler settings, third-party packages, and the functions
-# tandem_library / tandem_binary / tandem_test / tandem_fuzz that every folder's CMakeLists.txt uses.
+# tandem_library / tandem_binary / tandem_test / tandem_fuzz and their kin that every folder's CMakeLists.txt uses.
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -80,7 +80,7 @@ set(TANDEM_FUZZED "^(common/(base|text)|engine/model|kvtransfer)(/|$)")
 # before it has: scripts/check_includes finds that.
 if(TANDEM_UNITY)
   set(CMAKE_UNITY_BUILD ON)
-  set(CMAKE_UNITY_BUILD_BATCH_SIZE 8)
+  set(CMAKE_UNITY_BUILD_BATCH_SIZE 16)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC takes what several sources together include, each of them, for headers.
     tandem_add_options(-Wno-subobject-linkage)
@@ -113,20 +113,33 @@ function(tandem_binary NAME)
   endif()
 endfunction()
 
-# tandem_test(NAME SOURCES ... LINK ... [TIMEOUT s] [LABELS l...]): one ctest entry. For each label there is a target
-# tests_<label> that builds the tests so labelled and nothing else. Label `tsan` says that the test and all that it runs
+# tandem_test(NAME SOURCES ... LINK ... [TIMEOUT s] [LABELS l...]): a program and its ctest entry. For each label there is a
+# target tests_<label> that builds the tests so labelled and nothing else. Label `tsan` says that the test and all that it runs
 # work without gRPC and so can be believed under the thread sanitizer (docs/testing.md). Label `gpu` says that it needs a
 # CUDA device: ctest counts it as skipped where it exits with 77, or where all of its tests skip themselves.
 function(tandem_test NAME)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
+  tandem_test_program(${NAME} SOURCES ${ARG_SOURCES} LINK ${ARG_LINK})
+  if("gpu" IN_LIST ARG_LABELS)
+    target_link_libraries(${NAME} PRIVATE tandem_cuda_options)
+    file(APPEND ${CMAKE_BINARY_DIR}/tests/gpu_tests.txt "${NAME}\n")  # for scripts/gpu_check
+  endif()
+  tandem_test_entry(${NAME} PROGRAM ${NAME} TIMEOUT ${ARG_TIMEOUT} LABELS ${ARG_LABELS})
+endfunction()
+
+# tandem_test_program(NAME SOURCES ... LINK ...): what entries run.
+function(tandem_test_program NAME)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})
   target_link_libraries(${NAME} PRIVATE tandem_options tandem_test_support tandem_test_main
                         ${ARG_LINK})
   target_compile_options(${NAME} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${TANDEM_TEST_OPTIMISATION}>)
-  if("gpu" IN_LIST ARG_LABELS)
-    target_link_libraries(${NAME} PRIVATE tandem_cuda_options)
-  endif()
   set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endfunction()
+
+# tandem_test_entry(NAME PROGRAM p [FILE f] [TIMEOUT s] [LABELS l...]): ctest runs the program's tests, or those of one file.
+function(tandem_test_entry NAME)
+  cmake_parse_arguments(ARG "" "PROGRAM;FILE;TIMEOUT" "LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -136,7 +149,10 @@ function(tandem_test NAME)
     math(EXPR ARG_TIMEOUT "3 * ${ARG_TIMEOUT}")
     list(APPEND environment ${TANDEM_SANITIZER_ENVIRONMENT})
   endif()
-  add_test(NAME ${NAME} COMMAND ${NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  if(ARG_FILE)
+    set(ARG_FILE --file=${ARG_FILE})
+  endif()
+  add_test(NAME ${NAME} COMMAND ${ARG_PROGRAM} ${ARG_FILE} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   # What may take long begins first, so that it does not end alone.
   set_tests_properties(${NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} COST ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
                        ENVIRONMENT "${environment}")
@@ -145,14 +161,11 @@ function(tandem_test NAME)
     set(all_skipped "PASSED  . 0 tests[.]\n.  SKIPPED . [0-9]+ tests?, listed below:(\n.  SKIPPED . [^\n]*)+\n*$")
     set_tests_properties(${NAME} PROPERTIES SKIP_RETURN_CODE 77 SKIP_REGULAR_EXPRESSION "${all_skipped}" RESOURCE_LOCK gpu)
   endif()
-  if("gpu" IN_LIST ARG_LABELS)
-    file(APPEND ${CMAKE_BINARY_DIR}/tests/gpu_tests.txt "${NAME}\n")  # for scripts/gpu_check
-  endif()
   foreach(label ${ARG_LABELS})
     if(NOT TARGET tests_${label})
       add_custom_target(tests_${label})
     endif()
-    add_dependencies(tests_${label} ${NAME})
+    add_dependencies(tests_${label} ${ARG_PROGRAM})
   endforeach()
 endfunction()
 

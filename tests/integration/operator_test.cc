@@ -152,7 +152,7 @@ TEST(Failure, IsSaidLastAndOnce) {
   EXPECT_EQ(failed.err.find('\n', first), failed.err.size() - 1) << failed.err;
 }
 
-TEST(Terminal, UpSumsUpInEightyColumns) {
+TEST(UpInATerminal, UpSumsUpInEightyColumns) {
   PtyProcess up(UpCommand({"--prefill", "1", "--decode", "1"}), {}, 80, 24);
   ASSERT_TRUE(up.WaitFor("a second one kills", kBound)) << up.screen().Text();
   EXPECT_THAT(up.screen().Text(),
@@ -168,7 +168,7 @@ TEST(Terminal, UpSumsUpInEightyColumns) {
   EXPECT_THAT(up.screen().Text(), Not(HasSubstr("warn")));
 }
 
-TEST(Terminal, ASecondCtrlCKillsAndSaysSo) {
+TEST(UpInATerminal, ASecondCtrlCKillsAndSaysSo) {
   PtyProcess up(UpCommand({"--unified", "1", "--min-step-ms", "100"}), {}, 80, 24);
   ASSERT_TRUE(up.WaitFor("a second one kills", kBound)) << up.screen().Text();
   const std::string text = up.screen().Text();

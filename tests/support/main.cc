@@ -1,9 +1,13 @@
 // main of every test program: gives it a folder of its own, which goes when it ends. What a test or
 // a program that it starts leaves behind (the notes and sockets of a cluster, a model made up) is
 // then never found by another test, by a later run, or by the user whose machine this is.
+//
+// --file=NAME.cc runs the tests of that source alone.
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <unistd.h>
 
 #include "gmock/gmock.h"
@@ -24,10 +28,40 @@ std::string MakeFolder() {
   return path;
 }
 
+// Adds all tests of other sources to what GoogleTest's filter leaves out. Returns whether one is
+// left.
+bool KeepFile(std::string_view file) {
+  std::string others;
+  bool found = false;
+  const testing::UnitTest& unit = *testing::UnitTest::GetInstance();
+  for (int i = 0; i < unit.total_test_suite_count(); ++i) {
+    const testing::TestSuite& suite = *unit.GetTestSuite(i);
+    for (int j = 0; j < suite.total_test_count(); ++j) {
+      const testing::TestInfo& test = *suite.GetTestInfo(j);
+      if (std::filesystem::path(test.file()).filename() == file) {
+        found = true;
+      } else {
+        others += std::string(others.empty() ? "" : ":") + suite.name() + "." + test.name();
+      }
+    }
+  }
+  std::string& filter = testing::GTEST_FLAG(filter);
+  if (!others.empty()) filter += (filter.find('-') == std::string::npos ? "-" : ":") + others;
+  return found;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   testing::InitGoogleMock(&argc, argv);
+  constexpr std::string_view kFile = "--file=";
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument.substr(0, kFile.size()) != kFile) continue;
+    if (KeepFile(argument.substr(kFile.size()))) continue;
+    std::fprintf(stderr, "%s: no test of this program stands in that file\n", argv[i]);
+    return 2;
+  }
   const std::string folder = std::getenv(kMark) == nullptr ? MakeFolder() : "";
   const int exit_code = RUN_ALL_TESTS();
   std::error_code ignored;
