@@ -13,6 +13,10 @@
 
 namespace tandem::kvtransfer {
 
+// For a receiver's replies. They are small and rare; a peer whose buffer is full of them does not
+// read and is dead.
+inline constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
+
 // Sends `header` with `payload`, whose length and digest it fills in.
 absl::Status SendControl(KvConnection* connection, FrameHeader header, std::string_view payload,
                          absl::Duration timeout);

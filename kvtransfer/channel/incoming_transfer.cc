@@ -14,8 +14,6 @@
 namespace tandem::kvtransfer {
 namespace {
 
-// Replies are small and rare; a peer whose buffer is full of them does not read and is dead.
-constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
 // How often the end of a one-sided writer is looked for, once its connection is lost.
 constexpr absl::Duration kFencePeriod = absl::Milliseconds(10);
 

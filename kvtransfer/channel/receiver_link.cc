@@ -19,7 +19,6 @@ namespace tandem::kvtransfer {
 namespace {
 
 constexpr size_t kScratchBytes = 256 << 10;
-constexpr absl::Duration kReplyTimeout = absl::Seconds(2);
 // Frames before the first token that lead nowhere: a repeated HELLO, OPEN of a transfer that was
 // cancelled meanwhile.
 constexpr int kMaxStrayFrames = 64;

@@ -16,7 +16,6 @@
 namespace tandem::kvtransfer {
 namespace {
 
-constexpr absl::Duration kPassTimeout = absl::Seconds(2);
 // From a writer's death until what it had given to a card counts as over, if it died with some
 // under way. A driver takes a process's work off the card before the process is gone; but where
 // another process gives work to the card on its behalf (MPS), that ends by itself, and soon, for

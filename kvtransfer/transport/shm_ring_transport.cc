@@ -37,7 +37,6 @@ constexpr uint64_t kSmallFrameBytes = uint64_t{1} << 20;
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kLanders = 2;  // three wait for each other's transfer more than they gain
 static_assert(kLanders <= HostWindow::kDepth);
-constexpr absl::Duration kPassTimeout = absl::Seconds(2);
 // How long a writer that finds no slot waits before it looks whether anybody still wants it.
 constexpr absl::Duration kSlotPatience = absl::Milliseconds(5);
 
@@ -47,14 +46,14 @@ size_t SlotBytes(const KvPoolShape& receiver) {
 }
 
 // A frame on its way into the ring.
-class Flight {
+class RingFlight {
  public:
-  Flight(const FrameHeader& header, const BlockRun& run)
+  RingFlight(const FrameHeader& header, const BlockRun& run)
       : header_(header), run_(run), blocks_(run.source_blocks.begin(), run.source_blocks.end()) {
     run_.source_blocks = blocks_;
     run_.target_blocks = {};
   }
-  Flight(const Flight&) = delete;
+  RingFlight(const RingFlight&) = delete;
 
   void Start(HostWindow* window, const RingMemory& ring, RingPlace place) {
     header_.payload_digest = place.Encode();
@@ -108,7 +107,7 @@ class ShmRingWriter : public KvWriter {
     if (bytes > ring_.slot_bytes()) {
       return InvalidArgument("a frame of {} bytes, slots of {}", bytes, ring_.slot_bytes());
     }
-    const auto flight = std::make_shared<Flight>(header, run);
+    const auto flight = std::make_shared<RingFlight>(header, run);
     if (bytes > kSmallFrameBytes || !SendAtOnce(flight.get())) {
       absl::MutexLock lock(&mutex_);
       waiting_.push_back(flight);
@@ -144,7 +143,7 @@ class ShmRingWriter : public KvWriter {
  private:
   class RingPost : public KvPost {
    public:
-    RingPost(ShmRingWriter* writer, std::shared_ptr<Flight> flight)
+    RingPost(ShmRingWriter* writer, std::shared_ptr<RingFlight> flight)
         : writer_(writer), flight_(std::move(flight)) {}
     ~RingPost() override {
       Abandon();
@@ -157,11 +156,11 @@ class ShmRingWriter : public KvWriter {
 
    private:
     ShmRingWriter* const writer_;
-    const std::shared_ptr<Flight> flight_;
+    const std::shared_ptr<RingFlight> flight_;
   };
 
   // Unless something is before it, or no slot is free.
-  bool SendAtOnce(Flight* flight) {
+  bool SendAtOnce(RingFlight* flight) {
     {
       absl::MutexLock lock(&mutex_);
       if (!waiting_.empty() || under_way_ > 0) return false;
@@ -175,7 +174,7 @@ class ShmRingWriter : public KvWriter {
   }
 
   // If it has not begun.
-  void Abandon(Flight* flight) {
+  void Abandon(RingFlight* flight) {
     {
       absl::MutexLock lock(&mutex_);
       const auto it = std::find_if(waiting_.begin(), waiting_.end(),
@@ -189,11 +188,11 @@ class ShmRingWriter : public KvWriter {
 
   // The thread.
   void SendAll() {
-    std::deque<std::shared_ptr<Flight>> started;
+    std::deque<std::shared_ptr<RingFlight>> started;
     absl::Time stuck_since = absl::InfiniteFuture();
     while (AwaitWork(/*idle=*/started.empty())) {
       while (started.size() < HostWindow::kDepth) {
-        const std::shared_ptr<Flight> next = StartNext();
+        const std::shared_ptr<RingFlight> next = StartNext();
         if (next == nullptr) break;
         started.push_back(next);
       }
@@ -226,8 +225,8 @@ class ShmRingWriter : public KvWriter {
   }
 
   // Null: nothing waits, or there is no slot.
-  std::shared_ptr<Flight> StartNext() {
-    std::shared_ptr<Flight> flight;
+  std::shared_ptr<RingFlight> StartNext() {
+    std::shared_ptr<RingFlight> flight;
     std::optional<RingPlace> place;
     {
       absl::MutexLock lock(&mutex_);
@@ -262,7 +261,7 @@ class ShmRingWriter : public KvWriter {
   std::unique_ptr<HostWindow> window_;
   RingWriterSlots slots_;  // the thread's, while something waits or is under way
   absl::Mutex mutex_;
-  std::deque<std::shared_ptr<Flight>> waiting_ ABSL_GUARDED_BY(mutex_);
+  std::deque<std::shared_ptr<RingFlight>> waiting_ ABSL_GUARDED_BY(mutex_);
   size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;  // started by the thread
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: starts when everything else is there

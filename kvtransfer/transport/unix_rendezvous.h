@@ -46,6 +46,8 @@ struct SharedPool {
 };
 // Passes the two descriptors, which stay the caller's.
 absl::Status SendPool(int socket, const SharedPool& pool);
+// How long a peer that was asked for its pool may take to pass it.
+inline constexpr absl::Duration kPassTimeout = absl::Seconds(2);
 // The descriptors of what is received are the caller's to close.
 absl::StatusOr<SharedPool> ReceivePool(int socket, absl::Duration timeout);
 

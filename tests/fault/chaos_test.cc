@@ -32,7 +32,6 @@ namespace {
 using SteadyClock = std::chrono::steady_clock;
 
 constexpr int kWorkers = 4;
-constexpr int kVocab = 2040;  // models/demo: above lie the special tokens
 constexpr double kRestSeconds = 30;
 constexpr int kGivenUpMilliseconds = 11'000;  // the router's --worker-lost-after, and some more
 // A process may keep some more connections, threads and memory than at its start for reasons of
@@ -327,7 +326,7 @@ class Chaos : public testing::Test {
     LoadOptions load;
     load.address = cluster_->address();
     load.undisturbed = undisturbed_->channel();
-    load.vocab = kVocab;
+    load.vocab = kDemoVocab;
     load.longest_prompt = 1200;
     load.longest_answer = 120;
     load.clients = 6;
@@ -339,7 +338,7 @@ class Chaos : public testing::Test {
     EXPECT_TRUE(cluster_->WaitFor(AtRest, kRestSeconds))
         << cluster_->GetCluster().DebugString() << cluster_->Logs();
     EXPECT_TRUE(TestClient(cluster_->channel())
-                    .Generate(TokenRequest(RandomTokens(100, kVocab, 5), 4))
+                    .Generate(TokenRequest(RandomTokens(100, kDemoVocab, 5), 4))
                     .status.ok());
   }
 

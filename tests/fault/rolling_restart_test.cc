@@ -17,15 +17,13 @@
 namespace tandem {
 namespace {
 
-constexpr int kVocab = 2040;  // models/demo: above lie the special tokens
 constexpr double kRestartSeconds = 60;
-
-std::string Tandem() { return BinaryPath("tandem"); }
 
 // The addresses of the workers that are ready.
 std::map<std::string, std::string> ReadyWorkers(const std::string& server) {
   std::map<std::string, std::string> ready;
-  const Completed status = RunCommand({Tandem(), "status", "--json", "--server", server}, 30);
+  const Completed status =
+      RunCommand({BinaryPath("tandem"), "status", "--json", "--server", server}, 30);
   if (status.exit_code != 0) return ready;
   const auto cluster = nlohmann::json::parse(status.out);
   for (const auto& worker : cluster.at("workers")) {
@@ -58,8 +56,8 @@ TEST(RollingRestart, OfAllWorkersUnderLoadFailsNoStream) {
   TempDir dir;
   // Answers take several times the drain timeout.
   const auto up = Process::Spawn(
-      {Tandem(), "up", "--model", SourcePath("models/demo"), "--prefill", "2", "--decode", "2",
-       "--port", "0", "--device=cpu", "--dtype=float32", "--num-threads=1",
+      {BinaryPath("tandem"), "up", "--model", SourcePath("models/demo"), "--prefill", "2",
+       "--decode", "2", "--port", "0", "--device=cpu", "--dtype=float32", "--num-threads=1",
        "--kv-cache-memory-bytes=128MiB", "--local-prefill-max-tokens=16", "--drain-timeout=0.5"},
       {}, dir.path() + "/stderr");
   std::string ready, server;
@@ -70,7 +68,7 @@ TEST(RollingRestart, OfAllWorkersUnderLoadFailsNoStream) {
   LoadOptions options;
   options.address = server;
   options.undisturbed = undisturbed->channel();
-  options.vocab = kVocab;
+  options.vocab = kDemoVocab;
   options.longest_prompt = 600;
   options.longest_answer = 1200;
   options.clients = 6;
@@ -78,7 +76,7 @@ TEST(RollingRestart, OfAllWorkersUnderLoadFailsNoStream) {
   CheckedLoad load(options);
   for (const auto& [id, address] : workers) {
     SleepMilliseconds(1000);
-    const Completed drain = RunCommand({Tandem(), "drain", id, "--server", server}, 30);
+    const Completed drain = RunCommand({BinaryPath("tandem"), "drain", id, "--server", server}, 30);
     EXPECT_EQ(drain.exit_code, 0) << drain.err;
     EXPECT_TRUE(WaitForSuccessor(server, id, address)) << id << "\n"
                                                        << ReadWholeFile(dir.path() + "/stderr");

@@ -20,12 +20,11 @@
 namespace tandem {
 namespace {
 
-constexpr int kVocab = 2040;  // models/demo: above lie the special tokens
 constexpr double kStalledAfterMs = 3000;
 // For what a request takes by itself on a busy machine; far below what a stream with tokens waits.
 constexpr double kSlackMs = 2000;
 
-ClusterSpec Spec() {
+ClusterSpec StuckSpec() {
   ClusterSpec spec;
   spec.model_dir = SourcePath("models/demo");
   spec.prefill = spec.decode = 2;
@@ -65,7 +64,7 @@ class Stuck {
 class StuckWorker : public testing::TestWithParam<Case> {};
 
 TEST_P(StuckWorker, CostsARequestOneFailedTryAndThreeSeconds) {
-  auto cluster = TestCluster::Start(Spec());
+  auto cluster = TestCluster::Start(StuckSpec());
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
   constexpr int kRequests = 70;
@@ -75,7 +74,7 @@ TEST_P(StuckWorker, CostsARequestOneFailedTryAndThreeSeconds) {
   for (int i = 0; i < kRequests; ++i) {
     if (i == 10) stuck.emplace(cluster->worker(GetParam().worker), GetParam().how);
     threads.emplace_back([&, i] {
-      answers[i] = client.Generate(TokenRequest(RandomTokens(150, kVocab, 100 + i), 8), 60);
+      answers[i] = client.Generate(TokenRequest(RandomTokens(150, kDemoVocab, 100 + i), 8), 60);
     });
     SleepMilliseconds(100);
   }
@@ -120,7 +119,7 @@ class HangUnderStreams : public testing::Test {
     std::vector<std::thread> threads;
     for (int i = 0; i < kStreams; ++i) {
       threads.emplace_back([&, i] {
-        answers[i] = client.Generate(TokenRequest(RandomTokens(50, kVocab, 300 + i), 400), 120);
+        answers[i] = client.Generate(TokenRequest(RandomTokens(50, kDemoVocab, 300 + i), 400), 120);
       });
     }
     meanwhile();
@@ -159,7 +158,7 @@ class HangUnderStreams : public testing::Test {
 };
 
 TEST_F(HangUnderStreams, TheStepTimeoutEndsTheProcess) {
-  ClusterSpec spec = Spec();
+  ClusterSpec spec = StuckSpec();
   spec.worker_flags.push_back("--step-timeout=4");
   HangAndCompare(spec, [this] {
     Member& worker = cluster_->worker("decode-0");
@@ -170,7 +169,7 @@ TEST_F(HangUnderStreams, TheStepTimeoutEndsTheProcess) {
 }
 
 TEST_F(HangUnderStreams, TheRouterTakesTheStreamsAway) {
-  ClusterSpec spec = Spec();
+  ClusterSpec spec = StuckSpec();
   spec.router_flags.push_back("--worker-lost-after=4");
   HangAndCompare(spec, [] {});
 }

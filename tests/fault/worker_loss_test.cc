@@ -20,7 +20,7 @@ namespace {
 int LongPrompt() { return SanitizerSlowsBy() > 1 ? 1600 : 4000; }
 int LongAnswer() { return SanitizerSlowsBy() > 1 ? 120 : 200; }
 
-ClusterSpec Spec() {
+ClusterSpec LossSpec() {
   ClusterSpec spec;
   spec.model_dir = SourcePath("tests/data/models/slow");
   spec.prefill = 2;
@@ -42,7 +42,7 @@ bool NothingHeld(const tandem::v1::GetClusterResponse& state) {
 }
 
 TEST(WorkerLoss, PrefillKilledDuringPrefillIsReplaced) {
-  auto cluster = TestCluster::Start(Spec());
+  auto cluster = TestCluster::Start(LossSpec());
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
   const auto request = TokenRequest(RandomTokens(LongPrompt(), 512, 1), 8);
@@ -139,7 +139,7 @@ std::string LateStop(const std::string& text) {
 }
 
 TEST(WorkerLoss, StopStringsAndTextGoOnElsewhere) {
-  ClusterSpec spec = Spec();
+  ClusterSpec spec = LossSpec();
   spec.model_dir = SourcePath("models/demo");
   // Streams last longer than reports take.
   spec.worker_flags = {"--dtype=float32", "--num-threads=1", "--kv-cache-memory-bytes=128MiB",
@@ -164,7 +164,7 @@ TEST(WorkerLoss, StopStringsAndTextGoOnElsewhere) {
 }
 
 TEST(WorkerLoss, DecodeKilledUnderStreamsLosesNoToken) {
-  auto cluster = TestCluster::Start(Spec());
+  auto cluster = TestCluster::Start(LossSpec());
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
   std::vector<v1::GenerateRequest> requests;
@@ -179,7 +179,7 @@ TEST(WorkerLoss, DecodeKilledUnderStreamsLosesNoToken) {
 }
 
 TEST(WorkerLoss, DecodeKilledDuringPrefillIsReplacedBeforeTheFirstToken) {
-  auto cluster = TestCluster::Start(Spec());
+  auto cluster = TestCluster::Start(LossSpec());
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
   const auto request = TokenRequest(RandomTokens(LongPrompt(), 512, 2), 8);
@@ -206,7 +206,7 @@ TEST(WorkerLoss, DecodeKilledDuringPrefillIsReplacedBeforeTheFirstToken) {
 }
 
 TEST(WorkerLoss, RouterKilledAndRestartedIsJoinedAgain) {
-  ClusterSpec spec = Spec();
+  ClusterSpec spec = LossSpec();
   spec.model_dir = SourcePath("tests/data/models/small");
   auto cluster = TestCluster::Start(spec);
   ASSERT_NE(cluster, nullptr);

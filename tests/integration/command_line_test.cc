@@ -18,17 +18,24 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-std::string Tandem() { return BinaryPath("tandem"); }
-
 // `tandem up` with its address; stopped by the destructor if the test did not.
 struct Up {
   std::unique_ptr<Process> process;
   std::string address;
 
   explicit Up(std::vector<std::string> more = {}) {
-    std::vector<std::string> args = {
-        Tandem(), "up",     "--model", SourcePath("models/demo"), "--prefill", "1", "--decode",
-        "1",      "--port", "0",       "--kv-cache-memory-bytes", "64MiB"};
+    std::vector<std::string> args = {BinaryPath("tandem"),
+                                     "up",
+                                     "--model",
+                                     SourcePath("models/demo"),
+                                     "--prefill",
+                                     "1",
+                                     "--decode",
+                                     "1",
+                                     "--port",
+                                     "0",
+                                     "--kv-cache-memory-bytes",
+                                     "64MiB"};
     args.insert(args.end(), more.begin(), more.end());
     process = Process::Spawn(args, {}, dir.path() + "/stderr");
     const auto line = process->ReadLine(60);
@@ -44,15 +51,16 @@ class Stops : public testing::TestWithParam<int> {};
 
 TEST_P(Stops, CleanlyOnSignal) {
   Up up;
-  const Completed answer = RunCommand(
-      {Tandem(), "generate", "--server", up.address, "--prompt", "hello", "--max-tokens", "4"}, 60);
+  const Completed answer = RunCommand({BinaryPath("tandem"), "generate", "--server", up.address,
+                                       "--prompt", "hello", "--max-tokens", "4"},
+                                      60);
   EXPECT_EQ(answer.exit_code, 0) << answer.err;
-  const Completed status = RunCommand({Tandem(), "status", "--server", up.address}, 30);
+  const Completed status = RunCommand({BinaryPath("tandem"), "status", "--server", up.address}, 30);
   EXPECT_EQ(status.exit_code, 0) << status.err;
   EXPECT_THAT(status.out, AllOf(HasSubstr("prefill-0"), HasSubstr("decode-0")));
   up.process->Signal(GetParam());
   EXPECT_EQ(up.process->Wait(40), 0) << up.Logs();
-  const Completed gone = RunCommand({Tandem(), "status", "--server", up.address}, 30);
+  const Completed gone = RunCommand({BinaryPath("tandem"), "status", "--server", up.address}, 30);
   EXPECT_EQ(gone.exit_code, 1);
   EXPECT_THAT(gone.err, HasSubstr(up.address));
 }
@@ -102,8 +110,8 @@ TEST(CommandLine, MetricsPortsOutliveRestarts) {
   };
   const std::string before = process_id(base + 2);
   ASSERT_NE(before, "");
-  const Completed drained =
-      RunCommand({Tandem(), "drain", "decode-0", "--force", "--server", up.address}, 60);
+  const Completed drained = RunCommand(
+      {BinaryPath("tandem"), "drain", "decode-0", "--force", "--server", up.address}, 60);
   ASSERT_EQ(drained.exit_code, 0) << drained.err;
   std::string after;
   for (int i = 0; i < 1500 && (after.empty() || after == before); ++i) {
@@ -116,14 +124,15 @@ TEST(CommandLine, MetricsPortsOutliveRestarts) {
 
 TEST(CommandLine, ChatStreamsAConversation) {
   Up up;
-  const Completed chat = RunCommand({Tandem(), "chat", "--server", up.address}, 60,
+  const Completed chat = RunCommand({BinaryPath("tandem"), "chat", "--server", up.address}, 60,
                                     "My name is Ada and I live in Hefei.\nWhat is my name?\n");
   EXPECT_EQ(chat.exit_code, 0) << chat.err;
   EXPECT_THAT(chat.out, HasSubstr("Ada"));
 }
 
 TEST(CommandLine, InspectTellsWhatAModelCosts) {
-  const Completed inspect = RunCommand({Tandem(), "inspect", SourcePath("models/demo")}, 20);
+  const Completed inspect =
+      RunCommand({BinaryPath("tandem"), "inspect", SourcePath("models/demo")}, 20);
   EXPECT_EQ(inspect.exit_code, 0) << inspect.err;
   EXPECT_THAT(inspect.out, HasSubstr("Qwen2ForCausalLM"));
 }
@@ -136,7 +145,7 @@ TEST(CommandLine, WorkerThatDiesIsRestarted) {
   kill(std::stoi(before.out), SIGKILL);
   bool served = false;
   for (int i = 0; i < 100 && !served; ++i) {
-    served = RunCommand({Tandem(), "generate", "--server", up.address, "--prompt", "hi",
+    served = RunCommand({BinaryPath("tandem"), "generate", "--server", up.address, "--prompt", "hi",
                          "--max-tokens", "2"},
                         30)
                  .exit_code == 0;
@@ -154,9 +163,9 @@ void ExpectMistake(const std::vector<std::string>& args, int exit_code,
 
 TEST(Mistakes, UnknownFlagsNameTheNearest) {
   const std::string model = SourcePath("models/demo");
-  ExpectMistake({Tandem(), "up", "--model", model, "--max-model-length", "64"}, 2,
+  ExpectMistake({BinaryPath("tandem"), "up", "--model", model, "--max-model-length", "64"}, 2,
                 "--max-model-len");
-  ExpectMistake({Tandem(), "generat"}, 2, "generate");
+  ExpectMistake({BinaryPath("tandem"), "generat"}, 2, "generate");
   for (const char* program : {"tandem_router", "tandem_prefill_worker", "tandem_decode_worker"}) {
     ExpectMistake({BinaryPath(program), "--model", model, "--metrics-lisen", "x"}, 2,
                   "--metrics-listen");
@@ -164,7 +173,7 @@ TEST(Mistakes, UnknownFlagsNameTheNearest) {
 }
 
 TEST(Mistakes, OutputThatCannotBeWritten) {
-  const std::string inspect = Tandem() + " inspect " + SourcePath("models/demo");
+  const std::string inspect = BinaryPath("tandem") + " inspect " + SourcePath("models/demo");
   ExpectMistake({"/bin/sh", "-c", inspect + " >/dev/full"}, 1, "No space left");
   // So much that it is written before the end.
   ExpectMistake({"/bin/sh", "-c", "stdbuf -o0 " + inspect + " >/dev/full"}, 1, "No space left");
@@ -173,15 +182,16 @@ TEST(Mistakes, OutputThatCannotBeWritten) {
 TEST(Mistakes, PortInUse) {
   Up up;
   const std::string port = up.address.substr(up.address.rfind(':') + 1);
-  ExpectMistake({Tandem(), "up", "--model", SourcePath("models/demo"), "--port", port}, 1, port);
+  ExpectMistake({BinaryPath("tandem"), "up", "--model", SourcePath("models/demo"), "--port", port},
+                1, port);
   ExpectMistake({BinaryPath("tandem_router"), "--model", SourcePath("models/demo"), "--listen",
                  "127.0.0.1:" + port},
                 1, "in use");
 }
 
 TEST(Mistakes, ModelDirectoryMissing) {
-  ExpectMistake({Tandem(), "up", "--model", "/no/such/model"}, 1, "/no/such/model");
-  ExpectMistake({Tandem(), "inspect", "/no/such/model"}, 1, "/no/such/model");
+  ExpectMistake({BinaryPath("tandem"), "up", "--model", "/no/such/model"}, 1, "/no/such/model");
+  ExpectMistake({BinaryPath("tandem"), "inspect", "/no/such/model"}, 1, "/no/such/model");
   ExpectMistake({BinaryPath("tandem_router"), "--model", "/no/such/model"}, 1, "/no/such/model");
   for (const char* program : {"tandem_prefill_worker", "tandem_decode_worker"}) {
     ExpectMistake({BinaryPath(program), "--model", "/no/such/model", "--router", "127.0.0.1:1"}, 1,

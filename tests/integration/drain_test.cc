@@ -10,7 +10,7 @@
 namespace tandem {
 namespace {
 
-ClusterSpec Spec() {
+ClusterSpec DrainSpec() {
   ClusterSpec spec;
   spec.model_dir = SourcePath("tests/data/models/slow");
   spec.prefill = 2;
@@ -47,7 +47,7 @@ class Streams {
 };
 
 TEST(Drain, WorkersStoppedByTermFinishTheirStreams) {
-  auto cluster = TestCluster::Start(Spec());
+  auto cluster = TestCluster::Start(DrainSpec());
   ASSERT_NE(cluster, nullptr);
   Streams streams(*cluster, 6, 150);
   cluster->worker("decode-0").process->Signal(SIGTERM);
@@ -65,7 +65,7 @@ TEST(Drain, WorkersStoppedByTermFinishTheirStreams) {
 }
 
 TEST(Drain, RouterStoppedByTermFinishesItsStreams) {
-  auto cluster = TestCluster::Start(Spec());
+  auto cluster = TestCluster::Start(DrainSpec());
   ASSERT_NE(cluster, nullptr);
   Streams streams(*cluster, 4, 150);
   cluster->router().process->Signal(SIGTERM);
@@ -78,7 +78,7 @@ TEST(Drain, RouterStoppedByTermFinishesItsStreams) {
 }
 
 TEST(Drain, DrainWorkerTakesNoNewRequests) {
-  auto cluster = TestCluster::Start(Spec());
+  auto cluster = TestCluster::Start(DrainSpec());
   ASSERT_NE(cluster, nullptr);
   auto admin = tandem::v1::Admin::NewStub(cluster->admin_channel());
   tandem::v1::DrainWorkerRequest request;
@@ -103,7 +103,7 @@ TEST(Drain, DrainWorkerTakesNoNewRequests) {
 
 // A worker's RPC service answers members of the cluster alone; a probe has no secret.
 TEST(Drain, ProbesSeeItOnAPortOfTheirOwn) {
-  ClusterSpec spec = Spec();
+  ClusterSpec spec = DrainSpec();
   spec.prefill = 1;
   spec.decode = 1;
   // So that the one stream, which nobody could take over, lasts until the probe has seen the drain.

@@ -22,17 +22,10 @@ using testing::Not;
 // Far beyond what a busy machine needs.
 constexpr double kBound = 60;
 
-std::string Tandem() { return BinaryPath("tandem"); }
-
 std::vector<std::string> UpCommand(const std::vector<std::string>& more) {
-  std::vector<std::string> args = {Tandem(),
-                                   "up",
-                                   "--model",
-                                   SourcePath("models/demo"),
-                                   "--port",
-                                   "0",
-                                   "--kv-cache-memory-bytes",
-                                   "32MiB"};
+  std::vector<std::string> args = {BinaryPath("tandem"),      "up",     "--model",
+                                   SourcePath("models/demo"), "--port", "0",
+                                   "--kv-cache-memory-bytes", "32MiB"};
   args.insert(args.end(), more.begin(), more.end());
   return args;
 }
@@ -48,7 +41,7 @@ class Operator : public testing::Test {
   }
 
   Completed Tell(std::vector<std::string> args) const {
-    args.insert(args.begin(), Tandem());
+    args.insert(args.begin(), BinaryPath("tandem"));
     args.insert(args.end(), {"--server", address_});
     return RunCommand(args, kBound);
   }
@@ -134,8 +127,9 @@ TEST_F(Operator, AskedAtTheWrongProcessTellsWhomToAsk) {
   Start({"--prefill", "1", "--decode", "1"});
   const json status = json::parse(Tell({"status", "--json"}).out, nullptr, false);
   ASSERT_TRUE(status.is_object());
-  const Completed wrong = RunCommand(
-      {Tandem(), "status", "--server", status["workers"][0]["address"].get<std::string>()}, kBound);
+  const Completed wrong = RunCommand({BinaryPath("tandem"), "status", "--server",
+                                      status["workers"][0]["address"].get<std::string>()},
+                                     kBound);
   EXPECT_EQ(wrong.exit_code, 1);
   EXPECT_THAT(wrong.err, AllOf(HasSubstr("is worker decode-0; ask its router"),
                                HasSubstr("--server " + address_)));
@@ -182,9 +176,9 @@ TEST(UpInATerminal, ASecondCtrlCKillsAndSaysSo) {
   });
   bool runs = false;
   for (int i = 0; i < kBound * 5 && !runs; ++i) {
-    const json now =
-        json::parse(RunCommand({Tandem(), "status", "--json", "--server", address}, kBound).out,
-                    nullptr, false);
+    const json now = json::parse(
+        RunCommand({BinaryPath("tandem"), "status", "--json", "--server", address}, kBound).out,
+        nullptr, false);
     runs = now.is_object() && now["running_requests"] == 1;
     if (!runs) SleepMilliseconds(200);
   }

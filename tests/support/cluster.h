@@ -22,6 +22,9 @@ namespace tandem {
 // True if those name a GPU.
 bool OnGpu();
 
+// Tokens of models/demo; above lie the special ones.
+inline constexpr int kDemoVocab = 2040;
+
 struct ClusterSpec {
   std::string model_dir;
   int prefill = 1;

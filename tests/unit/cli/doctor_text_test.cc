@@ -1,10 +1,11 @@
 #include "cli/doctor_text.h"
 
 #include <limits>
-#include <sstream>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+
+#include "tests/unit/cli/widest_line.h"
 
 namespace tandem::cli {
 namespace {
@@ -12,13 +13,6 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
-
-size_t WidestLine(const std::string& text) {
-  size_t widest = 0;
-  std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) widest = std::max(widest, line.size());
-  return widest;
-}
 
 void AddWorker(v1::GetClusterResponse* cluster, const std::string& id, const std::string& role) {
   v1::Worker* worker = cluster->add_workers();

@@ -1,9 +1,9 @@
 #include "cli/status_text.h"
 
-#include <sstream>
-
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+
+#include "tests/unit/cli/widest_line.h"
 
 namespace tandem::cli {
 namespace {
@@ -30,7 +30,7 @@ v1::Worker WorkerOf(const std::string& id, const std::string& role, const std::s
   return worker;
 }
 
-v1::GetClusterResponse Cluster() {
+v1::GetClusterResponse ThreeWorkers() {
   v1::GetClusterResponse cluster;
   cluster.set_model("demo");
   cluster.set_dtype("bfloat16");
@@ -42,15 +42,8 @@ v1::GetClusterResponse Cluster() {
   return cluster;
 }
 
-size_t WidestLine(const std::string& text) {
-  size_t widest = 0;
-  std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) widest = std::max(widest, line.size());
-  return widest;
-}
-
 TEST(StatusText, At120ColumnsWithAddresses) {
-  EXPECT_EQ(StatusText(Cluster(), nullptr, {.width = 120}),
+  EXPECT_EQ(StatusText(ThreeWorkers(), nullptr, {.width = 120}),
             "demo (bfloat16), longest sequence 2,048 tokens\n"
             "12 running, 0 queued, 1,234 tok/s\n"
             "prefill 1, decode 1\n"
@@ -66,17 +59,17 @@ TEST(StatusText, At120ColumnsWithAddresses) {
 }
 
 TEST(StatusText, At80ColumnsWithout) {
-  const std::string text = StatusText(Cluster(), nullptr, {.width = 80});
+  const std::string text = StatusText(ThreeWorkers(), nullptr, {.width = 80});
   EXPECT_LE(WidestLine(text), 80u) << text;
   EXPECT_THAT(text, AllOf(HasSubstr("decode-0"), HasSubstr("KV used"), HasSubstr("tok/s"),
                           Not(HasSubstr("43211"))));
 }
 
 TEST(StatusText, WideHasEverything) {
-  EXPECT_THAT(StatusText(Cluster(), nullptr, {.width = 80, .wide = true}),
+  EXPECT_THAT(StatusText(ThreeWorkers(), nullptr, {.width = 80, .wide = true}),
               AllOf(HasSubstr("43211"), HasSubstr("43212"), HasSubstr("1,000")));
   // A pipe is given all columns but those of --wide.
-  EXPECT_THAT(StatusText(Cluster(), nullptr, {}),
+  EXPECT_THAT(StatusText(ThreeWorkers(), nullptr, {}),
               AllOf(HasSubstr("43211"), Not(HasSubstr("43212"))));
 }
 
@@ -88,7 +81,7 @@ TEST(StatusText, RolesThatAreShortOfTheirNumber) {
         {"decode-1", {{"role", "decode"}, {"state", "ended (exit code 1), starting it again"}}},
         {"decode-2", {{"role", "decode"}, {"state", "runs"}}},
         {"prefill-0", {{"role", "prefill"}, {"state", "runs"}}}}}};
-  EXPECT_THAT(StatusText(Cluster(), up, {.width = 80}),
+  EXPECT_THAT(StatusText(ThreeWorkers(), up, {.width = 80}),
               AllOf(HasSubstr("prefill 1, decode 1 of 3\n"),
                     testing::EndsWith("decode-1: ended (exit code 1), starting it again\n"
                                       "decode-2: joining\n")));
