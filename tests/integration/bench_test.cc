@@ -19,7 +19,9 @@ class BenchTest : public testing::Test {
     dir_ = new TempDir;
     up_ = Process::Spawn(
               {BinaryPath("tandem"), "up", "--model", SourcePath("models/demo"), "--prefill", "1",
-               "--decode", "1", "--port", "0", "--kv-cache-memory-bytes", "128MiB"},
+               "--decode", "1", "--port", "0", "--kv-cache-memory-bytes", "128MiB",
+               // However slow the machine, nobody is told that he would wait too long.
+               "--max-wait", "600"},
               {}, dir_->path() + "/stderr")
               .release();
     const auto line = up_->ReadLine(60);

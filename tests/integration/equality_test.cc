@@ -21,7 +21,7 @@ namespace tandem {
 namespace {
 
 constexpr int kAllRequests = 200;
-constexpr int kFewestRequests = 100;  // fewer might reuse no prefix
+constexpr int kFewestRequests = 50;  // fewer might reuse no prefix
 constexpr int kMostRequests = 2000;
 constexpr int kLongest = 2000;
 constexpr int kClients = 12;

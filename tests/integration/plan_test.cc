@@ -8,6 +8,7 @@
 
 #include "tests/support/cluster.h"
 #include "tests/support/paths.h"
+#include "tests/support/sanitizer.h"
 
 namespace tandem {
 namespace {
@@ -22,7 +23,8 @@ Completed Plan(std::vector<std::string> flags) {
 }
 
 json PlanOf(std::vector<std::string> flags) {
-  for (const char* flag : {"--json", "--num-prompts", "60", "--random-input-len", "512",
+  const char* prompts = SanitizerSlowsBy() > 1 ? "30" : "60";
+  for (const char* flag : {"--json", "--num-prompts", prompts, "--random-input-len", "512",
                            "--random-output-len", "64"}) {
     flags.push_back(flag);
   }

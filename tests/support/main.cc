@@ -28,26 +28,25 @@ std::string MakeFolder() {
   return path;
 }
 
-// Adds all tests of other sources to what GoogleTest's filter leaves out. Returns whether one is
-// left.
+// Leaves the tests of one source in GoogleTest's filter. Returns whether there are any.
 bool KeepFile(std::string_view file) {
-  std::string others;
-  bool found = false;
+  std::string own, others;
   const testing::UnitTest& unit = *testing::UnitTest::GetInstance();
   for (int i = 0; i < unit.total_test_suite_count(); ++i) {
     const testing::TestSuite& suite = *unit.GetTestSuite(i);
     for (int j = 0; j < suite.total_test_count(); ++j) {
       const testing::TestInfo& test = *suite.GetTestInfo(j);
-      if (std::filesystem::path(test.file()).filename() == file) {
-        found = true;
-      } else {
-        others += std::string(others.empty() ? "" : ":") + suite.name() + "." + test.name();
-      }
+      std::string& names = std::filesystem::path(test.file()).filename() == file ? own : others;
+      names += std::string(names.empty() ? "" : ":") + suite.name() + "." + test.name();
     }
   }
   std::string& filter = testing::GTEST_FLAG(filter);
-  if (!others.empty()) filter += (filter.find('-') == std::string::npos ? "-" : ":") + others;
-  return found;
+  if (filter == "*") {
+    filter = own;
+  } else if (!others.empty()) {
+    filter += (filter.find('-') == std::string::npos ? "-" : ":") + others;
+  }
+  return !own.empty();
 }
 
 }  // namespace
