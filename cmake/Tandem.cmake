@@ -13,7 +13,8 @@ endif()
 
 find_program(TANDEM_CCACHE ccache)
 if(TANDEM_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${TANDEM_CCACHE})
+  # Else it would preprocess each file that it does not know before it is compiled: a tenth of a first build.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_DEPEND=1 ${TANDEM_CCACHE})
 endif()
 find_program(TANDEM_LLD ld.lld)
 if(TANDEM_LLD)
