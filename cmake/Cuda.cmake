@@ -94,6 +94,13 @@ target_compile_options(tandem_cuda_options INTERFACE
 # what sm_90a adds to sm_90: two translations are enough for the three kinds of machine code and PTX.
 set(tandem_every_card_options -gencode=arch=compute_80,code=[sm_80,sm_89] -gencode=arch=compute_90,code=[sm_90,compute_90])
 
+function(tandem_build_for_every_card NAME)
+  if(TANDEM_CUDA_ARCHITECTURES STREQUAL "${tandem_every_card}")
+    set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES OFF)
+    target_compile_options(${NAME} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${tandem_every_card_options}>")
+  endif()
+endfunction()
+
 # tandem_cuda_library(NAME SOURCES a.cu b.cc ... [PUBLIC targets...] [PRIVATE targets...] [HOPPER]): as tandem_library, for
 # folders of CUDA. HOPPER builds for sm_90a alone: for files that would be empty elsewhere.
 function(tandem_cuda_library NAME)
@@ -102,9 +109,8 @@ function(tandem_cuda_library NAME)
                  PRIVATE tandem_cuda_options ${ARG_PRIVATE})
   if(ARG_HOPPER AND "90a-real" IN_LIST TANDEM_CUDA_ARCHITECTURES)
     set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES 90a-real)
-  elseif(TANDEM_CUDA_ARCHITECTURES STREQUAL "${tandem_every_card}")
-    set_target_properties(${NAME} PROPERTIES CUDA_ARCHITECTURES OFF)
-    target_compile_options(${NAME} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${tandem_every_card_options}>")
+  else()
+    tandem_build_for_every_card(${NAME})
   endif()
 endfunction()
 

@@ -123,6 +123,7 @@ function(tandem_test NAME)
   tandem_test_program(${NAME} SOURCES ${ARG_SOURCES} LINK ${ARG_LINK})
   if("gpu" IN_LIST ARG_LABELS)
     target_link_libraries(${NAME} PRIVATE tandem_cuda_options)
+    tandem_build_for_every_card(${NAME})
     file(APPEND ${CMAKE_BINARY_DIR}/tests/gpu_tests.txt "${NAME}\n")  # for scripts/gpu_check
   endif()
   tandem_test_entry(${NAME} PROGRAM ${NAME} TIMEOUT ${ARG_TIMEOUT} LABELS ${ARG_LABELS})
