@@ -18,7 +18,7 @@ namespace {
 
 // Shorter under a sanitizer, where the steps are long enough for a kill in their midst.
 int LongPrompt() { return SanitizerSlowsBy() > 1 ? 1600 : 4000; }
-int LongAnswer() { return SanitizerSlowsBy() > 1 ? 120 : 200; }
+int LongAnswer() { return SanitizerSlowsBy() > 1 ? 80 : 200; }
 
 ClusterSpec LossSpec() {
   ClusterSpec spec;
