@@ -10,17 +10,29 @@ Watchdog::Watchdog(Options options, Clock* clock) : options_(std::move(options))
 Watchdog::~Watchdog() { Stop(); }
 
 void Watchdog::Start() {
-  thread_ = std::thread([this] {
-    while (!stop_.WaitForNotificationWithTimeout(options_.period)) Look();
+  looks_ = std::thread([this] {
+    while (!stop_.WaitForNotificationWithTimeout(options_.period)) {
+      const std::optional<absl::Duration> news = Look();
+      to_tell_ = news.has_value() ? absl::ToInt64Nanoseconds(*news) : -1;
+    }
+  });
+  if (!options_.report) return;
+  tells_ = std::thread([this] {
+    while (!stop_.WaitForNotificationWithTimeout(options_.period)) {
+      const int64_t news = to_tell_.exchange(-1);
+      if (news >= 0) options_.report(absl::Nanoseconds(news));
+    }
   });
 }
 
 void Watchdog::Stop() {
   if (!stop_.HasBeenNotified()) stop_.Notify();
-  if (thread_.joinable()) thread_.join();
+  for (std::thread* thread : {&looks_, &tells_}) {
+    if (thread->joinable()) thread->join();
+  }
 }
 
-void Watchdog::Look() {
+std::optional<absl::Duration> Watchdog::Look() {
   const absl::Time now = clock_->Now();
   const Seen seen = {
       turns_.load(std::memory_order_relaxed),
@@ -34,8 +46,9 @@ void Watchdog::Look() {
   }
   seen_ = seen;
   looked_ = now;
-  if (same_turn && options_.report) options_.report(without_progress_);
   if (without_progress_ >= options_.limit) options_.on_stuck(without_progress_);
+  if (!same_turn) return std::nullopt;
+  return without_progress_;
 }
 
 }  // namespace tandem::worker

@@ -5,6 +5,9 @@
 // While the loop is busy with one turn for longer, the watchdog tells the cluster how long there
 // has been no progress, so that the router sends the work elsewhere; and when that passes a limit
 // it ends the process, so that its supervisor starts a new one.
+//
+// The loop may hang while it holds a lock that telling the cluster needs. So one thread tells, and
+// another one, which waits for no lock, looks and ends.
 #pragma once
 
 #include <atomic>
@@ -27,7 +30,8 @@ class Watchdog {
     absl::Duration limit = absl::InfiniteDuration();  // without progress
     // Grows whenever something of a turn is done. Any thread; may be empty.
     const std::atomic<uint64_t>* within_turn = nullptr;
-    std::function<void(absl::Duration without_progress)> report;  // may be empty
+    std::function<void(absl::Duration without_progress)> report;  // may be empty, and may wait
+    // Waits for no lock that the loop might have.
     std::function<void(absl::Duration without_progress)> on_stuck;
   };
 
@@ -37,11 +41,11 @@ class Watchdog {
 
   // The loop has done another turn. Any thread.
   void NoteTurn() { turns_.fetch_add(1, std::memory_order_relaxed); }
-  // Looks every `period` on a thread of its own until Stop (idempotent).
+  // Looks and tells every `period` on threads of its own until Stop (idempotent).
   void Start();
   void Stop();
-  // Looks once; in tests instead of Start.
-  void Look();
+  // Looks once; in tests instead of Start. Returns what there is to tell.
+  std::optional<absl::Duration> Look();
 
  private:
   struct Seen {
@@ -58,7 +62,9 @@ class Watchdog {
   absl::Time looked_;
   absl::Duration without_progress_;
   absl::Notification stop_;
-  std::thread thread_;
+  // What the last look left to tell; in nanoseconds, below 0: nothing.
+  std::atomic<int64_t> to_tell_ = -1;
+  std::thread looks_, tells_;
 };
 
 }  // namespace tandem::worker

@@ -1,10 +1,11 @@
 #include "worker/worker.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <array>
 #include <cstdlib>
 #include <pthread.h>
 #include <thread>
+#include <unistd.h>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -158,11 +159,13 @@ std::unique_ptr<Watchdog> Worker::MakeWatchdog() {
     if (cluster_ != nullptr) cluster_->PostHeartbeat(without_progress);
   };
   options.on_stuck = [](absl::Duration without_progress) {
-    fmt::print(stderr,
-               "FATAL the loop has got nowhere for {} s: a step hangs (--step-timeout); ending the "
-               "process\n",
-               absl::ToInt64Seconds(without_progress));
-    std::fflush(stderr);
+    // Neither stdio nor the heap: the loop may have hung with their locks.
+    std::array<char, 160> text;
+    const auto end = fmt::format_to_n(text.data(), text.size(),
+                                      "FATAL the loop has got nowhere for {} s: a step hangs "
+                                      "(--step-timeout); ending the process\n",
+                                      absl::ToInt64Seconds(without_progress));
+    (void)!write(STDERR_FILENO, text.data(), std::min(end.size, text.size()));
     std::abort();
   };
   return std::make_unique<Watchdog>(std::move(options), Clock::Real());

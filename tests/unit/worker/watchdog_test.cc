@@ -15,7 +15,6 @@ class WatchdogTest : public testing::Test {
     Watchdog::Options options;
     options.limit = absl::Seconds(60);
     options.within_turn = &layers_;
-    options.report = [this](absl::Duration age) { reported_.push_back(age); };
     options.on_stuck = [this](absl::Duration) { ++stuck_; };
     return options;
   }
@@ -23,7 +22,7 @@ class WatchdogTest : public testing::Test {
   void Pass(int times) {
     for (int i = 0; i < times; ++i) {
       clock_.Advance(absl::Milliseconds(500));
-      watchdog_.Look();
+      if (const auto age = watchdog_.Look()) reported_.push_back(*age);
     }
   }
 
@@ -77,14 +76,33 @@ TEST_F(WatchdogTest, LooksOnAThreadOfItsOwn) {
   Watchdog::Options options = Options();
   options.period = absl::Milliseconds(1);
   options.limit = absl::Milliseconds(20);
-  options.report = {};
-  absl::Notification stuck;
+  absl::Notification told, stuck;
+  options.report = [&](absl::Duration) {
+    if (!told.HasBeenNotified()) told.Notify();
+  };
   options.on_stuck = [&](absl::Duration) {
     if (!stuck.HasBeenNotified()) stuck.Notify();
   };
   Watchdog watchdog(options, Clock::Real());
   watchdog.Start();
+  told.WaitForNotification();
   stuck.WaitForNotification();
+}
+
+// The loop hangs while it holds the lock of what the cluster is told through.
+TEST_F(WatchdogTest, EndsAProcessThatCannotTell) {
+  Watchdog::Options options = Options();
+  options.period = absl::Milliseconds(1);
+  options.limit = absl::Milliseconds(20);
+  absl::Notification stuck;
+  options.report = [&](absl::Duration) { stuck.WaitForNotification(); };
+  options.on_stuck = [&](absl::Duration) {
+    if (!stuck.HasBeenNotified()) stuck.Notify();
+  };
+  Watchdog watchdog(options, Clock::Real());
+  watchdog.Start();
+  EXPECT_TRUE(stuck.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  if (!stuck.HasBeenNotified()) stuck.Notify();
 }
 
 }  // namespace
