@@ -13,14 +13,19 @@ void Watchdog::Start() {
   looks_ = std::thread([this] {
     while (!stop_.WaitForNotificationWithTimeout(options_.period)) {
       const std::optional<absl::Duration> news = Look();
-      to_tell_ = news.has_value() ? absl::ToInt64Nanoseconds(*news) : -1;
+      to_tell_ = news.has_value() ? absl::ToInt64Nanoseconds(*news) : kNothing;
+      to_tell_.notify_one();
     }
+    to_tell_ = kNoMore;
+    to_tell_.notify_one();
   });
   if (!options_.report) return;
   tells_ = std::thread([this] {
-    while (!stop_.WaitForNotificationWithTimeout(options_.period)) {
-      const int64_t news = to_tell_.exchange(-1);
-      if (news >= 0) options_.report(absl::Nanoseconds(news));
+    for (;;) {
+      to_tell_.wait(kNothing);
+      const int64_t news = to_tell_.exchange(kNothing);
+      if (news == kNoMore) return;
+      if (news != kNothing) options_.report(absl::Nanoseconds(news));
     }
   });
 }

@@ -41,7 +41,8 @@ class Watchdog {
 
   // The loop has done another turn. Any thread.
   void NoteTurn() { turns_.fetch_add(1, std::memory_order_relaxed); }
-  // Looks and tells every `period` on threads of its own until Stop (idempotent).
+  // Looks every `period`, and tells what it saw, on threads of its own until Stop (idempotent),
+  // which waits for a report that is under way.
   void Start();
   void Stop();
   // Looks once; in tests instead of Start. Returns what there is to tell.
@@ -62,8 +63,10 @@ class Watchdog {
   absl::Time looked_;
   absl::Duration without_progress_;
   absl::Notification stop_;
-  // What the last look left to tell; in nanoseconds, below 0: nothing.
-  std::atomic<int64_t> to_tell_ = -1;
+  // What the last look left to tell, in nanoseconds. The one thread waits for the other to change
+  // it.
+  static constexpr int64_t kNothing = -1, kNoMore = -2;
+  std::atomic<int64_t> to_tell_ = kNothing;
   std::thread looks_, tells_;
 };
 
