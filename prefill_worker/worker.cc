@@ -33,9 +33,7 @@ class PrefillRole final : public worker::Role {
     hello->set_role("prefill");
     if (receiver_ != nullptr) hello->set_kv_address(receiver_->address());
   }
-  void OnWelcome(const internal::v1::Welcome& welcome) override {
-    vouchers_.SetKey(welcome.vouch_key());
-  }
+  VoucherCheck* vouchers() override { return &vouchers_; }
   void Run() override { loop_->Run(); }
   void Post(worker::SnapshotWanted event) override { inbox_.Push(event); }
   void Post(worker::DrainWanted event) override { inbox_.Push(event); }
@@ -74,7 +72,7 @@ absl::Status PrefillRole::Start(const worker::Frame& frame) {
   limits.num_blocks = frame.engine->region().num_blocks;
   intake_ = std::make_unique<Intake>(std::move(limits), &inbox_, frame.clock);
   service_ = std::make_unique<PrefillService>(
-      intake_.get(), frame.process->router.empty() ? nullptr : &vouchers_, &writers_);
+      intake_.get(), frame.process->routers.empty() ? nullptr : &vouchers_, &writers_);
   return absl::OkStatus();
 }
 

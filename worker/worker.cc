@@ -23,6 +23,7 @@
 #include "common/rpc/load_wire.h"
 #include "common/rpc/server.h"
 #include "engine/wire/cluster_wire.h"
+#include "worker/cluster_metrics.h"
 #include "worker/engine_metrics.h"
 #include "worker/watchdog.h"
 
@@ -82,11 +83,13 @@ class Worker final : public WorkerProcess {
 
   // Each uses those above it; the role is started between engine and server.
   Metrics metrics_;
+  std::unique_ptr<ClusterMetrics> cluster_metrics_;
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<Role> role_;
   std::unique_ptr<RpcServer> server_;
-  std::unique_ptr<RpcServer> health_;       // null without --health-listen
-  std::unique_ptr<ClusterClient> cluster_;  // set before the loop's thread starts
+  std::unique_ptr<RpcServer> health_;  // null without --health-listen
+  std::unique_ptr<ClusterClients>
+      cluster_;  // null: stands alone; set before the loop's thread starts
   bool role_started_ = false;
   std::unique_ptr<Watchdog> watchdog_;
   std::thread thread_;
@@ -121,6 +124,7 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
     const EndOnSignal end_on_signal("loading the model");
     TANDEM_ASSIGN_OR_RETURN(engine_, engine::Engine::Load(options));
   }
+  cluster_metrics_ = std::make_unique<ClusterMetrics>(&metrics_);
   AddEngineMetrics(&metrics_, FactsOf(*engine_, Clock::Real()->Now() - load_start));
   watchdog_ = MakeWatchdog();
   capability_ = engine::CapabilityOf(*engine_, name);
@@ -208,20 +212,24 @@ internal::v1::Hello Worker::MakeHello(const std::string& address,
 }
 
 absl::Status Worker::Join() {
-  if (process_.router.empty()) return absl::OkStatus();
+  TANDEM_ASSIGN_OR_RETURN(std::vector<HostPort> routers, RoutersOf(process_));
+  if (routers.empty()) return absl::OkStatus();
   TANDEM_ASSIGN_OR_RETURN(const std::string address,
                           AdvertisedAddress(process_, server_->address()));
   TANDEM_ASSIGN_OR_RETURN(const std::string metrics,
                           AdvertisedAddress(process_, metrics_.address()));
-  ClusterClientOptions cluster;
-  cluster.router_address = process_.router;
+  ClusterClientsOptions cluster;
+  cluster.routers = std::move(routers);
   cluster.credentials = credentials_;
   cluster.hello = MakeHello(address, metrics);
-  cluster.on_welcome = [this](const internal::v1::Welcome& w) { role_->OnWelcome(w); };
+  cluster.vouchers = role_->vouchers();
   cluster.on_joined = [this] { role_->Post(SnapshotWanted{}); };
   cluster.on_drain = [this] { signals_->Wake(); };
   cluster.on_refused = [this](const absl::Status& status) { Refuse(status); };
-  cluster_ = ClusterClient::Start(std::move(cluster));
+  cluster.on_look = [this](size_t known, size_t joined) {
+    cluster_metrics_->SetRouters(known, joined);
+  };
+  cluster_ = std::make_unique<ClusterClients>(std::move(cluster));
   return absl::OkStatus();
 }
 

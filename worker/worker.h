@@ -12,7 +12,7 @@
 
 #include "common/base/clock.h"
 #include "common/metrics/metrics.h"
-#include "common/rpc/cluster_client.h"
+#include "common/rpc/cluster_clients.h"
 #include "common/rpc/cluster_credentials.h"
 #include "common/rpc/worker_process.h"
 #include "engine/runtime/engine.h"
@@ -48,8 +48,8 @@ class Role {
   virtual grpc::Service* service() = 0;
   // The role's own fields: its name, and what only it has.
   virtual void FillHello(internal::v1::Hello* hello) const = 0;
-  // The router has taken it in. On an rpc thread, before the SnapshotWanted that follows.
-  virtual void OnWelcome(const internal::v1::Welcome& /*welcome*/) {}
+  // What its routers vouch with is told to; null: nobody asks. Lives as long as the role.
+  virtual VoucherCheck* vouchers() { return nullptr; }
   // The loop, on a thread of its own: until StopWanted, or until nothing is left after DrainWanted.
   // Nobody waits for an answer when it returns.
   virtual void Run() = 0;

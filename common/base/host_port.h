@@ -13,6 +13,7 @@ struct HostPort {
   int port = 0;      // 0: any
 
   std::string ToString() const;
+  bool operator==(const HostPort&) const = default;
 };
 
 // "127.0.0.1:8000", "name:0", "[::1]:8000". InvalidArgument names what is wrong.

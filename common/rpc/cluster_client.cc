@@ -47,6 +47,11 @@ struct Mailbox {
   // The newest of all. A stream that ends may have taken it along, so each new one begins with it.
   std::optional<internal::v1::LoadReport> last_load ABSL_GUARDED_BY(mutex);
   PendingBlocks blocks ABSL_GUARDED_BY(mutex);
+  bool snapshot_wanted ABSL_GUARDED_BY(mutex) = false;
+
+  void AskForSnapshot() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    call_joined = snapshot_wanted = true;
+  }
 };
 
 // One Join call. Reactions only note what happened; the client's thread acts. A hold is kept as
@@ -104,7 +109,8 @@ class JoinCall : public grpc::ClientBidiReactor<WorkerMessage, RouterMessage> {
     }
     if (incoming_.has_welcome() && !welcomed_) {
       welcomed_ = true;
-      mailbox_->joined = mailbox_->call_joined = true;
+      mailbox_->joined = true;
+      mailbox_->AskForSnapshot();
       mailbox_->welcome = incoming_.welcome();
       spdlog::info("joined the cluster of router {}", incoming_.welcome().router_id());
     } else if (incoming_.has_drain()) {
@@ -189,11 +195,12 @@ class GrpcClusterClient : public ClusterClient {
   void PostBlocks(BlockEvents events) override {
     absl::MutexLock lock(&mailbox_.mutex);
     if (!mailbox_.joined) return;  // a snapshot is asked for on joining
+    if (events.cleared() && !std::exchange(mailbox_.snapshot_wanted, false)) return;
     mailbox_.blocks.Merge(events);
     PumpStream();
     if (mailbox_.blocks.size() > max_pending_hashes_) {
       mailbox_.blocks.Clear();
-      mailbox_.call_joined = true;
+      mailbox_.AskForSnapshot();
     }
   }
 
@@ -251,6 +258,7 @@ class GrpcClusterClient : public ClusterClient {
       mailbox_.blocks.Clear();
       mailbox_.load = mailbox_.last_load;
     }
+    if (options_.on_dial) options_.on_dial();
     stream.Start(stub_.get(), options_.hello);
     {
       absl::MutexLock lock(&mailbox_.mutex);

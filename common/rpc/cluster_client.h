@@ -1,5 +1,5 @@
-// A worker's side of Cluster/Join: dials the router, says hello, reports, reconnects. Used by both
-// kinds of worker.
+// A worker's side of Cluster/Join with one router: dials it, says hello, reports, reconnects.
+// ClusterClients has one for each.
 //
 // Thread-safe. One stream at a time; a lost stream is dialled again with a backoff of at most 1 s,
 // and begins with Hello and a snapshot of the prefix cache (asked for through `on_joined`).
@@ -22,6 +22,9 @@ struct ClusterClientOptions {
   std::string router_address;  // its internal one
   std::shared_ptr<const ClusterCredentials> credentials;
   internal::v1::Hello hello;
+  // Hello goes out now, and the router may count on this worker before its answer is here. On an
+  // rpc thread. May be null.
+  std::function<void()> on_dial;
   // Joined (again): the worker answers with PostBlocks of a snapshot with cleared = true. On an rpc
   // thread.
   std::function<void()> on_joined;
@@ -46,7 +49,7 @@ class ClusterClient {
   // The loop is busy: how long it has not got anywhere. Replaces one not yet sent.
   virtual void PostHeartbeat(absl::Duration without_progress) = 0;
   // In order; merged while the stream is busy. Over a bound the queue is dropped and on_joined
-  // called for a snapshot.
+  // called for a snapshot. One that this client has not asked for is another's, and left out.
   virtual void PostBlocks(internal::v1::BlockEvents events) = 0;
   // Tells the router to send no more.
   virtual void PostDraining() = 0;

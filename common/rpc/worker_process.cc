@@ -1,13 +1,14 @@
 #include "common/rpc/worker_process.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <unistd.h>
 
+#include "absl/strings/str_split.h"
 #include "fmt/format.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/heap.h"
-#include "common/base/host_port.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/config/log_flags.h"
@@ -16,8 +17,10 @@ namespace tandem {
 
 void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
   flags->Group("Network");
-  flags->Add("--router", &o->router, "internal address of the router to join; empty: stand alone",
-             "HOST:PORT");
+  flags->AddRepeated(
+      "--router", &o->routers,
+      "internal HOST:PORT of the routers to join, with commas between them; of a name all hosts "
+      "that it stands for, now and later; empty: stand alone");
   flags->Add("--listen", &o->listen, "address of the RPC service; port 0: any", "HOST:PORT");
   flags->Add("--metrics-listen", &o->metrics_listen, "address of /metrics; port 0: any",
              "HOST:PORT");
@@ -58,6 +61,21 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
   AddLogFlags(flags, &o->log);
 }
 
+absl::StatusOr<std::vector<HostPort>> RoutersOf(const WorkerProcessOptions& options) {
+  std::vector<HostPort> routers;
+  for (const std::string& list : options.routers) {
+    for (const std::string& text :
+         std::vector<std::string>(absl::StrSplit(list, ',', absl::SkipEmpty()))) {
+      const absl::StatusOr<HostPort> router = ParseHostPort(text);
+      if (!router.ok()) return InvalidArgument("--router: {}", MessageOf(router.status()));
+      if (std::find(routers.begin(), routers.end(), *router) == routers.end()) {
+        routers.push_back(*router);
+      }
+    }
+  }
+  return routers;
+}
+
 std::string AdvertisedHost(const WorkerProcessOptions& options, const std::string& bound_host) {
   if (!options.advertise_host.empty()) return options.advertise_host;
   if (bound_host != "0.0.0.0" && bound_host != "::") return bound_host;
@@ -93,6 +111,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   if (status.ok() && !(options.step_timeout >= 0)) {
     status = InvalidArgument("--step-timeout must be >= 0 s, got {}", options.step_timeout);
   }
+  if (status.ok()) status = RoutersOf(options).status();
   if (status.ok()) status = parts.validate();
   if (!status.ok()) return fail(2, status);
   if (options.worker_id.empty()) {

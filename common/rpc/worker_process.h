@@ -6,9 +6,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
+#include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "common/config/flags.h"
 #include "common/rpc/server.h"
@@ -17,7 +19,7 @@ namespace tandem {
 
 // Mirrors the flags of the same names.
 struct WorkerProcessOptions {
-  std::string router;  // HOST:PORT; empty: stand alone
+  std::vector<std::string> routers;  // HOST:PORT, or several with commas; empty: stand alone
   std::string listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
   std::string health_listen;      // empty: none
@@ -49,6 +51,9 @@ class WorkerProcess {
 };
 
 void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* options);
+
+// The routers to join, each once. INVALID_ARGUMENT names the flag.
+absl::StatusOr<std::vector<HostPort>> RoutersOf(const WorkerProcessOptions& options);
 
 // What to announce for a host, or an address, that was bound: --advertise-host if given; the
 // machine's name where all interfaces were bound.

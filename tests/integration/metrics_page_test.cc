@@ -24,6 +24,7 @@
 #include "router/metrics/tls_metrics.h"
 #include "tests/support/paths.h"
 #include "tests/support/process.h"
+#include "worker/cluster_metrics.h"
 #include "worker/engine_metrics.h"
 
 namespace tandem {
@@ -45,6 +46,7 @@ struct Page {
       return;
     }
     worker::AddEngineMetrics(&metrics, {});
+    worker::ClusterMetrics{&metrics};
     if (role == "prefill") {
       prefill = std::make_unique<prefill::PrefillMetrics>(&metrics);
       prefill->worker.KvLink("prefill-0", "decode-0", "shm");

@@ -74,15 +74,19 @@ std::string LoadTotals::ToString() const {
   for (const auto& [status, count] : by_status) out << " " << count << " " << status << ",";
   out << " left before/after the first token " << left_before_first_token << "/"
       << left_after_first_token << ", " << tokens_checked << " tokens checked, " << migrations
-      << " migrations, gaps up to " << std::lround(longest_gap_ms) << " ms, failed tries up to "
+      << " migrations, " << asked_elsewhere << " asked elsewhere, gaps up to "
+      << std::lround(longest_gap_ms) << " ms, failed tries up to "
       << std::lround(longest_failed_attempts_ms) << " ms, " << wrong.size() << " wrong";
   return std::move(out).str();
 }
 
 CheckedLoad::CheckedLoad(const LoadOptions& options)
-    : options_(options),
-      client_(grpc::CreateChannel(options.address, grpc::InsecureChannelCredentials())),
-      undisturbed_(options.undisturbed) {
+    : options_(options), undisturbed_(options.undisturbed) {
+  for (const std::string& address : {options.address, options.other_address}) {
+    if (address.empty()) continue;
+    routers_.push_back(std::make_unique<TestClient>(
+        grpc::CreateChannel(address, grpc::InsecureChannelCredentials())));
+  }
   Random random(options.seed);
   for (int i = 0; i < kBeginnings; ++i) {
     beginnings_.push_back(RandomTokens(options.longest_prompt, options.vocab, random()));
@@ -114,7 +118,7 @@ void CheckedLoad::RunClient(int client) {
       AskAndBeKilled(request, farewell);
     } else {
       const auto began = std::chrono::steady_clock::now();
-      Judge(request, farewell, Ask(request, farewell), began);
+      Judge(request, farewell, Ask(client, request, farewell), began);
     }
     SleepMilliseconds(Below(random, options_.pause_ms + 1));
   }
@@ -159,7 +163,21 @@ CheckedLoad::Farewell CheckedLoad::DrawFarewell(Random& random) const {
   return farewell;
 }
 
-Answer CheckedLoad::Ask(const v1::GenerateRequest& request, const Farewell& farewell) {
+Answer CheckedLoad::Ask(int client, const v1::GenerateRequest& request, const Farewell& farewell) {
+  for (size_t attempt = 0;; ++attempt) {
+    Answer answer = AskOnce(*routers_[(static_cast<size_t>(client) + attempt) % routers_.size()],
+                            request, farewell);
+    if (answer.status.error_code() != grpc::StatusCode::UNAVAILABLE ||
+        attempt + 1 == routers_.size()) {
+      return answer;
+    }
+    absl::MutexLock lock(&mutex_);
+    ++totals_.asked_elsewhere;
+  }
+}
+
+Answer CheckedLoad::AskOnce(TestClient& client, const v1::GenerateRequest& request,
+                            const Farewell& farewell) {
   grpc::ClientContext context;
   const bool deadline = farewell.how == Farewell::How::kDeadline;
   context.set_deadline(std::chrono::system_clock::now() +
@@ -179,7 +197,7 @@ Answer CheckedLoad::Ask(const v1::GenerateRequest& request, const Farewell& fare
       context.TryCancel();
     }
   };
-  Answer answer = client_.Generate(request, &context, on_message);
+  Answer answer = client.Generate(request, &context, on_message);
   over.Notify();
   if (canceller.joinable()) canceller.join();
   return answer;

@@ -24,6 +24,9 @@ namespace tandem {
 
 struct LoadOptions {
   std::string address;                         // of the cluster under test
+  std::string other_address;                   // of its other router, if there is one: every second
+                                               // client begins there, and who is told UNAVAILABLE
+                                               // asks the other one
   std::shared_ptr<grpc::Channel> undisturbed;  // of the same model in float32
   int vocab = 0;             // ids below are drawn; the model's special ones lie above
   int longest_prompt = 0;    // tokens
@@ -46,6 +49,7 @@ struct UnavailableRequest {
 struct LoadTotals {
   int requests = 0;
   std::map<std::string, int> by_status;  // also "client killed", which learns of no status
+  int asked_elsewhere = 0;               // of the other router, after UNAVAILABLE
   int left_before_first_token = 0;       // of those who left and saw it
   int left_after_first_token = 0;
   int64_t tokens_checked = 0;
@@ -75,7 +79,8 @@ class CheckedLoad {
   void RunClient(int client);
   v1::GenerateRequest Draw(std::mt19937_64& random) const;
   Farewell DrawFarewell(std::mt19937_64& random) const;
-  Answer Ask(const v1::GenerateRequest& request, const Farewell& farewell);
+  Answer Ask(int client, const v1::GenerateRequest& request, const Farewell& farewell);
+  Answer AskOnce(TestClient& client, const v1::GenerateRequest& request, const Farewell& farewell);
   // Asks as a process of its own, which is killed after a while.
   void AskAndBeKilled(const v1::GenerateRequest& request, const Farewell& farewell);
   void Judge(const v1::GenerateRequest& request, const Farewell& farewell, const Answer& answer,
@@ -86,7 +91,7 @@ class CheckedLoad {
   std::string WrongTokens(v1::GenerateRequest request, const Answer& answer);
 
   const LoadOptions options_;
-  TestClient client_;
+  std::vector<std::unique_ptr<TestClient>> routers_;
   TestClient undisturbed_;
   std::vector<std::vector<uint32_t>> beginnings_;  // that prompts share
   std::atomic<int> asked_ = 0;

@@ -101,11 +101,12 @@ void TestCluster::StartWorker(const std::string& id) {
       BinaryPath(is_prefill ? "tandem_prefill_worker" : "tandem_decode_worker"),
       "--model",
       spec_.model_dir,
-      "--router",
-      router_.internal_address,
       "--worker-id",
       id,
       "--device=cpu"};  // unless the test or the run says otherwise
+  for (const Router& router : routers_) {
+    args.insert(args.end(), {"--router", router.member.internal_address});
+  }
   if (id.starts_with("unified")) args.push_back("--role=unified");
   args.insert(args.end(), spec_.worker_flags.begin(), spec_.worker_flags.end());
   const auto& own = is_prefill ? spec_.prefill_flags : spec_.decode_flags;
@@ -115,28 +116,43 @@ void TestCluster::StartWorker(const std::string& id) {
   Launch(member.get(), args);
 }
 
+void TestCluster::StartRouter(size_t i) {
+  Router& router = routers_[i];
+  Member& member = router.member;
+  std::vector<std::string> args = {BinaryPath("tandem_router"), "--model", spec_.model_dir};
+  std::vector<std::string> for_all = FlagsOfTheRun();
+  for_all.insert(for_all.begin(), spec_.worker_flags.begin(), spec_.worker_flags.end());
+  std::copy_if(for_all.begin(), for_all.end(), std::back_inserter(args), IsForTheRouterToo);
+  args.insert(args.end(), spec_.router_flags.begin(), spec_.router_flags.end());
+  if (!member.address.empty()) {
+    args.insert(args.end(), {"--listen", member.address, "--internal-listen",
+                             member.internal_address, "--metrics-listen", member.metrics_address});
+  }
+  member.id = i == 0 ? "router" : "router-" + std::to_string(i);
+  Launch(&member, args);
+  router.channel = grpc::CreateChannel(member.address, grpc::InsecureChannelCredentials());
+  router.admin_channel =
+      MakeChannel(member.internal_address, *TestCredentials(kOperatorRole, "test", kClusterSecret),
+                  {kRouterRole, ""});
+  router.admin = tandem::v1::Admin::NewStub(router.admin_channel);
+}
+
 std::unique_ptr<TestCluster> TestCluster::Start(const ClusterSpec& spec) {
   std::unique_ptr<TestCluster> cluster(new TestCluster);
   cluster->spec_ = spec;
-  cluster->router_.id = "router";
-  std::vector<std::string> args = {BinaryPath("tandem_router"), "--model", spec.model_dir};
-  std::vector<std::string> for_all = FlagsOfTheRun();
-  for_all.insert(for_all.begin(), spec.worker_flags.begin(), spec.worker_flags.end());
-  std::copy_if(for_all.begin(), for_all.end(), std::back_inserter(args), IsForTheRouterToo);
-  args.insert(args.end(), spec.router_flags.begin(), spec.router_flags.end());
-  cluster->Launch(&cluster->router_, args);
-  if (testing::Test::HasFailure()) return nullptr;
-  cluster->channel_ = grpc::CreateChannel(cluster->address(), grpc::InsecureChannelCredentials());
-  cluster->admin_channel_ =
-      MakeChannel(cluster->router_.internal_address,
-                  *TestCredentials(kOperatorRole, "test", kClusterSecret), {kRouterRole, ""});
-  cluster->admin_ = tandem::v1::Admin::NewStub(cluster->admin_channel_);
+  cluster->routers_.resize(static_cast<size_t>(spec.routers));
+  for (size_t i = 0; i < cluster->routers_.size(); ++i) {
+    cluster->StartRouter(i);
+    if (testing::Test::HasFailure()) return nullptr;
+  }
   for (int i = 0; i < spec.prefill; ++i) cluster->StartWorker("prefill-" + std::to_string(i));
   for (int i = 0; i < spec.decode; ++i) cluster->StartWorker("decode-" + std::to_string(i));
   for (int i = 0; i < spec.unified; ++i) cluster->StartWorker("unified-" + std::to_string(i));
-  if (!cluster->WaitForWorkers(spec.prefill + spec.decode + spec.unified, kStartSeconds)) {
-    ADD_FAILURE() << "the cluster did not become ready:\n" << cluster->Logs();
-    return nullptr;
+  for (size_t i = 0; i < cluster->routers_.size(); ++i) {
+    if (!cluster->WaitForWorkers(spec.prefill + spec.decode + spec.unified, kStartSeconds, i)) {
+      ADD_FAILURE() << "the cluster did not become ready:\n" << cluster->Logs();
+      return nullptr;
+    }
   }
   return cluster;
 }
@@ -145,22 +161,22 @@ TestCluster::~TestCluster() {
   for (auto& [id, member] : workers_) member->process->Signal(SIGKILL);
 }
 
-tandem::v1::GetClusterResponse TestCluster::GetCluster() {
+tandem::v1::GetClusterResponse TestCluster::GetCluster(size_t router) {
   grpc::ClientContext context;
   context.set_deadline(DeadlineIn(5));
   tandem::v1::GetClusterResponse response;
-  admin_->GetCluster(&context, {}, &response);
+  routers_[router].admin->GetCluster(&context, {}, &response);
   return response;
 }
 
-bool TestCluster::WaitForWorkers(int count, double seconds) {
+bool TestCluster::WaitForWorkers(int count, double seconds, size_t router) {
   return WaitFor(
       [count](const tandem::v1::GetClusterResponse& cluster) {
         int ready = 0;
         for (const auto& worker : cluster.workers()) ready += worker.state() == "ready";
         return ready == count && cluster.workers_size() == count;
       },
-      seconds);
+      seconds, router);
 }
 
 bool TestCluster::WaitForStreams(size_t count, double seconds) {
@@ -185,7 +201,10 @@ std::string TestCluster::Scrape(const Member& member) {
 }
 
 std::string TestCluster::Logs() const {
-  std::string logs = "== router\n" + ReadWholeFile(router_.stderr_path);
+  std::string logs;
+  for (const Router& router : routers_) {
+    logs += "== " + router.member.id + "\n" + ReadWholeFile(router.member.stderr_path);
+  }
   for (const auto& [id, member] : workers_)
     logs += "== " + id + "\n" + ReadWholeFile(member->stderr_path);
   return logs;

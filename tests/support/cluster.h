@@ -27,6 +27,7 @@ inline constexpr int kDemoVocab = 2040;
 
 struct ClusterSpec {
   std::string model_dir;
+  int routers = 1;
   int prefill = 1;
   int decode = 1;
   int unified = 0;
@@ -50,28 +51,35 @@ struct Member {
   std::string stderr_path;
 };
 
-// Not thread-safe. Start() returns once every worker is ready. The destructor stops all.
+// Not thread-safe. Start() returns once every worker is ready at every router. The destructor stops
+// all. What names no router is about the first.
 class TestCluster {
  public:
   // Null, with a gtest failure that quotes the processes' stderr, if it does not come up.
   static std::unique_ptr<TestCluster> Start(const ClusterSpec& spec);
   ~TestCluster();
 
-  const std::string& address() const { return router_.address; }
-  Member& router() { return router_; }
+  const std::string& address(size_t router = 0) const { return routers_[router].member.address; }
+  Member& router(size_t i = 0) { return routers_[i].member; }
   Member& worker(const std::string& id) { return *workers_.at(id); }
   std::map<std::string, std::unique_ptr<Member>>& workers() { return workers_; }
-  std::shared_ptr<grpc::Channel> channel() const { return channel_; }
+  std::shared_ptr<grpc::Channel> channel(size_t router = 0) const {
+    return routers_[router].channel;
+  }
   // An operator's, for Admin.
-  std::shared_ptr<grpc::Channel> admin_channel() const { return admin_channel_; }
+  std::shared_ptr<grpc::Channel> admin_channel(size_t router = 0) const {
+    return routers_[router].admin_channel;
+  }
+  // Starts a router again, where it was.
+  void StartRouter(size_t i);
   // Starts (again) a worker of that id, e.g. "prefill-0".
   void StartWorker(const std::string& id);
   // True once the router lists exactly `count` ready workers.
-  bool WaitForWorkers(int count, double seconds);
-  tandem::v1::GetClusterResponse GetCluster();
+  bool WaitForWorkers(int count, double seconds, size_t router = 0);
+  tandem::v1::GetClusterResponse GetCluster(size_t router = 0);
   // Polls GetCluster until `condition` holds.
   template <typename Condition>
-  bool WaitFor(Condition condition, double seconds);
+  bool WaitFor(Condition condition, double seconds, size_t router = 0);
   // Until the decode workers together report `count` running streams. Reports are some moments old:
   // who lets streams run a second time waits for none in between.
   bool WaitForStreams(size_t count, double seconds);
@@ -81,24 +89,28 @@ class TestCluster {
   std::string Logs() const;
 
  private:
+  struct Router {
+    Member member;
+    std::shared_ptr<grpc::Channel> channel;
+    std::shared_ptr<grpc::Channel> admin_channel;
+    std::unique_ptr<tandem::v1::Admin::Stub> admin;
+  };
+
   TestCluster() = default;
   void Launch(Member* member, std::vector<std::string> args);
 
   ClusterSpec spec_;
   TempDir dir_;
-  Member router_;
+  std::vector<Router> routers_;
   std::map<std::string, std::unique_ptr<Member>> workers_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::shared_ptr<grpc::Channel> admin_channel_;
-  std::unique_ptr<tandem::v1::Admin::Stub> admin_;
 };
 
 void SleepMilliseconds(int milliseconds);
 
 template <typename Condition>
-bool TestCluster::WaitFor(Condition condition, double seconds) {
+bool TestCluster::WaitFor(Condition condition, double seconds, size_t router) {
   for (int i = 0; i < static_cast<int>(seconds * 50) + 1; ++i) {
-    if (condition(GetCluster())) return true;
+    if (condition(GetCluster(router))) return true;
     SleepMilliseconds(20);
   }
   return false;

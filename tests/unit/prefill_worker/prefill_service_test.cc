@@ -114,7 +114,7 @@ TEST(PrefillService, AnotherCapabilityIsRefusedWithOneLine) {
 class PrefillServiceRpc : public testing::Test {
  protected:
   void SetUp() override {
-    vouchers_.SetKey(kVouchKey);
+    vouchers_.SetKey("r0", kVouchKey);
     auto server = RpcServer::Start({}, {&service_});
     ASSERT_OK(server);
     server_ = *std::move(server);
@@ -276,7 +276,7 @@ TEST_F(PrefillServiceRpc, ShipsOnlyWhereTheRouterVouchesFor) {
             grpc::StatusCode::PERMISSION_DENIED);
   EXPECT_FALSE(h_.loop->Step(absl::ZeroDuration()));  // none reached the loop
   // Before the router has said anything: ask again.
-  vouchers_.SetKey("");
+  vouchers_.Forget("r0");
   EXPECT_EQ(code_of([](Target*) {}), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 

@@ -26,6 +26,21 @@ TEST(AdvertisedAddress, IsTheBoundOneUnlessThatNamesNoHost) {
   EXPECT_FALSE(AdvertisedAddress(options, "no port").ok());
 }
 
+TEST(RoutersOf, TakesLists) {
+  WorkerProcessOptions options;
+  auto routers = RoutersOf(options);
+  ASSERT_OK(routers);
+  EXPECT_THAT(*routers, testing::IsEmpty());
+  options.routers = {"a:1,b:2,", "[::1]:3", "b:2"};
+  routers = RoutersOf(options);
+  ASSERT_OK(routers);
+  EXPECT_THAT(*routers,
+              testing::ElementsAre(HostPort{"a", 1}, HostPort{"b", 2}, HostPort{"::1", 3}));
+  options.routers = {"a:1,b"};
+  EXPECT_THAT(std::string(RoutersOf(options).status().message()),
+              testing::StartsWith("--router: address 'b' must be HOST:PORT"));
+}
+
 TEST(RunWorkerProcess, BadFlagsEndItBeforeItStarts) {
   WorkerProcessOptions options;
   FlagSet flags("worker", "A worker.");

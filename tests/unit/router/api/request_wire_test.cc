@@ -287,8 +287,8 @@ TEST(ResponseWire, VouchesForTheKvAddressToEachPrefillWorker) {
   internal::v1::DecodeRequest out;
   DecodeRequestToProto(route, request, {}, &out);
   VoucherCheck first, second;
-  first.SetKey("key 0");
-  second.SetKey("key 1");
+  first.SetKey("r0", "key 0");
+  second.SetKey("r0", "key 1");
   EXPECT_EQ(out.route().prefill(0).return_address(), "");
   EXPECT_EQ(out.route().prefill(1).return_address(), "p:9");
   const std::string voucher = out.route().prefill(0).voucher();

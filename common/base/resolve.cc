@@ -1,0 +1,45 @@
+#include "common/base/resolve.h"
+
+#include <algorithm>
+#include <memory>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <utility>
+
+#include "common/base/status.h"
+
+namespace tandem {
+
+std::vector<std::string> OneOfEach(const std::string& name, std::vector<std::string> ipv4,
+                                   std::vector<std::string> ipv6) {
+  for (std::vector<std::string>* family : {&ipv4, &ipv6}) {
+    std::sort(family->begin(), family->end());
+    family->erase(std::unique(family->begin(), family->end()), family->end());
+  }
+  if (ipv4.size() == 1 && ipv6.size() == 1) return {name};
+  return ipv6.size() > ipv4.size() ? std::move(ipv6) : std::move(ipv4);
+}
+
+absl::StatusOr<std::vector<std::string>> ResolveHosts(const std::string& host) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (const int error = getaddrinfo(host.c_str(), nullptr, &hints, &found)) {
+    return Unavailable("host '{}' is not known: {}", host, gai_strerror(error));
+  }
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, freeaddrinfo);
+  std::vector<std::string> ipv4, ipv6;
+  for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
+    char text[NI_MAXHOST];
+    if (getnameinfo(info->ai_addr, info->ai_addrlen, text, sizeof(text), nullptr, 0,
+                    NI_NUMERICHOST) != 0) {
+      continue;
+    }
+    if (info->ai_family == AF_INET) ipv4.emplace_back(text);
+    if (info->ai_family == AF_INET6) ipv6.emplace_back(text);
+  }
+  if (ipv4.empty() && ipv6.empty()) return Unavailable("host '{}' has no address", host);
+  return OneOfEach(host, std::move(ipv4), std::move(ipv6));
+}
+
+}  // namespace tandem

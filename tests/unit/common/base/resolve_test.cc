@@ -1,0 +1,49 @@
+#include "common/base/resolve.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "tests/support/paths.h"
+
+namespace tandem {
+namespace {
+
+using testing::ElementsAre;
+
+TEST(OneOfEach, HasOneEntryForEachHost) {
+  EXPECT_THAT(OneOfEach("n", {"10.0.0.2", "10.0.0.1", "10.0.0.2"}, {}),
+              ElementsAre("10.0.0.1", "10.0.0.2"));
+  EXPECT_THAT(OneOfEach("n", {}, {"fd00::2", "fd00::1"}), ElementsAre("fd00::1", "fd00::2"));
+  EXPECT_THAT(OneOfEach("n", {"10.0.0.1"}, {}), ElementsAre("10.0.0.1"));
+  // Hosts with one of each.
+  EXPECT_THAT(OneOfEach("n", {"10.0.0.1", "10.0.0.2"}, {"fd00::1", "fd00::2"}),
+              ElementsAre("10.0.0.1", "10.0.0.2"));
+  EXPECT_THAT(OneOfEach("n", {"10.0.0.1"}, {"fd00::1", "fd00::2"}),
+              ElementsAre("fd00::1", "fd00::2"));
+  // One host, perhaps reached by one of them only.
+  EXPECT_THAT(OneOfEach("localhost", {"127.0.0.1"}, {"::1"}), ElementsAre("localhost"));
+}
+
+TEST(ResolveHosts, AnswersForNumbersAndNames) {
+  const auto number = ResolveHosts("192.0.2.7");
+  ASSERT_OK(number);
+  EXPECT_THAT(*number, ElementsAre("192.0.2.7"));
+  const auto number6 = ResolveHosts("2001:db8::7");
+  ASSERT_OK(number6);
+  EXPECT_THAT(*number6, ElementsAre("2001:db8::7"));
+  const auto name = ResolveHosts("localhost");
+  ASSERT_OK(name);
+  EXPECT_THAT(*name, ElementsAre(testing::AnyOf("localhost", "127.0.0.1", "::1")));
+}
+
+TEST(ResolveHosts, SaysWhatIsNotKnown) {
+  // Longer than a part of a name may be, so that no name service is asked.
+  const std::string name(70, 'x');
+  const auto unknown = ResolveHosts(name);
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_EQ(unknown.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(unknown.status().message()), testing::HasSubstr(name));
+}
+
+}  // namespace
+}  // namespace tandem
