@@ -11,6 +11,7 @@
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 #include "common/rpc/token_wire.h"
+#include "common/rpc/trace_metadata.h"
 
 namespace tandem::decode {
 namespace {
@@ -27,7 +28,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> 
  public:
   explicit GenerateReactor(Intake* intake) : intake_(intake) {}
 
-  void Start(grpc::ByteBuffer bytes, absl::Time deadline) {
+  void Start(grpc::ByteBuffer bytes, absl::Time deadline, const TraceContext& trace) {
     internal::v1::DecodeRequest request;
     if (!grpc::SerializationTraits<internal::v1::DecodeRequest>::Deserialize(&bytes, &request)
              .ok()) {
@@ -35,6 +36,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> 
     }
     absl::StatusOr<Work> work = intake_->Read(request, deadline - absl::Now());
     if (!work.ok()) return End(work.status());
+    work->trace = trace;
     const uint64_t id = id_ = work->id;
     stream_ = intake_->MakeStream([this] { Pump(); });
     Intake* const intake = intake_;
@@ -107,13 +109,14 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* DecodeService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   auto* reactor = new GenerateReactor(intake_);
   const absl::Time deadline = absl::FromChrono(context->deadline());
+  const TraceContext trace = TraceOf(*context);
   if (request->Length() <= kShortMessage) {
-    reactor->Start(*request, deadline);
+    reactor->Start(*request, deadline, trace);
     return reactor;
   }
   // The call lives until the reactor has answered it.
-  const bool taken =
-      readers_.TryRun([reactor, bytes = *request, deadline] { reactor->Start(bytes, deadline); });
+  const bool taken = readers_.TryRun(
+      [reactor, bytes = *request, deadline, trace] { reactor->Start(bytes, deadline, trace); });
   if (!taken) {
     reactor->Refuse(WithRefusal(ResourceExhausted("the worker is behind with reading requests"),
                                 {.reason = Refusal::Reason::kInbox}));

@@ -152,6 +152,8 @@ absl::Status Loop::Start(WorkArrived event, const Placement& place) {
   TANDEM_ASSIGN_OR_RETURN(Admitted admitted, admission_.Admit(std::move(event.work), place));
   Sequence* s = admitted.sequence.get();
   s->stream = std::move(event.stream);
+  s->trace = RequestTrace::Begin(parts_.spans, s->work.trace, "decode.request", s->work.arrived);
+  if (s->trace != nullptr) s->trace->Add("queue", s->work.arrived, s->reserved_at);
   if (admitted.ask) {
     TANDEM_RETURN_IF_ERROR(prefills_.Begin(s, std::move(admitted.fresh), s->reserved_at));
   } else {
@@ -348,6 +350,10 @@ void Loop::PublishItem(const worker::LaunchedRun& run, const engine::ItemOutput&
         absl::ToDoubleMilliseconds(s->prefill_started_at - s->reserved_at);
     s->timing.stages[Stage::kPrefill] = absl::ToDoubleMilliseconds(now - s->prefill_started_at);
     s->runnable_at = now;
+    if (s->trace != nullptr) {
+      s->trace->Add("prefill_queue", s->reserved_at, s->prefill_started_at);
+      s->trace->Add("prefill", s->prefill_started_at, now);
+    }
   }
   PublishTokens(s, run, output, now);
 }

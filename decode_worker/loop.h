@@ -18,6 +18,7 @@
 #include "absl/time/time.h"
 
 #include "common/base/clock.h"
+#include "common/base/trace.h"
 #include "decode_worker/admission.h"
 #include "decode_worker/decode_metrics.h"
 #include "decode_worker/event.h"
@@ -50,7 +51,7 @@ struct LoopOptions {
 
 // All outlive the loop. `receiver` and `caller` may be null where `unified`; `sender` always: then
 // prefill workers are given no blocks back; `waker` always: then readers are woken on the loop's
-// thread.
+// thread; `spans` always: then nothing is traced.
 struct LoopParts {
   engine::ModelRunner* runner = nullptr;
   engine::BlockPool* pool = nullptr;
@@ -62,6 +63,7 @@ struct LoopParts {
   Clock* clock = nullptr;
   DecodeMetrics* metrics = nullptr;
   EventInbox* inbox = nullptr;
+  SpanSink* spans = nullptr;
 };
 
 class Loop {

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
+#include "common/base/trace.h"
 #include "common/base/transfer_id.h"
 #include "decode_worker/first_token.h"
 #include "decode_worker/request.h"
@@ -35,6 +36,7 @@ struct PrefillCall {
   std::vector<int32_t> block_ids;  // where prompt block first_block + i goes
   bool gives_back = false;         // blocks before first_block, where the peer wants them
   absl::Time deadline;             // the loop's clock
+  TraceContext trace;              // the call's place in it, if it has one
   // Told of the progress; and to be sent when the reply arrives, before the loop hears of it.
   std::shared_ptr<FirstToken> first_token;
 };

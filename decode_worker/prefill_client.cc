@@ -10,6 +10,7 @@
 #include "common/base/status.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
+#include "common/rpc/trace_metadata.h"
 
 namespace tandem::decode {
 namespace {
@@ -38,6 +39,7 @@ class PrefillClient::Active final : public grpc::ClientReadReactor<internal::v1:
     if (left < absl::InfiniteDuration()) {
       context_.set_deadline(absl::ToChronoTime(absl::Now() + left));
     }
+    AddTrace(call_.trace, &context_);
     stub_->async()->Prefill(&context_, &request_, this);
     StartRead(&event_);
     StartCall();

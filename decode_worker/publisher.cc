@@ -8,6 +8,26 @@
 
 namespace tandem::decode {
 
+namespace {
+
+LogFields Describe(const Sequence& s) {
+  LogFields out = {{"id", s.work.request_id},
+                   {"prompt_tokens", int64_t{s.prompt_length}},
+                   {"cached_tokens", int64_t{s.cached_tokens}},
+                   {"generated_tokens", int64_t{s.drawn()}},
+                   {"prefill_worker", s.timing.prefill_worker},
+                   {"prefill_attempts", int64_t{s.timing.prefill_attempts}},
+                   {"transport", s.timing.transport},
+                   {"kv_bytes", static_cast<int64_t>(s.timing.kv_bytes)},
+                   {"preemptions", int64_t{s.timing.preemptions}}};
+  if (s.arrived_length > s.prompt_length) {
+    out.emplace_back("resumed_tokens", int64_t{s.arrived_length - s.prompt_length});
+  }
+  return out;
+}
+
+}  // namespace
+
 Publisher::Publisher(PublisherOptions options, StreamWaker* waker, DecodeMetrics* metrics)
     : options_(options), waker_(waker), metrics_(metrics) {}
 
@@ -21,11 +41,13 @@ bool Publisher::Emit(Sequence* s, TokenLogprob token, absl::Time now, bool sent)
     metrics_->worker.inter_token_seconds.Observe(absl::ToDoubleSeconds(now - s->last_token_at));
   }
   if (s->drawn() == 2) {
+    if (s->trace != nullptr) s->trace->Add("first_decode_step", s->runnable_at, now);
     s->timing.stages[Stage::kFirstDecodeStep] = absl::ToDoubleMilliseconds(now - s->runnable_at);
   }
   s->last_token_at = now;
   const absl::Time preempted_at = std::exchange(s->preempted_at, absl::InfiniteFuture());
   if (preempted_at < now && !first) {  // else it is part of the prefill
+    if (s->trace != nullptr) s->trace->Add("preempted", preempted_at, now);
     s->timing.stages[Stage::kPreempted] += absl::ToDoubleMilliseconds(now - preempted_at);
   }
 
@@ -59,6 +81,10 @@ void Publisher::EmitProgress(const Sequence& s) {
 }
 
 void Publisher::End(const Sequence& s, const absl::Status& status, absl::Time now) {
+  // Behind its last token there is nothing that its reader waits for.
+  if (s.trace != nullptr) {
+    s.trace->End(status.ok() ? s.last_token_at : now, status.code(), Describe(s));
+  }
   if (status.ok()) {
     Measure(s, now);
     metrics_->worker.requests_finished.Increment();
@@ -86,6 +112,7 @@ absl::Status Publisher::CheckReader(Sequence* s, absl::Time now) {
   // Only when half of the bound is free again, so that a reader at the bound does not make its
   // sequence stop and go with every token.
   if (s->stream->pending() < options_.max_pending_tokens / 2 + 1) {
+    if (s->trace != nullptr) s->trace->Add("paused", s->paused_at, now);
     s->timing.stages[Stage::kPaused] += absl::ToDoubleMilliseconds(now - s->paused_at);
     s->paused_at = absl::InfiniteFuture();
   } else if (now - s->paused_at >= options_.pause_limit) {

@@ -10,6 +10,7 @@
 #include "common/base/kv_layout.h"
 #include "common/base/refusal.h"
 #include "common/base/status.h"
+#include "worker/kv_span.h"
 
 namespace tandem::decode {
 namespace {
@@ -41,6 +42,7 @@ absl::Status RemotePrefills::Begin(Sequence* s, engine::BlockLease target, absl:
   attempt->peer = s->work.prefill[s->next_candidate++];
   attempt->target = std::move(target);
   attempt->began_at = now;
+  attempt->trace = s->trace != nullptr ? s->trace->NewCall() : s->work.trace;
   attempt->first_token =
       std::make_shared<FirstToken>(s->stream, s->work.sampling, s->prompt_length, s->arrived_length,
                                    s->max_length, s->timing, now);
@@ -80,6 +82,7 @@ PrefillCall RemotePrefills::MakeCall(const Sequence& s, const PrefillAttempt& at
   call.gives_back =
       returns_.possible() && !attempt.peer.return_address.empty() && first_block == s.lease.size();
   call.first_token = attempt.first_token;
+  call.trace = attempt.trace;
   call.deadline = std::min(s.work.deadline, clock_->Now() + options_.call_timeout);
   return call;
 }
@@ -89,21 +92,27 @@ RemotePrefills::Transfer* RemotePrefills::Find(const TransferId& id, uint64_t ep
   return it != transfers_.end() && it->second.epoch == epoch ? &it->second : nullptr;
 }
 
-Sequence* RemotePrefills::EndCall(uint64_t call_id) {
+Sequence* RemotePrefills::EndCall(uint64_t call_id, absl::Time now, absl::StatusCode code) {
   const auto it = calls_.find(call_id);
   if (it == calls_.end()) return nullptr;
   Sequence* s = it->second;
   calls_.erase(it);
   returns_.Abort(call_id);
-  window_.Remove(s->attempt->peer.worker_id, s->attempt->asked_tokens, s->attempt->target.size());
+  const PrefillAttempt& attempt = *s->attempt;
+  window_.Remove(attempt.peer.worker_id, attempt.asked_tokens, attempt.target.size());
+  if (s->trace != nullptr) {
+    s->trace->AddCall(attempt.trace, "prefill_call", attempt.began_at, now,
+                      {{"prefill_worker", attempt.peer.worker_id}}, code);
+  }
   return s;
 }
 
 Sequence* RemotePrefills::OnReply(const PrefillReply& reply) {
-  Sequence* s = EndCall(reply.call_id);
+  const absl::Time at = std::min(reply.at, clock_->Now());
+  Sequence* s = EndCall(reply.call_id, at, reply.outcome.status().code());
   if (s == nullptr) return nullptr;
   s->attempt->replied = true;
-  s->attempt->replied_at = std::min(reply.at, clock_->Now());
+  s->attempt->replied_at = at;
   return s;
 }
 
@@ -188,6 +197,7 @@ void RemotePrefills::Complete(Sequence* s) {
       metrics_->worker.KvLink(attempt.peer.worker_id, options_.worker_id, stats.transport);
   link.seconds.Observe(absl::ToDoubleSeconds(took));
   link.bytes.Increment(static_cast<double>(stats.bytes));
+  worker::AddKvTransfer(stats, attempt.peer.worker_id, options_.worker_id, s->trace.get());
 
   auto it = transfers_.find(attempt.transfer);
   it->second.sequence = nullptr;
@@ -204,10 +214,10 @@ absl::Status RemotePrefills::Retry(Sequence* s, const absl::Status& why, bool re
   spdlog::warn("{}: prefill at {} failed: {}", s->work.request_id, peer.worker_id, why.ToString());
   NoteFailure(peer.worker_id, why);
   const int num_blocks = s->attempt->target.size();
+  const absl::Time began_at = s->attempt->began_at;
+  Abandon(s, why.code());
   const absl::Time now = clock_->Now();
-  s->timing.stages[Stage::kFailedAttempts] +=
-      absl::ToDoubleMilliseconds(now - s->attempt->began_at);
-  Abandon(s);
+  s->timing.stages[Stage::kFailedAttempts] += absl::ToDoubleMilliseconds(now - began_at);
   if (absl::IsInvalidArgument(why)) return why;  // no other worker would take it either
   // A step that fails takes its neighbours along, so one more worker may be asked; one that dies
   // likewise, and not a third. One that was gone before knows nothing of the prompt.
@@ -249,7 +259,12 @@ void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
   const absl::Time now = clock_->Now();
   s->timing.stages[Stage::kKvTransferExposed] =
       absl::ToDoubleMilliseconds(now - s->attempt->replied_at);
-  Abandon(s);
+  if (s->trace != nullptr) {
+    s->trace->Add("kv_transfer", s->attempt->replied_at, now,
+                  {{"source", s->attempt->peer.worker_id}, {"destination", options_.worker_id}},
+                  why.code());
+  }
+  Abandon(s, why.code());
   s->timing.transport = "local";
   s->timing.kv_bytes = 0;
   s->lease.Release();
@@ -259,11 +274,11 @@ void RemotePrefills::Lose(Sequence* s, const absl::Status& why) {
   s->runnable_at = now;
 }
 
-void RemotePrefills::Abandon(Sequence* s) {
+void RemotePrefills::Abandon(Sequence* s, absl::StatusCode why) {
   if (s->attempt == nullptr) return;
   PrefillAttempt& attempt = *s->attempt;
   attempt.first_token->Close();
-  if (EndCall(attempt.call_id) != nullptr) caller_->Cancel(attempt.call_id);
+  if (EndCall(attempt.call_id, clock_->Now(), why) != nullptr) caller_->Cancel(attempt.call_id);
   receiver_->Cancel(attempt.transfer, attempt.epoch);
   auto it = transfers_.find(attempt.transfer);
   it->second.sequence = nullptr;

@@ -88,8 +88,8 @@ class RemotePrefills {
   // preemption.
   void Lose(Sequence* sequence, const absl::Status& why);
   // Gives the attempt up, in any state: cancels call and transfer; blocks that may still be written
-  // go to quarantine. No attempt: nothing happens.
-  void Abandon(Sequence* sequence);
+  // go to quarantine. No attempt: nothing happens. `why` is what its span says.
+  void Abandon(Sequence* sequence, absl::StatusCode why = absl::StatusCode::kCancelled);
 
   // Workers that failed since they last served a prompt.
   std::map<std::string, LoadReport::PrefillFailures> Failures() const;
@@ -105,8 +105,8 @@ class RemotePrefills {
     bool quiet = false;
     uint64_t ticket = 0;  // of the quarantine
   };
-  // The sequence of a call that was not answered until now.
-  Sequence* EndCall(uint64_t call_id);
+  // The sequence of a call that was not answered until now, and has ended so.
+  Sequence* EndCall(uint64_t call_id, absl::Time now, absl::StatusCode code);
   // Null for unknown ones and for another epoch.
   Transfer* Find(const TransferId& id, uint64_t epoch);
   PrefillCall MakeCall(const Sequence& sequence, const PrefillAttempt& attempt) const;

@@ -7,6 +7,7 @@
 
 #include "absl/time/time.h"
 
+#include "common/base/trace.h"
 #include "engine/runtime/sampling_params.h"
 
 namespace tandem::decode {
@@ -31,6 +32,7 @@ struct Work {
   bool progress = false;             // the client wants to know how far the prompt is
   std::vector<PrefillPeer> prefill;  // best first; empty: prefill here
   int may_lose = 2;                  // of those, with this prompt; at least 1
+  TraceContext trace;                // the caller's place in it; none: it traces nothing
   absl::Time arrived;                // Clock
   absl::Time deadline = absl::InfiniteFuture();
 };

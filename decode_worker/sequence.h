@@ -20,6 +20,7 @@
 
 #include "common/base/block_hash.h"
 #include "common/base/token_event.h"
+#include "common/base/trace.h"
 #include "common/base/transfer_id.h"
 #include "decode_worker/draft_policy.h"
 #include "decode_worker/drafter.h"
@@ -49,6 +50,7 @@ struct PrefillAttempt {
   PrefillPeer peer;
   engine::BlockLease target;  // being written by the peer, and the room to grow behind
   int asked_tokens = 0;       // that the peer computes, or has cached
+  TraceContext trace;         // of the call
   absl::Time began_at;        // the stages of one attempt follow those of the one before
   std::shared_ptr<FirstToken> first_token;
   bool replied = false;
@@ -64,6 +66,7 @@ struct PrefillAttempt {
 struct Sequence {
   Work work;  // work.tokens was moved to `tokens`
   std::shared_ptr<TokenStream> stream;
+  std::unique_ptr<RequestTrace> trace;  // null: it has no spans
 
   std::vector<int32_t> tokens;  // prompt, then generated; the pending one is not among them
   int prompt_length = 0;

@@ -149,6 +149,7 @@ void DecodeRole::MakeLoop(const worker::Frame& frame) {
   parts.clock = frame.clock;
   parts.metrics = metrics_.get();
   parts.inbox = &inbox_;
+  parts.spans = frame.spans;
   loop_ = std::make_unique<Loop>(std::move(loop), parts, frame.reports);
 }
 

@@ -10,13 +10,15 @@ Intake::Intake(RequestLimits limits, EventInbox* inbox, Clock* clock)
     : limits_(std::move(limits)), inbox_(inbox), clock_(clock) {}
 
 void Intake::Submit(uint64_t id, const internal::v1::PrefillRequest& request, Want want,
-                    Progress progress, Reply reply, absl::Duration left) {
+                    Progress progress, Reply reply, absl::Duration left,
+                    const TraceContext& trace) {
   absl::StatusOr<Work> work = WorkFromProto(request, limits_);
   if (!work.ok()) return reply(work.status());
   work->id = id;
   work->arrived = clock_->Now();
   // By what is left of it: the loop's clock does not follow a wall clock that is set.
   work->deadline = work->arrived + left;
+  work->trace = trace;
   if (request.gives_back()) work->want = std::move(want);
   work->reply = reply;
   if (request.progress()) work->progress = std::move(progress);

@@ -28,9 +28,11 @@ class Intake {
   uint64_t NewId() { return ++last_id_; }
   // `reply` is called exactly once: before the return where the request is refused at once, else on
   // the loop's thread. `want` and `progress`: as Work's, where the request says that its caller
-  // gives blocks back, and that it wants to know. `left`: until the caller's deadline.
+  // gives blocks back, and that it wants to know. `left`: until the caller's deadline. `trace`: as
+  // Work's.
   void Submit(uint64_t id, const internal::v1::PrefillRequest& request, Want want,
-              Progress progress, Reply reply, absl::Duration left = absl::InfiniteDuration());
+              Progress progress, Reply reply, absl::Duration left = absl::InfiniteDuration(),
+              const TraceContext& trace = {});
   // What the caller gets of an outcome. Not on the loop's thread where it is long.
   internal::v1::PrefillResponse ToProto(const Outcome& outcome) const;
   internal::v1::KvTarget ToProto(const Wanted& wanted) const;

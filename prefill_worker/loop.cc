@@ -112,6 +112,8 @@ void Loop::Handle(WorkArrived event) {
       BlockHashSeed(options_.cluster_secret, options_.model_digest, work.cache_salt);
   sequence->work = std::move(work);
   Sequence* s = sequence.get();
+  s->waits_since = s->work.arrived;
+  s->trace = RequestTrace::Begin(parts_.spans, s->work.trace, "prefill.request", s->work.arrived);
   by_work_id_.emplace(s->work.id, s);
   sequences_.emplace(s->key(), std::move(sequence));
   waiting_.Insert(s);
@@ -176,6 +178,7 @@ void Loop::Handle(KvShipped event) {
     parts_.cache->Retract(s->lease);
     std::erase(running_, s);
     by_work_id_.erase(s->work.id);
+    EndTrace(s, parts_.clock->Now(), absl::StatusCode::kUnavailable);
     s->work.reply(Unavailable("KV transfer to {} ended early: {}", target.peer_worker_id,
                               event.status.ToString()));
   }
@@ -389,7 +392,21 @@ void Loop::Finish(Sequence* s, TokenLogprob first_token) {
   parts_.metrics->worker.stage(Stage::kPrefill).Observe(absl::ToDoubleSeconds(outcome.prefill));
   parts_.metrics->worker.requests_finished.Increment();
   parts_.metrics->worker.generation_tokens.Increment();
+  EndTrace(s, now, absl::StatusCode::kOk);
   s->work.reply(std::move(outcome));
+}
+
+void Loop::EndTrace(Sequence* s, absl::Time now, absl::StatusCode code) {
+  if (s->trace == nullptr) return;
+  s->trace->Add("prefill_queue", s->waits_since, s->has_started() ? s->started : now);
+  if (s->has_started()) s->trace->Add("prefill", s->started, now);
+  s->trace->End(now, code,
+                {{"id", s->work.request_id},
+                 {"prompt_tokens", int64_t{s->length()}},
+                 {"cached_tokens", int64_t{s->cached}},
+                 {"returned_tokens", int64_t{s->returned}},
+                 {"computed_tokens", int64_t{s->computed - s->cached}}});
+  s->trace.reset();
 }
 
 void Loop::FailComputed(Sequence* s, const absl::Status& status) {
@@ -440,11 +457,12 @@ Sequence* Loop::Find(uint64_t id) const {
 
 void Loop::Fail(Sequence* s, const absl::Status& status) {
   by_work_id_.erase(s->work.id);
-  s->work.reply(status);
   if (s->phase == Phase::kReturning) {
     returns_.Abandon(s, ReturnResult::kCancelled);
     s->phase = Phase::kWaiting;
   }
+  EndTrace(s, parts_.clock->Now(), status.code());
+  s->work.reply(status);
   if (s->phase == Phase::kWaiting) {
     waiting_.Remove(s);
     Forget(s);

@@ -40,6 +40,7 @@
 #include "common/base/kv_layout.h"
 #include "common/base/load_report.h"
 #include "common/base/rate_meter.h"
+#include "common/base/trace.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/prefix_cache.h"
 #include "engine/runtime/model_runner.h"
@@ -66,7 +67,8 @@ struct LoopOptions {
   std::string model_digest;
 };
 
-// All outlive the loop. `receiver` null: no blocks are asked back from callers.
+// All outlive the loop. `receiver` null: no blocks are asked back from callers; `spans` null:
+// nothing is traced.
 struct LoopParts {
   engine::ModelRunner* runner = nullptr;
   engine::BlockPool* pool = nullptr;
@@ -76,6 +78,7 @@ struct LoopParts {
   Clock* clock = nullptr;
   PrefillMetrics* metrics = nullptr;
   EventInbox* inbox = nullptr;
+  SpanSink* spans = nullptr;
 };
 
 class Loop {
@@ -138,6 +141,8 @@ class Loop {
 
   // The open prompt with this Work::id; null: it was replied to.
   Sequence* Find(uint64_t id) const;
+  // The prompt has been replied to so.
+  void EndTrace(Sequence* sequence, absl::Time now, absl::StatusCode code);
   // Ends a prompt that was not replied to.
   void Fail(Sequence* sequence, const absl::Status& status);
   void Forget(Sequence* sequence);

@@ -13,6 +13,7 @@
 #include "common/base/status.h"
 #include "common/rpc/cluster_credentials.h"
 #include "common/rpc/status.h"
+#include "common/rpc/trace_metadata.h"
 
 namespace tandem::prefill {
 namespace {
@@ -26,11 +27,12 @@ class PrefillReactor final : public grpc::ServerWriteReactor<internal::v1::Prefi
   PrefillReactor(Intake* intake, WorkPool* writers)
       : intake_(intake), writers_(writers), id_(intake->NewId()) {}
 
-  void Start(const internal::v1::PrefillRequest& request, absl::Duration left) {
+  void Start(const internal::v1::PrefillRequest& request, absl::Duration left,
+             const TraceContext& trace) {
     intake_->Submit(
         id_, request, [this](const Wanted& wanted) { Ask(wanted); },
         [this](int computed_tokens) { Progress(computed_tokens); },
-        [this](absl::StatusOr<Outcome> outcome) { Answer(std::move(outcome)); }, left);
+        [this](absl::StatusOr<Outcome> outcome) { Answer(std::move(outcome)); }, left, trace);
   }
 
   void OnCancel() override {
@@ -150,7 +152,7 @@ grpc::ServerWriteReactor<internal::v1::PrefillEvent>* PrefillService::Prefill(
     return new RefusalReactor(status);
   }
   auto* reactor = new PrefillReactor(intake_, writers_);
-  reactor->Start(*request, absl::FromChrono(context->deadline()) - absl::Now());
+  reactor->Start(*request, absl::FromChrono(context->deadline()) - absl::Now(), TraceOf(*context));
   return reactor;
 }
 

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
+#include "common/base/trace.h"
 #include "engine/runtime/batch.h"
 #include "engine/runtime/sampling_params.h"
 #include "kvtransfer/channel/kv_endpoints.h"
@@ -48,6 +49,7 @@ struct Work {
   int first_block = 0;
   absl::Time arrived;  // Clock
   absl::Time deadline = absl::InfiniteFuture();
+  TraceContext trace;  // the caller's place in it; none: it traces nothing
   // Asks the caller for blocks before `first_block`; null: it gives none. Called at most once,
   // before `reply`, on the loop's thread; must not block.
   std::function<void(const Wanted&)> want;

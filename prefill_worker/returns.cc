@@ -7,6 +7,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/check.h"
+#include "worker/kv_span.h"
 
 namespace tandem::prefill {
 namespace {
@@ -63,6 +64,7 @@ bool Returns::Begin(Sequence* s, int cached) {
   const TransferKey key = {wanted.target.id, wanted.target.epoch};
   s->coming_back = std::make_unique<Return>(Return{key, cached, end, now, 0, now});
   s->return_tried = true;
+  if (s->trace != nullptr) s->trace->Add("prefill_queue", s->waits_since, now);
   s->phase = Phase::kReturning;
   transfers_[key].sequence = s;
   waiting_.push_back(s);
@@ -82,6 +84,7 @@ Sequence* Returns::OnSealed(const TransferId& id, uint64_t epoch,
       metrics_->worker.KvLink(s->work.target.peer_worker_id, options_.worker_id, stats.transport);
   link.seconds.Observe(absl::ToDoubleSeconds(stats.last_byte - stats.first_byte));
   link.bytes.Increment(static_cast<double>(stats.bytes));
+  worker::AddKvTransfer(stats, s->work.target.peer_worker_id, options_.worker_id, s->trace.get());
   distrusted_.erase(s->work.target.peer_worker_id);
   End(s, ReturnResult::kSealed);
   return s;
@@ -135,7 +138,13 @@ void Returns::Abandon(Sequence* s, ReturnResult why) {
 }
 
 void Returns::End(Sequence* s, ReturnResult result) {
-  s->return_took = clock_->Now() - s->coming_back->began_at;
+  s->waits_since = clock_->Now();
+  s->return_took = s->waits_since - s->coming_back->began_at;
+  if (s->trace != nullptr) {
+    const bool sealed = result == ReturnResult::kSealed;
+    s->trace->Add("kv_return", s->coming_back->began_at, s->waits_since, {},
+                  sealed ? absl::StatusCode::kOk : absl::StatusCode::kUnavailable);
+  }
   s->coming_back.reset();
   std::erase(waiting_, s);
   metrics_->returns(result).Increment();

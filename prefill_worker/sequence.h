@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 
 #include "common/base/block_hash.h"
+#include "common/base/trace.h"
 #include "common/base/transfer_id.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/prefix_cache.h"
@@ -52,6 +53,8 @@ struct Sequence {
   bool return_tried = false;
   int returned = 0;  // of `cached`, in tokens
   absl::Duration return_took;
+  std::unique_ptr<RequestTrace> trace;        // null: it has no spans
+  absl::Time waits_since;                     // for blocks and for its first chunk
   absl::Time started = absl::InfinitePast();  // first chunk
   std::vector<TokenLogprob> prompt_logprobs;
 

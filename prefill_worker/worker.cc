@@ -122,6 +122,7 @@ void PrefillRole::MakeLoop(const worker::Frame& frame) {
   parts.clock = frame.clock;
   parts.metrics = metrics_.get();
   parts.inbox = &inbox_;
+  parts.spans = frame.spans;
   loop_ = std::make_unique<Loop>(std::move(loop), parts, frame.reports);
 }
 

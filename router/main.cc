@@ -14,10 +14,12 @@
 #include "common/base/model_digest.h"
 #include "common/base/model_dir.h"
 #include "common/base/status.h"
+#include "common/base/transfer_id.h"
 #include "common/config/flags.h"
 #include "common/metrics/metrics.h"
 #include "common/metrics/process_metrics.h"
 #include "common/rpc/server.h"
+#include "common/trace/otlp_client.h"
 #include "router/router_flags.h"
 #include "router/router_server.h"
 
@@ -80,7 +82,10 @@ absl::Status CheckFlags(const RouterFlags& flags) {
   if (flags.max_prompt_bytes < 1) {
     return InvalidArgument("--max-prompt-bytes must be at least 1, got {}", flags.max_prompt_bytes);
   }
-  return absl::OkStatus();
+  if (!(flags.trace_sample_ratio >= 0 && flags.trace_sample_ratio <= 1)) {
+    return InvalidArgument("--trace-sample-ratio must be 0 to 1, got {}", flags.trace_sample_ratio);
+  }
+  return CheckTraceFlags(flags.trace);
 }
 
 RouterServerOptions MakeOptions(const RouterFlags& flags) {
@@ -107,6 +112,7 @@ RouterServerOptions MakeOptions(const RouterFlags& flags) {
   options.core.lost_after = absl::Seconds(flags.worker_lost_after);
   options.core.dispatcher.cluster_secret = flags.cluster_secret;
   options.core.max_model_len = flags.max_model_len;
+  options.core.trace_sample_ratio = flags.trace_sample_ratio;
   options.inference.max_prompt_bytes = static_cast<size_t>(flags.max_prompt_bytes);
   options.inference.normalize_prompts = flags.normalize_prompts;
   options.inference.request_timeout = absl::Seconds(flags.request_timeout);
@@ -141,6 +147,10 @@ absl::Status Run(const RouterFlags& flags, SignalWaiter* signals) {
   AddProcessMetrics(&metrics, labels);
   AddBuildInfo(&metrics);
   TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen));
+  const std::unique_ptr<SpanSink> spans =
+      StartTracing(flags.trace, kRouterProgram,
+                   fmt::format("router-{:08x}", RandomUint64() & 0xffffffff), &metrics);
+  options.core.spans = spans.get();
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<RouterServer> router,
                           RouterServer::Start(options, std::move(model), &metrics, Clock::Real()));
   const ServedModel& served = router->model();

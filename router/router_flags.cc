@@ -95,6 +95,10 @@ void AddRouterFlags(FlagSet* set, RouterFlags* flags) {
       "s");
   set->Add("--worker-lost-after", &flags->worker_lost_after,
            "what runs at a worker that makes no progress for so long goes on elsewhere", "s");
+  AddTraceFlags(set, &flags->trace);
+  set->Add("--trace-sample-ratio", &flags->trace_sample_ratio,
+           "of requests whose client sends no traceparent, the part that is traced, 0 to 1; the "
+           "others as theirs says");
   AddLogFlags(set, &flags->log);
 }
 

@@ -7,6 +7,7 @@
 
 #include "common/base/log.h"
 #include "common/config/flags.h"
+#include "common/config/trace_flags.h"
 
 namespace tandem::router {
 
@@ -50,6 +51,8 @@ struct RouterFlags {
   bool migrate = true;
   int64_t max_prompt_bytes = 4 << 20;
   int max_model_len = 0;
+  TraceOptions trace;
+  double trace_sample_ratio = 1;
   LogOptions log;
 };
 

@@ -159,7 +159,8 @@ class DecodeClient final : public router::DecodeClient {
   explicit DecodeClient(std::shared_ptr<Decoding> decoding) : decoding_(std::move(decoding)) {}
   std::shared_ptr<router::DecodeCall> Start(
       const router::Route& route, const router::Request& request,
-      std::span<const int32_t> generated, std::shared_ptr<router::DecodeHandler> handler) override {
+      std::span<const int32_t> generated, const TraceContext& /*trace*/,
+      std::shared_ptr<router::DecodeHandler> handler) override {
     return decoding_->Start(route, request, generated, std::move(handler));
   }
   void Keep(const router::ClusterView&) override {}

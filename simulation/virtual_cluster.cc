@@ -260,7 +260,8 @@ class VirtualCluster::Decoding final : public router::DecodeClient {
   explicit Decoding(VirtualCluster* cluster) : cluster_(cluster) {}
   std::shared_ptr<router::DecodeCall> Start(
       const router::Route& route, const router::Request& request,
-      std::span<const int32_t> generated, std::shared_ptr<router::DecodeHandler> handler) override {
+      std::span<const int32_t> generated, const TraceContext& /*trace*/,
+      std::shared_ptr<router::DecodeHandler> handler) override {
     auto call = std::make_shared<DecodeCall>(cluster_, std::move(handler));
     call->Launch(route, request, generated);
     return call;

@@ -22,6 +22,7 @@
 #include "common/rpc/end_on_signal.h"
 #include "common/rpc/load_wire.h"
 #include "common/rpc/server.h"
+#include "common/trace/otlp_client.h"
 #include "engine/wire/cluster_wire.h"
 #include "worker/cluster_metrics.h"
 #include "worker/engine_metrics.h"
@@ -84,6 +85,7 @@ class Worker final : public WorkerProcess {
   // Each uses those above it; the role is started between engine and server.
   Metrics metrics_;
   std::unique_ptr<ClusterMetrics> cluster_metrics_;
+  std::unique_ptr<SpanSink> spans_;  // null: nothing is traced
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<Role> role_;
   std::unique_ptr<RpcServer> server_;
@@ -113,6 +115,8 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   AddProcessMetrics(&metrics_, labels);
   AddBuildInfo(&metrics_);
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
+  const std::string service = fmt::format("tandem_{}_worker", role_->party_role());
+  spans_ = StartTracing(process_.trace, service, process_.worker_id, &metrics_);
   if (!process_.health_listen.empty()) {
     // Before the model is loaded: a probe is to hear "not yet" then, and not that nobody is there.
     // Open to anyone, who learns no more; the RPC service below answers only who has the secret.
@@ -180,6 +184,7 @@ Frame Worker::MakeFrame() {
   frame.engine = engine_.get();
   frame.metrics = &metrics_;
   frame.clock = Clock::Real();
+  frame.spans = spans_.get();
   frame.process = &process_;
   frame.credentials = credentials_;
   frame.capability_digest = CapabilityDigest(capability_);

@@ -11,6 +11,7 @@
 #include "grpcpp/grpcpp.h"
 
 #include "common/base/clock.h"
+#include "common/base/trace.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/cluster_clients.h"
 #include "common/rpc/cluster_credentials.h"
@@ -25,6 +26,7 @@ struct Frame {
   engine::Engine* engine = nullptr;
   Metrics* metrics = nullptr;
   Clock* clock = nullptr;
+  SpanSink* spans = nullptr;  // null: nothing is traced
   const WorkerProcessOptions* process = nullptr;
   std::shared_ptr<const ClusterCredentials> credentials;
   std::string capability_digest;  // what peers must present

@@ -58,6 +58,7 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "a step that gets nowhere for so long (on a CPU: no layer is finished) ends the "
              "process; 0: never",
              "s");
+  AddTraceFlags(flags, &o->trace);
   AddLogFlags(flags, &o->log);
 }
 
@@ -112,6 +113,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
     status = InvalidArgument("--step-timeout must be >= 0 s, got {}", options.step_timeout);
   }
   if (status.ok()) status = RoutersOf(options).status();
+  if (status.ok()) status = CheckTraceFlags(options.trace);
   if (status.ok()) status = parts.validate();
   if (!status.ok()) return fail(2, status);
   if (options.worker_id.empty()) {

@@ -13,6 +13,7 @@
 #include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "common/config/flags.h"
+#include "common/config/trace_flags.h"
 #include "common/rpc/server.h"
 
 namespace tandem {
@@ -34,6 +35,7 @@ struct WorkerProcessOptions {
   std::string slow_kv_link = "refuse";
   double drain_timeout = 30;  // s
   double step_timeout = 60;   // s; 0: none
+  TraceOptions trace;
   LogOptions log;
 };
 

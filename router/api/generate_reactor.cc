@@ -21,6 +21,7 @@ void GenerateReactor::Charge(int64_t tokens) {
 
 void GenerateReactor::Begin(Request request) {
   if (holder_ != nullptr) request.key_name = holder_->entry.name;
+  request.trace = trace_;
   const auto prompt_tokens = static_cast<int64_t>(request.tokens.size());
   absl::StatusOr<std::shared_ptr<RequestStream>> stream =
       core_->NewStream(std::move(request), this);
@@ -43,7 +44,10 @@ void GenerateReactor::Refuse(const absl::Status& status) {
   if (holder_ != nullptr && absl::IsPermissionDenied(status)) {
     holder_->allowance->NotePriorityRefused();
   }
-  core_->NoteRefused(request_id_, holder_ == nullptr ? "" : holder_->entry.name, status);
+  core_->NoteRefused({.id = request_id_,
+                      .key_name = holder_ == nullptr ? "" : holder_->entry.name,
+                      .trace = trace_,
+                      .status = status});
   FinishCall(status);
 }
 

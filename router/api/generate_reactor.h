@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "grpcpp/grpcpp.h"
 
+#include "common/rpc/trace_metadata.h"
 #include "router/api/request_wire.h"
 #include "router/core/router_core.h"
 #include "router/keys/key_holder.h"
@@ -32,6 +33,7 @@ class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publi
       : slot_(core->open_streams().Open()),
         core_(core),
         context_(context),
+        trace_(TraceOf(*context)),
         request_id_(RequestIdOf(*context)) {}
 
   // Who pays for the tokens; null, as without this call: nobody. Before Begin and Refuse.
@@ -59,6 +61,7 @@ class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publi
   const OpenStreams::Slot slot_;  // first, so that it is given back last
   RouterCore* const core_;
   grpc::CallbackServerContext* const context_;
+  const TraceContext trace_;                 // as the client says it
   std::shared_ptr<const KeyHolder> holder_;  // constant from Begin or Refuse on
   std::string request_id_;                   // so too
   int charged_tokens_ = 0;                   // of the answer; only in Write

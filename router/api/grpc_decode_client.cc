@@ -7,6 +7,7 @@
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 #include "common/rpc/token_wire.h"
+#include "common/rpc/trace_metadata.h"
 #include "router/api/response_wire.h"
 #include "tandem/internal/v1/decode.grpc.pb.h"
 
@@ -24,10 +25,12 @@ class GenerateCall : public DecodeCall,
   GenerateCall(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<DecodeHandler> handler)
       : stub_(internal::v1::Decode::NewStub(std::move(channel))), handler_(std::move(handler)) {}
 
-  void Launch(const Route& route, const Request& request, std::span<const int32_t> generated) {
+  void Launch(const Route& route, const Request& request, std::span<const int32_t> generated,
+              const TraceContext& trace) {
     self_ = shared_from_this();
     DecodeRequestToProto(route, request, generated, &message_);
     context_.set_deadline(absl::ToChronoTime(request.deadline));
+    AddTrace(trace, &context_);
     stub_->async()->Generate(&context_, &message_, this);
     AddHold();
     {
@@ -125,6 +128,7 @@ std::shared_ptr<grpc::Channel> GrpcDecodeClient::ChannelFor(const std::string& i
 
 std::shared_ptr<DecodeCall> GrpcDecodeClient::Start(const Route& route, const Request& request,
                                                     std::span<const int32_t> generated,
+                                                    const TraceContext& trace,
                                                     std::shared_ptr<DecodeHandler> handler) {
   std::shared_ptr<grpc::Channel> channel;
   {
@@ -132,7 +136,7 @@ std::shared_ptr<DecodeCall> GrpcDecodeClient::Start(const Route& route, const Re
     channel = ChannelFor(route.decode.id, route.decode.incarnation, route.decode.address);
   }
   auto call = std::make_shared<GenerateCall>(std::move(channel), std::move(handler));
-  call->Launch(route, request, generated);
+  call->Launch(route, request, generated, trace);
   return call;
 }
 

@@ -25,7 +25,7 @@ class GrpcDecodeClient : public DecodeClient {
       : credentials_(std::move(credentials)) {}
 
   std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
-                                    std::span<const int32_t> generated,
+                                    std::span<const int32_t> generated, const TraceContext& trace,
                                     std::shared_ptr<DecodeHandler> handler) override;
   // Drops the channels of workers that are not in `view`, and dials those that are new.
   void Keep(const ClusterView& view) override;

@@ -41,6 +41,8 @@ RouterCore::RouterCore(const RouterCoreOptions& options, ServedModel model,
       migrate_(options.migrate),
       stalled_after_(options.dispatcher.stalled_after),
       lost_after_(options.lost_after),
+      spans_(options.spans),
+      trace_sample_ratio_(options.trace_sample_ratio),
       id_(fmt::format("router-{:016x}", RandomUint64())),
       clock_(clock),
       metrics_(metrics),
@@ -133,17 +135,19 @@ absl::StatusOr<std::shared_ptr<RequestStream>> RouterCore::NewStream(Request req
   absl::StatusOr<TextEmitter> text =
       TextEmitter::Create(model_.tokenizer, request.stop, request.min_tokens);
   if (!text.ok()) return WithField(text.status(), "sampling.stop");
+  if (spans_ != nullptr && !request.trace.valid()) {
+    request.trace = SampleTrace(trace_sample_ratio_);
+  }
   return std::make_shared<RequestStream>(
       std::move(request), *std::move(text), sink,
       StreamContext{&dispatcher_, decode_client_.get(), &metrics_, &timers_, clock_, &registry_,
-                    &suspects_, &running_, &access_log_, migrate_});
+                    &suspects_, &running_, &access_log_, migrate_, spans_});
 }
 
-void RouterCore::NoteRefused(const std::string& id, const std::string& key_name,
-                             const absl::Status& status) {
-  metrics_.requests(status.code()).Increment();
-  metrics_.rejected(status.code()).Increment();
-  access_log_.Write({.id = id, .key_name = key_name, .status = status});
+void RouterCore::NoteRefused(const AccessRecord& record) {
+  metrics_.requests(record.status.code()).Increment();
+  metrics_.rejected(record.status.code()).Increment();
+  access_log_.Write(record);
 }
 
 std::unique_ptr<Membership> RouterCore::Join(Membership::Send send) {

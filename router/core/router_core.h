@@ -18,6 +18,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/timer_queue.h"
+#include "common/base/trace.h"
 #include "common/metrics/metrics.h"
 #include "router/core/load_summary.h"
 #include "router/dispatch/dispatcher.h"
@@ -47,6 +48,11 @@ struct RouterCoreOptions {
   // A worker without progress for so long counts as lost: what runs there goes on elsewhere. What
   // has no token yet does so after DispatcherOptions::stalled_after.
   absl::Duration lost_after = absl::Seconds(10);
+  // Where the spans of traced requests go; null: none are made. Outlives the core.
+  SpanSink* spans = nullptr;
+  // Of requests whose clients trace nothing, those that are traced: 0 to 1. The others do as their
+  // clients.
+  double trace_sample_ratio = 1;
 };
 
 class RouterCore {
@@ -78,9 +84,9 @@ class RouterCore {
   }
   OpenStreams& open_streams() { return open_streams_; }
   RouterMetrics& metrics() { return metrics_; }
-  // A request that was refused before there was a stream for it has ended so; `key_name` as in
-  // AccessRecord.
-  void NoteRefused(const std::string& id, const std::string& key_name, const absl::Status& status);
+  // A request that was refused before there was a stream for it has ended so; id, key_name, trace
+  // and status are known of it.
+  void NoteRefused(const AccessRecord& record);
 
   // ---- workers ----
   // A worker's stay; its messages go to Membership::Handle, the router's to `send`.
@@ -114,6 +120,8 @@ class RouterCore {
   const bool migrate_;
   const absl::Duration stalled_after_;
   const absl::Duration lost_after_;
+  SpanSink* const spans_;
+  const double trace_sample_ratio_;
   const std::string id_;
   Clock* const clock_;
   std::function<void()> listener_;

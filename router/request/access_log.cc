@@ -34,6 +34,7 @@ LogFields AccessFields(const AccessRecord& record) {
   };
   if (!record.session.empty()) out.emplace_back("session", record.session);
   if (!record.key_name.empty()) out.emplace_back("key", record.key_name);
+  if (record.trace.valid()) out.emplace_back("trace_id", record.trace.trace.ToHex());
   out.emplace_back("code", absl::StatusCodeToString(record.status.code()));
   add("prompt_tokens", record.prompt_tokens);
   add("cached_tokens", record.cached_tokens);

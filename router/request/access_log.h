@@ -9,6 +9,7 @@
 #include "common/base/log.h"
 #include "common/base/log_limiter.h"
 #include "common/base/token_event.h"
+#include "common/base/trace.h"
 
 namespace tandem::router {
 
@@ -16,6 +17,7 @@ struct AccessRecord {
   std::string id;
   std::string session;   // "" where the client named none
   std::string key_name;  // of the API key; "" where none is needed, or none was known
+  TraceContext trace;    // that it is a part of, if it is one
   absl::Status status;
   int prompt_tokens = 0;
   int cached_tokens = 0;

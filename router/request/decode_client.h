@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 
 #include "common/base/token_event.h"
+#include "common/base/trace.h"
 #include "router/policy/routing_policy.h"
 #include "router/registry/cluster_view.h"
 #include "router/request/request.h"
@@ -44,9 +45,11 @@ class DecodeClient {
  public:
   virtual ~DecodeClient() = default;
   // `handler` is kept until its OnEnd. The first event is read at once. `generated`: tokens that
-  // came from an earlier call of the same request; the worker goes on behind them.
+  // came from an earlier call of the same request; the worker goes on behind them. `trace`: the
+  // call's place in its trace, if it has one.
   virtual std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
                                             std::span<const int32_t> generated,
+                                            const TraceContext& trace,
                                             std::shared_ptr<DecodeHandler> handler) = 0;
   // Forgets what was kept for workers that are not in `view`; their running calls go on.
   virtual void Keep(const ClusterView& view) = 0;

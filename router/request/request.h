@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 
 #include "common/base/token_event.h"
+#include "common/base/trace.h"
 
 namespace tandem::internal::v1 {
 class DecodeRequest;
@@ -22,6 +23,7 @@ struct Request {
   std::string id;
   std::string session_id;       // of the conversation; "" where the client names none
   std::string key_name;         // of the API key; "" where none is needed
+  TraceContext trace;           // the client's call, or a trace of its own; none: not traced
   std::vector<int32_t> tokens;  // the prompt; at least one
   int max_tokens = 1;
   int min_tokens = 0;

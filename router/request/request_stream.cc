@@ -51,7 +51,7 @@ RequestStream::RequestStream(Request request, TextEmitter text, StreamSink* sink
       context_(context),
       sink_(sink),
       text_(std::move(text)),
-      meter_(&request_, context.metrics, context.clock) {}
+      meter_(&request_, context.metrics, context.spans, context.clock) {}
 
 RoutablePrompt RequestStream::prompt() const {
   return {name_,
@@ -100,8 +100,9 @@ void RequestStream::Start(const Route& route) {
   }
   ++attempt_;
   paused_ = false;
-  call_ = context_.decode_client->Start(
-      route_, request_, generated_, std::make_shared<AttemptHandler>(shared_from_this(), attempt_));
+  call_ =
+      context_.decode_client->Start(route_, request_, generated_, meter_.call(),
+                                    std::make_shared<AttemptHandler>(shared_from_this(), attempt_));
 }
 
 void RequestStream::Fail(const absl::Status& status) {
@@ -220,7 +221,7 @@ void RequestStream::TryElsewhere(const absl::Status& status) {
   }
   // A full cluster is one long wait; after a loss, or tokens, waiting begins anew.
   if (!refusal.has_value() || NewTokens() > 0) waiting_since_ = now;
-  StopAttempt();
+  StopAttempt(status);
   call_.reset();
   state_ = State::kInDoubt;
   doubt_until_ = now + kLongestDoubt;
@@ -272,15 +273,15 @@ void RequestStream::Requeue(RouterMetrics::RetryReason reason) {
   context_.dispatcher->Requeue(shared_from_this(), ticket_, waiting_since_, retries_);
 }
 
-void RequestStream::StopAttempt() {
-  meter_.OnStop();
+void RequestStream::StopAttempt(const absl::Status& status) {
+  meter_.OnStop(status.code());
   context_.running->Remove(route_.decode.id, this);
   if (!route_.prefill.empty()) context_.running->Remove(route_.prefill.front().id, this);
 }
 
 void RequestStream::End(const absl::Status& status, FinishReason reason) {
   if (state_ == State::kEnding || state_ == State::kEnded) return;
-  if (state_ == State::kDecoding) StopAttempt();
+  if (state_ == State::kDecoding) StopAttempt(status);
   if (status.ok()) Clear();
   state_ = State::kEnding;
   outcome_ = status;
@@ -315,6 +316,10 @@ void RequestStream::Account() {
   record.completion_tokens = meter_.completion_tokens();
   record.drafts = drafts_;
   record.attempts = attempt_;
+  if (RequestTrace* trace = meter_.trace(); trace != nullptr) {
+    trace->End(context_.clock->Now(), outcome_.code(), AccessFields(record));
+  }
+  record.trace = request_.trace;
   context_.access_log->Write(record);
 }
 

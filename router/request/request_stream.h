@@ -30,6 +30,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/timer_queue.h"
+#include "common/base/trace.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/suspect_prompts.h"
 #include "router/metrics/router_metrics.h"
@@ -55,7 +56,8 @@ struct StreamContext {
   SuspectPrompts* suspects = nullptr;
   RunningStreams* running = nullptr;
   AccessLog* access_log = nullptr;
-  bool migrate = true;  // after the first token too
+  bool migrate = true;        // after the first token too
+  SpanSink* spans = nullptr;  // null: nothing is traced
 };
 
 class RequestStream : public Dispatchable, public std::enable_shared_from_this<RequestStream> {
@@ -90,8 +92,8 @@ class RequestStream : public Dispatchable, public std::enable_shared_from_this<R
   void Emit(TokenEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The current attempt has ended so, without a finish reason.
   void OnAttemptOver(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Leaves the workers of the route.
-  void StopAttempt() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Leaves the workers of the route; the call to them has ended so.
+  void StopAttempt(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The worker was lost or did not take the request: ends the stream if it may go to no other.
   void TryElsewhere(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Tokens of the current attempt.

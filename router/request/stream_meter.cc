@@ -10,20 +10,41 @@ double Ms(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration)
 
 }  // namespace
 
+StreamMeter::StreamMeter(const Request* request, RouterMetrics* metrics, SpanSink* spans,
+                         Clock* clock)
+    : request_(request),
+      metrics_(metrics),
+      clock_(clock),
+      trace_(RequestTrace::Begin(spans, request->trace, "router.request", request->received)),
+      queued_since_(request->received + request->tokenize_time) {
+  if (trace_ != nullptr) trace_->Add("tokenize", request->received, queued_since_);
+}
+
 void StreamMeter::OnStart(const Route& route) {
   decode_worker_ = route.decode.id;
   metrics_->running.Increment();
-  if (completion_tokens_ > 0) return;  // the stages before the first token are known
   started_ = clock_->Now();
+  if (trace_ != nullptr) {
+    trace_->Add("queue", queued_since_, started_);
+    call_ = trace_->NewCall();
+    tokens_before_ = completion_tokens_;
+  }
+  if (completion_tokens_ > 0) return;  // the stages before the first token are known
   queued_ += started_ - queued_since_;
   predicted_cached_tokens_ = route.predicted_cached_tokens;
 }
 
-void StreamMeter::OnStop() {
+void StreamMeter::OnStop(absl::StatusCode code) {
   metrics_->running.Decrement();
   OnResume();
-  if (completion_tokens_ > 0) return;
   queued_since_ = clock_->Now();
+  if (trace_ != nullptr) {
+    trace_->AddCall(call_, "decode_call", started_, queued_since_,
+                    {{"decode_worker", decode_worker_},
+                     {"generated_tokens", int64_t{completion_tokens_ - tokens_before_}}},
+                    code);
+  }
+  if (completion_tokens_ > 0) return;
   failed_ += queued_since_ - started_;
 }
 
@@ -34,6 +55,7 @@ void StreamMeter::OnPause() {
 void StreamMeter::OnResume() {
   if (paused_at_ == kNotYet) return;
   waits_since_ = clock_->Now();
+  if (trace_ != nullptr) trace_->Add("paused", paused_at_, waits_since_);
   paused_ += waits_since_ - std::exchange(paused_at_, kNotYet);
 }
 
@@ -73,7 +95,10 @@ void StreamMeter::OnTokens(size_t count, int cached_tokens) {
     const double gap = absl::ToDoubleSeconds(now - last_token_) / static_cast<double>(count);
     for (size_t i = 0; i < count; ++i) metrics_->inter_token.Observe(gap);
   }
-  if (left_ != kNotYet) migration_ += now - std::exchange(left_, kNotYet);
+  if (left_ != kNotYet) {
+    if (trace_ != nullptr) trace_->Add("migration", left_, now);
+    migration_ += now - std::exchange(left_, kNotYet);
+  }
   last_token_ = waits_since_ = now;
   completion_tokens_ += static_cast<int>(count);
   metrics_->generation_tokens.Increment(static_cast<double>(count));

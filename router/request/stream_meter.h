@@ -1,10 +1,11 @@
-// What one stream measures of itself: when it reached which point, its Timing, and its part of the
-// router's metrics.
+// What one stream measures of itself: when it reached which point, its Timing, its spans, and its
+// part of the router's metrics.
 //
 // Not thread-safe: part of a RequestStream.
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -12,6 +13,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/token_event.h"
+#include "common/base/trace.h"
 #include "router/metrics/router_metrics.h"
 #include "router/policy/routing_policy.h"
 #include "router/request/request.h"
@@ -20,17 +22,13 @@ namespace tandem::router {
 
 class StreamMeter {
  public:
-  // All outlive this.
-  StreamMeter(const Request* request, RouterMetrics* metrics, Clock* clock)
-      : request_(request),
-        metrics_(metrics),
-        clock_(clock),
-        queued_since_(request->received + request->tokenize_time) {}
+  // All outlive this; `spans` may be null.
+  StreamMeter(const Request* request, RouterMetrics* metrics, SpanSink* spans, Clock* clock);
 
   // The request went to the workers of `route`; again after a retry.
   void OnStart(const Route& route);
-  // It came back from there, or ended.
-  void OnStop();
+  // It came back from there, or ended, so.
+  void OnStop(absl::StatusCode code);
   // The worker's tokens are not read, or are read again, because the client is slow.
   void OnPause();
   void OnResume();
@@ -44,6 +42,10 @@ class StreamMeter {
   void OnWrite();
   // Records what the whole request took, and how it ended after so many decode workers; as of then.
   Timing OnEnd(const absl::Status& outcome, int attempts);
+  // What the call to the workers of OnStart carries.
+  const TraceContext& call() const { return trace_ != nullptr ? call_ : request_->trace; }
+  // The request's spans; null: it has none.
+  RequestTrace* trace() { return trace_.get(); }
 
   int completion_tokens() const { return completion_tokens_; }
   // As of now.
@@ -55,6 +57,9 @@ class StreamMeter {
   const Request* const request_;
   RouterMetrics* const metrics_;
   Clock* const clock_;
+  const std::unique_ptr<RequestTrace> trace_;
+  TraceContext call_;
+  int tokens_before_ = 0;  // the current call
   std::string decode_worker_;
   int predicted_cached_tokens_ = 0;
   Timing worker_;
@@ -66,7 +71,7 @@ class StreamMeter {
   int completion_tokens_ = 0;
   size_t cached_tokens_ = 0;  // as the first token's worker said
   absl::Time queued_since_;
-  absl::Time started_ = kNotYet;  // sent to the decode worker
+  absl::Time started_ = kNotYet;  // sent to the decode worker, the last time
   absl::Duration queued_;         // before each of the workers that it was sent to
   absl::Duration failed_;         // with those that gave no token
   absl::Time paused_at_ = kNotYet;

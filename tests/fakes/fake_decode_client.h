@@ -19,10 +19,11 @@ namespace tandem::router {
 class FakeDecodeCall : public DecodeCall {
  public:
   FakeDecodeCall(Route route, Request request, std::vector<int32_t> generated,
-                 std::shared_ptr<DecodeHandler> handler)
+                 const TraceContext& trace, std::shared_ptr<DecodeHandler> handler)
       : route_(std::move(route)),
         request_(std::move(request)),
         generated_(std::move(generated)),
+        trace_(trace),
         handler_(std::move(handler)) {}
 
   // ---- the worker's side ----
@@ -30,6 +31,7 @@ class FakeDecodeCall : public DecodeCall {
   const Request& request() const { return request_; }
   // What earlier calls of the request have sent.
   const std::vector<int32_t>& generated() const { return generated_; }
+  const TraceContext& trace() const { return trace_; }
   void Send(TokenEvent event) {
     if (!ended()) events_.push_back(std::move(event));
   }
@@ -87,6 +89,7 @@ class FakeDecodeCall : public DecodeCall {
   const Route route_;
   const Request request_;
   const std::vector<int32_t> generated_;
+  const TraceContext trace_;
   std::shared_ptr<DecodeHandler> handler_;  // null after its OnEnd
   std::function<void()> on_cancel_;
   std::deque<TokenEvent> events_;
@@ -106,10 +109,10 @@ class FakeDecodeClient : public DecodeClient {
   }
 
   std::shared_ptr<DecodeCall> Start(const Route& route, const Request& request,
-                                    std::span<const int32_t> generated,
+                                    std::span<const int32_t> generated, const TraceContext& trace,
                                     std::shared_ptr<DecodeHandler> handler) override {
     auto call = std::make_shared<FakeDecodeCall>(
-        route, request, std::vector<int32_t>(generated.begin(), generated.end()),
+        route, request, std::vector<int32_t>(generated.begin(), generated.end()), trace,
         std::move(handler));
     calls_.push_back(call);
     if (on_start_) on_start_(call.get());

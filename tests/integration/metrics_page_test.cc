@@ -16,6 +16,7 @@
 
 #include "common/metrics/metrics.h"
 #include "common/metrics/process_metrics.h"
+#include "common/trace/trace_metrics.h"
 #include "decode_worker/decode_metrics.h"
 #include "kvtransfer/channel/kv_counter_block.h"
 #include "prefill_worker/prefill_metrics.h"
@@ -38,6 +39,7 @@ struct Page {
     metrics.SetLabels(labels);
     AddProcessMetrics(&metrics, labels);
     AddBuildInfo(&metrics);
+    TraceMetrics traces(&metrics);
     if (role == "router") {
       router = std::make_unique<router::RouterMetrics>(&metrics);
       router::KeyMetrics(&metrics, "team-a");

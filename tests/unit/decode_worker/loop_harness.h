@@ -17,6 +17,7 @@
 #include "decode_worker/loop.h"
 #include "simulation/fake_clock.h"
 #include "simulation/fake_engine.h"
+#include "tests/fakes/recorded_spans.h"
 
 namespace tandem::decode {
 
@@ -198,6 +199,7 @@ class LoopHarness {
     parts.clock = &clock;
     parts.metrics = &decode_metrics;
     parts.inbox = &inbox;
+    parts.spans = &spans;
     worker::Reports hooks;
     hooks.load = [this](const LoadReport& load) { last_load = load; };
     hooks.blocks = [this](const engine::BlockEvents& events, bool cleared) {
@@ -225,6 +227,7 @@ class LoopHarness {
     event.work.sampling = sampling;
     event.work.priority = priority;
     event.work.progress = progress;
+    event.work.trace = trace;
     event.work.arrived = clock.Now();
     event.work.deadline = clock.Now() + timeout;
     for (int i = 0; i < peers; ++i) {
@@ -374,6 +377,7 @@ class LoopHarness {
  public:
   std::function<absl::Status(const engine::Batch&)> before_run;  // as FakeModelOptions::before_run
   FakeClock clock;
+  RecordedSpans spans;
   engine::FakeEngine engine;
   engine::BlockPool& pool = engine.pool;
   engine::PrefixCache& cache = engine.cache;
@@ -384,6 +388,7 @@ class LoopHarness {
   FakeGiver giver;
   FakeCaller caller;
   std::string return_address;  // of the candidates in a route
+  TraceContext trace;          // of the requests that come
   LoadReport last_load;
   std::set<std::string> stored;  // what the router would know
   std::vector<std::unique_ptr<Client>> clients;

@@ -122,6 +122,56 @@ TEST(LoopTest, AFirstTokenThatIsOutIsNotDrawnAgain) {
   h.ExpectNoLeak();
 }
 
+TEST(LoopTest, ATracedRequestHasASpanForEachPrefillWorkerAndTransfer) {
+  LoopHarness h(Options());
+  h.trace = SampleTrace(1);
+  h.trace.span = 7;
+  const absl::Time start = h.clock.Now();
+  Client& client = h.Submit(MakePrompt(20), Greedy(4), 2);
+  h.Step();
+  h.clock.Advance(absl::Milliseconds(10));
+  h.ReplyError(*h.caller.calls.at(0), absl::UnavailableError("gone"));
+  h.Quiet(*h.caller.calls[0]);
+  h.Step();
+  ASSERT_EQ(h.caller.calls.size(), 2u);
+  h.clock.Advance(absl::Milliseconds(20));
+  h.Serve(*h.caller.calls[1]);
+  h.StepAll();
+  h.ExpectFinished(client);
+  EXPECT_THAT(h.spans.Lines(start),
+              ElementsAre("queue [0, 0] OK", "prefill_call [0, 10] UNAVAILABLE",
+                          "prefill_call [10, 30] OK", "kv_transfer [30, 30] OK",
+                          "first_decode_step [30, 30] OK", "decode.request [0, 30] OK"));
+  const std::vector<Span>& spans = h.spans.traces.at(0);
+  EXPECT_EQ(spans.back().parent, 7u);
+  // What each prefill worker was told is its own call's span.
+  EXPECT_EQ(h.caller.calls[0]->call.trace, spans.at(1).context);
+  EXPECT_EQ(h.caller.calls[1]->call.trace, spans.at(2).context);
+
+  // Its KV is lost behind the first token.
+  Client& other = h.Submit(MakePrompt(20, 5), Greedy(4), 1);
+  h.Step();
+  h.Reply(*h.caller.calls.at(2));
+  h.Step();
+  h.FailKv(*h.caller.calls[2]);
+  h.Quiet(*h.caller.calls[2]);
+  h.StepAll();
+  h.ExpectFinished(other);
+  EXPECT_THAT(
+      h.spans.Lines(start),
+      ElementsAre("queue [30, 30] OK", "prefill_call [30, 30] OK", "kv_transfer [30, 30] DATA_LOSS",
+                  "first_decode_step [30, 30] OK", "decode.request [30, 30] OK"));
+
+  h.trace = {};
+  h.Submit(MakePrompt(20, 6), Greedy(4), 1);
+  h.Step();
+  EXPECT_FALSE(h.caller.calls.at(3)->call.trace.valid());
+  h.Serve(*h.caller.calls[3]);
+  h.StepAll();
+  EXPECT_EQ(h.spans.traces.size(), 2u);
+  h.ExpectNoLeak();
+}
+
 TEST(LoopTest, TellsHowFarAPromptIsThatIsComputedHere) {
   LoopHarness h(Unified());
   Client& client = h.Submit(MakePrompt(40), Greedy(5), 0, 0, absl::InfiniteDuration(), true);

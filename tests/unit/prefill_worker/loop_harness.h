@@ -15,6 +15,7 @@
 #include "prefill_worker/loop.h"
 #include "simulation/fake_clock.h"
 #include "simulation/fake_engine.h"
+#include "tests/fakes/recorded_spans.h"
 #include "tests/support/paths.h"
 
 namespace tandem::prefill {
@@ -241,6 +242,7 @@ class LoopHarness {
     parts.clock = &clock;
     parts.metrics = &metrics;
     parts.inbox = &inbox;
+    parts.spans = &spans;
     worker::Reports told;
     told.load = [this](const LoadReport& load) { reports.push_back(load); };
     told.blocks = [this](const engine::BlockEvents& events, bool) {
@@ -385,6 +387,7 @@ class LoopHarness {
   std::function<absl::Status(const engine::BatchItem&)> item_status;
   std::function<bool(const engine::BatchItem&)> breaks;
   FakeClock clock;
+  RecordedSpans spans;
   engine::FakeEngine engine;
   engine::BlockPool& pool = engine.pool;
   engine::PrefixCache& cache = engine.cache;

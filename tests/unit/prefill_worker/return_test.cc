@@ -1,5 +1,6 @@
 // Blocks that come back from the decode worker: what is asked for, and what becomes of the prompt
 // and of the blocks however that ends.
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 #include "common/base/status.h"
@@ -74,6 +75,27 @@ TEST_F(PrefillReturns, WhatTheCallerHoldsIsNotComputed) {
   EXPECT_EQ(h_.wanted.size(), 1u);
   EXPECT_EQ(h_.replies.at(work_.id)->cached_tokens, 96);
   EXPECT_EQ(h_.replies.at(work_.id)->returned_tokens, 0);
+}
+
+TEST_F(PrefillReturns, ATracedPromptsWaitsLieAroundItsReturn) {
+  Work work = h_.MakeWorkOfHolder(MixedTokens(100), 5);
+  work.trace = SampleTrace(1);
+  work.trace.span = 7;
+  const absl::Time start = work.arrived;
+  SubmitAndStep(std::move(work));
+  h_.clock.Advance(absl::Milliseconds(10));
+  h_.receiver.Fail(h_.wanted.at(0), absl::DataLossError("digest differs"));
+  h_.receiver.Quiet(h_.wanted[0]);
+  h_.RunToEnd();
+  EXPECT_THAT(h_.spans.Lines(start),
+              testing::ElementsAre("prefill_queue [0, 1] OK", "kv_return [1, 12] UNAVAILABLE",
+                                   "prefill_queue [12, 12] OK", "prefill [12, 13] OK",
+                                   "prefill.request [0, 13] OK"));
+  EXPECT_EQ(h_.spans.traces.at(0).back().parent, 7u);
+
+  SubmitAndStep(h_.MakeWork(MixedTokens(50)));  // which nobody traces
+  h_.RunToEnd();
+  EXPECT_EQ(h_.spans.traces.size(), 1u);
 }
 
 TEST_F(PrefillReturns, OnlyWhatIsNotCachedHereIsAskedFor) {

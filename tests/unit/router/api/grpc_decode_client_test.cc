@@ -92,7 +92,7 @@ TEST_F(GrpcDecodeClientTest, ACallCancelledWhileEventsPourInEnds) {
   });
   for (int round = 0; round < 300; ++round) {
     auto reader = std::make_shared<Reader>();
-    reader->Begin(client_.Start(route_, request_, {}, reader));
+    reader->Begin(client_.Start(route_, request_, {}, {}, reader));
     reader->AwaitEvents(1 + round % 50);
     reader->Cancel();
     ASSERT_TRUE(reader->AwaitEnd()) << "round " << round;
@@ -105,7 +105,7 @@ TEST_F(GrpcDecodeClientTest, AWorkerThatGoesOnAfterItsLastEventIsCutOff) {
   });
   auto reader = std::make_shared<Reader>();
   reader->PauseAfterFirst();
-  reader->Begin(client_.Start(route_, request_, {}, reader));
+  reader->Begin(client_.Start(route_, request_, {}, {}, reader));
   reader->AwaitEvents(1);
   reader->ReadToEnd();
   EXPECT_TRUE(reader->AwaitEnd());

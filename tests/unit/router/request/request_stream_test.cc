@@ -15,6 +15,7 @@
 #include "common/base/status.h"
 #include "simulation/fake_clock.h"
 #include "tests/fakes/fake_decode_client.h"
+#include "tests/fakes/recorded_spans.h"
 #include "tests/support/paths.h"
 #include "tests/unit/router/fake_capability.h"
 
@@ -77,7 +78,7 @@ class RequestStreamTest : public ::testing::Test {
     stream_ = std::make_shared<RequestStream>(
         std::move(request), *std::move(text), &sink_,
         StreamContext{&dispatcher_, &client_, &router_metrics_, &timers_, &clock_, &registry_,
-                      &suspects_, &running_, &access_log_, migrate_});
+                      &suspects_, &running_, &access_log_, migrate_, &spans_});
     stream_->Begin();
     dispatcher_.Step(absl::ZeroDuration());
   }
@@ -115,6 +116,7 @@ class RequestStreamTest : public ::testing::Test {
   RunningStreams running_;
   AccessLog access_log_;
   bool migrate_ = true;
+  RecordedSpans spans_;
   std::shared_ptr<RequestStream> stream_;
 };
 
@@ -452,6 +454,60 @@ TEST_F(RequestStreamTest, AStreamThatLosesItsWorkerGoesOnBehindItsTokens) {
   EXPECT_EQ(last.timing->migrations, 1);
   EXPECT_DOUBLE_EQ(last.timing->stages[Stage::kMigration], 40);  // since token 3
   EXPECT_EQ(router_metrics_.migrations.Value(), 1);
+}
+
+TEST_F(RequestStreamTest, ATracedStreamHasASpanForEachWorkerThatItWasSentTo) {
+  Request request = MakeRequest();
+  request.trace = SampleTrace(1);
+  request.trace.span = 7;
+  request.tokenize_time = absl::Milliseconds(2);
+  const absl::Time start = request.received;
+  const TraceContext client = request.trace;
+  clock_.Advance(absl::Milliseconds(2));
+  Begin(std::move(request));
+  const TraceContext first = call().trace();
+  clock_.Advance(absl::Milliseconds(10));
+  call().Send({1, 2, 3});
+  client_.Deliver();
+  clock_.Advance(absl::Milliseconds(10));
+  stream_->OnWritten(true);
+  End(Unavailable("gone"));
+  clock_.Advance(absl::Milliseconds(20));
+  call().Send({4}, FinishReason::kStop);
+  client_.Deliver();
+  EXPECT_THAT(spans_.traces, IsEmpty()) << "before the end";
+  clock_.Advance(absl::Milliseconds(5));
+  stream_->OnWritten(true);
+  ASSERT_TRUE(sink_.finished);
+  ASSERT_THAT(
+      spans_.Lines(start),
+      ElementsAre("tokenize [0, 2] OK", "queue [2, 2] OK", "decode_call [2, 22] UNAVAILABLE",
+                  "queue [22, 22] OK", "migration [12, 42] OK", "decode_call [22, 42] OK",
+                  "router.request [0, 47] OK"));
+  const Span& request_span = spans_.traces[0].back();
+  for (const Span& span : spans_.traces[0]) {
+    EXPECT_EQ(span.context.trace, client.trace);
+    const bool own = &span == &request_span;
+    EXPECT_EQ(span.parent, own ? client.span : request_span.context.span);
+  }
+  // What each worker was told is its own call's span.
+  EXPECT_EQ(first, spans_.traces[0][2].context);
+  EXPECT_EQ(call().trace(), spans_.traces[0][5].context);
+}
+
+TEST_F(RequestStreamTest, WhatIsNotSampledIsHandedOnAsItCame) {
+  Request request = MakeRequest();
+  request.trace = SampleTrace(1);
+  request.trace.span = 7;
+  request.trace.sampled = false;
+  const TraceContext client = request.trace;
+  Begin(std::move(request));
+  EXPECT_EQ(call().trace(), client);
+  call().Send({1}, FinishReason::kStop);
+  client_.Deliver();
+  stream_->OnWritten(true);
+  EXPECT_TRUE(sink_.finished);
+  EXPECT_THAT(spans_.traces, IsEmpty());
 }
 
 TEST_F(RequestStreamTest, WhatWasDraftedIsCountedAcrossWorkers) {
