@@ -9,13 +9,13 @@ ArrivalMap::ArrivalMap(size_t num_blocks, int num_layers, const HeadRange& heads
       heads_(heads),
       missing_(num_blocks * static_cast<size_t>(num_layers) * static_cast<size_t>(heads.count)),
       unfinished_(heads.count),
-      arrived_(missing_, false),
+      arrived_(missing_, 0),
       digests_(num_blocks * static_cast<size_t>(heads.count), 0) {}
 
 bool ArrivalMap::Add(int layer, size_t ordinal, int head, uint64_t digest) {
   const size_t index = Index(layer, ordinal, head);
-  if (arrived_[index]) return false;
-  arrived_[index] = true;
+  if (arrived_[index] != 0) return false;
+  arrived_[index] = 1;
   digests_[ordinal * static_cast<size_t>(heads_.count) + HeadIndex(head)] ^= digest;
   --missing_;
   return true;

@@ -17,7 +17,15 @@ class ArrivalMap {
   ArrivalMap(size_t num_blocks, int num_layers, const HeadRange& heads);
 
   bool Has(int layer, size_t ordinal, int head) const {
-    return arrived_[Index(layer, ordinal, head)];
+    return arrived_[Index(layer, ordinal, head)] != 0;
+  }
+  // Of any of `heads`.
+  bool HasAny(int layer, size_t ordinal, const HeadRange& heads) const {
+    const size_t first = Index(layer, ordinal, heads.begin);
+    for (size_t i = first; i < first + static_cast<size_t>(heads.count); ++i) {
+      if (arrived_[i] != 0) return true;
+    }
+    return false;
   }
   // K and V page of `head` are in the pool and have `digest`. Returns false, and changes nothing,
   // if they were there before.
@@ -51,7 +59,7 @@ class ArrivalMap {
   const HeadRange heads_;
   size_t missing_;                 // pages that have not arrived (K and V count once)
   int unfinished_;                 // heads
-  std::vector<bool> arrived_;      // [layer][ordinal][head]
+  std::vector<uint8_t> arrived_;   // [layer][ordinal][head]: 0 or 1
   std::vector<uint64_t> digests_;  // [ordinal][head], over the layers that arrived
   std::vector<Finished> finished_;
 };

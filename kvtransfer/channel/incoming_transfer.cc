@@ -67,8 +67,7 @@ absl::StatusOr<std::string> IncomingTransfer::Open(const BoundConnection& bound,
 absl::Status IncomingTransfer::CheckData(const FrameHeader& header) const {
   // DecodeHeader has bounded every field, so sums fit; the product is checked in 64 bits.
   const KvPoolShape& shape = context_->store->shape();
-  const HeadRange heads = {static_cast<int>(header.head_begin),
-                           static_cast<int>(header.head_count)};
+  const HeadRange heads = HeadsOf(header);
   if (header.ordinal_begin + header.ordinal_count > blocks_.size() ||
       header.layer_begin + header.layer_count > static_cast<uint32_t>(shape.layout.num_layers) ||
       !shape.heads().Contains(heads)) {
@@ -87,13 +86,18 @@ absl::Status IncomingTransfer::CheckData(const FrameHeader& header) const {
   return absl::OkStatus();
 }
 
+HeadRange IncomingTransfer::HeadsOf(const FrameHeader& header) {
+  return {static_cast<int>(header.head_begin), static_cast<int>(header.head_count)};
+}
+
 std::vector<TargetPiece> IncomingTransfer::PlanPieces(const FrameHeader& header,
                                                       bool* any_wanted) const {
   const KvPoolShape& shape = context_->store->shape();
-  const uint64_t bytes = shape.layout.PageBytes();
+  const uint64_t page_bytes = shape.layout.PageBytes();
   std::vector<TargetPiece> pieces;
+  pieces.reserve(size_t{header.layer_count} * header.ordinal_count);
   *any_wanted = false;
-  const auto append = [&](uint64_t offset, bool wanted) {
+  const auto append = [&](uint64_t offset, uint64_t bytes, bool wanted) {
     *any_wanted = *any_wanted || wanted;
     if (!pieces.empty() && pieces.back().wanted == wanted &&
         (!wanted || pieces.back().target_offset + pieces.back().bytes == offset)) {
@@ -102,14 +106,21 @@ std::vector<TargetPiece> IncomingTransfer::PlanPieces(const FrameHeader& header,
       pieces.push_back({offset, bytes, wanted});
     }
   };
-  const auto first = static_cast<int>(header.head_begin);
+  const HeadRange heads = HeadsOf(header);
   for (uint32_t l = 0; l < header.layer_count; ++l) {
     const auto layer = static_cast<int>(header.layer_begin + l);
     for (uint32_t i = 0; i < header.ordinal_count; ++i) {
       const size_t ordinal = header.ordinal_begin + i;
+      // Almost always the whole block is new: its pages of a kind lie one behind the other.
+      const bool whole = !arrival_.HasAny(layer, ordinal, heads);
       for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
-        for (int head = first; head < first + static_cast<int>(header.head_count); ++head) {
-          append(shape.PageOffset(layer, blocks_[ordinal], kind, head),
+        if (whole) {
+          append(shape.PageOffset(layer, blocks_[ordinal], kind, heads.begin),
+                 static_cast<uint64_t>(heads.count) * page_bytes, true);
+          continue;
+        }
+        for (int head = heads.begin; head < heads.end(); ++head) {
+          append(shape.PageOffset(layer, blocks_[ordinal], kind, head), page_bytes,
                  !arrival_.Has(layer, ordinal, head));
         }
       }
@@ -190,14 +201,16 @@ bool IncomingTransfer::AddDigests(const KvConnection* connection, const BlockRun
   absl::MutexLock lock(&mutex_);
   if (!WritableBy(connection)) return false;
   context_->store->Digest(run, digests);
-  uint64_t bytes = 0;
-  for (size_t i = 0; i < digests.size(); ++i) {
-    const int layer = run.layer_begin + static_cast<int>(i / heads / blocks);
-    const int head = run.heads.begin + static_cast<int>(i % heads);
-    if (arrival_.Add(layer, first_ordinal + i / heads % blocks, head, digests[i])) {
-      bytes += 2 * context_->store->shape().layout.PageBytes();
+  size_t added = 0;  // heads of blocks of a layer
+  auto digest = digests.begin();
+  for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
+    for (size_t i = 0; i < blocks; ++i) {
+      for (int head = run.heads.begin; head < run.heads.end(); ++head) {
+        added += arrival_.Add(layer, first_ordinal + i, head, *digest++) ? 1 : 0;
+      }
     }
   }
+  const uint64_t bytes = 2 * added * context_->store->shape().layout.PageBytes();
   stats_.bytes += bytes;
   context_->counters->bytes += bytes;
   stats_.last_byte = Now();

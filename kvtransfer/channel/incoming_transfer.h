@@ -110,6 +110,7 @@ class IncomingTransfer : public std::enable_shared_from_this<IncomingTransfer> {
   // OK if the frame names pages of this transfer and its length is theirs.
   absl::Status CheckData(const FrameHeader& header) const;
   // Where the frame's pages belong; `*any_wanted` if some are not there yet.
+  static HeadRange HeadsOf(const FrameHeader& header);
   std::vector<TargetPiece> PlanPieces(const FrameHeader& header, bool* any_wanted) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Digests pages that are here: of blocks from `first_ordinal` on. False: they are not wanted any

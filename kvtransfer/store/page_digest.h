@@ -42,4 +42,11 @@ uint64_t CopyAndDigestPage(std::span<const std::byte> page, std::byte* to, CopyM
                            PageKind kind, int head);
 void FlushCopies();
 
+// XOR of them: the digest of a block from those of its pages.
+inline uint64_t AllOf(std::span<const uint64_t> digests) {
+  uint64_t all = 0;
+  for (const uint64_t digest : digests) all ^= digest;
+  return all;
+}
+
 }  // namespace tandem::kvtransfer

@@ -234,8 +234,8 @@ void DeviceStore::Scatter(const std::byte* from, std::span<const CopyPiece> piec
   CopyPieces(pieces, const_cast<std::byte*>(from), CopyDirection::kIntoPool);
 }
 
-template <typename OnDigest>
-void DeviceStore::DigestPages(const BlockRun& run, std::byte* to, OnDigest on_digest) const {
+template <typename OnBlock>
+void DeviceStore::DigestPages(const BlockRun& run, std::byte* to, OnBlock on_block) const {
   const SlotLease slot(this);
   const size_t per_layer = run.source_blocks.size();
   const size_t total = per_layer * static_cast<size_t>(run.layer_count);
@@ -262,17 +262,17 @@ void DeviceStore::DigestPages(const BlockRun& run, std::byte* to, OnDigest on_di
     args.digests = slot->digests;
     TANDEM_CUDA_CHECK(cuda::DigestPages(args, slot->stream));
     TANDEM_CUDA_CHECK(cudaStreamSynchronize(slot->stream));
-    for (size_t page = 0; page < count * pages_per_block; ++page) {
-      on_digest(begin * pages_per_block + page, slot->digests[page]);
+    for (size_t i = 0; i < count; ++i) {
+      on_block(begin + i,
+               std::span<const uint64_t>(slot->digests + i * pages_per_block, pages_per_block));
     }
   }
 }
 
 void DeviceStore::GatherRun(const BlockRun& run, std::byte* to, std::span<uint64_t> digests) const {
-  const size_t pages_per_block = 2 * static_cast<size_t>(run.heads.count);
   const bool pinned = IsPinned(to);
-  DigestPages(run, pinned ? to : nullptr, [&](size_t page, uint64_t digest) {
-    digests[page / pages_per_block % digests.size()] ^= digest;
+  DigestPages(run, pinned ? to : nullptr, [&](size_t block, std::span<const uint64_t> pages) {
+    digests[block % digests.size()] ^= AllOf(pages);
   });
   if (pinned) return;
   std::vector<CopyPiece> pieces;
@@ -329,19 +329,18 @@ bool DeviceStore::CopyRun(const BlockRun& run, const KvPoolShape& target, std::b
 
 void DeviceStore::Digest(const BlockRun& run, std::span<uint64_t> digests) const {
   const auto count = static_cast<size_t>(run.heads.count);
-  std::fill(digests.begin(), digests.end(), 0);
-  // Pages are in the order [layer][block][K|V][head].
-  DigestPages(run, nullptr, [&](size_t page, uint64_t digest) {
-    digests[page / (2 * count) * count + page % count] ^= digest;
+  DigestPages(run, nullptr, [&](size_t block, std::span<const uint64_t> pages) {
+    for (size_t head = 0; head < count; ++head) {
+      digests[block * count + head] = pages[head] ^ pages[count + head];
+    }
   });
 }
 
 std::vector<uint64_t> DeviceStore::DigestRun(const BlockRun& run) const {
-  const size_t pages_per_block = 2 * static_cast<size_t>(run.heads.count);
   std::vector<uint64_t> digests(run.source_blocks.size(), 0);
   // All layers together: a launch costs more than the pages of one.
-  DigestPages(run, nullptr, [&](size_t page, uint64_t digest) {
-    digests[page / pages_per_block % digests.size()] ^= digest;
+  DigestPages(run, nullptr, [&](size_t block, std::span<const uint64_t> pages) {
+    digests[block % digests.size()] ^= AllOf(pages);
   });
   return digests;
 }

@@ -79,9 +79,9 @@ class DeviceStore final : public KvStore {
   void CopyPieces(std::span<const CopyPiece> pieces, std::byte* host,
                   CopyDirection direction) const;
   // Digests the pages of `run`, and copies them to `to`, which is pinned or null, as GatherRun()
-  // does; on_digest(i, digest) is told of page i in that order.
-  template <typename OnDigest>
-  void DigestPages(const BlockRun& run, std::byte* to, OnDigest on_digest) const;
+  // does; on_block(i, pages) is told the digests of the K and V pages of block i in that order.
+  template <typename OnBlock>
+  void DigestPages(const BlockRun& run, std::byte* to, OnBlock on_block) const;
   // Whether kernels can use the host's memory from `host` on at its own address.
   bool IsPinned(const std::byte* host) const;
 
