@@ -9,8 +9,8 @@
 #include "bench/gpu_ceilings_kernels.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
+#include "common/cuda/cuda_library.h"
 #include "engine/device/cuda/cuda_check.h"
-#include "engine/device/cuda/cuda_library.h"
 
 namespace tandem::engine::cuda {
 namespace {
@@ -70,20 +70,24 @@ struct CublasLt {
   decltype(&cublasLtMatmul) Matmul;
 
   static absl::StatusOr<CublasLt> Open() {
-    TANDEM_ASSIGN_OR_RETURN(void* library,
-                            OpenCudaLibrary("libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR)));
+    TANDEM_ASSIGN_OR_RETURN(
+        void* library,
+        ::tandem::cuda::OpenCudaLibrary("libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR)));
     CublasLt lt;
-    TANDEM_RETURN_IF_ERROR(FindCudaFunction(library, "cublasLtCreate", &lt.Create));
-    TANDEM_RETURN_IF_ERROR(FindCudaFunction(library, "cublasLtDestroy", &lt.Destroy));
-    TANDEM_RETURN_IF_ERROR(FindCudaFunction(library, "cublasLtMatmulDescCreate", &lt.DescCreate));
+    TANDEM_RETURN_IF_ERROR(::tandem::cuda::FindCudaFunction(library, "cublasLtCreate", &lt.Create));
     TANDEM_RETURN_IF_ERROR(
-        FindCudaFunction(library, "cublasLtMatmulDescSetAttribute", &lt.DescSetAttribute));
-    TANDEM_RETURN_IF_ERROR(FindCudaFunction(library, "cublasLtMatmulDescDestroy", &lt.DescDestroy));
+        ::tandem::cuda::FindCudaFunction(library, "cublasLtDestroy", &lt.Destroy));
     TANDEM_RETURN_IF_ERROR(
-        FindCudaFunction(library, "cublasLtMatrixLayoutCreate", &lt.LayoutCreate));
+        ::tandem::cuda::FindCudaFunction(library, "cublasLtMatmulDescCreate", &lt.DescCreate));
+    TANDEM_RETURN_IF_ERROR(::tandem::cuda::FindCudaFunction(
+        library, "cublasLtMatmulDescSetAttribute", &lt.DescSetAttribute));
     TANDEM_RETURN_IF_ERROR(
-        FindCudaFunction(library, "cublasLtMatrixLayoutDestroy", &lt.LayoutDestroy));
-    TANDEM_RETURN_IF_ERROR(FindCudaFunction(library, "cublasLtMatmul", &lt.Matmul));
+        ::tandem::cuda::FindCudaFunction(library, "cublasLtMatmulDescDestroy", &lt.DescDestroy));
+    TANDEM_RETURN_IF_ERROR(
+        ::tandem::cuda::FindCudaFunction(library, "cublasLtMatrixLayoutCreate", &lt.LayoutCreate));
+    TANDEM_RETURN_IF_ERROR(::tandem::cuda::FindCudaFunction(library, "cublasLtMatrixLayoutDestroy",
+                                                            &lt.LayoutDestroy));
+    TANDEM_RETURN_IF_ERROR(::tandem::cuda::FindCudaFunction(library, "cublasLtMatmul", &lt.Matmul));
     return lt;
   }
 };

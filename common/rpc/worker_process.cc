@@ -39,7 +39,7 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "HOST:PORT");
   flags->Add("--kv-transport", &o->kv_transport,
              "how KV blocks travel between workers: auto (the best that both have), or some of "
-             "cuda_ipc,shm,shm_ring,tcp in order of preference; shm is shm_ring too",
+             "cuda_ipc,nccl,shm,shm_ring,tcp in order of preference; shm is shm_ring too",
              "NAMES");
   flags->AddBytes("--kv-ring-bytes", &o->kv_ring_bytes,
                   "memory of the host that each link over shm_ring has between two workers, pinned "

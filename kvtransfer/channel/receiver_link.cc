@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/str_split.h"
 #include "spdlog/spdlog.h"
 
 #include "common/base/clock.h"
@@ -174,20 +176,24 @@ std::vector<TransportOffer> ReceiverLink::MakeOffers(const std::vector<Transport
 }
 
 absl::Status ReceiverLink::HandleSelect(const FrameHeader& header) {
-  TANDEM_ASSIGN_OR_RETURN(const std::string name, ReceiveControl(connection_.get(), header,
-                                                                 context_->options->auth_timeout));
+  TANDEM_ASSIGN_OR_RETURN(
+      const std::string selected,
+      ReceiveControl(connection_.get(), header, context_->options->auth_timeout));
+  const std::pair<std::string, std::string> parts =
+      absl::StrSplit(selected, absl::MaxSplits(' ', 1));
+  const auto& [name, note] = parts;
   if (bound_.transport != nullptr && bound_.transport->name() == name) {
     return absl::OkStatus();  // repeated
   }
   if (authenticated_) return InvalidArgument("SELECT after a transfer was opened");
-  const auto offered = [&](const PendingOffer& o) { return o.transport->name() == name; };
+  const auto offered = [&](const PendingOffer& o) { return o.transport->name() == parts.first; };
   const auto it = std::find_if(offers_.begin(), offers_.end(), offered);
   absl::Status outcome;
   if (it == offers_.end()) {
     outcome = FailedPrecondition("transport '{}' was not offered",
                                  absl::CEscape(name.substr(0, kMaxTransportName)));
   } else if (absl::StatusOr<std::shared_ptr<KvReader>> reader =
-                 it->offer->Accept(connection_.get());
+                 it->offer->Accept(connection_.get(), note);
              reader.ok()) {
     bound_ = {connection_, *std::move(reader), it->transport};
     offers_.erase(it);

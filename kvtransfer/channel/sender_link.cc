@@ -135,9 +135,10 @@ absl::Status SenderLink::TryTransport(const RegisteredTransport& own, const std:
   const KvSenderOptions& options = *context_.options;
   const std::string& name = own.transport->name();
   found_.transport = name;
-  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvWriter> writer,
-                          own.registration->Connect(connection_.get(), advert, peer_.shape,
-                                                    [&] { return Select(name); }));
+  TANDEM_ASSIGN_OR_RETURN(
+      std::unique_ptr<KvWriter> writer,
+      own.registration->Connect(connection_.get(), advert, peer_.shape,
+                                [&](const std::string& note) { return Select(name, note); }));
   absl::StatusOr<KvLinkTest> test =
       TestLink(connection_.get(), writer.get(),
                {.time = options.link_test_time, .io_timeout = options.io_timeout});
@@ -178,11 +179,12 @@ void SenderLink::NoteUnused(const RegisteredTransport& own, std::string_view why
                                     own.transport->name(), why));
 }
 
-absl::Status SenderLink::Select(const std::string& name) {
+absl::Status SenderLink::Select(const std::string& name, const std::string& note) {
   const absl::Duration timeout = context_.options->connect_timeout;
   FrameHeader select;
   select.type = FrameType::kSelect;
-  TANDEM_RETURN_IF_ERROR(SendControl(connection_.get(), select, name, timeout));
+  TANDEM_RETURN_IF_ERROR(
+      SendControl(connection_.get(), select, note.empty() ? name : name + " " + note, timeout));
   // Replies of the handshake that a bad network repeats come before it.
   while (true) {
     TANDEM_ASSIGN_OR_RETURN(const FrameHeader reply, connection_->ReceiveHeader(timeout));

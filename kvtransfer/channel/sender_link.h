@@ -72,7 +72,7 @@ class SenderLink {
   absl::Status CheckFloor();
   // Why `own` is not used, for found_.note.
   void NoteUnused(const RegisteredTransport& own, std::string_view why);
-  absl::Status Select(const std::string& name);
+  absl::Status Select(const std::string& name, const std::string& note);
 
   const LinkContext context_;
   const std::shared_ptr<KvConnection> connection_;

@@ -481,6 +481,7 @@ absl::Status SenderPeer::Connect(const std::string& transports) {
 }
 
 void SenderPeer::CloseLink() {
+  if (link_ != nullptr) link_->writer()->Stop();
   posts_.clear();  // waits until no source is read any more: only then may the writer detach
   quiets_.clear();
   link_.reset();

@@ -3,46 +3,26 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "kvtransfer/plan/copy_plan.h"
+#include "kvtransfer/store/staged_copies.h"
 
 namespace tandem::kvtransfer {
 
-// Gather() and Fetch() belong to one thread at a time; what they return may be used by another. At
-// most kDepth of what they return are there at a time. Outlives it; must not outlive its store.
+// Gather() and Fetch() belong to one thread at a time; what they return may be used by another, at
+// most kStagedDepth at a time. Outlives it; must not outlive its store.
 class HostWindow {
  public:
-  static constexpr size_t kDepth = 3;  // one is read, one travels, one is written
-
   virtual ~HostWindow() = default;
 
-  // Pages on their way out of the pool. Destroying it waits for them.
-  class Gathering {
-   public:
-    virtual ~Gathering() = default;
-    // Until they are in the window, for other processes too, and digests() is known.
-    virtual void Wait() = 0;
-    // One per block of the run, over the run's heads.
-    virtual std::span<const uint64_t> digests() const = 0;
-  };
   // Starts to copy the pages of `run` into the window from `at` on, one behind the other in the
   // order of BuildCopyPlan(), and to digest them on the way; does not wait. The lists of `run` are
   // read before it returns.
   virtual std::unique_ptr<Gathering> Gather(const BlockRun& run, size_t at) = 0;
-
-  // A part of the window on its way to where the pool's memory is. Destroying it waits for that.
-  class Fetched {
-   public:
-    virtual ~Fetched() = default;
-    virtual void Wait() = 0;
-    // After Wait(): copies into the pool, piece.source_offset of the part -> target_offset. The
-    // window's bytes are needed until the last Scatter() has returned.
-    virtual void Scatter(std::span<const CopyPiece> pieces) = 0;
-  };
+  // Starts to bring a part of the window. Its bytes are needed until the last Scatter() has
+  // returned.
   virtual std::unique_ptr<Fetched> Fetch(size_t at, size_t bytes) = 0;
 
   // For the self-test of a link, before the first Gather() or Fetch(). The first moves `pattern`

@@ -42,7 +42,7 @@ class PlainWindow final : public HostWindow {
   class Gathered final : public Gathering {
    public:
     explicit Gathered(std::vector<uint64_t> digests) : digests_(std::move(digests)) {}
-    void Wait() override {}
+    absl::Status Wait() override { return absl::OkStatus(); }
     std::span<const uint64_t> digests() const override { return digests_; }
 
    private:
@@ -51,7 +51,7 @@ class PlainWindow final : public HostWindow {
   class InPlace final : public Fetched {
    public:
     InPlace(const KvStore* store, const std::byte* from) : store_(store), from_(from) {}
-    void Wait() override {}
+    absl::Status Wait() override { return absl::OkStatus(); }
     void Scatter(std::span<const CopyPiece> pieces) override { store_->Scatter(from_, pieces); }
 
    private:
@@ -92,6 +92,19 @@ absl::StatusOr<std::unique_ptr<PeerPool>> KvStore::MapPeer(int /*fd*/, const KvP
 absl::StatusOr<std::unique_ptr<HostWindow>> KvStore::OpenWindow(std::span<std::byte> window,
                                                                 size_t /*max_copy_bytes*/) const {
   return std::make_unique<PlainWindow>(this, window);
+}
+
+absl::StatusOr<std::string> KvStore::FifoPlace() const {
+  return FailedPrecondition("the KV pool is not memory of a card");
+}
+
+absl::StatusOr<std::string> KvStore::NewFifoId() const { return FifoPlace().status(); }
+
+absl::StatusOr<std::unique_ptr<PeerFifo>> KvStore::JoinFifo(const std::string& /*id*/,
+                                                            FifoEnd /*end*/,
+                                                            size_t /*max_copy_bytes*/,
+                                                            absl::Duration /*patience*/) const {
+  return FifoPlace().status();
 }
 
 std::vector<uint64_t> KvStore::DigestRun(const BlockRun& run) const {

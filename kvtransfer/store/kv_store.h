@@ -18,11 +18,13 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 #include "common/base/kv_layout.h"
 #include "kvtransfer/plan/copy_plan.h"
 #include "kvtransfer/store/host_window.h"
 #include "kvtransfer/store/page_digest.h"
+#include "kvtransfer/store/peer_fifo.h"
 #include "kvtransfer/store/peer_pool.h"
 
 namespace tandem::kvtransfer {
@@ -58,6 +60,18 @@ class KvStore {
                                                                  size_t max_copy_bytes) const;
   // The NUMA node of the host that is nearest to the pool's memory; -1: not known.
   virtual int HostNode() const { return -1; }
+
+  // Names the place of this pool's end of a FIFO: the two ends of one must lie in different places.
+  // At most 100 characters without spaces. FAILED_PRECONDITION says why this pool has no FIFOs.
+  virtual absl::StatusOr<std::string> FifoPlace() const;
+  // What two ends need in order to meet; at most 128 bytes, unguessable, for one FIFO. The end that
+  // makes it must be reachable from the other over the network, and join within its patience.
+  virtual absl::StatusOr<std::string> NewFifoId() const;
+  // This end of the FIFO `id`, for copies of at most `max_copy_bytes` each. Does not wait for the
+  // other. RESOURCE_EXHAUSTED names what is lacking.
+  virtual absl::StatusOr<std::unique_ptr<PeerFifo>> JoinFifo(const std::string& id, FifoEnd end,
+                                                             size_t max_copy_bytes,
+                                                             absl::Duration patience) const;
 
   // Where the CPU (or a system call) can reach the byte at `offset`; nullptr where only the
   // functions below can, so that a transport of host memory has to stage.

@@ -41,7 +41,8 @@ enum class FrameType : uint16_t {
                 // layers [layer_begin, +layer_count)
   kFinish = 6,  // all layers of these heads were sent; payload: one digest (8 bytes) per block
   kQuiet = 7,   // nothing more comes for this transfer; code and message say why
-  kSelect = 8,  // payload: name of the offered transport that the sender wants to use
+  kSelect = 8,  // payload: name of the offered transport that the sender wants to use,
+                // and after a space what that one has to say
   kProof = 9,   // answer to kChallenge (channel/link_proof.h)
   // From the receiver of KV.
   kHelloOk = 16,    // payload: EncodeHello

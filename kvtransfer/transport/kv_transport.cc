@@ -31,8 +31,10 @@ std::unique_ptr<KvPost> CompletedPost(absl::Status status, std::vector<uint64_t>
 }
 
 const std::vector<KvTransport*>& KnownTransports() {
-  static const auto* known = new std::vector<KvTransport*>{CudaIpcTransport(), ShmTransport(),
-                                                           ShmRingTransport(), TcpTransport()};
+  // NCCL between two cards of one host without peer access goes through the host's memory by
+  // kernels; the ring's copy engines leave the processors to whoever computes.
+  static const auto* known = new std::vector<KvTransport*>{
+      CudaIpcTransport(), ShmTransport(), ShmRingTransport(), NcclTransport(), TcpTransport()};
   return *known;
 }
 

@@ -95,6 +95,8 @@ class KvWriter {
   // where that is empty (header.code 0), whatever is fastest to hand.
   virtual absl::Status Probe(FrameHeader header, ConstBytes pattern) = 0;
   virtual ProbeRoom probe_room() const = 0;
+  // The connection has ended: what is under way waits for the peer no longer.
+  virtual void Stop() {}
   // Tells the receiver, even if the connection is dead, that nothing is written any more. Called
   // after the last post was released. Idempotent.
   virtual void Detach() {}
@@ -153,10 +155,17 @@ class KvOffer {
   virtual ~KvOffer() = default;
   // For the peer's Connect(): at most kMaxAdvertBytes, not secret.
   virtual const std::string& advert() const = 0;
-  // The peer has selected this offer. Waits for it at most a moment: it is there already.
-  virtual absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* connection) = 0;
+  // The peer has selected this offer, with what its Connect() had to say. Waits for it at most a
+  // moment: it is there already.
+  virtual absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* connection,
+                                                           const std::string& note) = 0;
 };
 inline constexpr size_t kMaxAdvertBytes = 256;
+
+// Tells the peer to accept, with a note of at most kMaxSelectNote bytes for it, and waits until it
+// has.
+using SelectPeer = absl::FunctionRef<absl::Status(const std::string& note)>;
+inline constexpr size_t kMaxSelectNote = 512;
 
 // A pool as one transport reaches it.
 class KvRegistration {
@@ -164,11 +173,12 @@ class KvRegistration {
   virtual ~KvRegistration() = default;
   // FAILED_PRECONDITION where this pool cannot be offered.
   virtual absl::StatusOr<std::unique_ptr<KvOffer>> Offer() = 0;
-  // Reaches the peer that made `advert`; calls `select` once it is there, which tells the peer to
-  // accept and waits until it has. UNAVAILABLE where the two cannot be joined by this transport.
-  virtual absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
-      KvConnection* connection, const std::string& advert, const KvPoolShape& peer,
-      absl::FunctionRef<absl::Status()> select) = 0;
+  // Reaches the peer that made `advert`; calls `select` once it is there. UNAVAILABLE where the two
+  // cannot be joined by this transport.
+  virtual absl::StatusOr<std::unique_ptr<KvWriter>> Connect(KvConnection* connection,
+                                                            const std::string& advert,
+                                                            const KvPoolShape& peer,
+                                                            SelectPeer select) = 0;
 };
 
 // Thread-safe; lives as long as the process.
@@ -191,6 +201,8 @@ KvTransport* ShmTransport();
 KvTransport* ShmRingTransport();
 // The same in the memory of cards, which write each other's.
 KvTransport* CudaIpcTransport();
+// Through a FIFO between the memory of two cards, of one host or of two: NCCL.
+KvTransport* NcclTransport();
 
 // All that this build has, best first.
 const std::vector<KvTransport*>& KnownTransports();

@@ -84,7 +84,8 @@ class SharedPoolOffer : public KvOffer {
 
   const std::string& advert() const override { return advert_; }
 
-  absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* /*connection*/) override {
+  absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* /*connection*/,
+                                                   const std::string& /*note*/) override {
     TANDEM_ASSIGN_OR_RETURN(RendezvousPeer peer, AcceptPeer(listener_));
     TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<ShmControl> control, ShmControl::Create());
     TANDEM_RETURN_IF_ERROR(SendPool(
@@ -121,9 +122,9 @@ void WriteProbe(const SharedMapping& control, const FrameHeader& header, ConstBy
 }
 
 absl::StatusOr<JoinedPool> JoinSharedPool(const SharedPoolAdvert& advert, const KvPoolShape& peer,
-                                          absl::FunctionRef<absl::Status()> select) {
+                                          SelectPeer select) {
   TANDEM_ASSIGN_OR_RETURN(const Fd socket, ConnectToPeer(advert.socket));
-  TANDEM_RETURN_IF_ERROR(select());
+  TANDEM_RETURN_IF_ERROR(select(""));
   TANDEM_ASSIGN_OR_RETURN(const SharedPool shared, ReceivePool(socket.get(), kPassTimeout));
   JoinedPool joined;
   joined.pool = Fd(shared.fds[0]);

@@ -46,6 +46,6 @@ void WriteProbe(const SharedMapping& control, const FrameHeader& header, ConstBy
 
 // Reaches the peer, which runs as the same user, and is passed its pool, of shape `peer`.
 absl::StatusOr<JoinedPool> JoinSharedPool(const SharedPoolAdvert& advert, const KvPoolShape& peer,
-                                          absl::FunctionRef<absl::Status()> select);
+                                          SelectPeer select);
 
 }  // namespace tandem::kvtransfer

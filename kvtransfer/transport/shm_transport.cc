@@ -82,9 +82,10 @@ class ShmRegistration : public KvRegistration {
 
   absl::StatusOr<std::unique_ptr<KvOffer>> Offer() override { return OfferSharedPool(*store_); }
 
-  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
-      KvConnection* connection, const std::string& advert, const KvPoolShape& peer,
-      absl::FunctionRef<absl::Status()> select) override {
+  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(KvConnection* connection,
+                                                    const std::string& advert,
+                                                    const KvPoolShape& peer,
+                                                    SelectPeer select) override {
     TANDEM_ASSIGN_OR_RETURN(const SharedPoolAdvert offered, ReadSharedPoolAdvert(advert));
     TANDEM_ASSIGN_OR_RETURN(JoinedPool joined, JoinSharedPool(offered, peer, select));
     TANDEM_ASSIGN_OR_RETURN(SharedMapping pool,

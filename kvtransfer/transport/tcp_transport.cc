@@ -203,7 +203,8 @@ class TcpOffer : public KvOffer {
   TcpOffer(const KvStore* store, const LinkTimeouts& timeouts)
       : store_(store), timeouts_(timeouts) {}
   const std::string& advert() const override { return advert_; }
-  absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* connection) override {
+  absl::StatusOr<std::shared_ptr<KvReader>> Accept(KvConnection* connection,
+                                                   const std::string& /*note*/) override {
     return std::make_shared<TcpReader>(connection, store_, timeouts_.io);
   }
 
@@ -221,10 +222,11 @@ class TcpRegistration : public KvRegistration {
   absl::StatusOr<std::unique_ptr<KvOffer>> Offer() override {
     return std::make_unique<TcpOffer>(store_, timeouts_);
   }
-  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
-      KvConnection* connection, const std::string& /*advert*/, const KvPoolShape& peer,
-      absl::FunctionRef<absl::Status()> select) override {
-    TANDEM_RETURN_IF_ERROR(select());
+  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(KvConnection* connection,
+                                                    const std::string& /*advert*/,
+                                                    const KvPoolShape& peer,
+                                                    SelectPeer select) override {
+    TANDEM_RETURN_IF_ERROR(select(""));
     return std::make_unique<TcpWriter>(connection, store_, peer, timeouts_.io);
   }
 

@@ -26,17 +26,19 @@ extern char** environ;
 
 namespace tandem::kvtransfer {
 
-inline bool HaveCard() {
+inline int NumCards() {
   int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
+inline bool HaveCard() { return NumCards() > 0; }
 
-// Both ends on the card; `ends` has the same bytes in the host's memory.
+// Both ends on cards, on the first unless it is said; `ends` has the same bytes in the host's
+// memory.
 struct CardEnds {
   explicit CardEnds(const KvLayout& layout, int source_blocks = 60, int target_blocks = 70,
-                    const std::string& transport = "auto")
+                    const std::string& transport = "auto", int source_card = 0)
       : ends("auto", layout, source_blocks, target_blocks),
-        source(ends.source),
+        source(ends.source, source_card),
         target(ends.target) {
     ends.sender_options.transports = ends.receiver_options.transports = transport;
     ends.sender_options.region = source.region();
@@ -64,7 +66,9 @@ struct CardEnds {
 // A child process that runs cuda_ipc_writer.
 class Writer {
  public:
-  Writer(int layout, int blocks, const std::string& transports, const std::string& cards = "") {
+  // `variables`: NAME=VALUE of its environment, besides this process's.
+  Writer(int layout, int blocks, const std::string& transports,
+         std::vector<std::string> variables = {}) {
     std::array<int, 2> in, out;
     EXPECT_EQ(pipe(in.data()), 0);
     EXPECT_EQ(pipe(out.data()), 0);
@@ -80,10 +84,9 @@ class Writer {
     std::vector<char*> argv;
     for (std::string& arg : args) argv.push_back(arg.data());
     argv.push_back(nullptr);
-    std::vector<char*> environment;
+    std::vector<char*> environment;  // of two values of a name the first counts
+    for (std::string& variable : variables) environment.push_back(variable.data());
     for (char** entry = environ; *entry != nullptr; ++entry) environment.push_back(*entry);
-    std::string visible = "CUDA_VISIBLE_DEVICES=" + cards;
-    if (!cards.empty()) environment.push_back(visible.data());
     environment.push_back(nullptr);
     EXPECT_EQ(
         posix_spawn(&pid_, args[0].c_str(), &actions, nullptr, argv.data(), environment.data()), 0);

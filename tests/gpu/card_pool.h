@@ -1,4 +1,4 @@
-// A KV pool in a card's memory that other processes can map, for tests of cuda_ipc.
+// A KV pool in a card's memory that other processes can map, for tests of the transports of cards.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,10 +15,10 @@ namespace tandem::kvtransfer {
 // With the bytes of a TestPool.
 class CardPool {
  public:
-  explicit CardPool(const TestPool& host) : region_(host.region()) {
-    EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+  explicit CardPool(const TestPool& host, int card = 0) : region_(host.region()) {
+    EXPECT_EQ(cudaSetDevice(card), cudaSuccess);
     EXPECT_EQ(cudaFree(nullptr), cudaSuccess);  // a context
-    auto buffer = engine::cuda::AllocateExportable(0, region_.TotalBytes());
+    auto buffer = engine::cuda::AllocateExportable(card, region_.TotalBytes());
     EXPECT_OK(buffer.status());
     buffer_ = *std::move(buffer);
     region_.base = buffer_.as<std::byte>();

@@ -12,8 +12,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "common/cuda/cuda_library.h"
 #include "engine/device/cuda/cuda_check.h"
-#include "engine/device/cuda/cuda_library.h"
 #include "tests/support/paths.h"
 
 namespace tandem::engine::cuda {
@@ -46,26 +46,26 @@ TEST(CudaLibraryTest, FindsALibraryInSitePackagesAndSaysWhereItLooked) {
   const std::filesystem::path folder = root / "lib/python3.11/site-packages/nvidia/cu99/lib";
   std::filesystem::create_directories(folder);
   setenv("VIRTUAL_ENV", root.c_str(), 1);
-  EXPECT_THAT(CudaLibraryFolders(), ::testing::Contains(folder.string()));
-  const auto missing = OpenCudaLibrary("libtandem-none.so.1");
+  EXPECT_THAT(::tandem::cuda::CudaLibraryFolders(), ::testing::Contains(folder.string()));
+  const auto missing = ::tandem::cuda::OpenCudaLibrary("libtandem-none.so.1");
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(missing.status().ToString(), HasSubstr("libtandem-none.so.1 was not found"));
   EXPECT_THAT(missing.status().ToString(), HasSubstr(folder.string()));
   // A file that is no library is named with the reason.
   std::ofstream(folder / "libtandem-broken.so.1") << "no library";
-  EXPECT_THAT(OpenCudaLibrary("libtandem-broken.so.1").status().ToString(),
+  EXPECT_THAT(::tandem::cuda::OpenCudaLibrary("libtandem-broken.so.1").status().ToString(),
               HasSubstr("libtandem-broken.so.1: "));
   unsetenv("VIRTUAL_ENV");
   std::filesystem::remove_all(root);
 }
 
 TEST(CudaLibraryTest, FindsFunctions) {
-  const auto library = OpenCudaLibrary("libm.so.6");
+  const auto library = ::tandem::cuda::OpenCudaLibrary("libm.so.6");
   ASSERT_OK(library);
   double (*cosine)(double) = nullptr;
-  ASSERT_OK(FindCudaFunction(*library, "cos", &cosine));
+  ASSERT_OK(::tandem::cuda::FindCudaFunction(*library, "cos", &cosine));
   EXPECT_EQ(cosine(0), 1);
-  EXPECT_EQ(FindCudaFunction(*library, "no_such_function", &cosine).code(),
+  EXPECT_EQ(::tandem::cuda::FindCudaFunction(*library, "no_such_function", &cosine).code(),
             absl::StatusCode::kNotFound);
 }
 

@@ -1,6 +1,6 @@
 // Clusters whose workers share one card: KV blocks travel from pool to pool of its memory over
-// cuda_ipc, or leave it and come back over tcp, or over shm. What a prefill worker and a decode
-// worker answer together is what a unified worker answers.
+// cuda_ipc, or leave it and come back over tcp, over shm, or over NCCL's sockets. What a prefill
+// worker and a decode worker answer together is what a unified worker answers.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
+#include "common/cuda/cuda_library.h"
 #include "tests/support/cluster.h"
 #include "tests/support/paths.h"
 
@@ -98,6 +99,13 @@ TEST_F(GpuCluster, SplitAndUnifiedAnswerTheSameOverTcp) {
 // As between cards without peer access.
 TEST_F(GpuCluster, SplitAndUnifiedAnswerTheSameOverShm) {
   ExpectSameAnswers(SourcePath("models/demo"), "shm", "shm_ring");
+}
+
+// As between cards of different hosts.
+TEST_F(GpuCluster, SplitAndUnifiedAnswerTheSameOverNccl) {
+  const auto library = ::tandem::cuda::OpenCudaLibrary("libnccl.so.2");
+  if (!library.ok()) GTEST_SKIP() << library.status();
+  ExpectSameAnswers(SourcePath("models/demo"), "nccl", "nccl");
 }
 
 // Heads of 64 and 128, one query head a KV head and seven, YaRN, tied embeddings.

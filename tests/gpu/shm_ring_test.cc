@@ -303,15 +303,15 @@ TEST_F(ShmRing, SaysWhatTheWindowReaches) {
       std::vector<double> out, in;
       for (int round = 0; round < 9; ++round) {
         out.push_back(SecondsOf([&] {
-          std::deque<std::unique_ptr<HostWindow::Gathering>> under_way;
+          std::deque<std::unique_ptr<Gathering>> under_way;
           for (size_t i = 0; i < kFrames; ++i) {
-            if (under_way.size() == HostWindow::kDepth) {
-              under_way.front()->Wait();
+            if (under_way.size() == kStagedDepth) {
+              (void)under_way.front()->Wait();
               under_way.pop_front();
             }
             under_way.push_back(window->Gather(run, i % kSlots * kSlot));
           }
-          for (auto& each : under_way) each->Wait();
+          for (auto& each : under_way) (void)each->Wait();
         }));
         std::vector<CopyPiece> pieces;
         for (size_t i = 0; i < blocks; ++i) {
@@ -320,17 +320,17 @@ TEST_F(ShmRing, SaysWhatTheWindowReaches) {
                             layout.BlockLayerBytes()});
         }
         in.push_back(SecondsOf([&] {
-          std::deque<std::unique_ptr<HostWindow::Fetched>> under_way;
+          std::deque<std::unique_ptr<Fetched>> under_way;
           for (size_t i = 0; i < kFrames; ++i) {
-            if (under_way.size() == HostWindow::kDepth) {
-              under_way.front()->Wait();
+            if (under_way.size() == kStagedDepth) {
+              (void)under_way.front()->Wait();
               under_way.front()->Scatter(pieces);
               under_way.pop_front();
             }
             under_way.push_back(window->Fetch(i % kSlots * kSlot, bytes));
           }
           for (auto& each : under_way) {
-            each->Wait();
+            (void)each->Wait();
             each->Scatter(pieces);
           }
         }));

@@ -75,7 +75,11 @@ void SleepMilliseconds(int milliseconds) {
 
 void TestCluster::Launch(Member* member, std::vector<std::string> args) {
   member->stderr_path = dir_.path() + "/" + member->id + ".log";
-  member->process = Process::Spawn(args, {std::string("TANDEM_CLUSTER_SECRET=") + kClusterSecret},
+  // On GPUs all workers share one card, and NCCL joins two processes on one card only if it takes
+  // them for ones of different hosts.
+  member->process = Process::Spawn(args,
+                                   {std::string("TANDEM_CLUSTER_SECRET=") + kClusterSecret,
+                                    "NCCL_HOSTID=" + member->id, "NCCL_SOCKET_IFNAME=lo"},
                                    member->stderr_path);
   const auto line = member->process->ReadLine(kStartSeconds);
   std::map<std::string, std::string> addresses;

@@ -10,7 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 
-#include "engine/device/cuda/cuda_library.h"
+#include "common/cuda/cuda_library.h"
 #include "engine/kernels/cuda/plain_linear.h"
 
 namespace tandem::engine::cuda {
@@ -41,12 +41,12 @@ struct Cublas {
 };
 
 absl::StatusOr<Cublas> OpenCublas() {
-  absl::StatusOr<void*> library = OpenCudaLibrary("libcublasLt.so.13");
+  absl::StatusOr<void*> library = ::tandem::cuda::OpenCudaLibrary("libcublasLt.so.13");
   if (!library.ok()) return library.status();
   Cublas c;
   absl::Status status;
   const auto find = [&](const char* name, auto* function) {
-    status.Update(FindCudaFunction(*library, name, function));
+    status.Update(::tandem::cuda::FindCudaFunction(*library, name, function));
   };
   find("cublasLtCreate", &c.create);
   find("cublasLtDestroy", &c.destroy);

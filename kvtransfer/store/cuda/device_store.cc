@@ -12,6 +12,9 @@
 #include "kvtransfer/store/cuda/device_window.h"
 #include "kvtransfer/store/cuda/page_kernels.h"
 #include "kvtransfer/store/staging_plan.h"
+#ifdef TANDEM_NCCL
+#include "kvtransfer/store/cuda/nccl_fifo.h"
+#endif
 
 namespace tandem::kvtransfer::cuda {
 namespace {
@@ -178,6 +181,31 @@ absl::StatusOr<std::unique_ptr<HostWindow>> DeviceStore::OpenWindow(std::span<st
 }
 
 int DeviceStore::HostNode() const { return NodeOfCard(device_); }
+
+#ifdef TANDEM_NCCL
+absl::StatusOr<std::string> DeviceStore::FifoPlace() const { return NcclPlace(device_); }
+
+absl::StatusOr<std::string> DeviceStore::NewFifoId() const { return NewNcclId(device_); }
+
+absl::StatusOr<std::unique_ptr<PeerFifo>> DeviceStore::JoinFifo(const std::string& id, FifoEnd end,
+                                                                size_t max_copy_bytes,
+                                                                absl::Duration patience) const {
+  return JoinNccl(region_, device_, id, end, max_copy_bytes, patience);
+}
+#else
+absl::StatusOr<std::string> DeviceStore::FifoPlace() const {
+  return FailedPrecondition("this build has no NCCL");
+}
+
+absl::StatusOr<std::string> DeviceStore::NewFifoId() const { return FifoPlace().status(); }
+
+absl::StatusOr<std::unique_ptr<PeerFifo>> DeviceStore::JoinFifo(const std::string& /*id*/,
+                                                                FifoEnd /*end*/,
+                                                                size_t /*max_copy_bytes*/,
+                                                                absl::Duration /*patience*/) const {
+  return FifoPlace().status();
+}
+#endif
 
 std::shared_ptr<std::byte[]> DeviceStore::AllocateStaging(size_t bytes) const {
   return pinned_->Take(bytes);

@@ -41,6 +41,11 @@ class DeviceStore final : public KvStore {
   absl::StatusOr<std::unique_ptr<HostWindow>> OpenWindow(std::span<std::byte> window,
                                                          size_t max_copy_bytes) const override;
   int HostNode() const override;
+  absl::StatusOr<std::string> FifoPlace() const override;
+  absl::StatusOr<std::string> NewFifoId() const override;
+  absl::StatusOr<std::unique_ptr<PeerFifo>> JoinFifo(const std::string& id, FifoEnd end,
+                                                     size_t max_copy_bytes,
+                                                     absl::Duration patience) const override;
   std::byte* HostAddress(uint64_t /*offset*/) const override { return nullptr; }
   // A launch and the wait for it cost what 1 MiB costs on the link; where processes take turns on a
   // card, every launch may wait for a turn.

@@ -101,9 +101,10 @@ class LateRegistration : public KvRegistration {
   LateRegistration(std::unique_ptr<KvRegistration> inner, PostDesk* desk)
       : inner_(std::move(inner)), desk_(desk) {}
   absl::StatusOr<std::unique_ptr<KvOffer>> Offer() override { return inner_->Offer(); }
-  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(
-      KvConnection* connection, const std::string& advert, const KvPoolShape& peer,
-      absl::FunctionRef<absl::Status()> select) override {
+  absl::StatusOr<std::unique_ptr<KvWriter>> Connect(KvConnection* connection,
+                                                    const std::string& advert,
+                                                    const KvPoolShape& peer,
+                                                    SelectPeer select) override {
     auto writer = inner_->Connect(connection, advert, peer, select);
     if (!writer.ok()) return writer.status();
     return std::make_unique<LateWriter>(*std::move(writer), connection, desk_);

@@ -83,6 +83,27 @@ TEST(Cards, ThatAreToldShmUseTheRing) {
   EXPECT_EQ(ends.sender->Counters().transport_fallbacks, 0);
 }
 
+TEST(Cards, OfOneHostUseNcclWhereItIsForced) {
+  Ends ends("nccl");
+  EXPECT_EQ(TransportOf(&ends), "nccl");
+}
+
+TEST(Cards, ThatAreOneHaveNoNcclBetweenThem) {
+  Ends ends("nccl");
+  ends.UseCards("card-0", "card-0");
+  ends.Start();
+  const TransferId id = ends.ShipOne();
+  EXPECT_THAT(ends.record.AwaitDone(id, 1).status.ToString(),
+              HasSubstr("both KV pools lie on one card"));
+}
+
+TEST(Cards, NcclIsRefusedToAPoolOfTheHost) {
+  Ends ends("auto");
+  ends.receiver_options.transports = "nccl";
+  EXPECT_THAT(KvReceiver::Start(ends.receiver_options).status().ToString(),
+              HasSubstr("nccl needs a KV pool in a card's memory (--device=cuda)"));
+}
+
 TEST(SharedPoolAdvert, SaysHostSocketAndCard) {
   TestPool pool(SmallLayout(), 2);
   const CardStore store(pool.region(), "GPU-1");

@@ -101,7 +101,8 @@ TEST_P(DamageOnTheWay, IsNeverSealed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, Damage, ::testing::Values("tcp", "shm", "shm_ring"));
-INSTANTIATE_TEST_SUITE_P(Transports, DamageOnTheWay, ::testing::Values("staged", "cards_ring"));
+INSTANTIATE_TEST_SUITE_P(Transports, DamageOnTheWay,
+                         ::testing::Values("staged", "cards_ring", "nccl"));
 
 }  // namespace
 }  // namespace tandem::kvtransfer

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -180,10 +181,16 @@ class CardStore : public HostStore {
   }
   absl::StatusOr<std::unique_ptr<PeerPool>> MapPeer(int fd, const KvPoolShape& peer,
                                                     std::span<std::byte> control) const override;
+  absl::StatusOr<std::string> FifoPlace() const override { return card_; }
+  absl::StatusOr<std::string> NewFifoId() const override { return TransferId::Random().ToBytes(); }
+  absl::StatusOr<std::unique_ptr<PeerFifo>> JoinFifo(const std::string& id, FifoEnd end,
+                                                     size_t max_copy_bytes,
+                                                     absl::Duration patience) const override;
 
  private:
   class Peer;
   class ThreadCopy;
+  class Fifo;
   const std::string card_;
 };
 
@@ -238,9 +245,155 @@ inline absl::StatusOr<std::unique_ptr<PeerPool>> CardStore::MapPeer(
   return std::make_unique<Peer>(this, peer, *std::move(pool));
 }
 
+// The ends of FIFOs in this process, which meet by their id. As with NCCL, what is sent is on its
+// way until the other end takes it, and either end can break it off.
+class FakeFifo {
+ public:
+  static std::shared_ptr<FakeFifo> Meet(const std::string& id) {
+    static auto* mutex = new absl::Mutex;
+    static auto* fifos = new std::map<std::string, std::weak_ptr<FakeFifo>>;
+    absl::MutexLock lock(mutex);
+    std::shared_ptr<FakeFifo> fifo = (*fifos)[id].lock();
+    if (fifo == nullptr) (*fifos)[id] = fifo = std::make_shared<FakeFifo>();
+    absl::MutexLock fifo_lock(&fifo->mutex_);
+    ++fifo->ends_;
+    return fifo;
+  }
+  absl::Status AwaitBoth(absl::Duration patience) {
+    return Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ends_ == 2; }, patience);
+  }
+  uint64_t Send(std::vector<std::byte> bytes) {
+    absl::MutexLock lock(&mutex_);
+    frames_.push_back(std::move(bytes));
+    return ++sent_;
+  }
+  absl::Status AwaitTaken(uint64_t number, absl::Duration patience) {
+    return Await([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return taken_ >= number; },
+                 patience);
+  }
+  // Which of all frames the next Take() of this number will be.
+  uint64_t Reserve() {
+    absl::MutexLock lock(&mutex_);
+    return ++reserved_;
+  }
+  absl::StatusOr<std::vector<std::byte>> Take(uint64_t number, absl::Duration patience) {
+    const absl::Status there =
+        Await([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(
+                  mutex_) { return !frames_.empty() && taken_ + 1 == number; },
+              patience);
+    if (!there.ok()) return there;
+    absl::MutexLock lock(&mutex_);
+    std::vector<std::byte> bytes = std::move(frames_.front());
+    frames_.pop_front();
+    ++taken_;
+    return bytes;
+  }
+  void Break() {
+    absl::MutexLock lock(&mutex_);
+    broken_ = true;
+  }
+
+ private:
+  template <typename Done>
+  absl::Status Await(Done done, absl::Duration patience) {
+    absl::MutexLock lock(&mutex_);
+    const auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return broken_ || done(); };
+    const bool came = mutex_.AwaitWithTimeout(absl::Condition(&over), patience);
+    if (came && !broken_) return absl::OkStatus();
+    broken_ = true;
+    return absl::UnavailableError("the link has ended");
+  }
+
+  absl::Mutex mutex_;
+  std::deque<std::vector<std::byte>> frames_ ABSL_GUARDED_BY(mutex_);
+  uint64_t sent_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t taken_ ABSL_GUARDED_BY(mutex_) = 0;
+  int ends_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+class CardStore::Fifo : public PeerFifo {
+ public:
+  Fifo(const CardStore* store, absl::Duration patience, std::shared_ptr<FakeFifo> fifo)
+      : store_(store), patience_(patience), fifo_(std::move(fifo)) {}
+  ~Fifo() override { fifo_->Break(); }
+
+  absl::Status AwaitPeer() override { return fifo_->AwaitBoth(patience_); }
+  std::unique_ptr<Gathering> Gather(const BlockRun& run) override {
+    std::vector<std::byte> bytes(run.Bytes(store_->shape().layout));
+    std::vector<uint64_t> digests(run.source_blocks.size(), 0);
+    store_->GatherRun(run, bytes.data(), digests);
+    return std::make_unique<Sent>(this, fifo_->Send(std::move(bytes)), std::move(digests));
+  }
+  std::unique_ptr<Fetched> Fetch(size_t bytes) override {
+    return std::make_unique<Coming>(this, fifo_->Reserve(), bytes);
+  }
+  absl::Status ProbeOut(size_t bytes, std::span<const std::byte> pattern) override {
+    std::vector<std::byte> sent(pattern.begin(), pattern.end());
+    sent.resize(bytes);
+    fifo_->Send(std::move(sent));
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::vector<std::byte>> ProbeIn(size_t bytes, bool wanted) override {
+    auto came = fifo_->Take(fifo_->Reserve(), patience_);
+    if (came.ok()) {
+      EXPECT_EQ(came->size(), bytes);
+      if (!wanted) came->clear();
+    }
+    return came;
+  }
+  void Abort() override { fifo_->Break(); }
+
+ private:
+  class Sent : public Gathering {
+   public:
+    Sent(Fifo* fifo, uint64_t number, std::vector<uint64_t> digests)
+        : fifo_(fifo), number_(number), digests_(std::move(digests)) {}
+    absl::Status Wait() override { return fifo_->fifo_->AwaitTaken(number_, fifo_->patience_); }
+    std::span<const uint64_t> digests() const override { return digests_; }
+
+   private:
+    Fifo* const fifo_;
+    const uint64_t number_;
+    const std::vector<uint64_t> digests_;
+  };
+  class Coming : public Fetched {
+   public:
+    Coming(Fifo* fifo, uint64_t number, size_t bytes)
+        : fifo_(fifo), number_(number), bytes_(bytes) {}
+    absl::Status Wait() override {
+      auto came = fifo_->fifo_->Take(number_, fifo_->patience_);
+      if (!came.ok()) return came.status();
+      EXPECT_EQ(came->size(), bytes_) << "both ends must say how much it is";
+      came_ = *std::move(came);
+      return absl::OkStatus();
+    }
+    void Scatter(std::span<const CopyPiece> pieces) override {
+      fifo_->store_->Scatter(came_.data(), pieces);
+    }
+
+   private:
+    Fifo* const fifo_;
+    const uint64_t number_;
+    const size_t bytes_;
+    std::vector<std::byte> came_;
+  };
+
+  const CardStore* const store_;
+  const absl::Duration patience_;
+  const std::shared_ptr<FakeFifo> fifo_;
+};
+
+inline absl::StatusOr<std::unique_ptr<PeerFifo>> CardStore::JoinFifo(
+    const std::string& id, FifoEnd /*end*/, size_t /*max_copy_bytes*/,
+    absl::Duration patience) const {
+  return std::make_unique<Fifo>(this, patience, FakeFifo::Meet(id));
+}
+
 // One receiver's and one sender's options over two pools; start them, or not. "staged" is tcp, and
 // "cards_ring" shm_ring, between pools that only their stores can touch; such are those of
-// "cuda_ipc" too.
+// "cuda_ipc" and "nccl" too.
 struct Ends {
   explicit Ends(const std::string& name = "tcp", const KvLayout& layout = SmallLayout(),
                 int source_blocks = 32, int target_blocks = 40)
@@ -263,6 +416,7 @@ struct Ends {
     record.Attach(&receiver_options);
     record.Attach(&sender_options);
     if (name == "staged" || name == "cards_ring" || name == "cuda_ipc") UseCards();
+    if (name == "nccl") UseCards("card-0", "card-1");
   }
   // Pools of cards of these names.
   void UseCards(const std::string& sender = "card-0", const std::string& receiver = "card-0") {

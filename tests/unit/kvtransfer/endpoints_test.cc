@@ -24,7 +24,7 @@ using ::testing::Pair;
 
 class KvEndpoints : public ::testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Transports, KvEndpoints,
-                         ::testing::Values("tcp", "shm", "staged", "cuda_ipc", "shm_ring",
+                         ::testing::Values("tcp", "shm", "staged", "cuda_ipc", "nccl", "shm_ring",
                                            "cards_ring"),
                          [](const auto& info) { return info.param; });
 

@@ -89,9 +89,12 @@ TEST_P(KvFaults, SealedRightOrFailedCleanly) {
                   [&, fault = fault, type = type, nth = nth](const FrameHeader& header, uint64_t) {
                     return header.type == type && seen++ == nth ? fault : Fault::kNone;
                   });
-  const bool harmless =
-      type != FrameType::kHelloOk && (fault == Fault::kDuplicate || fault == Fault::kDelay ||
-                                      (fault == Fault::kReorder && type == FrameType::kData));
+  // Over nccl a small frame is over when its reader has taken it, so the one that is to overtake
+  // it never leaves.
+  const bool overtaken =
+      fault == Fault::kReorder && type == FrameType::kData && transport != "nccl";
+  const bool harmless = type != FrameType::kHelloOk &&
+                        (fault == Fault::kDuplicate || fault == Fault::kDelay || overtaken);
   if (harmless) ends.BePatient();
   ends.Start();
   const bool sealed = ends.Ship(1, kFrom, kTo);
@@ -117,7 +120,7 @@ TEST_P(KvFaults, SealedRightOrFailedCleanly) {
 
 INSTANTIATE_TEST_SUITE_P(
     Frames, KvFaults,
-    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring"),
+    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring", "nccl"),
                        ::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
                                          Fault::kCorruptPayload, Fault::kCorruptHeader,
                                          Fault::kDelay, Fault::kTruncate, Fault::kKill),
@@ -127,7 +130,7 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(0)));
 INSTANTIATE_TEST_SUITE_P(
     Data, KvFaults,
-    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring"),
+    ::testing::Combine(::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring", "nccl"),
                        ::testing::Values(Fault::kDrop, Fault::kDuplicate, Fault::kReorder,
                                          Fault::kCorruptPayload, Fault::kCorruptHeader,
                                          Fault::kDelay, Fault::kTruncate, Fault::kKill),
@@ -162,7 +165,7 @@ TEST(KvFaultsOfTheSelfTest, AWrongByteRefusesTheLink) {
 
 class KvFaultsRandom : public ::testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Transports, KvFaultsRandom,
-                         ::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring"));
+                         ::testing::Values("tcp", "shm", "cuda_ipc", "shm_ring", "nccl"));
 
 TEST_P(KvFaultsRandom, ManyTransfersOverABadLink) {
   constexpr Fault kFaults[] = {Fault::kDrop,           Fault::kDuplicate, Fault::kReorder,

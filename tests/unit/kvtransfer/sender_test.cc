@@ -383,7 +383,8 @@ TEST_F(KvSenderTest, OpenNamesWhatIsWrong) {
   };
   EXPECT_THAT(
       error([](KvSendTarget* t) { t->transport = "pigeon"; }),
-      HasSubstr("kv-transport must be auto or some of cuda_ipc, shm, shm_ring, tcp, got pigeon"));
+      HasSubstr(
+          "kv-transport must be auto or some of cuda_ipc, shm, shm_ring, nccl, tcp, got pigeon"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->transport = "shm"; }),
               HasSubstr("offers transport shm, which is not among this sender's (tcp)"));
   EXPECT_THAT(error([](KvSendTarget* t) { t->address = "nowhere"; }), HasSubstr("nowhere"));

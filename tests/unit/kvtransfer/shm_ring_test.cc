@@ -156,21 +156,22 @@ class HeldStore : public HostStore {
     const HeldStore* const store_;
     const std::unique_ptr<HostWindow> plain_;
   };
-  class Held : public HostWindow::Fetched {
+  class Held : public Fetched {
    public:
-    Held(const HeldStore* store, std::unique_ptr<HostWindow::Fetched> plain)
+    Held(const HeldStore* store, std::unique_ptr<Fetched> plain)
         : store_(store), plain_(std::move(plain)) {}
-    void Wait() override {
-      plain_->Wait();
+    absl::Status Wait() override {
+      absl::Status came = plain_->Wait();
       absl::MutexLock lock(&store_->mutex_);
       store_->held_ = true;
       store_->mutex_.Await(absl::Condition(&store_->go_));
+      return came;
     }
     void Scatter(std::span<const CopyPiece> pieces) override { plain_->Scatter(pieces); }
 
    private:
     const HeldStore* const store_;
-    const std::unique_ptr<HostWindow::Fetched> plain_;
+    const std::unique_ptr<Fetched> plain_;
   };
   mutable absl::Mutex mutex_;
   mutable bool held_ ABSL_GUARDED_BY(mutex_) = false;

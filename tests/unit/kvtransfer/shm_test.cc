@@ -160,7 +160,8 @@ TEST(Shm, OptionsNameWhatIsUnknown) {
   Ends ends("shm,pigeon");
   EXPECT_THAT(
       KvSender::Start(ends.sender_options).status().ToString(),
-      HasSubstr("kv-transport must be auto or some of cuda_ipc, shm, shm_ring, tcp, got pigeon"));
+      HasSubstr(
+          "kv-transport must be auto or some of cuda_ipc, shm, shm_ring, nccl, tcp, got pigeon"));
   ends.receiver_options.transports = "tcp,tcp";
   EXPECT_THAT(KvReceiver::Start(ends.receiver_options).status().ToString(),
               HasSubstr("names tcp twice"));

@@ -9,7 +9,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace tandem::engine::cuda {
+namespace tandem::cuda {
 
 // Where OpenCudaLibrary looks besides the system's own places, in this order: beside the program
 // (../lib, its own folder), CUDA's toolkit, and every nvidia/*/lib of a Python site-packages
@@ -35,4 +35,4 @@ absl::Status FindCudaFunction(void* library, const char* name, Function** functi
   return found.status();
 }
 
-}  // namespace tandem::engine::cuda
+}  // namespace tandem::cuda

@@ -1,4 +1,4 @@
-#include "engine/device/cuda/cuda_library.h"
+#include "common/cuda/cuda_library.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -9,7 +9,7 @@
 
 #include "common/base/status.h"
 
-namespace tandem::engine::cuda {
+namespace tandem::cuda {
 namespace {
 
 namespace fs = std::filesystem;
@@ -135,4 +135,4 @@ absl::StatusOr<void*> FindCudaSymbol(void* library, const char* name) {
   return NotFound("{}: {}", name, dlerror());
 }
 
-}  // namespace tandem::engine::cuda
+}  // namespace tandem::cuda

@@ -1,0 +1,60 @@
+// Frames on their way into a pool, for readers that bring them to its memory first: what those of
+// shm_ring and nccl share. Threads take them in turns, for a frame is over only when it has been
+// scattered and digested, and while one waits for that another keeps the link busy. A small frame
+// with nothing before it is done where it comes: to wake a thread takes longer.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+
+#include "kvtransfer/store/staged_copies.h"
+#include "kvtransfer/transport/kv_connection.h"
+#include "kvtransfer/transport/kv_transport.h"
+
+namespace tandem::kvtransfer {
+
+class IncomingFrames {
+ public:
+  struct Frame {
+    std::shared_ptr<Reception> reception;
+    // Starts to bring its bytes; does not wait. In the order of Take(), one at a time. Null: there
+    // is nothing to bring.
+    std::function<std::unique_ptr<Fetched>()> fetch;
+    // Its bytes are no longer needed where they came from.
+    std::function<void()> release;
+  };
+  // `connection` outlives it; at most kStagedDepth threads.
+  IncomingFrames(KvConnection* connection, size_t threads);
+  ~IncomingFrames() { Stop(); }
+
+  // Belongs to one thread. `bytes`: of its payload. A frame whose bytes do not come ends the
+  // connection.
+  void Take(Frame frame, uint64_t bytes);
+  // No reception is called once it has returned. Waits for what is under way.
+  void Stop();
+
+ private:
+  class Landing;
+
+  void LandAll();
+  std::unique_ptr<Landing> StartNext();
+
+  KvConnection* const connection_;
+  absl::Mutex mutex_;
+  std::deque<std::unique_ptr<Landing>> waiting_ ABSL_GUARDED_BY(mutex_);
+  size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;  // a thread's
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> threads_;
+};
+
+// Whether anything of a frame is wanted.
+bool AnyWanted(Reception* reception);
+
+}  // namespace tandem::kvtransfer
