@@ -18,6 +18,7 @@
 #include "bench/cuda_timing.cuh"
 #include "bench/usage.h"
 #include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/hopper_int4_linear.h"
 #include "engine/kernels/cuda/int4_linear.h"
 #include "engine/kernels/cuda/skinny_linear.h"
 #include "engine/kernels/cuda/step.h"
@@ -101,6 +102,9 @@ class Step {
  public:
   Step(const Model& model, int rows, int context, const LaunchOptions& options)
       : model_(model), rows_(rows), context_(context), options_(options) {
+    int major = 0;
+    TANDEM_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    hopper_int4_ = major == 9 && SupportsHopperInt4Linear(rows, kHidden, options);
     const size_t n = static_cast<size_t>(rows);
     const int item_blocks = (context + kBlockSize - 1) / kBlockSize;
     const size_t blocks = n * static_cast<size_t>(item_blocks);
@@ -208,8 +212,12 @@ class Step {
                        Pages(i),        cos_.get(),       sin_.get(),    slots_.get(),
                        rows_,           kHeads,           kKvHeads,      kDim,
                        kBlockSize,      kHidden,          squares,       kEpsilon};
-    TANDEM_CUDA_CHECK(model_.int4 ? Int4Qkv(args, Int4(i).qkv.matrix(), Int4Memory(), options_)
-                                  : SkinnyQkv(args, Scratch(), options_));
+    if (model_.int4) {
+      TANDEM_CUDA_CHECK((hopper_int4_ ? HopperInt4Qkv : Int4Qkv)(args, Int4(i).qkv.matrix(),
+                                                                 Int4Memory(), options_));
+      return;
+    }
+    TANDEM_CUDA_CHECK(SkinnyQkv(args, Scratch(), options_));
   }
   void Attention(int i) {
     TANDEM_CUDA_CHECK(DecodeAttention(
@@ -229,9 +237,7 @@ class Step {
                             rows_,
                             kHidden,
                             kQWidth};
-    TANDEM_CUDA_CHECK(model_.int4
-                          ? Int4Residual(args, Int4(i).output.matrix(), Int4Memory(), options_)
-                          : SkinnyResidual(args, Scratch(), options_));
+    Residual(args, i, &Int4Layer::output);
   }
   void GateUp(int i, SquareSums squares) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
@@ -243,18 +249,19 @@ class Step {
                           kHidden,
                           squares,
                           kEpsilon};
-    TANDEM_CUDA_CHECK(model_.int4
-                          ? Int4GateUp(args, Int4(i).gate_up.matrix(), Int4Memory(), options_)
-                          : SkinnyGateUp(args, Scratch(), options_));
+    if (model_.int4) {
+      TANDEM_CUDA_CHECK((hopper_int4_ ? HopperInt4GateUp : Int4GateUp)(
+          args, Int4(i).gate_up.matrix(), Int4Memory(), options_));
+      return;
+    }
+    TANDEM_CUDA_CHECK(SkinnyGateUp(args, Scratch(), options_));
   }
   void Down(int i) {
     const Layer& layer = model_.layers[static_cast<size_t>(i)];
     const ResidualArgs args{layer.down.get(), gated_.get(),  residual_.get(), NextNorm(i),
                             scaled_.get(),    shares_.get(), kMaxSkinnyRows,  rows_,
                             kHidden,          kInner};
-    TANDEM_CUDA_CHECK(model_.int4
-                          ? Int4Residual(args, Int4(i).down.matrix(), Int4Memory(), options_)
-                          : SkinnyResidual(args, Scratch(), options_));
+    Residual(args, i, &Int4Layer::down);
   }
   void Logits(SquareSums squares) {
     TANDEM_CUDA_CHECK(SkinnyLogits({model_.head.get(), scaled_.get(), nullptr, best_.get(), rows_,
@@ -269,11 +276,20 @@ class Step {
     return i + 1 < kLayers ? model_.layers[static_cast<size_t>(i + 1)].input_norm.get()
                            : model_.final_norm.get();
   }
+  void Residual(const ResidualArgs& args, int i, Int4Weights Int4Layer::*weights) {
+    if (model_.int4) {
+      TANDEM_CUDA_CHECK((hopper_int4_ ? HopperInt4Residual : Int4Residual)(
+          args, (Int4(i).*weights).matrix(), Int4Memory(), options_));
+      return;
+    }
+    TANDEM_CUDA_CHECK(SkinnyResidual(args, Scratch(), options_));
+  }
   const Int4Layer& Int4(int i) const { return model_.int4_layers[static_cast<size_t>(i)]; }
   // Of the output or the down projection.
   int SquareParts(int i, bool down) const {
     if (model_.int4) {
-      return Int4SquareParts((down ? Int4(i).down : Int4(i).output).matrix(), rows_, options_);
+      return (hopper_int4_ ? HopperInt4SquareParts : Int4SquareParts)(
+          (down ? Int4(i).down : Int4(i).output).matrix(), rows_, options_);
     }
     return ResidualSquareParts(rows_, kHidden, down ? kInner : kQWidth, options_);
   }
@@ -287,6 +303,7 @@ class Step {
 
   const Model& model_;
   int rows_, context_, best_parts_;
+  bool hopper_int4_ = false;
   LaunchOptions options_;
   DeviceArray<BFloat16> pool_, scaled_, q_, attended_, gated_;
   DeviceArray<int32_t> tokens_, positions_, first_rows_, first_blocks_, blocks_;

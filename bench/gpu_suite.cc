@@ -37,6 +37,10 @@ double Quantile(std::vector<double> values, double part) {
 }
 double Median(const std::vector<double>& values) { return Quantile(values, 0.5); }
 
+// Of weights of 4 bits: inputs with a scale in common, and a scale's bytes on the device.
+constexpr int kInt4Group = 128;
+constexpr double kInt4ScaleBytes = 4;
+
 constexpr char kConfigJson[] =
     R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584,
  "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
@@ -45,10 +49,19 @@ constexpr char kConfigJson[] =
  "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
  "torch_dtype": "bfloat16"})";
 
-std::string WriteConfig() {
-  const std::filesystem::path dir = std::filesystem::temp_directory_path() / "tandem_gpu_bench";
+std::string WriteConfig(bool int4) {
+  const std::filesystem::path dir = std::filesystem::temp_directory_path() /
+                                    (int4 ? "tandem_gpu_bench_int4" : "tandem_gpu_bench");
   std::filesystem::create_directories(dir);
-  std::ofstream(dir / "config.json") << kConfigJson;
+  nlohmann::json config = nlohmann::json::parse(kConfigJson);
+  if (int4) {
+    config["quantization_config"] = {{"quant_method", "gptq"},
+                                     {"bits", 4},
+                                     {"group_size", kInt4Group},
+                                     {"sym", true},
+                                     {"desc_act", false}};
+  }
+  std::ofstream(dir / "config.json") << config;
   return dir.string();
 }
 
@@ -115,6 +128,7 @@ class Suite {
     Prefill("second turn: 512 after 4096", 1, 512, 4096, 9, 1.40);
     HostTime(64);
     MixedLoad(rate);
+    if (const int status = Int4Rows(); status != 0) return status;
     PrintTable();
     return WriteJson() ? 0 : 1;
   }
@@ -137,7 +151,7 @@ class Suite {
 
   int Load() {
     EngineOptions options;
-    options.model_dir = WriteConfig();
+    options.model_dir = WriteConfig(int4_);
     options.load_format = "dummy";
     options.device = "cuda";
     options.max_num_batched_tokens = kChunk;
@@ -155,6 +169,35 @@ class Suite {
     tokens_.resize(131072 + 1024);
     for (int32_t& id : tokens_) id = token(random);
     greedy_.temperature = 0;
+    return 0;
+  }
+
+  // The same shape with weights of 4 bits. Nothing is fitted to these rows, so they say no `work`.
+  int Int4Rows() {
+    constexpr const char* kPrefill = "INT4 prefill 4096";
+    const auto wanted = [this](const std::string& name) { return Wanted(name); };
+    const std::vector<std::string> names = {"INT4 decode batch 1, 2048",
+                                            "INT4 decode batch 16, 2048",
+                                            "INT4 decode batch 64, 2048", kPrefill};
+    if (std::none_of(names.begin(), names.end(), wanted)) return 0;
+    int4_ = true;
+    engine_.reset();  // before the other takes the card
+    if (const int status = Load(); status != 0) return status;
+    fmt::print("{}\n", engine_->Banner());
+    cuda::FillRandom(engine_->region().base, engine_->region().TotalBytes(), 3);
+    for (const auto& [batch, bound] : {std::pair{1, 1.35}, {16, 1.35}, {64, 1.40}}) {
+      Decode(batch, 2048, bound);
+    }
+    const auto whole = std::find_if(rows_.begin(), rows_.end(),
+                                    [](const Row& row) { return row.name == "prefill 4096"; });
+    const double bfloat16_ms = whole == rows_.end() ? 0 : whole->ms;
+    const size_t before = rows_.size();
+    Prefill(kPrefill, 1, 4096, 0, 5, 1.22);
+    if (bfloat16_ms > 0 && rows_.size() > before) {
+      const double ms = rows_.back().ms;
+      AddRow(
+          {fmt::format("{} / bf16", kPrefill), "ratio", ms, bfloat16_ms, ms / bfloat16_ms, 1.05});
+    }
     return 0;
   }
 
@@ -203,7 +246,8 @@ class Suite {
   }
 
   void Decode(int batch, int context, double bound) {
-    const std::string name = fmt::format("decode batch {}, {}", batch, context);
+    const std::string name =
+        fmt::format("{}decode batch {}, {}", int4_ ? "INT4 " : "", batch, context);
     if (!Wanted(name)) return;
     constexpr int kWarm = 8, kSteps = 40;
     const int length = context + kWarm + kSteps + 2;
@@ -224,19 +268,21 @@ class Suite {
     const double kv = static_cast<double>(engine_->region().layout.BytesPerToken()) *
                       (context + kWarm + kSteps / 2.0) * batch;
     const double floor = (WeightBytes() + kv) / bandwidth_ * 1e3;
-    AddRow({name,
-            "ratio",
-            Median(times),
-            floor,
-            Median(times) / floor,
-            bound,
-            {batch, context + kWarm + kSteps / 2, 1, 1}});
+    AddRow({name, "ratio", Median(times), floor, Median(times) / floor, bound,
+            int4_ ? Work{} : Work{batch, context + kWarm + kSteps / 2, 1, 1}});
+  }
+  // Of the layers.
+  double LayerParameters() const {
+    return static_cast<double>(engine_->config().NumParameters()) - 2 * HeadParameters();
+  }
+  double HeadParameters() const {
+    const ModelConfig& c = engine_->config();
+    return static_cast<double>(c.vocab_size) * static_cast<double>(c.hidden_size);
   }
   // All but the embedding, of which a step reads a row per token.
   double WeightBytes() const {
-    const ModelConfig& c = engine_->config();
-    return 2.0 * (static_cast<double>(c.NumParameters()) -
-                  static_cast<double>(c.vocab_size) * static_cast<double>(c.hidden_size));
+    const double layer_bytes = int4_ ? 0.5 + kInt4ScaleBytes / kInt4Group : 2;
+    return layer_bytes * LayerParameters() + 2 * HeadParameters();
   }
 
   // Time from launch to the first token of `sequences` prompts of `count` tokens after `start`
@@ -283,22 +329,14 @@ class Suite {
     }
     const double t = count, pairs = t * start + t * t / 2;
     const ModelConfig& c = engine_->config();
-    const double matrices = WeightBytes() / 2 - static_cast<double>(c.vocab_size) * c.hidden_size;
-    const double flops =
-        sequences * (2 * matrices * t + 4.0 * c.num_layers * c.num_heads * c.head_dim * pairs);
+    const double flops = sequences * (2 * LayerParameters() * t +
+                                      4.0 * c.num_layers * c.num_heads * c.head_dim * pairs);
     const double floor = flops / rate_ * 1e3;
     if (Wanted(name)) {
       const auto ratio_at = [&](double rate) { return Median(times) / (flops / rate * 1e3); };
-      AddRow({name,
-              "ratio",
-              Median(times),
-              floor,
-              ratio_at(rate_),
-              bound,
-              {sequences, start, count, kChunk / sequences},
-              ratio_at(hot_rate_),
-              ratio_at(Median(rates)),
-              Median(rates)});
+      AddRow({name, "ratio", Median(times), floor, ratio_at(rate_), bound,
+              int4_ ? Work{} : Work{sequences, start, count, kChunk / sequences},
+              ratio_at(hot_rate_), ratio_at(Median(rates)), Median(rates)});
     }
     return sequences * t / Median(times) * 1e3;
   }
@@ -488,6 +526,7 @@ class Suite {
   double rate_ = 0;       // FLOP per second, while the card is cool
   double hot_rate_ = 0;   // that it keeps up
   std::unique_ptr<cuda::Matmul> matmul_;
+  bool int4_ = false;  // the engine's weights
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;
   SamplingParams greedy_;

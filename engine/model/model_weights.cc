@@ -16,6 +16,7 @@
 #include "common/base/model_digest.h"
 #include "common/base/status.h"
 #include "engine/device/cpu/threads.h"
+#include "engine/kernels/dummy_value.h"
 #include "engine/model/dummy_weights.h"
 #include "engine/model/load_progress.h"
 #include "engine/model/quantised_linear.h"
@@ -30,6 +31,7 @@ namespace {
 constexpr int kMaxReaders = 12;
 // Of the device, where dummy weights are made before they are packed.
 constexpr size_t kDummyScratchBytes = size_t{64} << 20;
+constexpr size_t kDummyInt4Rows = 512;
 // Of the host, dequantised before they are packed.
 constexpr size_t kDequantisedFloats = size_t{4} << 20;
 
@@ -270,6 +272,7 @@ class Loader {
   absl::StatusOr<bool> PackInt4(const std::vector<Part>& parts, size_t columns, int64_t inputs,
                                 Int4Pairs pairs, LinearWeights* out) {
     if (device_->shares_host_memory()) return false;
+    if (makes_dummies_) return PackDummyInt4(parts, columns, inputs, pairs, out);
     for (const Part& part : parts) {
       if (!source_->IsQuantised(part.name)) return false;
     }
@@ -301,6 +304,40 @@ class Loader {
       stager_.PackInt4(std::move(linear), shape, *order, first, out->memory.data());
       first += rows;
     }
+    return true;
+  }
+
+  // Dummies of a config that says 4 bits: symmetric, without order. Rows repeat, for the host makes
+  // them.
+  absl::StatusOr<bool> PackDummyInt4(const std::vector<Part>& parts, size_t columns, int64_t inputs,
+                                     Int4Pairs pairs, LinearWeights* out) {
+    if (!config_.quantisation.has_value()) return false;
+    const auto k = static_cast<size_t>(inputs);
+    const int group = config_.quantisation->group_size;
+    const Int4Shape shape{pairs, columns, k, group < 0 ? k : static_cast<size_t>(group)};
+    const size_t bytes = ops_->PackedInt4Bytes(shape);
+    if (bytes == 0) return false;
+    const std::string name = parts.front().name + ".weight";
+    TANDEM_ASSIGN_OR_RETURN(out->memory, NewMemory(name, bytes));
+    out->matrix = {element_, shape.n, shape.k, out->memory.data(), shape.group_size};
+    for (const Part& part : parts) source_->DummyKeyOf(part.name + ".weight");
+    const uint64_t key = source_->DummyKeyOf(name);
+    // A uniform value of 4 bits has a standard deviation of 4.6: the weights' is that of other
+    // dummies, 0.02.
+    constexpr float kScale = 0.02f / 4.6f;
+    const size_t rows = std::min(columns, kDummyInt4Rows);
+    const size_t words = rows * shape.words(), groups = rows * shape.groups();
+    std::vector<uint32_t> values(words + groups, ScaleWord(kScale, 8));
+    for (size_t i = 0; i < words; ++i) values[i] = static_cast<uint32_t>(DummyMix(key + i));
+    TANDEM_ASSIGN_OR_RETURN(Buffer block, device_->Allocate(values.size() * sizeof(uint32_t)));
+    stream_->CopyToDevice(block.data(), values.data(), values.size() * sizeof(uint32_t));
+    for (size_t first = 0; first < columns; first += rows) {
+      const Int4Rows part{block.as<uint32_t>(), block.as<uint32_t>() + words, first,
+                          std::min(rows, columns - first)};
+      ops_->PackInt4Rows(shape, part, out->memory.data(), stream_.get());
+    }
+    stream_->Synchronize();
+    progress_->Add(columns * k * sizeof(uint16_t));
     return true;
   }
 

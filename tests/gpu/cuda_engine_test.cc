@@ -362,6 +362,26 @@ TEST(CudaEngineTest, WeightsOf4BitsGiveTheTokensOfTheCpu) {
   ExpectTheCpusTokens("gptq", false);
 }
 
+// Speed tests load such. Products of the 4-bit weights and of the same weights made bfloat16 agree.
+TEST(CudaEngineTest, DummiesOfAConfigWith4BitsHave4Bits) {
+  TANDEM_REQUIRE_CUDA();
+  const std::string dir = SourcePath("tests/data/quantised/awq");
+  auto gpu = ModelUnderTest::Load(dir, Element::kBFloat16, 2, 16, 64, true, "cuda");
+  ASSERT_OK(gpu);
+  const LayerWeights& layer = gpu->decoder->weights().layers[0];
+  for (const LinearWeights* weights : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) {
+    EXPECT_NE(weights->matrix.group_size, 0u);
+  }
+  std::vector<int32_t> blocks(64), tokens;
+  std::iota(blocks.begin(), blocks.end(), 0);
+  for (int i = 0; i < 70; ++i) tokens.push_back(static_cast<int32_t>(i * 7 % gpu->vocab()));
+  const std::vector<float> whole = gpu->Run({{&tokens, 0, 70, &blocks}});
+  gpu->Run({{&tokens, 0, 65, &blocks}});
+  const std::vector<float> last = gpu->Run({{&tokens, 65, 5, &blocks}});
+  const std::vector<float> want(whole.end() - static_cast<ptrdiff_t>(last.size()), whole.end());
+  EXPECT_LT(RelativeL2().Add(last, want), 2 * kFixtures.prompt);
+}
+
 TEST(CudaEngineTest, SharedModels) {
   TANDEM_REQUIRE_CUDA();
   TANDEM_REQUIRE_SHARED();

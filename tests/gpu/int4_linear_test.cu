@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/kernels/cuda/hopper_int4_linear.h"
 #include "engine/kernels/cuda/int4_linear.h"
 #include "engine/kernels/cuda/skinny_linear.h"
 #include "tests/gpu/device_array.h"
@@ -57,6 +58,18 @@ constexpr Shape kShapes[] = {
     {"7b", 3584, 28, 4, 128, 18944},
 };
 
+// Whose products.
+struct Products {
+  const char* name;
+  decltype(&Int4GateUp) gate_up;
+  decltype(&Int4Qkv) qkv;
+  decltype(&Int4Residual) residual;
+  decltype(&Int4SquareParts) square_parts;
+};
+constexpr Products kEveryCard = {"", Int4GateUp, Int4Qkv, Int4Residual, Int4SquareParts};
+constexpr Products kHopper = {"hopper ", HopperInt4GateUp, HopperInt4Qkv, HopperInt4Residual,
+                              HopperInt4SquareParts};
+
 struct Fixture {
   Fixture(const Shape& s, int group, bool sym, int shared_bytes, bool overlap)
       : shape(s), group_size(group), symmetric(sym) {
@@ -65,6 +78,7 @@ struct Fixture {
     options.multiprocessors = properties.multiProcessorCount;
     options.shared_bytes = shared_bytes;
     options.overlap = overlap && properties.major >= 9;
+    is_hopper = properties.major == 9;
     partial = DeviceArray<float>(Int4PartialFloats(options.multiprocessors));
     partial.Poison();
     counters = DeviceArray<uint32_t>(kInt4Counters);
@@ -100,9 +114,9 @@ struct Fixture {
     return out.ToHost();
   }
   std::string Name(const char* test, int rows) const {
-    return std::string(test) + " " + shape.name + " groups of " + std::to_string(group_size) +
-           (symmetric ? " symmetric" : "") + " rows " + std::to_string(rows) + " shared " +
-           std::to_string(options.shared_bytes);
+    return std::string(products.name) + test + " " + shape.name + " groups of " +
+           std::to_string(group_size) + (symmetric ? " symmetric" : "") + " rows " +
+           std::to_string(rows) + " shared " + std::to_string(options.shared_bytes);
   }
   void ExpectCountersZero(const std::string& name) const {
     const auto zero = [](uint32_t v) { return v == 0; };
@@ -112,6 +126,8 @@ struct Fixture {
   }
 
   static constexpr int kParts = 37;
+  Products products = kEveryCard;
+  bool is_hopper = false;
   Shape shape;
   int group_size;
   bool symmetric;
@@ -134,7 +150,7 @@ void GateUpMatches(const Fixture& f, const Int4Weights& w, int rows) {
   args.inputs = s.hidden;
   args.squares = f.Squares();
   args.epsilon = kEpsilon;
-  TANDEM_CUDA_CHECK(Int4GateUp(args, w.matrix(), f.Scratch(), f.options));
+  TANDEM_CUDA_CHECK(f.products.gate_up(args, w.matrix(), f.Scratch(), f.options));
   const std::vector<BFloat16> got = out.ToHost();
   const std::vector<double> sums = f.Reference(w, x, rows, f.InverseRms(rows, s.hidden));
   std::vector<double> wanted(got.size());
@@ -170,11 +186,11 @@ void ResidualMatches(const Fixture& f, const Int4Weights& w, int rows) {
   args.rows = rows;
   args.outputs = outputs;
   args.inputs = inputs;
-  TANDEM_CUDA_CHECK(Int4Residual(args, w.matrix(), f.Scratch(), f.options));
+  TANDEM_CUDA_CHECK(f.products.residual(args, w.matrix(), f.Scratch(), f.options));
   const std::vector<double> sums = f.Reference(w, x, rows, {});
   const std::vector<float> weights = norm.ToHost(), shares = squares.ToHost();
   std::vector<double> wanted, wanted_scaled, wanted_squares, got_squares;
-  const int parts = Int4SquareParts(w.matrix(), rows, f.options);
+  const int parts = f.products.square_parts(w.matrix(), rows, f.options);
   Expect(parts <= kMaxSquareParts, name + ": parts of the sums of squares");
   for (int row = 0; row < rows; ++row) {
     double square = 0, got = 0;
@@ -230,7 +246,7 @@ void QkvMatches(const Fixture& f, const Int4Weights& w, int rows) {
   args.inputs = s.hidden;
   args.squares = f.Squares();
   args.epsilon = kEpsilon;
-  TANDEM_CUDA_CHECK(Int4Qkv(args, w.matrix(), f.Scratch(), f.options));
+  TANDEM_CUDA_CHECK(f.products.qkv(args, w.matrix(), f.Scratch(), f.options));
   const std::vector<double> sums = f.Reference(w, x, rows, f.InverseRms(rows, s.hidden));
   const std::vector<float> b = bias.ToHost(), c = cos.ToHost(), n = sin.ToHost();
   const std::vector<BFloat16> got_q = q.ToHost(), got_kv = kv.ToHost();
@@ -298,7 +314,7 @@ void RunAll(const char* only) {
         // The device's own shared memory, and that of sm_89.
         for (const int shared_bytes : {device_bytes, 99 << 10}) {
           if (shared_bytes != device_bytes && (symmetric || group == 64)) continue;
-          const Fixture f(shape, group, symmetric, shared_bytes, group != 64);
+          Fixture f(shape, group, symmetric, shared_bytes, group != 64);
           const int q_width = shape.heads * shape.head_dim;
           const Int4Weights gate_up = f.Weights(Int4Pairs::kHalves, 2 * shape.inner, shape.hidden);
           const Int4Weights qkv = f.Weights(
@@ -308,10 +324,17 @@ void RunAll(const char* only) {
           for (const Int4Weights* w : {&gate_up, &qkv, &output, &down}) DequantisedMatches(f, *w);
           for (const int rows : {1, 2, 8, 9, 16, 17, 32, 33, 64}) {
             if (large && rows % 8 != 0 && rows != 1 && rows != 33) continue;
-            GateUpMatches(f, gate_up, rows);
-            QkvMatches(f, qkv, rows);
-            ResidualMatches(f, output, rows);
-            ResidualMatches(f, down, rows);
+            for (const Products& products : {kEveryCard, kHopper}) {
+              if (products.gate_up == kHopper.gate_up &&
+                  !(f.is_hopper && SupportsHopperInt4Linear(rows, shape.hidden, f.options))) {
+                continue;
+              }
+              f.products = products;
+              GateUpMatches(f, gate_up, rows);
+              QkvMatches(f, qkv, rows);
+              ResidualMatches(f, output, rows);
+              ResidualMatches(f, down, rows);
+            }
           }
         }
       }

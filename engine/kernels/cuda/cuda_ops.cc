@@ -14,8 +14,9 @@
 // elementwise.h, both are timed at start and the faster is taken, by buckets of rows. That is so
 // for queries, keys and values and for the residual products; of the others Hopper's save too much.
 //
-// Weights of 4 bits: up to kMaxInt4Rows rows by int4_linear.h. For more, and for what its epilogues
-// do not know, the weight is made bfloat16 in scratch memory, and the product is as any other.
+// Weights of 4 bits: up to kMaxInt4Rows rows by int4_linear.h, of which sm_90a computes the larger
+// part by hopper_int4_linear.h. For more, and for what their epilogues do not know, the weight is
+// made bfloat16 in scratch memory, and the product is as any other.
 //
 // --batch-invariant: the hopper products without their scratch memory, else cuBLASLt with one
 // algorithm for all numbers of rows; all attention by the kernels for runs, which split positions
@@ -37,6 +38,7 @@
 #include "engine/kernels/cuda/decode_attention.h"
 #include "engine/kernels/cuda/dummy_values.h"
 #include "engine/kernels/cuda/elementwise.h"
+#include "engine/kernels/cuda/hopper_int4_linear.h"
 #include "engine/kernels/cuda/hopper_linear.h"
 #include "engine/kernels/cuda/int4_linear.h"
 #include "engine/kernels/cuda/int4_matrix.h"
@@ -146,6 +148,10 @@ class CudaOps final : public Ops {
   }
   bool Int4Takes(const Projection& projection, int rows) const {
     return projection.weight.group_size != 0 && !shape_.batch_invariant && rows <= kMaxInt4Rows;
+  }
+  bool HopperInt4Takes(int rows, int inputs) const {
+    const LaunchOptions launch{nullptr, device_->multiprocessors(), shared_bytes_, overlap_};
+    return options_.hopper && SupportsHopperInt4Linear(rows, inputs, launch);
   }
   // The activations as the weight's inputs are ordered.
   const __nv_bfloat16* Ordered(const PackedMatrix& weight, const __nv_bfloat16* x, int rows,
@@ -687,8 +693,9 @@ void CudaOps::Qkv(const engine::QkvArgs& args, Stream* stream) {
   qkv.epsilon = args.norm.epsilon;
   if (int4) {
     qkv.x = Ordered(args.projection.weight, qkv.x, rows, stream);
-    TANDEM_CUDA_CHECK(Int4Qkv(qkv, Int4Of(args.projection.weight, Int4Pairs::kHeads).matrix,
-                              scratch_.int4, Beside(stream)));
+    TANDEM_CUDA_CHECK((HopperInt4Takes(rows, qkv.inputs) ? HopperInt4Qkv : Int4Qkv)(
+        qkv, Int4Of(args.projection.weight, Int4Pairs::kHeads).matrix, scratch_.int4,
+        Beside(stream)));
     return;
   }
   qkv.weight = WeightOf(Plain(args.projection, Int4Pairs::kHeads, stream));
@@ -834,10 +841,13 @@ void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
   if (int4) {
     const Int4Matrix matrix = Int4Of(args.projection.weight, Int4Pairs::kRows).matrix;
     residual.x = Ordered(args.projection.weight, residual.x, args.rows, stream);
-    TANDEM_CUDA_CHECK(Int4Residual(residual, matrix, scratch_.int4, Beside(stream)));
+    const bool hopper = HopperInt4Takes(args.rows, inputs);
+    TANDEM_CUDA_CHECK((hopper ? HopperInt4Residual : Int4Residual)(residual, matrix, scratch_.int4,
+                                                                   Beside(stream)));
     scaled_for_ = args.next_norm.weight;
-    squares_ = {scratch_.shares, Int4SquareParts(matrix, args.rows, Beside(stream)),
-                residual.square_stride};
+    const int parts =
+        (hopper ? HopperInt4SquareParts : Int4SquareParts)(matrix, args.rows, Beside(stream));
+    squares_ = {scratch_.shares, parts, residual.square_stride};
     return;
   }
   residual.weight = WeightOf(Plain(args.projection, Int4Pairs::kRows, stream));
@@ -877,8 +887,9 @@ void CudaOps::GateUp(const engine::GateUpArgs& args, Stream* stream) {
   gate_up.epsilon = args.norm.epsilon;
   if (int4) {
     gate_up.x = Ordered(args.projection.weight, gate_up.x, args.rows, stream);
-    TANDEM_CUDA_CHECK(Int4GateUp(gate_up, Int4Of(args.projection.weight, Int4Pairs::kHalves).matrix,
-                                 scratch_.int4, Beside(stream)));
+    TANDEM_CUDA_CHECK((HopperInt4Takes(args.rows, inputs) ? HopperInt4GateUp : Int4GateUp)(
+        gate_up, Int4Of(args.projection.weight, Int4Pairs::kHalves).matrix, scratch_.int4,
+        Beside(stream)));
     return;
   }
   gate_up.weight = WeightOf(Plain(args.projection, Int4Pairs::kHalves, stream));

@@ -311,4 +311,23 @@ __device__ inline void WarpgroupMultiply(float (&c)[64], uint64_t a, uint64_t b,
       : "l"(a), "l"(b), "r"(add));
 }
 
+// sums[64][32] (+)= a[64][16] b[32][16]^T, with `a` in registers: warp i of the warpgroup has rows
+// [16 i, ...) as MultiplyAdd takes them.
+__device__ inline void WarpgroupMultiply(float (&c)[16], const uint32_t (&a)[4], uint64_t b,
+                                         int add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n"
+      "}\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]),
+        "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]),
+        "+f"(c[14]), "+f"(c[15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
 }  // namespace tandem::engine::cuda

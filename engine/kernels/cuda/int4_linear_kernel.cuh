@@ -1,10 +1,15 @@
 // The kernel behind int4_linear.h: one streaming product; what differs is given as an Op of
 // skinny_linear_ops.cuh.
+//
+// A warp takes a step at a time: half a block of inputs (64 of them) or a whole one, of its kMTiles
+// tiles. It copies what it multiplies itself, into a ring of its own, so that no thread waits for
+// weights that another copies.
 #pragma once
 
 #include <cstdint>
 #include <cuda_bf16.h>
 
+#include "engine/kernels/cuda/hopper.cuh"
 #include "engine/kernels/cuda/int4_linear.h"
 #include "engine/kernels/cuda/ptx.cuh"
 #include "engine/kernels/cuda/skinny_linear_ops.cuh"
@@ -17,34 +22,40 @@ inline constexpr int kInt4CutRows = 16;
 inline constexpr int kMostInt4Parts = 8;
 
 // kN x 8: columns of the tensor core's product (activation rows), of which kXRows have room in the
-// ring. A row block has kWarpsM * kMTiles tiles; a stage kStageBlocks blocks of inputs of each.
-// kSets: Int4Matrix::sets.
-template <int kN_, int kXRows_, int kWarpsM_, int kWarpsK_, int kMTiles_, int kStageBlocks_,
-          int kStages_, int kSets_>
+// ring. A row block has kWarpsM * kMTiles tiles, and kWarpsK warps share each tile's inputs. A step
+// has kHalves halves of blocks. kFine: scales may change every 32 inputs, else not within a step.
+// kWarpgroups: products are those of warpgroups (sm_90a), whose four warps have a tile each.
+template <int kN_, int kXRows_, int kWarpsM_, int kWarpsK_, int kMTiles_, int kHalves_,
+          int kStages_, bool kFine_, bool kWarpgroups_ = false>
 struct Int4Tile {
-  template <int kOther>
-  using WithStages =
-      Int4Tile<kN_, kXRows_, kWarpsM_, kWarpsK_, kMTiles_, kStageBlocks_, kOther, kSets_>;
   static constexpr int kN = kN_, kXRows = kXRows_, kWarpsM = kWarpsM_, kWarpsK = kWarpsK_;
-  static constexpr int kMTiles = kMTiles_, kStageBlocks = kStageBlocks_, kStages = kStages_;
-  static constexpr int kSets = kSets_;
+  static constexpr int kMTiles = kMTiles_, kHalves = kHalves_, kStages = kStages_;
+  static constexpr bool kFine = kFine_, kWarpgroups = kWarpgroups_;
   static constexpr bool kCut = kXRows >= kInt4CutRows;  // K may be
-  // Scales change within the half of a block that a lane reads at a time.
-  static constexpr bool kFine = kSets == 4;
   static constexpr int kWarps = kWarpsM * kWarpsK, kThreads = 32 * kWarps;
   static constexpr int kTiles = kWarpsM * kMTiles;
   static constexpr int kNTiles = kN / 8;
-  static constexpr int kHalves = 2 * kStageBlocks;  // of blocks of inputs, in a stage
-  static constexpr int kHalfBytes = 32 * 16;        // of a tile
-  static constexpr int kValueBytes = kTiles * kHalves * kHalfBytes;
+  // Of a step: a tile's values, then kSets sets of its scales; and activations, which a warp has in
+  // its own ring where no other reads the same.
+  static constexpr int kRuns = 2 * kHalves;  // of 32 inputs
+  static constexpr int kSets = kFine ? kRuns : 1;
+  static constexpr int kHalfBytes = 32 * 16;
+  static constexpr int kValueBytes = kHalves * kHalfBytes;
   static constexpr int kSetBytes = kInt4ScaleWords * 4;
-  static constexpr int kScaleBytes = kTiles * kStageBlocks * kSets * kSetBytes;
-  static constexpr int kXBytes = kHalves * kXRows * 128;
-  static constexpr int kStageBytes = kValueBytes + kScaleBytes + kXBytes;
+  static constexpr int kTileBytes = kValueBytes + kSets * kSetBytes;
+  static constexpr int kXHalfBytes = kXRows * kInt4Half * 2;
+  static constexpr int kXBytes = kHalves * kXHalfBytes;
+  static constexpr bool kOwnX = kWarpsM <= 2;
+  static constexpr int kOwnXBytes = kOwnX ? kXBytes : 0;
+  static constexpr int kWarpBytes = (kOwnXBytes + kMTiles * kTileBytes + 127) / 128 * 128;
+  static constexpr int kSharedXBytes = kOwnX ? 0 : kWarpsK * kXBytes;
+  static constexpr int kAlignment = kWarpgroups ? 1024 : 128;  // of activations in the ring
+  static constexpr int kStageBytes =
+      (kSharedXBytes + kWarps * kWarpBytes + kAlignment - 1) / kAlignment * kAlignment;
   // The sums pass through shared memory kOutN columns at a time, transposed, with a stride that
   // spreads a warp's accumulators over all banks.
   static constexpr int kRows = 16 * kTiles;
-  static constexpr int kMostOutN = kRows > 128 ? 16 : 32;
+  static constexpr int kMostOutN = kRows > 128 ? 16 : (kRows* kWarpsK > 256 ? 4 : 32);
   static constexpr int kOutN = kN < kMostOutN ? kN : kMostOutN;
   static constexpr int kOutStride = kRows + 4;
   static constexpr int kOutFloats = (kXRows < kOutN ? kXRows : kOutN) * kOutStride;
@@ -52,9 +63,13 @@ struct Int4Tile {
   static constexpr int kOutTiles = kWarpsK * kOutFloats * 4 <= 20480 ? kWarpsK : 1;
   static constexpr int kSharedBytes =
       kStages * kStageBytes + (kOutTiles * kOutFloats + kMaxInt4Rows) * 4;
-  static constexpr int kResident = kSharedBytes <= kHalfShared ? 2 : 1;  // per multiprocessor
+  // Thread blocks per multiprocessor that registers are left for.
+  static constexpr int kResident =
+      kSharedBytes <= kHalfShared && kN <= 16 && kThreads <= 320 ? 2 : 1;
   static constexpr int kPartialFloats = kN * kRows;
-  static_assert(kHalves % kWarpsK == 0 && kOutStride % 8 == 4);
+  static_assert(kOutStride % 8 == 4 && kStages >= 3);
+  static_assert(4 * kMTiles * kSets <= 32, "a lane copies at most one piece of scales");
+  static_assert(!kWarpgroups || (kWarps % 4 == 0 && kMTiles == 1 && kN % 32 == 0));
 };
 
 // Row block b has tiles [b * tiles / row_blocks, ...). Where parts is 1 thread block i has the row
@@ -72,21 +87,48 @@ __device__ inline void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-// q - zero for the eight values of a word, as the tensor core's A side wants them. 0x4300 | q is
-// 128 + q in bfloat16, and `less` holds -(128 + zero) twice: the difference is exact.
+// (a & b) | c. Written out: left to itself the compiler takes two instructions where b and c are
+// constants.
+__device__ inline uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+
+// (q - zero) / 4, exactly, for the eight values of a word, as the tensor core's A side wants them.
+//
+// First row: four bits at the end of the bfloat16 number 128 make it 128 + q. Second row: the four
+// bits above these, alone, are the number 16 q 2^-133, for the smallest numbers of the format lie
+// as evenly as integers, also beyond the first of them that has an exponent. So every other value
+// needs no shift, which costs as much as the rest together.
 __device__ inline void Unpack(uint32_t word, uint32_t less_first, uint32_t less_second,
                               uint32_t (&a)[4]) {
-  constexpr uint32_t kMask = 0x000f000f, kBase = 0x43004300, kOnes = 0x3f803f80;
+  constexpr uint32_t kMask = 0x000f000f, kBase = 0x43004300;
+  constexpr uint32_t kQuarter = 0x3e803e80, kHuge = 0x7f007f00;  // 2^127
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t raised = (word >> (4 * i) & kMask) | kBase;
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t bits = word >> (8 * i);
+    const uint32_t first = AndOr(bits, kMask, kBase), second = bits & kMask << 4;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-        : "=r"(a[i])
-        : "r"(raised), "r"(kOnes), "r"(i % 2 == 0 ? less_first : less_second));
+        : "=r"(a[2 * i])
+        : "r"(first), "r"(kQuarter), "r"(less_first));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(a[2 * i + 1])
+        : "r"(second), "r"(kHuge), "r"(less_second));
   }
 }
-__device__ inline uint32_t LessZero(uint32_t scale_word) {
-  return (scale_word & 15) * 0x00010001u | 0xc300c300u;
+inline constexpr float kUnpackedScale = 4;
+// What Unpack adds, of words with the zero points of a row: -(32 + zero / 4) and -zero / 4, twice.
+__device__ inline uint32_t LessFirst(uint32_t scale_word) {
+  return AndOr(scale_word, 15, 0xc200) * 0x00010001u;
+}
+__device__ inline uint32_t LessSecond(uint32_t scale_word) {
+  constexpr uint32_t kThirtyTwo = 0x42004200, kOne = 0x3f803f80;
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(out)
+      : "r"(LessFirst(scale_word)), "r"(kOne), "r"(kThirtyTwo));
+  return out;
 }
 __device__ inline float ScaleOf(uint32_t scale_word) { return __uint_as_float(scale_word & ~15u); }
 
@@ -98,9 +140,9 @@ __device__ inline uint4 LoadShared16(uint32_t address) {
                : "memory");
   return v;
 }
-__device__ inline uint32_t LoadShared4(uint32_t address) {
-  uint32_t v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+__device__ inline uint2 LoadShared8(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
   return v;
 }
 
@@ -111,6 +153,12 @@ inline __device__ __noinline__ int DivideProduct(int a, int b, int c) {
                           static_cast<unsigned>(c));
 }
 
+// The same, in a register from here on: the compiler would compute it anew at every use.
+__device__ inline uint32_t Kept(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // One thread block's part of a product. First, when its turn has come, the ring is filled with
 // weights, kStages - 1 times LoadNext, which needs no activations; then Run computes.
 template <class Tile, class Op>
@@ -118,32 +166,56 @@ class Int4Linear {
  public:
   __device__ Int4Linear(const Op& op, const Int4Matrix& matrix, const Int4Plan& plan,
                         const Int4Scratch& scratch, unsigned char* shared)
-      : op_(op), matrix_(matrix), plan_(plan), scratch_(scratch), ring_(SharedAddress(shared)) {
+      : op_(op), matrix_(matrix), plan_(plan), scratch_(scratch) {
     out_ = reinterpret_cast<float*>(shared + Tile::kStages * Tile::kStageBytes);
     inverse_rms_ = out_ + Tile::kOutTiles * Tile::kOutFloats;
+    const int steps = 2 / Tile::kHalves * matrix.blocks;
+    int k_begin = 0, k_end = steps;
     if (plan.parts == 1) {
       first_block_ = RowBlockOf(blockIdx.x);
       row_blocks_ = RowBlockOf(blockIdx.x + 1) - first_block_;
-      k_begin_ = 0;
-      k_end_ = matrix.blocks;
     } else {
       part_ = static_cast<int>(blockIdx.x) % plan.parts;
       first_block_ = static_cast<int>(blockIdx.x) / plan.parts;
       row_blocks_ = 1;
-      k_begin_ = matrix.blocks * part_ / plan.parts;
-      k_end_ = matrix.blocks * (part_ + 1) / plan.parts;
+      k_begin = steps * part_ / plan.parts;
+      k_end = steps * (part_ + 1) / plan.parts;
     }
-    stages_of_block_ = (k_end_ - k_begin_ + Tile::kStageBlocks - 1) / Tile::kStageBlocks;
-    count_ = row_blocks_ * stages_of_block_;
-    load_ = AtBlock(first_block_);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k_warp = warp / Tile::kWarpsM;
+    first_step_ = k_begin + k_warp;
+    end_step_ = k_end;
+    // Warps that share activations go together: the last step may be beyond the end for some.
+    steps_ =
+        max(0, (k_end - (Tile::kOwnX ? first_step_ : k_begin) + Tile::kWarpsK - 1) / Tile::kWarpsK);
+    left_ = row_blocks_ * steps_;
+    load_block_ = first_block_;
+
+    // A stage has the activations first, or each warp's part has.
+    const uint32_t ring = SharedAddress(shared), own = ring + warp * Tile::kWarpBytes;
+    const uint32_t values = own + (Tile::kOwnX ? Tile::kOwnXBytes : Tile::kSharedXBytes);
+    const uint32_t x = Tile::kOwnX ? own : ring;
+    x_ring_ = ring;
+    values_at_ = Kept(values + lane * 16);
+    scales_at_ = Kept(values + Tile::kValueBytes + lane / 4 * 8);
+    scales_to_ =
+        Kept(values + lane / kPieces * Tile::kTileBytes + Tile::kValueBytes + lane % kPieces * 16);
+    x_at_ = Kept(x + (Tile::kOwnX ? 0 : k_warp * Tile::kXBytes) +
+                 XOffset(Tile::kXRows == 1 ? 0 : lane % 8, lane / 8));
+    const int row = XCopier() / kXPieces, piece = XCopier() % kXPieces;
+    x_to_ = Kept(x + piece / 8 * Tile::kXHalfBytes + XOffset(row, piece % 8));
+    FindRowBlock();
+    x_from_ = op.x + static_cast<int64_t>(row) * op.inputs;
+    x_k_ = x_begin_ = (Tile::kOwnX ? first_step_ : k_begin) * kStepInputs + piece * 8;
+    x_inputs_ = min(op.inputs, k_end * kStepInputs);
+    x_end_ = x_begin_ + steps_ * Tile::kWarpsK * kStepInputs;
+    tile_step_ = Kept(Tile::kWarpsM * matrix.blocks * 2 * 4 * matrix.height);
+    sets_ = matrix.groups == 1 ? 0 : matrix.sets;
   }
 
-  // Begins to copy the next stage's weights, if there is one, into the ring.
-  __device__ void LoadNext(int stage) {
-    if (loaded_ == count_) return;
-    ++loaded_;
-    LoadWeights(load_, stage);
-    load_ = Next(load_);
+  // Begins to copy the next step's weights, if there is one, into the stage that lies `stage` bytes
+  // into the ring.
+  __device__ void LoadNext(uint32_t stage) {
+    if (left_ > 0) LoadWeights(stage);
   }
 
   // Calls what the epilogues will read into L2: weights have pushed it out of there.
@@ -155,46 +227,69 @@ class Int4Linear {
 
   // Computes all row blocks. The activations are complete.
   __device__ void Run() {
-    Cursor at = AtBlock(first_block_);
-    Cursor load_x = at;
+    constexpr uint32_t kEnd = Tile::kStages * Tile::kStageBytes;
+    const int count = row_blocks_ * steps_;
+    if (left_ == 0) EndOwnTurn();
 #pragma unroll 1
     for (int i = 0; i < Tile::kStages - 1; ++i) {
-      if (i < count_) LoadX(load_x, i);
-      load_x = Next(load_x);
+      if (i < count) LoadX(i * Tile::kStageBytes);
       CommitCopies();
     }
-    if constexpr (Op::kNormed) FindInverseRms();
+    // The norms are not needed before the first epilogue; a warp with several rows finds them now.
+    constexpr bool kNormsLater = Op::kNormed && Tile::kXRows <= Tile::kWarps;
+    const int warp = threadIdx.x / 32;
+    if constexpr (kNormsLater) {
+      CallForSquares(warp);
+    } else if constexpr (Op::kNormed) {
+      FindInverseRms();
+    }
     ClearSums();
-    int stage = 0;
+    uint32_t stage = 0, free = kEnd - Tile::kStageBytes;
+    Cursor at = AtBlock(first_block_);
 #pragma unroll 1
-    for (int i = 0; i < count_; ++i) {
-      WaitForCopies<Tile::kStages - 2>();
-      __syncthreads();  // the stage has arrived, and every warp has left the one loaded next
-      const int free_stage = stage == 0 ? Tile::kStages - 1 : stage - 1;
-      if (loaded_ < count_) {
-        LoadX(load_, free_stage);
-        LoadNext(free_stage);
+    for (int block = 0; block < row_blocks_; ++block) {
+#pragma unroll 1
+      for (int step = 0; step < steps_; ++step) {
+        // The stage has arrived, and whoever reads the same has left the one that is loaded next.
+        WaitForCopies<Tile::kStages - 2>();
+        if constexpr (Tile::kWarpgroups) FenceForCopyEngine();
+        if constexpr (Tile::kOwnX) {
+          __syncwarp();
+        } else {
+          __syncthreads();
+        }
+        if (left_ > 0) {
+          LoadX(free);
+          LoadWeights(free);
+          if (left_ == 0) EndOwnTurn();
+        }
+        CommitCopies();
+        if constexpr (Tile::kWarpgroups) {
+          MultiplyByWarpgroup(stage);
+        } else {
+          MultiplyStep(stage);
+        }
+        free = stage;
+        stage = stage + Tile::kStageBytes == kEnd ? 0 : stage + Tile::kStageBytes;
       }
-      CommitCopies();
-      if (i == max(0, count_ - Tile::kStages) && threadIdx.x == 0) EndTurn(scratch_.turns);
-      MultiplyStage(stage, at.tiles);
-      stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
-      const Cursor next = Next(at);
-      if (next.row_block != at.row_block) {
-        FinishBlock(at);
-        ClearSums();
+      if constexpr (kNormsLater) {
+        if (block == 0) FindInverseRms(warp);
       }
-      at = next;
+      ScaleSums();
+      FinishBlock(at);
+      ClearSums();
+      at = AtBlock(at.row_block + 1);
     }
     WaitForCopies<0>();
   }
 
  private:
-  // A stage's place, with the tiles of its row block.
   struct Cursor {
-    int row_block, first_tile, tiles, k;  // k: block of inputs
+    int row_block, first_tile, tiles;
   };
-
+  __device__ void EndOwnTurn() const {
+    if (threadIdx.x == 0) EndTurn(scratch_.turns);
+  }
   __device__ int RowBlockOf(int thread_block) const {
     return DivideProduct(thread_block, plan_.row_blocks, plan_.grid);
   }
@@ -203,120 +298,94 @@ class Int4Linear {
   }
   __device__ Cursor AtBlock(int row_block) const {
     const int first = FirstTile(row_block);
-    return {row_block, first, FirstTile(row_block + 1) - first, k_begin_};
-  }
-  __device__ Cursor Next(const Cursor& c) const {
-    if (c.k + Tile::kStageBlocks < k_end_) {
-      return {c.row_block, c.first_tile, c.tiles, c.k + Tile::kStageBlocks};
-    }
-    return AtBlock(c.row_block + 1);
+    return {row_block, first, FirstTile(row_block + 1) - first};
   }
   __device__ int GranulesPerTile() const {
     return Op::kPaired ? matrix_.height : 2 * matrix_.height;
   }
 
-  // A warp copies half a block of a tile at a time, in kSlots turns. Which ones is known when the
-  // kernel is compiled but for where the first of them is, so that a copy costs an addition.
-  static constexpr int kSlots = (Tile::kTiles * Tile::kHalves + Tile::kWarps - 1) / Tile::kWarps;
-  static constexpr bool kOwnTiles = Tile::kTiles % Tile::kWarps == 0;
-  static constexpr bool kOwnHalf = !kOwnTiles && Tile::kWarps % Tile::kHalves == 0;
-  static_assert(kOwnTiles || kOwnHalf || Tile::kHalves % Tile::kWarps == 0);
-  __device__ static int SlotTile(int warp, int slot) {
-    if constexpr (kOwnTiles) {
-      return warp + slot / Tile::kHalves * Tile::kWarps;
-    } else if constexpr (kOwnHalf) {
-      return warp / Tile::kHalves + slot * (Tile::kWarps / Tile::kHalves);
-    } else {
-      return slot / (Tile::kHalves / Tile::kWarps);
-    }
+  // A warp's tiles are kWarpsM apart, so that a row block that is not full leaves no warp without
+  // work while others have more than one.
+  __device__ static int OwnTile(int m) {
+    return static_cast<int>(threadIdx.x) / 32 % Tile::kWarpsM + m * Tile::kWarpsM;
   }
-  __device__ static int SlotHalf(int warp, int slot) {
-    if constexpr (kOwnTiles) {
-      return slot % Tile::kHalves;
-    } else if constexpr (kOwnHalf) {
-      return warp % Tile::kHalves;
-    } else {
-      return warp + slot % (Tile::kHalves / Tile::kWarps) * Tile::kWarps;
-    }
+  // In a step.
+  static constexpr int kStepInputs = Tile::kHalves * kInt4Half;
+  static constexpr int kPieces = 4 * Tile::kSets;  // of a tile's scales
+  // Of a row of activations that threads copy together.
+  static constexpr int kXPieces = 8 * Tile::kHalves * (Tile::kOwnX ? 1 : Tile::kWarpsK);
+
+  // Where this lane's copies of load_block_ come from.
+  __device__ void FindRowBlock() {
+    const int lane = threadIdx.x % 32, lanes = 4 * matrix_.height;
+    const Cursor c = AtBlock(load_block_);
+    values_ = matrix_.values +
+              (static_cast<int64_t>(c.first_tile + OwnTile(0)) * matrix_.blocks * 2 +
+               first_step_ * Tile::kHalves) *
+                  lanes +
+              lane;
+    own_tiles_ = lane < lanes ? (c.tiles - OwnTile(0) + Tile::kWarpsM - 1) / Tile::kWarpsM : 0;
+    const int scaled = OwnTile(lane / kPieces);
+    scales_ = matrix_.scales +
+              static_cast<int64_t>(c.first_tile + scaled) * matrix_.groups * kInt4ScaleWords +
+              lane % 4 * 4;
+    group_end_ = lane < Tile::kMTiles * kPieces && scaled < c.tiles ? matrix_.groups : -1;
+    run_ = Tile::kRuns * first_step_ + lane % kPieces / 4;
+    load_end_ = run_ + Tile::kRuns * Tile::kWarpsK * steps_;
   }
 
-  static constexpr int kScalePieces = Tile::kStageBlocks * Tile::kSets * 4;  // of a tile
-  static constexpr int kScaleSlots =
-      (Tile::kTiles * kScalePieces + Tile::kThreads - 1) / Tile::kThreads;
-
-  // Of the row block that begins: where this thread's first copies of a stage come from.
-  __device__ void FindWeights(const Cursor& c) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, lanes = 4 * matrix_.height;
-    const int64_t block = static_cast<int64_t>(c.first_tile) * matrix_.blocks + c.k;
-    values_ = matrix_.values + block * 2 * lanes + lane +
-              (SlotTile(warp, 0) * matrix_.blocks * 2 + SlotHalf(warp, 0)) * lanes;
+  __device__ void LoadWeights(uint32_t stage) {
+    const int lanes = 4 * matrix_.height;
+    constexpr bool kWhole = Tile::kOwnX || Tile::kWarpsK == 1;
+    const bool inside = kWhole || run_ < end_step_ * Tile::kRuns;
 #pragma unroll
-    for (int i = 0; i < kScaleSlots; ++i) {
-      const int piece = threadIdx.x + i * Tile::kThreads;
-      const int set = piece % kScalePieces / 4;
-      const int group = matrix_.groups == 1 ? 0 : c.k * Tile::kSets + set;
-      scales_[i] =
-          matrix_.scales +
-          (static_cast<int64_t>(c.first_tile + piece / kScalePieces) * matrix_.groups + group) *
-              kInt4ScaleWords +
-          piece % 4 * 4;
-    }
-  }
-
-  __device__ void LoadWeights(const Cursor& c, int stage) {
-    if (c.k == k_begin_) FindWeights(c);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, lanes = 4 * matrix_.height;
-    const int tile_step = matrix_.blocks * 2 * lanes;
-    const uint32_t to = ring_ + stage * Tile::kStageBytes;
-    const int blocks = k_end_ - c.k;  // left
-    if (lane < lanes) {
-      const uint32_t own = to + lane * 16;
+    for (int m = 0; m < Tile::kMTiles; ++m) {
+      if (m >= own_tiles_) continue;
 #pragma unroll
-      for (int i = 0; i < kSlots; ++i) {
-        const int tile = SlotTile(warp, i), half = SlotHalf(warp, i);
-        if (tile >= c.tiles) continue;
-        const int from =
-            (tile - SlotTile(warp, 0)) * tile_step + (half - SlotHalf(warp, 0)) * lanes;
-        CopyAsync(own + (tile * Tile::kHalves + half) * Tile::kHalfBytes, values_ + from,
-                  half / 2 < blocks);
+      for (int half = 0; half < Tile::kHalves; ++half) {
+        CopyAsync(values_at_ + stage + m * Tile::kTileBytes + half * Tile::kHalfBytes,
+                  values_ + m * tile_step_ + half * lanes, kWhole || inside);
       }
     }
-    values_ += Tile::kStageBlocks * 2 * lanes;
+    values_ += Tile::kWarpsK * Tile::kHalves * lanes;
+    if (group_end_ >= 0) {
+      const int group = run_ * sets_ >> 2;
+      CopyAsync(scales_to_ + stage, scales_ + group * kInt4ScaleWords,
+                inside && group < group_end_);
+    }
+    --left_;
+    run_ += Tile::kRuns * Tile::kWarpsK;
+    if (run_ == load_end_) {
+      ++load_block_;
+      FindRowBlock();
+    }
+  }
+
+  // Where piece `piece` of 16 bytes of a row's half block lies: eight rows' same pieces are in
+  // distinct banks.
+  __device__ static uint32_t XOffset(int row, int piece) {
+    return static_cast<uint32_t>(row * (kInt4Half * 2) + ((piece ^ row % 8) << 4));
+  }
+  // Number of this thread among those that copy the same activations.
+  __device__ static int XCopier() { return threadIdx.x % (Tile::kOwnX ? 32 : Tile::kThreads); }
+
+  __device__ void LoadX(uint32_t stage) {
+    constexpr int kCopiers = Tile::kOwnX ? 32 : Tile::kThreads;
+    constexpr int kRowsAtOnce = Tile::kXRows == 1 ? 1 : kCopiers / kXPieces / 4 * 4;
+    static_assert(kRowsAtOnce > 0, "XOffset of a row and of the fourth after it differ by one bit");
+    const int first = XCopier() / kXPieces;
+    const bool valid = x_k_ < x_inputs_;
+    const __nv_bfloat16* from = x_from_ + (valid ? x_k_ : 0);
 #pragma unroll
-    for (int i = 0; i < kScaleSlots; ++i) {
-      const int piece = threadIdx.x + i * Tile::kThreads, set = piece % kScalePieces / 4;
-      if (piece < c.tiles * kScalePieces) {
-        const bool inside = matrix_.groups == 1 || c.k * Tile::kSets + set < matrix_.groups;
-        CopyAsync(to + Tile::kValueBytes + piece * 16, scales_[i],
-                  inside && set / Tile::kSets < blocks);
+    for (int i = 0; i * kRowsAtOnce < Tile::kXRows; ++i) {
+      const int more = i * kRowsAtOnce;
+      if (first < kRowsAtOnce && first + more < op_.rows) {
+        CopyAsync((x_to_ + stage + more * (kInt4Half * 2)) ^ static_cast<uint32_t>(more % 8 << 4),
+                  from + more * op_.inputs, valid);
       }
-      if (matrix_.groups != 1) scales_[i] += Tile::kStageBlocks * Tile::kSets * kInt4ScaleWords;
     }
-  }
-
-  // Where piece `piece` of 16 bytes of a row's half block lies: two rows that a warp reads at once
-  // have theirs in distinct banks.
-  __device__ static uint32_t XOffset(int half, int row, int piece) {
-    return static_cast<uint32_t>((half * Tile::kXRows + row) * 128 +
-                                 ((piece ^ (row & 1) << 2) << 4));
-  }
-
-  __device__ void LoadX(const Cursor& c, int stage) const {
-    constexpr int kPieces = Tile::kStageBlocks * 16;  // of a row
-    constexpr int kRowsAtOnce = Tile::kThreads / kPieces > 0 ? Tile::kThreads / kPieces : 1;
-    static_assert(Tile::kThreads % kPieces == 0 || Tile::kXRows == 1);
-    const uint32_t to = ring_ + stage * Tile::kStageBytes + Tile::kValueBytes + Tile::kScaleBytes;
-    const int first = threadIdx.x / kPieces, piece = threadIdx.x % kPieces;
-    const int k = c.k * kInt4Block + piece * 8;
-    const bool valid = k < op_.inputs && c.k + piece / 16 < k_end_;
-    const __nv_bfloat16* from = op_.x + first * op_.inputs + (valid ? k : 0);
-#pragma unroll
-    for (int i = 0; i < (Tile::kXRows + kRowsAtOnce - 1) / kRowsAtOnce; ++i) {
-      const int row = first + i * kRowsAtOnce;
-      if (row >= op_.rows) continue;
-      CopyAsync(to + XOffset(piece / 8, row, piece % 8), from + i * kRowsAtOnce * op_.inputs,
-                valid);
-    }
+    x_k_ += Tile::kWarpsK * kStepInputs;
+    if (x_k_ == x_end_) x_k_ = x_begin_;
   }
 
   // inverse_rms_ of all rows, from the shares of their sums of squares: those of a warp's rows are
@@ -326,7 +395,7 @@ class Int4Linear {
     const SquareSums& squares = op_.squares;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float sums[kRowsOfWarp] = {};
-#pragma unroll 2
+#pragma unroll 4
     for (int part = lane; part < squares.parts; part += 32) {
 #pragma unroll
       for (int i = 0; i < kRowsOfWarp; ++i) {
@@ -343,7 +412,46 @@ class Int4Linear {
       }
     }
   }
+  // Calls for a row's shares of the sum of squares; a warp.
+  __device__ void CallForSquares(int row) {
+    const SquareSums& squares = op_.squares;
+    squares_ = 0;
+    for (int first = threadIdx.x % 32;; first += 32 * kShares) {
+#pragma unroll
+      for (int i = 0; i < kShares; ++i) {
+        const int part = first + i * 32;
+        shares_[i] = row < op_.rows && part < squares.parts
+                         ? __ldcg(squares.shares + part * squares.stride + row)
+                         : 0.0f;
+      }
+      if (first + 32 * kShares >= squares.parts) break;
+      AddShares();
+    }
+  }
+  __device__ void AddShares() {
+#pragma unroll
+    for (int i = 0; i < kShares; ++i) squares_ += shares_[i];
+  }
+  // inverse_rms_[row] from the shares that were called for, added in order.
+  __device__ void FindInverseRms(int row) {
+    AddShares();
+    const float sum = WarpSum(squares_);
+    if (row < op_.rows && threadIdx.x % 32 == 0) {
+      inverse_rms_[row] = rsqrtf(sum / static_cast<float>(op_.inputs) + op_.epsilon);
+    }
+  }
 
+  // What Unpack left out.
+  __device__ void ScaleSums() {
+#pragma unroll
+    for (int m = 0; m < Tile::kMTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < Tile::kNTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums_[m][n][i] *= kUnpackedScale;
+      }
+    }
+  }
   __device__ void ClearSums() {
 #pragma unroll
     for (int m = 0; m < Tile::kMTiles; ++m) {
@@ -355,93 +463,104 @@ class Int4Linear {
     }
   }
 
-  // A warp's tiles are kWarpsM apart, so that a row block that is not full leaves no warp without
-  // work while others have more than one.
-  __device__ void MultiplyStage(int stage, int tiles) {
-    if constexpr (Tile::kN >= 32 && Tile::kMTiles == 2) {
-      const int own =
-          (tiles - static_cast<int>(threadIdx.x) / 32 % Tile::kWarpsM + Tile::kWarpsM - 1) /
-          Tile::kWarpsM;
-      if (own == 1) MultiplyTiles<1>(stage);
-      if (own == 2) MultiplyTiles<2>(stage);
-    } else {
-      MultiplyTiles<Tile::kMTiles>(stage);
+  __device__ void MultiplyStep(uint32_t stage) {
+    constexpr int kRunsOfSet = Tile::kRuns / Tile::kSets;
+    uint4 words[Tile::kMTiles];
+    uint2 scales[Tile::kMTiles];
+    uint32_t less_first[Tile::kMTiles], less_second[Tile::kMTiles];
+    float group[Tile::kMTiles][Tile::kNTiles][4];
+#pragma unroll
+    for (int run = 0; run < Tile::kRuns; ++run) {
+#pragma unroll
+      for (int m = 0; m < Tile::kMTiles; ++m) {
+        const uint32_t tile = stage + m * Tile::kTileBytes;
+        if (run % 2 == 0) {
+          words[m] = LoadShared16(values_at_ + tile + run / 2 * Tile::kHalfBytes);
+        }
+        if (run % kRunsOfSet == 0) {
+          scales[m] = LoadShared8(scales_at_ + tile + run / kRunsOfSet * Tile::kSetBytes);
+          less_first[m] = LessFirst(scales[m].x);
+          less_second[m] = LessSecond(scales[m].y);
+        }
+      }
+      uint32_t b[Tile::kNTiles][4];
+#pragma unroll
+      for (int n = 0; n < Tile::kNTiles; ++n) {
+        LoadMatrices(b[n], ((x_at_ + stage) ^ static_cast<uint32_t>(run % 2 << 6)) +
+                               run / 2 * Tile::kXHalfBytes + n * 8 * (kInt4Half * 2));
+      }
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+#pragma unroll
+        for (int m = 0; m < Tile::kMTiles; ++m) {
+          const uint4& v = words[m];
+          uint32_t a[4];
+          Unpack(run % 2 == 0 ? (step == 0 ? v.x : v.y) : (step == 0 ? v.z : v.w), less_first[m],
+                 less_second[m], a);
+#pragma unroll
+          for (int n = 0; n < Tile::kNTiles; ++n) {
+            if (step == 0 && run % kRunsOfSet == 0) {
+              Multiply(group[m][n], a, b[n][0], b[n][1]);
+            } else {
+              MultiplyAdd(group[m][n], a, b[n][2 * step], b[n][2 * step + 1]);
+            }
+          }
+        }
+      }
+      if (run % kRunsOfSet == kRunsOfSet - 1) {
+#pragma unroll
+        for (int m = 0; m < Tile::kMTiles; ++m) {
+          const float first = ScaleOf(scales[m].x), second = ScaleOf(scales[m].y);
+#pragma unroll
+          for (int n = 0; n < Tile::kNTiles; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              sums_[m][n][i] += (i < 2 ? first : second) * group[m][n][i];
+            }
+          }
+        }
+      }
     }
   }
 
-  template <int kOwn>
-  __device__ void MultiplyTiles(int stage) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int first_tile = warp % Tile::kWarpsM, g = lane / 4, t = lane % 4;
-    const uint32_t values = ring_ + stage * Tile::kStageBytes;
-    const uint32_t scales = values + Tile::kValueBytes, x = scales + Tile::kScaleBytes;
+  // The same by products of warpgroups, whose four warps have a tile each: those take the
+  // activations from shared memory, and 32 rows of them at a time.
+  __device__ void MultiplyByWarpgroup(uint32_t stage) {
+    constexpr int kProducts = Tile::kFine ? 2 : 4;  // with one scale
 #pragma unroll
-    for (int j = 0; j < Tile::kHalves / Tile::kWarpsK; ++j) {
-      const int half = warp / Tile::kWarpsM + j * Tile::kWarpsK;
-      uint4 words[kOwn];
-      uint32_t less_first[kOwn], less_second[kOwn];
-      float first_scale[kOwn], second_scale[kOwn];
-      float group[kOwn][Tile::kNTiles][4];
+    for (int turn = 0; turn < 4 * Tile::kHalves / kProducts; ++turn) {
+      const int set = Tile::kFine ? turn : 0;
+      const uint2 scales = LoadShared8(scales_at_ + stage + set * Tile::kSetBytes);
+      uint32_t a[kProducts][4];
+      {
+        const uint32_t less_first = LessFirst(scales.x), less_second = LessSecond(scales.y);
 #pragma unroll
-      for (int m = 0; m < kOwn; ++m) {
-        const int tile = first_tile + m * Tile::kWarpsM;
-        words[m] =
-            LoadShared16(values + (tile * Tile::kHalves + half) * Tile::kHalfBytes + lane * 16);
+        for (int i = 0; i < kProducts; i += 2) {
+          const int product = turn * kProducts + i;
+          const uint2 words =
+              LoadShared8(values_at_ + stage + product / 4 * Tile::kHalfBytes + product % 4 * 4);
+          Unpack(words.x, less_first, less_second, a[i]);
+          Unpack(words.y, less_first, less_second, a[i + 1]);
+        }
       }
+      const uint64_t b0 = OperandAt(x_ring_ + stage + turn * kProducts / 4 * Tile::kXHalfBytes) +
+                          turn * kProducts % 4 * kStepOfK;
 #pragma unroll
-      for (int run = 0; run < 2; ++run) {
-        if (Tile::kFine || run == 0) {
-          const int set = Tile::kFine ? half % 2 * 2 + run : Tile::kSets == 2 ? half % 2 : 0;
+      for (int part = 0; part < Tile::kN / 32; ++part) {
+        float group[16];
+        FenceProducts();
 #pragma unroll
-          for (int m = 0; m < kOwn; ++m) {
-            const int tile = first_tile + m * Tile::kWarpsM;
-            const uint32_t at =
-                scales +
-                ((tile * Tile::kStageBlocks + half / 2) * Tile::kSets + set) * Tile::kSetBytes +
-                g * 4;
-            const uint32_t first = LoadShared4(at), second = LoadShared4(at + 32);
-            less_first[m] = LessZero(first);
-            less_second[m] = LessZero(second);
-            first_scale[m] = ScaleOf(first);
-            second_scale[m] = ScaleOf(second);
-          }
+        for (int i = 0; i < kProducts; ++i) {
+          WarpgroupMultiply(group, a[i], b0 + part * (32 * kInt4Half * 2 >> 4) + i * kStepOfK,
+                            i > 0);
         }
-        uint4 b[Tile::kNTiles];
+        CommitProducts();
+        WaitForProducts<0>();
+        Pin(group);
+        const float first = ScaleOf(scales.x), second = ScaleOf(scales.y);
 #pragma unroll
-        for (int n = 0; n < Tile::kNTiles; ++n) {
-          const int row = Tile::kXRows == 1 ? 0 : n * 8 + g;
-          b[n] = LoadShared16(x + XOffset(half, row, t + 4 * run));
-        }
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-#pragma unroll
-          for (int m = 0; m < kOwn; ++m) {
-            uint32_t a[4];
-            Unpack(run == 0 ? (step == 0 ? words[m].x : words[m].y)
-                            : (step == 0 ? words[m].z : words[m].w),
-                   less_first[m], less_second[m], a);
-#pragma unroll
-            for (int n = 0; n < Tile::kNTiles; ++n) {
-              const uint32_t b0 = step == 0 ? b[n].x : b[n].z, b1 = step == 0 ? b[n].y : b[n].w;
-              if (step == 0 && (Tile::kFine || run == 0)) {
-                Multiply(group[m][n], a, b0, b1);
-              } else {
-                MultiplyAdd(group[m][n], a, b0, b1);
-              }
-            }
-          }
-        }
-        if (Tile::kFine || run == 1) {
-#pragma unroll
-          for (int m = 0; m < kOwn; ++m) {
-#pragma unroll
-            for (int n = 0; n < Tile::kNTiles; ++n) {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                sums_[m][n][i] += (i < 2 ? first_scale : second_scale)[m] * group[m][n][i];
-              }
-            }
-          }
+        for (int i = 0; i < 16; ++i) {
+          sums_[0][part * 4 + i / 4][i % 4] += (i % 4 < 2 ? first : second) * group[i];
         }
       }
     }
@@ -630,30 +749,38 @@ class Int4Linear {
   const Int4Matrix matrix_;
   const Int4Plan plan_;
   const Int4Scratch scratch_;
-  const uint32_t ring_;
+  // This lane's places in the ring's first stage.
+  uint32_t x_ring_, values_at_, scales_at_, scales_to_, x_at_, x_to_;
   float* out_;
   float* inverse_rms_;
-  int part_ = 0, first_block_, row_blocks_, k_begin_, k_end_, stages_of_block_, count_;
-  int loaded_ = 0;                 // stages
-  Cursor load_;                    // the next to load
-  const uint4* values_ = nullptr;  // of it: see FindWeights
-  const uint32_t* scales_[kScaleSlots] = {};
+  int part_ = 0, first_block_, row_blocks_;
+  int first_step_, end_step_, steps_;  // of this warp, in each row block
+  // The next step to load: see FindRowBlock. run_: of 32 inputs, by their number.
+  int left_, load_block_, run_, load_end_, own_tiles_, group_end_;
+  const uint4* values_;
+  const uint32_t* scales_;
+  int tile_step_;  // from one of this warp's tiles to the next
+  int sets_;       // of scales in a block; 0: one for all inputs
+  int x_k_, x_begin_, x_end_, x_inputs_;
+  const __nv_bfloat16* x_from_;
   float sums_[Tile::kMTiles][Tile::kNTiles][4];
+  static constexpr int kShares = 8;  // on their way at once: 256 of a row
+  float squares_, shares_[kShares];  // of the row whose norm this warp finds
 };
 
 template <class Tile, class Op>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kResident) void Int4LinearKernel(
     const __grid_constant__ Op op, const __grid_constant__ Int4Matrix matrix,
     const __grid_constant__ Int4Plan plan, const __grid_constant__ Int4Scratch scratch) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   Int4Linear<Tile, Op> linear(op, matrix, plan, scratch, shared);
   // Weights depend on nobody: the ring fills while the predecessor ends.
   TakeTurn(scratch.turns);
 #pragma unroll 1
-  for (int i = 0; i < Tile::kStages - 1; ++i) linear.LoadNext(i);
+  for (int i = 0; i < Tile::kStages - 1; ++i) linear.LoadNext(i * Tile::kStageBytes);
   linear.PrefetchEpilogue();
   WaitForPredecessor();
-  if constexpr (!Tile::kCut) LetSuccessorStart();
+  LetSuccessorStart();
   linear.Run();
 }
 

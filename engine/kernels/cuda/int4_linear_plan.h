@@ -10,8 +10,15 @@
 
 namespace tandem::engine::cuda {
 
-// Shared memory that a thread block takes where the device has it, in bytes.
-inline constexpr int kInt4LeastShared = 104 << 10;
+// Shared memory that a thread block takes where the device has it, in bytes. One that starts beside
+// its predecessor must find room for itself on every multiprocessor, and for no second one of its
+// launch, or some multiprocessors do the work of two and others none. Where K is cut the
+// predecessor's thread blocks end at different times: there two of a launch never fit.
+template <class Tile>
+constexpr int kInt4LeastShared = Tile::kCut ? 118 << 10 : 104 << 10;
+
+// The most that Tile::kPartialFloats may be, of whichever tile.
+inline constexpr int kMostInt4PartialFloats = kMaxInt4Rows * 16 * 20;
 
 // What is compared are the bytes that the busiest thread block reads: its weights, and the
 // activations beside them once for each of its row blocks.
@@ -24,7 +31,7 @@ Int4Plan PlanInt4(const Int4Matrix& matrix, const LaunchOptions& options) {
   best.grid = std::min(multiprocessors, best.row_blocks);
   if (!Tile::kCut || rounds > 1) return best;
   const auto bytes_of = [&](int row_blocks, int parts) {
-    return CeilDiv(matrix.blocks, parts) *
+    return Tile::kHalves * CeilDiv(2 / Tile::kHalves * matrix.blocks, parts) *
            (CeilDiv(matrix.tiles, row_blocks) * matrix.height + 2 * Tile::kXRows);
   };
   int64_t fewest = bytes_of(best.row_blocks, 1);
@@ -43,11 +50,9 @@ template <class Tile, class Op>
 cudaError_t LaunchInt4(const Op& op, const Int4Matrix& matrix, const Int4Plan& plan,
                        const Int4Scratch& scratch, const LaunchOptions& options) {
   auto kernel = Int4LinearKernel<Tile, Op>;
-  // A kernel that starts beside its predecessor must not find room for two of its thread blocks on
-  // one multiprocessor, and none on another: whoever comes after would keep that for the rest of
-  // the step.
   const int shared_bytes =
-      std::min(std::max(Tile::kSharedBytes, kInt4LeastShared), options.shared_bytes);
+      std::min(std::max(Tile::kSharedBytes, kInt4LeastShared<Tile>), options.shared_bytes);
+  static_assert(Tile::kPartialFloats <= kMostInt4PartialFloats);
   static std::atomic<int> allowed = 0;
   if (allowed < shared_bytes) {
     const cudaError_t error =
@@ -55,11 +60,8 @@ cudaError_t LaunchInt4(const Op& op, const Int4Matrix& matrix, const Int4Plan& p
     if (error != cudaSuccess) return error;
     allowed = shared_bytes;
   }
-  // Kernels whose thread blocks wait for each other are slower beside another.
-  LaunchOptions launch = options;
-  launch.overlap = options.overlap && !Tile::kCut;
   return Launch(kernel, dim3(static_cast<unsigned>(plan.grid)), Tile::kThreads,
-                static_cast<size_t>(shared_bytes), launch, op, matrix, plan, scratch);
+                static_cast<size_t>(shared_bytes), options, op, matrix, plan, scratch);
 }
 
 }  // namespace tandem::engine::cuda

@@ -61,34 +61,53 @@ __global__ void PackKernel(Int4Layout layout, const uint32_t* rows_of_values,
     if (word >= words) {
       const int group = word - words;
       scales[(static_cast<int64_t>(place.tile) * layout.groups + group) * kInt4ScaleWords +
-             place.second * 8 + place.index] =
+             place.index * 2 + place.second] =
           rows_of_scales[static_cast<int64_t>(row) * layout.groups + group];
       continue;
     }
+    // Inputs k .. k + 7 are one half of a product's: four lanes take two of them each.
     const uint32_t source = rows_of_values[static_cast<int64_t>(row) * words + word];
-    const int k = word * kWordValues, block = k / kInt4Block, half = k % kInt4Block / 64;
-    const int lane = place.index * 4 + k % 32 / 8, words_of_half = k % 64 / 32 * 2;
-    uint32_t* to = values +
-                   (((static_cast<int64_t>(place.tile) * layout.blocks + block) * 2 + half) *
-                        (4 * layout.height) +
-                    lane) *
-                       4 +
-                   words_of_half;
+    const int k = word * kWordValues, half = k / kInt4Half, product = k % kInt4Half / 16;
+    const int place_in_word = 4 * (place.second + k % 16 / 8 * 2);
+    uint32_t* to =
+        values +
+        (((static_cast<int64_t>(place.tile) * layout.blocks * 2 + half) * (4 * layout.height) +
+          place.index * 4) *
+             4 +
+         product);
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      uint32_t q[4];
+    for (int t = 0; t < 4; ++t) {
+      uint32_t q[2];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const bool inside = k + s * 4 + j < layout.inputs;
-        q[j] = inside ? source >> (16 * s + 4 * j) & 15 : 0;
+      for (int j = 0; j < 2; ++j) {
+        q[j] = k + 2 * t + j < layout.inputs ? source >> (8 * t + 4 * j) & 15 : 0;
       }
-      // The other row of the pair has the other halves of these bytes.
-      atomicOr(to + s, (q[0] | q[2] << 8 | q[1] << 16 | q[3] << 24) << (4 * place.second));
+      // Others have the other bits of this word.
+      atomicOr(to + 4 * t, (q[0] | q[1] << 16) << place_in_word);
     }
   }
 }
 
-// A thread takes the 32 values of a lane: two rows of sixteen inputs, in two runs of eight.
+// Four lanes that are neighbours have four words each: lane t gets word t of all of them, in their
+// order.
+__device__ void ExchangeWords(uint32_t (&words)[4]) {
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) {
+    const bool upper = (t & step) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & step) != 0) continue;
+      const uint32_t given = upper ? words[i] : words[i + step];
+      const uint32_t taken = __shfl_xor_sync(~0u, given, step);
+      words[i] = upper ? taken : words[i];
+      words[i + step] = upper ? words[i + step] : taken;
+    }
+  }
+}
+
+// A thread takes the 32 values of a lane, and after the exchange leaves two runs of eight inputs of
+// two rows. Runs of four neighbours lie side by side.
 __global__ __launch_bounds__(kThreads) void DequantiseKernel(Int4Layout layout, Int4Matrix matrix,
                                                              const int32_t* order,
                                                              __nv_bfloat16* out) {
@@ -97,31 +116,40 @@ __global__ __launch_bounds__(kThreads) void DequantiseKernel(Int4Layout layout, 
   const int lanes = 4 * layout.height, tile = static_cast<int>(blockIdx.x);
   const int count = layout.blocks * 2 * lanes;
   const uint4* values = matrix.values + static_cast<int64_t>(tile) * count;
-  for (int i = static_cast<int>(blockIdx.y) * kThreads + threadIdx.x; i < count;
-       i += static_cast<int>(gridDim.y) * kThreads) {
-    const int lane = i % lanes, at = i / lanes, half = at % 2, block = at / 2;
-    const uint4 loaded = __ldcs(values + i);
-    const uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+  const int step = static_cast<int>(gridDim.y) * kThreads;
+  // Whole warps go on: they exchange words. `count` is a multiple of 4.
+  for (int first = static_cast<int>(blockIdx.y) * kThreads; first < count; first += step) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    const bool inside = i < count;
+    const int lane = i % lanes, half = i / lanes;
+    const uint4 loaded = inside ? __ldcs(values + i) : make_uint4(0, 0, 0, 0);
+    // Run c of a half block is half of product c / 2. In words[c]: this lane's two inputs of runs c
+    // and 4 + c, of each input a byte with both rows.
+    uint32_t words[4] = {
+        __byte_perm(loaded.x, loaded.z, 0x6420), __byte_perm(loaded.x, loaded.z, 0x7531),
+        __byte_perm(loaded.y, loaded.w, 0x6420), __byte_perm(loaded.y, loaded.w, 0x7531)};
+    ExchangeWords(words);
+    if (!inside) continue;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
       const int row = RowAt(layout, {tile, second, lane / 4});
       if (row >= layout.outputs) continue;
 #pragma unroll
       for (int run = 0; run < 2; ++run) {
-        const int k = block * kInt4Block + half * 64 + run * 32 + lane % 4 * 8;
+        const int k = half * kInt4Half + run * 32 + i % 4 * 8;
         if (k >= layout.inputs) continue;
         const uint32_t word = __ldg(
             matrix.scales +
             (static_cast<int64_t>(tile) * layout.groups + k / layout.group_size) * kInt4ScaleWords +
-            second * 8 + lane / 4);
+            lane / 4 * 2 + second);
         const float scale = __uint_as_float(word & ~15u);
         const float zero = static_cast<float>(word & 15);
         uint32_t pairs[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {  // inputs k + 2 j and the next
-          const uint32_t source = words[run * 2 + j / 2] >> (4 * second + 8 * (j % 2));
+          const uint32_t source = words[j] >> (16 * run + 4 * second);
           pairs[j] = PackBFloat16(scale * (static_cast<float>(source & 15) - zero),
-                                  scale * (static_cast<float>(source >> 16 & 15) - zero));
+                                  scale * (static_cast<float>(source >> 8 & 15) - zero));
         }
         __nv_bfloat16* to = out + static_cast<int64_t>(row) * layout.inputs;
         if (order == nullptr) {

@@ -13,10 +13,10 @@
 // registers for four products. Rows that tiles have beyond the last pair, and inputs beyond the
 // last one, are zeros, as are their scales.
 //
-// Lane (g, t) of half block c has, in word s, the values of rows g and g + 8 and of the inputs
-// k .. k + 3, with k = 64 c + 32 (s / 2) + 8 t + 4 (s % 2). A lane's inputs are neighbours, so that
-// it reads activations 16 bytes at a time; which input stands where in a product does not matter
-// as long as both sides agree.
+// Lane (g, t) of half block c has, in word s, its part of the A side of a product of 16 x 16
+// values, the rows of the tile and inputs [64 c + 16 s, ... + 16): of rows g and g + 8 the inputs 2
+// t, 2 t + 1, 2 t + 8 and 2 t + 9 among them. Four bits of register i of that side are the word's
+// bits [4 i, 4 i + 4) and [4 i + 16, 4 i + 20), lower input first.
 #pragma once
 
 #include <cstddef>
@@ -29,9 +29,11 @@
 
 namespace tandem::engine::cuda {
 
-inline constexpr int kInt4Block = 128;      // inputs
-inline constexpr int kInt4MaxHeight = 8;    // pairs of a tile
-inline constexpr int kInt4ScaleWords = 16;  // of a tile and a group: first rows, second rows
+inline constexpr int kInt4Block = 128;    // inputs
+inline constexpr int kInt4Half = 64;      // of a block
+inline constexpr int kInt4MaxHeight = 8;  // pairs of a tile
+inline constexpr int kInt4ScaleWords =
+    16;  // of a tile and a group: its pairs, first row and second
 
 // The weights of a linear layer, in memory of the device.
 struct Int4Matrix {
