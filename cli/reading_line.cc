@@ -10,7 +10,6 @@
 namespace tandem::cli {
 namespace {
 
-constexpr char kEraseLine[] = "\r\033[K";
 constexpr absl::Duration kQuiet = absl::Milliseconds(300);
 
 }  // namespace

@@ -91,7 +91,6 @@ absl::Status Show(const StatusFlags& flags) {
 
 // The terminal has shown the key.
 void EraseCtrlC(int signal) {
-  constexpr char kEraseLine[] = "\r\033[K";
   [[maybe_unused]] const ssize_t written = write(STDOUT_FILENO, kEraseLine, sizeof(kEraseLine) - 1);
   std::signal(signal, SIG_DFL);
   std::raise(signal);

@@ -5,6 +5,9 @@
 
 namespace tandem::cli {
 
+// What a line on a terminal is replaced with.
+inline constexpr char kEraseLine[] = "\r\033[K";
+
 bool IsTerminal(int fd);
 // Columns of the terminal at `fd`; 80 where it does not say. Not of a pipe: nothing is cut there.
 int TerminalWidth(int fd);

@@ -12,7 +12,6 @@
 namespace tandem::cli {
 namespace {
 
-constexpr char kEraseLine[] = "\r\033[K";
 constexpr size_t kIndent = 4;  // of a long line's further ones
 
 Colour ColourOf(LineKind kind) {

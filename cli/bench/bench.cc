@@ -11,6 +11,8 @@
 
 #include "cli/bench/bench_flags.h"
 #include "cli/bench/grpc_bench_client.h"
+#include "cli/bench/html_report.h"
+#include "cli/bench/openai_bench_client.h"
 #include "cli/bench/progress.h"
 #include "cli/command.h"
 #include "cli/inference_client.h"
@@ -92,6 +94,10 @@ class Bench {
     return json;
   }
 
+  std::string Html() const {
+    return RenderHtml(plan_.setup, metrics_, outcome_.records, Json(/*detailed=*/false));
+  }
+
   void PrintText() const {
     if (static_metrics_) fmt::print("{}", RenderReport(static_setup_, *static_metrics_));
     fmt::print("{}", RenderReport(plan_.setup, metrics_));
@@ -130,6 +136,14 @@ class Bench {
   std::optional<BenchMetrics> static_metrics_;
 };
 
+absl::Status SaveTo(const std::string& path, const std::string& text) {
+  std::ofstream out(path);
+  out << text;
+  out.close();
+  if (!out) return Unavailable("cannot write {}", path);
+  return absl::OkStatus();
+}
+
 absl::Status SaveResult(const BenchFlags& flags, const Bench& bench) {
   std::string name = flags.result_filename;
   if (name.empty()) {
@@ -140,24 +154,40 @@ absl::Status SaveResult(const BenchFlags& flags, const Bench& bench) {
     name = fmt::format("tandem-{}qps-{}-{}.json", rate, model, bench.setup().date);
   }
   const std::string path = (std::filesystem::path(flags.result_dir) / name).string();
-  std::ofstream out(path);
-  out << JsonLine(bench.Json(flags.save_detailed)) << "\n";
-  out.close();
-  if (!out) return Unavailable("cannot write {}", path);
-  return absl::OkStatus();
+  return SaveTo(path, JsonLine(bench.Json(flags.save_detailed)) + "\n");
 }
 
-int Execute(const BenchFlags& flags, const PublicServer& server) {
-  SignalWaiter signals;
+absl::StatusOr<std::unique_ptr<BenchClient>> MakeClient(const BenchFlags& flags,
+                                                        const PublicServer& server) {
+  if (flags.api == "openai") {
+    OpenAiBenchClientOptions options;
+    TANDEM_ASSIGN_OR_RETURN(options.url, ParseHttpUrl("--url", flags.url));
+    options.model = flags.model;
+    options.api_key = server.api_key;
+    options.temperature = flags.temperature;
+    options.ignore_eos = flags.ignore_eos;
+    return std::make_unique<OpenAiBenchClient>(std::move(options));
+  }
   GrpcBenchClientOptions options;
   options.server = server;
   options.model = flags.model;
   options.connections = flags.connections;
   options.sampling.set_temperature(static_cast<float>(flags.temperature));
   options.sampling.set_ignore_eos(flags.ignore_eos);
-  GrpcBenchClient client(options);
+  return std::make_unique<GrpcBenchClient>(options);
+}
+
+int Execute(const BenchFlags& flags, const PublicServer& server) {
+  SignalWaiter signals;
+  const absl::StatusOr<std::unique_ptr<BenchClient>> made = MakeClient(flags, server);
+  if (!made.ok()) return Fail("bench", made.status());
+  BenchClient& client = **made;
+  // What went wrong with another server than --server says which it is.
+  const auto fail = [&](const std::string& what, const absl::Status& status) {
+    return flags.url.empty() ? Fail(what, status, server) : Fail(what, status);
+  };
   const absl::StatusOr<BenchModel> model = client.Describe();
-  if (!model.ok()) return Fail("bench", model.status(), server);
+  if (!model.ok()) return fail("bench", model.status());
   absl::StatusOr<BenchPlan> plan = MakePlan(flags, *model);
   if (!plan.ok()) return Fail("bench", plan.status());
   if (plan->left_out > 0) {
@@ -166,7 +196,7 @@ int Execute(const BenchFlags& flags, const PublicServer& server) {
   }
   Bench bench(flags, *std::move(plan), &client, &signals);
   if (const absl::Status status = bench.WarmUp(); !status.ok()) {
-    return Fail("bench: warm-up", status, server);
+    return fail("bench: warm-up", status);
   }
   if (flags.compare_static && !bench.RunStaticBatches()) return kExitInterrupted;
   bench.RunMain();
@@ -178,6 +208,11 @@ int Execute(const BenchFlags& flags, const PublicServer& server) {
   if (flags.save_result || flags.save_detailed || !flags.result_filename.empty()) {
     if (const absl::Status status = SaveResult(flags, bench); !status.ok()) {
       return Fail("bench", status);
+    }
+  }
+  if (!flags.html.empty()) {
+    if (const absl::Status status = SaveTo(flags.html, bench.Html()); !status.ok()) {
+      return Fail("bench: --html", status);
     }
   }
   if (bench.stopped()) return kExitInterrupted;

@@ -31,6 +31,9 @@ struct BenchRequest {
 // What an answer says of itself at its end; zeros where it ended too early.
 struct AnswerUsage {
   int cached_tokens = 0;  // prompt tokens that were not computed for it
+  // As a server counts them whose tokens are not known; 0: those that were sent, and that came.
+  int prompt_tokens = 0;
+  int output_tokens = 0;
   StageTimes stages;
 };
 

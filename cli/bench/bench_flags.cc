@@ -82,7 +82,10 @@ std::vector<Conversation> WarmUp(const std::vector<Conversation>& workload, uint
 
 void BenchFlags::AddTo(FlagSet* flags) {
   server.AddTo(flags);
-  flags->Add("--model", &model, "served name; default: the cluster's model");
+  flags->AddChoice("--api", &api, {"tandem", "openai"},
+                   "what the server speaks; openai: chat completions, streamed over HTTP");
+  flags->Add("--url", &url, "openai: of the server, instead of --server", "http://HOST:PORT/v1");
+  flags->Add("--model", &model, "served name; default: the server's first");
   flags->AddChoice("--scenario", &scenario, {"random", "shared-prefix", "two-turn", "trace"},
                    "what is sent");
   flags->Add("--num-prompts", &num_prompts,
@@ -132,6 +135,8 @@ void BenchFlags::AddTo(FlagSet* flags) {
   flags->Add("--result-dir", &result_dir, "where to", "path");
   flags->Add("--result-filename", &result_filename,
              "default: named by rate, model and date; implies --save-result");
+  flags->Add("--html", &html, "write a page with plots as well; it needs nothing beside it",
+             "path");
   flags->Add("--progress", &progress, "show on stderr how far the run is");
 }
 
@@ -141,6 +146,9 @@ double BenchFlags::RequestRate() const {
 }
 
 absl::Status BenchFlags::Check() const {
+  if ((api == "openai") != !url.empty()) {
+    return InvalidArgument("--api openai and --url http://HOST:PORT/v1 need each other");
+  }
   if (num_prompts) {
     TANDEM_RETURN_IF_ERROR(AtLeast("--num-prompts", static_cast<double>(*num_prompts), 1));
     if (*num_prompts > kMaxPrompts) {
@@ -210,6 +218,7 @@ absl::StatusOr<BenchPlan> MakePlan(const BenchFlags& flags, const BenchModel& mo
   TANDEM_ASSIGN_OR_RETURN(setup.metrics, ParseMetricNames(flags.percentile_metrics));
   TANDEM_ASSIGN_OR_RETURN(setup.percentiles, ParsePercentiles(flags.metric_percentiles));
   setup.date = absl::FormatTime("%Y%m%d-%H%M%S", absl::Now(), absl::LocalTimeZone());
+  setup.backend = flags.api == "openai" ? "openai-chat" : "tandem-grpc";
   setup.model = model.id;
   setup.scenario = flags.scenario;
   setup.num_prompts = plan.workload.size();

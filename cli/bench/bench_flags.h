@@ -21,6 +21,8 @@ namespace tandem::cli {
 
 struct BenchFlags {
   ServerFlags server;
+  std::string api = "tandem";
+  std::string url;
   std::string model;
   std::string scenario = "random";
   std::optional<uint64_t> num_prompts;
@@ -59,6 +61,7 @@ struct BenchFlags {
   bool save_detailed = false;
   std::string result_dir = ".";
   std::string result_filename;
+  std::string html;
   bool progress = true;
 
   void AddTo(FlagSet* flags);

@@ -18,6 +18,10 @@ void Recorder::OnEnd(const absl::Status& status, const AnswerUsage& usage) {
   record_.ended = clock_->Now();
   record_.status = status;
   record_.usage = usage;
+  if (usage.prompt_tokens > 0) record_.prompt_tokens = usage.prompt_tokens;
+  // A message may have held more than one.
+  const int missing = usage.output_tokens - record_.output_tokens();
+  if (missing > 0 && !record_.arrivals.empty()) record_.arrivals.back().tokens += missing;
   on_ended_(std::move(record_), std::move(answer_));
 }
 

@@ -186,7 +186,7 @@ std::string RenderComparison(const BenchMetrics& run, const BenchMetrics& static
 ordered_json ReportJson(const BenchSetup& setup, const BenchMetrics& metrics) {
   ordered_json out;
   out["date"] = setup.date;
-  out["backend"] = "tandem-grpc";
+  out["backend"] = setup.backend;
   out["model_id"] = setup.model;
   out["scenario"] = setup.scenario;
   out["num_prompts"] = setup.num_prompts;

@@ -15,6 +15,7 @@ namespace tandem::cli {
 // What was run, for the record.
 struct BenchSetup {
   std::string date;  // 20260131-235959
+  std::string backend = "tandem-grpc";
   std::string model;
   std::string scenario;
   size_t num_prompts = 0;   // conversations

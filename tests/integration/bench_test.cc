@@ -1,8 +1,13 @@
-// `tandem bench` against `tandem up` on the demo model: every scenario and every way to send.
+// `tandem bench` against `tandem up` on the demo model: every scenario and every way to send. And
+// against another server.
+#include <thread>
+
+#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
+#include "httplib.h"
 #include "tests/support/cluster.h"
 #include "tests/support/paths.h"
 #include "tests/support/sanitizer.h"
@@ -138,6 +143,51 @@ TEST_F(BenchTest, TextAndFile) {
   EXPECT_EQ(saved["itls"].size(), 5u);
 }
 
+TEST_F(BenchTest, Page) {
+  const std::string page = dir_->path() + "/bench.html";
+  const json out = Measure(Short({"--num-prompts", "10", "--html", page}), 10);
+  const std::string html = ReadWholeFile(page);
+  for (const char* name : {"completed", "output_throughput", "p99_ttft_ms", "mean_itl_ms"}) {
+    EXPECT_THAT(html, HasSubstr(fmt::format("<td>{}</td><td>{}</td>", name, out[name].dump())));
+  }
+  EXPECT_THAT(html, HasSubstr("<svg"));
+}
+
+TEST_F(BenchTest, AnOpenAiServer) {
+  httplib::Server server;
+  server.Get("/v1/models", [](const httplib::Request&, httplib::Response& response) {
+    response.set_content(R"({"data": [{"id": "other"}]})", "application/json");
+  });
+  server.Post(
+      "/v1/chat/completions", [](const httplib::Request& request, httplib::Response& response) {
+        const int tokens = json::parse(request.body)["max_tokens"];
+        std::string events;
+        for (int i = 0; i < tokens; ++i) {
+          events += R"(data: {"choices": [{"delta": {"content": " x"}}]})"
+                    "\n\n";
+        }
+        events += R"(data: {"choices": [], "usage": {"prompt_tokens": 70, "completion_tokens": )" +
+                  std::to_string(tokens) + "}}\n\ndata: [DONE]\n\n";
+        response.set_content(events, "text/event-stream");
+      });
+  const int port = server.bind_to_any_port("127.0.0.1");
+  std::thread thread([&] { server.listen_after_bind(); });
+  const Completed bench = RunCommand(
+      {BinaryPath("tandem"), "bench", "--api", "openai", "--url",
+       fmt::format("http://127.0.0.1:{}/v1", port), "--num-prompts", "20", "--max-concurrency", "4",
+       "--random-input-len", "64", "--random-output-len", "8", "--json"},
+      120);
+  server.stop();
+  thread.join();
+  ASSERT_EQ(bench.exit_code, 0) << bench.err;
+  const json out = json::parse(bench.out);
+  EXPECT_EQ(out["backend"], "openai-chat");
+  EXPECT_EQ(out["model_id"], "other");
+  EXPECT_EQ(out["completed"], 20);
+  EXPECT_EQ(out["total_input_tokens"], 20 * 70);
+  EXPECT_EQ(out["total_output_tokens"], 20 * 8);
+}
+
 TEST_F(BenchTest, Mistakes) {
   const Completed too_long = Bench({"--random-input-len", "100000"});
   EXPECT_EQ(too_long.exit_code, 1);
@@ -148,6 +198,12 @@ TEST_F(BenchTest, Mistakes) {
   const Completed no_limit = Bench({"--num-prompts", "1", "--goodput", "speed:5"});
   EXPECT_EQ(no_limit.exit_code, 1);
   EXPECT_THAT(no_limit.err, HasSubstr("ttft, tpot, e2el"));
+  const Completed no_url = Bench({"--api", "openai"});
+  EXPECT_EQ(no_url.exit_code, 2);
+  EXPECT_THAT(no_url.err, HasSubstr("--url"));
+  const Completed nobody = Bench({"--api", "openai", "--url", "http://127.0.0.1:1/v1"});
+  EXPECT_EQ(nobody.exit_code, 1);
+  EXPECT_THAT(nobody.err, HasSubstr("http://127.0.0.1:1"));
 }
 
 TEST_F(BenchTest, RefusalsAreListedByStatus) {
