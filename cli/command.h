@@ -36,6 +36,7 @@ int RunUp(const Arguments& arguments);
 int RunChat(const Arguments& arguments);
 int RunGenerate(const Arguments& arguments);
 int RunBench(const Arguments& arguments);
+int RunReport(const Arguments& arguments);
 int RunPlan(const Arguments& arguments);
 int RunStatus(const Arguments& arguments);
 int RunHealth(const Arguments& arguments);

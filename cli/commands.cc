@@ -7,11 +7,12 @@
 namespace tandem::cli {
 
 std::span<const Command> Commands() {
-  static constexpr std::array<Command, 15> kCommands = {{
+  static constexpr std::array<Command, 16> kCommands = {{
       {"up", "start a cluster on this machine and keep it running; also: serve", RunUp},
       {"chat", "talk with the model", RunChat},
       {"generate", "continue one prompt", RunGenerate},
       {"bench", "measure a running cluster under load", RunBench},
+      {"report", "show the latency dashboard's figures as text and as a page", RunReport},
       {"plan", "say how to split some cards between prompts and answers", RunPlan},
       {"status", "show the workers of a running cluster", RunStatus},
       {"health", "say by exit code whether a router or worker takes work", RunHealth},

@@ -16,9 +16,9 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-const std::vector<std::string> kCommands = {"up",     "chat",    "generate",   "bench",
-                                            "plan",   "status",  "health",     "drain",
-                                            "doctor", "inspect", "completion", "version"};
+const std::vector<std::string> kCommands = {"up",      "chat",       "generate", "bench", "report",
+                                            "plan",    "status",     "health",   "drain", "doctor",
+                                            "inspect", "completion", "version"};
 const std::vector<std::string> kServers = {"tandem_router", "tandem_prefill_worker",
                                            "tandem_decode_worker"};
 
