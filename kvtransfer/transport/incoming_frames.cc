@@ -5,7 +5,6 @@
 
 #include "spdlog/spdlog.h"
 
-#include "common/base/check.h"
 #include "common/base/status.h"
 #include "kvtransfer/transport/outgoing_frames.h"
 
@@ -45,7 +44,6 @@ class IncomingFrames::Landing {
 };
 
 IncomingFrames::IncomingFrames(KvConnection* connection, size_t threads) : connection_(connection) {
-  TANDEM_CHECK(threads <= kStagedDepth, "{} threads for {} copies", threads, kStagedDepth);
   for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { LandAll(); });
 }
 
@@ -53,8 +51,9 @@ void IncomingFrames::Take(Frame frame, uint64_t bytes) {
   auto landing = std::make_unique<Landing>(std::move(frame));
   {
     absl::MutexLock lock(&mutex_);
-    if (bytes > kSmallFrameBytes || !waiting_.empty() || under_way_ > 0) {
+    if (bytes > kSmallFrameBytes || !waiting_.empty() || !started_.empty() || landing_ > 0) {
       waiting_.push_back(std::move(landing));
+      StartWaiting();
       return;
     }
   }
@@ -72,15 +71,26 @@ void IncomingFrames::Stop() {
     if (thread.joinable()) thread.join();
   }
   absl::MutexLock lock(&mutex_);
+  started_.clear();
   waiting_.clear();
+}
+
+void IncomingFrames::StartWaiting() {
+  while (!waiting_.empty() && landing_ + started_.size() < kStagedDepth) {
+    waiting_.front()->Start();
+    started_.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+  }
 }
 
 // A thread's work. What comes first is fetched first; it may be over after what came later.
 void IncomingFrames::LandAll() {
-  while (const std::unique_ptr<Landing> landing = StartNext()) {
+  while (std::unique_ptr<Landing> landing = NextStarted()) {
     const absl::Status landed = landing->Land();
+    landing = nullptr;
     absl::MutexLock lock(&mutex_);
-    --under_way_;
+    --landing_;
+    if (landed.ok() && !closing_) StartWaiting();
     if (landed.ok() || closing_) continue;
     spdlog::warn("kv connection from {}: {}", connection_->peer(), MessageOf(landed));
     closing_ = true;
@@ -89,17 +99,16 @@ void IncomingFrames::LandAll() {
 }
 
 // Null: the end.
-std::unique_ptr<IncomingFrames::Landing> IncomingFrames::StartNext() {
+std::unique_ptr<IncomingFrames::Landing> IncomingFrames::NextStarted() {
   absl::MutexLock lock(&mutex_);
   const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return closing_ || !waiting_.empty();
+    return closing_ || !started_.empty();
   };
   mutex_.Await(absl::Condition(&due));
   if (closing_) return nullptr;
-  std::unique_ptr<Landing> landing = std::move(waiting_.front());
-  waiting_.pop_front();
-  ++under_way_;
-  landing->Start();
+  std::unique_ptr<Landing> landing = std::move(started_.front());
+  started_.pop_front();
+  ++landing_;
   return landing;
 }
 

@@ -1,7 +1,8 @@
 // Frames on their way into a pool, for readers that bring them to its memory first: what those of
-// shm_ring and nccl share. Threads take them in turns, for a frame is over only when it has been
-// scattered and digested, and while one waits for that another keeps the link busy. A small frame
-// with nothing before it is done where it comes: to wake a thread takes longer.
+// shm_ring and nccl share. Up to kStagedDepth of them are brought at a time, as soon as they have
+// come, so that the link is busy while one is scattered and digested. Threads do that in turns; of
+// one transfer's frames only one at a time, so more than one or two wait for each other. A small
+// frame with nothing before it is done where it comes: to wake a thread takes longer.
 #pragma once
 
 #include <deque>
@@ -30,7 +31,7 @@ class IncomingFrames {
     // Its bytes are no longer needed where they came from.
     std::function<void()> release;
   };
-  // `connection` outlives it; at most kStagedDepth threads.
+  // `connection` outlives it.
   IncomingFrames(KvConnection* connection, size_t threads);
   ~IncomingFrames() { Stop(); }
 
@@ -44,12 +45,15 @@ class IncomingFrames {
   class Landing;
 
   void LandAll();
-  std::unique_ptr<Landing> StartNext();
+  std::unique_ptr<Landing> NextStarted();
+  void StartWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   KvConnection* const connection_;
   absl::Mutex mutex_;
+  // In their order: those that a thread lands, those that are brought, those that wait.
+  size_t landing_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::deque<std::unique_ptr<Landing>> started_ ABSL_GUARDED_BY(mutex_);
   std::deque<std::unique_ptr<Landing>> waiting_ ABSL_GUARDED_BY(mutex_);
-  size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;  // a thread's
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };

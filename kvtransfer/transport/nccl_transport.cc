@@ -24,7 +24,7 @@ namespace {
 
 // Of a frame, unless a block of one layer is larger: what it costs by itself, launches at both ends
 // and NCCL's, is small beside its way over NVLink. kStagedDepth of them lie on either card.
-constexpr size_t kFifoFrameBytes = size_t{16} << 20;
+constexpr size_t kFifoFrameBytes = size_t{32} << 20;
 
 size_t MaxFrameBytes(const KvPoolShape& receiver) {
   return std::max(kFifoFrameBytes, receiver.layout.BlockLayerBytes());
@@ -89,8 +89,8 @@ class NcclReader : public KvReader {
   NcclReader(KvConnection* connection, size_t max_frame_bytes, std::unique_ptr<PeerFifo> fifo)
       : max_frame_bytes_(max_frame_bytes),
         fifo_(std::move(fifo)),
-        // A frame is scattered and digested while the next ones come.
-        frames_(connection, kStagedDepth) {}
+        // A second would wait for the first one's transfer more than it gains.
+        frames_(connection, /*threads=*/1) {}
   ~NcclReader() override { Stop(); }
 
   absl::Status Receive(const FrameHeader& header, std::shared_ptr<Reception> reception) override {

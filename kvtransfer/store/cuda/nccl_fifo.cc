@@ -38,6 +38,8 @@ using ::tandem::cuda::Nccl;
 // What a frame takes over NVLink; then sleeps, for a slow way need not cost a processor.
 constexpr absl::Duration kSpin = absl::Microseconds(200);
 constexpr absl::Duration kSlice = absl::Microseconds(50);
+// Between two looks while it spins: the driver takes one caller at a time, and others launch.
+constexpr absl::Duration kLook = absl::Microseconds(3);
 constexpr char kEnded[] = "the link over NCCL has ended";
 
 class NcclFifo final : public PeerFifo {
@@ -212,6 +214,8 @@ absl::Status NcclFifo::AwaitOrAbort(Done done) {
                          absl::FormatDuration(patience_));
     }
     if (waited > kSpin) absl::SleepFor(kSlice);
+    while (Clock::Real()->Now() - begin < waited + kLook) {
+    }
   }
   return aborted_ ? Unavailable(kEnded) : absl::OkStatus();
 }
