@@ -58,7 +58,7 @@ class Bench {
     RunnerOptions options = plan_.runner;
     options.open_loop = false;
     options.cache_salt = salt_ + "-warm-up";
-    const RunOutcome outcome = Run(options, plan_.warm_up, "warm-up");
+    const RunOutcome outcome = Run(client_, options, plan_.warm_up, "warm-up");
     if (outcome.stopped) return Cancelled("stopped in the warm-up");
     for (const RequestRecord& record : outcome.records) TANDEM_RETURN_IF_ERROR(record.status);
     return absl::OkStatus();
@@ -71,37 +71,50 @@ class Bench {
     options.static_batches = true;
     if (options.max_concurrency == 0) options.max_concurrency = 16;
     options.cache_salt = salt_ + "-static";
-    const RunOutcome outcome = Run(options, plan_.workload, "static batches");
-    static_setup_ = plan_.setup;
-    static_setup_.request_rate = 0;
-    static_setup_.static_batches = true;
-    static_setup_.max_concurrency = options.max_concurrency;
-    static_metrics_ = MeasureRun(outcome);
+    const RunOutcome outcome = Run(client_, options, plan_.workload, "static batches");
+    other_ = {"static batches", "static_batches_run", plan_.setup, MeasureRun(outcome)};
+    other_->setup.request_rate = 0;
+    other_->setup.static_batches = true;
+    other_->setup.max_concurrency = options.max_concurrency;
+    return !outcome.stopped;
+  }
+
+  // On another server, whose model is `model`. False if it was stopped.
+  bool RunElsewhere(BenchClient* client, const std::string& url, const std::string& model) {
+    RunnerOptions options = plan_.runner;
+    options.cache_salt = salt_;
+    const RunOutcome outcome = Run(client, options, plan_.workload, url);
+    other_ = {url, "compared_run", plan_.setup, MeasureRun(outcome)};
+    other_->setup.backend = kOpenAiBackend;
+    other_->setup.model = model;
     return !outcome.stopped;
   }
 
   void RunMain() {
     RunnerOptions options = plan_.runner;
     options.cache_salt = salt_;
-    outcome_ = Run(options, plan_.workload, "bench");
+    outcome_ = Run(client_, options, plan_.workload, "bench");
     metrics_ = MeasureRun(outcome_);
   }
 
   nlohmann::ordered_json Json(bool detailed) const {
     nlohmann::ordered_json json = ReportJson(plan_.setup, metrics_);
-    if (static_metrics_) json["static_batches_run"] = ReportJson(static_setup_, *static_metrics_);
+    if (other_) json[other_->key] = ReportJson(other_->setup, other_->metrics);
     if (detailed) AddDetails(outcome_.records, &json);
     return json;
   }
 
   std::string Html() const {
-    return RenderHtml(plan_.setup, metrics_, outcome_.records, Json(/*detailed=*/false));
+    const nlohmann::ordered_json json = Json(/*detailed=*/false);
+    if (!other_) return RenderHtml(plan_.setup, metrics_, outcome_.records, json);
+    return RenderHtml(plan_.setup, metrics_, outcome_.records, json, other_->name,
+                      json[other_->key]);
   }
 
   void PrintText() const {
-    if (static_metrics_) fmt::print("{}", RenderReport(static_setup_, *static_metrics_));
+    if (other_) fmt::print("{}", RenderReport(other_->setup, other_->metrics));
     fmt::print("{}", RenderReport(plan_.setup, metrics_));
-    if (static_metrics_) fmt::print("{}", RenderComparison(metrics_, *static_metrics_));
+    if (other_) fmt::print("{}", RenderComparison(metrics_, other_->metrics, other_->name));
   }
 
   bool stopped() const { return outcome_.stopped; }
@@ -109,9 +122,17 @@ class Bench {
   const BenchSetup& setup() const { return plan_.setup; }
 
  private:
-  RunOutcome Run(const RunnerOptions& options, const std::vector<Conversation>& workload,
-                 const std::string& label) {
-    BenchRunner runner(options, client_, Clock::Real());
+  // The same requests in another way, or elsewhere.
+  struct OtherRun {
+    std::string name;
+    std::string key;  // in the JSON object
+    BenchSetup setup;
+    BenchMetrics metrics;
+  };
+
+  RunOutcome Run(BenchClient* client, const RunnerOptions& options,
+                 const std::vector<Conversation>& workload, const std::string& label) {
+    BenchRunner runner(options, client, Clock::Real());
     StopOnSignal stop(signals_, &runner);
     ProgressPrinter printer(label, workload.size());
     BenchRunner::OnProgress show;
@@ -132,8 +153,7 @@ class Bench {
   std::string salt_;
   RunOutcome outcome_;
   BenchMetrics metrics_;
-  BenchSetup static_setup_;
-  std::optional<BenchMetrics> static_metrics_;
+  std::optional<OtherRun> other_;
 };
 
 absl::Status SaveTo(const std::string& path, const std::string& text) {
@@ -177,6 +197,17 @@ absl::StatusOr<std::unique_ptr<BenchClient>> MakeClient(const BenchFlags& flags,
   return std::make_unique<GrpcBenchClient>(options);
 }
 
+// As Bench::RunElsewhere. That server is shown no key, which is the other one's.
+absl::StatusOr<bool> RunElsewhere(const BenchFlags& flags, Bench* bench) {
+  OpenAiBenchClientOptions options;
+  TANDEM_ASSIGN_OR_RETURN(options.url, ParseHttpUrl("--compare-url", flags.compare_url));
+  options.temperature = flags.temperature;
+  options.ignore_eos = flags.ignore_eos;
+  OpenAiBenchClient client(std::move(options));
+  TANDEM_ASSIGN_OR_RETURN(const BenchModel model, client.Describe());
+  return bench->RunElsewhere(&client, flags.compare_url, model.id);
+}
+
 int Execute(const BenchFlags& flags, const PublicServer& server) {
   SignalWaiter signals;
   const absl::StatusOr<std::unique_ptr<BenchClient>> made = MakeClient(flags, server);
@@ -199,6 +230,11 @@ int Execute(const BenchFlags& flags, const PublicServer& server) {
     return fail("bench: warm-up", status);
   }
   if (flags.compare_static && !bench.RunStaticBatches()) return kExitInterrupted;
+  if (!flags.compare_url.empty()) {
+    const absl::StatusOr<bool> ran = RunElsewhere(flags, &bench);
+    if (!ran.ok()) return Fail("bench: --compare-url", ran.status());
+    if (!*ran) return kExitInterrupted;
+  }
   bench.RunMain();
   if (flags.json) {
     fmt::print("{}\n", JsonLine(bench.Json(flags.save_detailed)));

@@ -117,6 +117,10 @@ void BenchFlags::AddTo(FlagSet* flags) {
   flags->Add("--compare-static", &compare_static,
              "before the run, the same requests in static batches, to compare with");
 
+  flags->Add("--compare-url", &compare_url,
+             "before the run, the same requests to an OpenAI server, to compare with",
+             "http://HOST:PORT/v1");
+
   flags->Add("--num-warmups", &num_warmups, "conversations sent first and not measured");
   flags->Add("--timeout", &timeout_s, "for one answer", "s");
   flags->Add("--connections", &connections, "streams are spread over these");
@@ -182,6 +186,9 @@ absl::Status BenchFlags::Check() const {
   if ((scenario == "trace") != !trace_file.empty()) {
     return InvalidArgument("--scenario trace and --trace FILE need each other");
   }
+  if (compare_static && !compare_url.empty()) {
+    return InvalidArgument("--compare-static and --compare-url exclude each other");
+  }
   if ((static_batches || compare_static) && max_concurrency && *max_concurrency == 0) {
     return InvalidArgument("static batches need their size: --max-concurrency");
   }
@@ -218,7 +225,7 @@ absl::StatusOr<BenchPlan> MakePlan(const BenchFlags& flags, const BenchModel& mo
   TANDEM_ASSIGN_OR_RETURN(setup.metrics, ParseMetricNames(flags.percentile_metrics));
   TANDEM_ASSIGN_OR_RETURN(setup.percentiles, ParsePercentiles(flags.metric_percentiles));
   setup.date = absl::FormatTime("%Y%m%d-%H%M%S", absl::Now(), absl::LocalTimeZone());
-  setup.backend = flags.api == "openai" ? "openai-chat" : "tandem-grpc";
+  setup.backend = flags.api == "openai" ? kOpenAiBackend : kTandemBackend;
   setup.model = model.id;
   setup.scenario = flags.scenario;
   setup.num_prompts = plan.workload.size();

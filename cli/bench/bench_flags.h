@@ -44,6 +44,7 @@ struct BenchFlags {
   std::optional<uint64_t> max_concurrency;
   bool static_batches = false;
   bool compare_static = false;
+  std::string compare_url;
 
   uint64_t num_warmups = 1;
   double timeout_s = 600;

@@ -173,20 +173,20 @@ void AddFigures(const BenchMetrics& metrics, HtmlPage* page) {
   }
 }
 
-// Every figure; those of the run in static batches beside them.
-std::vector<std::vector<std::string>> FigureTable(const ordered_json& json) {
-  const auto beside = json.find("static_batches_run");
-  const bool compared = beside != json.end();
+// Every figure, and beside it that of the other run.
+std::vector<std::vector<std::string>> FigureTable(const ordered_json& json,
+                                                  const std::string& other_name,
+                                                  const ordered_json& other) {
   std::vector<std::vector<std::string>> rows(1);
-  rows[0] = {"figure", compared ? "this run" : "value"};
-  if (compared) rows[0].emplace_back("static batches");
+  rows[0] = {"figure", other.is_null() ? "value" : "this run"};
+  if (!other.is_null()) rows[0].push_back(other_name);
   const auto text = [](const ordered_json& value) {
     return value.is_string() ? value.get<std::string>() : value.dump();
   };
   for (const auto& [name, value] : json.items()) {
     if (value.is_structured()) continue;
     rows.push_back({name, text(value)});
-    if (compared) rows.back().push_back(beside->contains(name) ? text((*beside)[name]) : "");
+    if (!other.is_null()) rows.back().push_back(other.contains(name) ? text(other[name]) : "");
   }
   return rows;
 }
@@ -194,7 +194,8 @@ std::vector<std::vector<std::string>> FigureTable(const ordered_json& json) {
 }  // namespace
 
 std::string RenderHtml(const BenchSetup& setup, const BenchMetrics& metrics,
-                       std::span<const RequestRecord> records, const ordered_json& json) {
+                       std::span<const RequestRecord> records, const ordered_json& json,
+                       const std::string& other_name, const ordered_json& other) {
   const std::string rate = setup.request_rate > 0 ? fmt::format("{} req/s", setup.request_rate)
                            : setup.max_concurrency > 0
                                ? fmt::format("{} at once", setup.max_concurrency)
@@ -214,7 +215,7 @@ std::string RenderHtml(const BenchSetup& setup, const BenchMetrics& metrics,
     page.Table("By status", rows);
   }
   page.Section("All figures");
-  page.Table("As in the JSON object", FigureTable(json));
+  page.Table("As in the JSON object", FigureTable(json, other_name, other));
   return page.Html();
 }
 

@@ -12,8 +12,11 @@
 namespace tandem::cli {
 
 // Percentile curves, histograms, what happened over time, and a table of every figure of `json`
-// (ReportJson). Of many requests the timeline shows some, evenly chosen.
+// (ReportJson), beside those of another run, `other`, that is called `other_name`. Of many requests
+// the timeline shows some, evenly chosen.
 std::string RenderHtml(const BenchSetup& setup, const BenchMetrics& metrics,
-                       std::span<const RequestRecord> records, const nlohmann::ordered_json& json);
+                       std::span<const RequestRecord> records, const nlohmann::ordered_json& json,
+                       const std::string& other_name = "",
+                       const nlohmann::ordered_json& other = nullptr);
 
 }  // namespace tandem::cli

@@ -171,16 +171,15 @@ std::string RenderReport(const BenchSetup& setup, const BenchMetrics& metrics) {
   return out + std::string(kWidth, '=') + "\n";
 }
 
-std::string RenderComparison(const BenchMetrics& run, const BenchMetrics& static_batches) {
-  const double throughput =
-      Ratio(run.PerSecond(static_cast<double>(run.output_tokens)),
-            static_batches.PerSecond(static_cast<double>(static_batches.output_tokens)));
+std::string RenderComparison(const BenchMetrics& run, const BenchMetrics& other,
+                             const std::string& name) {
+  const double throughput = Ratio(run.PerSecond(static_cast<double>(run.output_tokens)),
+                                  other.PerSecond(static_cast<double>(other.output_tokens)));
   return fmt::format(
-      "Against static batches: output token throughput x{:.2f}, median TTFT x{:.2f},\n"
+      "Against {}: output token throughput x{:.2f}, median TTFT x{:.2f},\n"
       "median E2EL x{:.2f}, duration x{:.2f}\n",
-      throughput, Ratio(run.ttft.median, static_batches.ttft.median),
-      Ratio(run.e2el.median, static_batches.e2el.median),
-      Ratio(run.duration_s, static_batches.duration_s));
+      name, throughput, Ratio(run.ttft.median, other.ttft.median),
+      Ratio(run.e2el.median, other.e2el.median), Ratio(run.duration_s, other.duration_s));
 }
 
 ordered_json ReportJson(const BenchSetup& setup, const BenchMetrics& metrics) {

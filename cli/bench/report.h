@@ -12,10 +12,13 @@
 
 namespace tandem::cli {
 
+inline constexpr char kTandemBackend[] = "tandem-grpc";
+inline constexpr char kOpenAiBackend[] = "openai-chat";
+
 // What was run, for the record.
 struct BenchSetup {
   std::string date;  // 20260131-235959
-  std::string backend = "tandem-grpc";
+  std::string backend = kTandemBackend;
   std::string model;
   std::string scenario;
   size_t num_prompts = 0;   // conversations
@@ -32,8 +35,10 @@ absl::StatusOr<std::vector<std::string>> ParseMetricNames(const std::string& com
 absl::StatusOr<std::vector<double>> ParsePercentiles(const std::string& comma_separated);
 
 std::string RenderReport(const BenchSetup& setup, const BenchMetrics& metrics);
-// Two lines: how this run compares with one of the same requests in static batches.
-std::string RenderComparison(const BenchMetrics& run, const BenchMetrics& static_batches);
+// Two lines: how this run compares with one of the same requests in another way or elsewhere, which
+// is called `name`.
+std::string RenderComparison(const BenchMetrics& run, const BenchMetrics& other,
+                             const std::string& name);
 
 nlohmann::ordered_json ReportJson(const BenchSetup& setup, const BenchMetrics& metrics);
 // Adds what is known of each request: input_lens, output_lens, ttfts, itls (s), errors.

@@ -177,8 +177,20 @@ TEST_F(BenchTest, AnOpenAiServer) {
        fmt::format("http://127.0.0.1:{}/v1", port), "--num-prompts", "20", "--max-concurrency", "4",
        "--random-input-len", "64", "--random-output-len", "8", "--json"},
       120);
+  const std::string page = dir_->path() + "/compared.html";
+  const json both = Measure(Short({"--num-prompts", "10", "--compare-url",
+                                   fmt::format("http://127.0.0.1:{}/v1", port), "--html", page}),
+                            10);
   server.stop();
   thread.join();
+  EXPECT_EQ(both["backend"], "tandem-grpc");
+  EXPECT_EQ(both["compared_run"]["backend"], "openai-chat");
+  EXPECT_EQ(both["compared_run"]["completed"], 10);
+  EXPECT_EQ(both["compared_run"]["total_output_tokens"], both["total_output_tokens"]);
+  EXPECT_THAT(ReadWholeFile(page),
+              HasSubstr(fmt::format("<td>median_ttft_ms</td><td>{}</td><td>{}</td>",
+                                    both["median_ttft_ms"].dump(),
+                                    both["compared_run"]["median_ttft_ms"].dump())));
   ASSERT_EQ(bench.exit_code, 0) << bench.err;
   const json out = json::parse(bench.out);
   EXPECT_EQ(out["backend"], "openai-chat");
