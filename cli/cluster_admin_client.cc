@@ -8,14 +8,17 @@
 #include "cli/command.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
+#include "common/rpc/cluster_flags.h"
 #include "common/rpc/server.h"
 #include "common/rpc/status.h"
 
 namespace tandem::cli {
 
 ClusterAdminClient::ClusterAdminClient(const std::string& internal_address,
-                                       const std::string& secret) {
-  const auto credentials = ClusterCredentials::Make(secret, {kOperatorRole, "tandem"});
+                                       const std::string& secret,
+                                       std::shared_ptr<CertificateFiles> certificate) {
+  const auto credentials =
+      ClusterCredentials::Make(secret, {kOperatorRole, "tandem"}, std::move(certificate));
   TANDEM_CHECK(credentials.ok(), "{}", MessageOf(credentials.status()));
   stub_ = v1::Admin::NewStub(
       MakeChannel(internal_address, **credentials, {kRouterRole, ""}, Patience::kPatient));
@@ -52,6 +55,10 @@ void AddInternalFlag(FlagSet* flags, AdminTarget* target) {
              "that this user's `tandem up` runs is found by --server alone",
              "HOST:PORT");
   flags->SetEnvironment("--internal", "TANDEM_INTERNAL");
+  AddClusterTlsFlags(flags, &target->tls);
+  flags->SetEnvironment("--cluster-cert", "TANDEM_CLUSTER_CERT");
+  flags->SetEnvironment("--cluster-key", "TANDEM_CLUSTER_KEY");
+  flags->SetEnvironment("--cluster-ca", "TANDEM_CLUSTER_CA");
 }
 
 namespace {
@@ -86,7 +93,10 @@ std::string DescribeNeighbours(const std::string& address) {
 absl::StatusOr<ClusterAdminClient> FindCluster(const AdminTarget& target) {
   const char* secret = std::getenv("TANDEM_CLUSTER_SECRET");
   if (!target.internal.empty()) {
-    return ClusterAdminClient(target.internal, secret != nullptr ? secret : "");
+    TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<CertificateFiles> certificate,
+                            OpenClusterCertificate(target.tls));
+    return ClusterAdminClient(target.internal, secret != nullptr ? secret : "",
+                              std::move(certificate));
   }
   const absl::StatusOr<ClusterNote> note = ReadClusterNote(target.server);
   if (!note.ok()) {

@@ -17,10 +17,14 @@ struct ManagedFlag {
   const char* instead;
 };
 constexpr char kChosen[] = "every process chooses a free port and says which";
-constexpr std::array<ManagedFlag, 13> kManaged = {{
+constexpr char kAllLocal[] = "its processes are on this machine, where the secret is enough";
+constexpr std::array<ManagedFlag, 16> kManaged = {{
     {"--listen", "use --host and --port"},
     {"--internal-listen", "use --internal-port"},
     {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
+    {"--cluster-cert", kAllLocal},
+    {"--cluster-key", kAllLocal},
+    {"--cluster-ca", kAllLocal},
     {"--router", "the cluster has its own"},
     {"--worker-id", "workers are named prefill-0, decode-0, ..."},
     {"--role", "use --unified N"},

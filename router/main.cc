@@ -18,6 +18,7 @@
 #include "common/config/flags.h"
 #include "common/metrics/metrics.h"
 #include "common/metrics/process_metrics.h"
+#include "common/rpc/cluster_flags.h"
 #include "common/rpc/server.h"
 #include "common/trace/otlp_client.h"
 #include "router/router_flags.h"
@@ -67,6 +68,7 @@ absl::Status CheckFlags(const RouterFlags& flags) {
   if (!flags.tls_client_ca.empty() && flags.tls_cert.empty()) {
     return InvalidArgument("--tls-client-ca needs --tls-cert and --tls-key");
   }
+  TANDEM_RETURN_IF_ERROR(CheckClusterFlags(flags.cluster_tls));
   const auto seconds = [](const char* name, double value, double low) {
     if (value >= low && value <= 1e6) return absl::OkStatus();
     return InvalidArgument("{} must be {} to 1e6 seconds, got {}", name, low, value);
@@ -96,6 +98,7 @@ RouterServerOptions MakeOptions(const RouterFlags& flags) {
   options.api_keys_file = flags.api_keys_file;
   options.insecure = flags.insecure;
   options.tls = {flags.tls_cert, flags.tls_key, flags.tls_client_ca};
+  options.cluster_tls = flags.cluster_tls;
   options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.max_wait = absl::Seconds(flags.max_wait);

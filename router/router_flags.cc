@@ -2,6 +2,7 @@
 
 #include "common/config/dtype_choices.h"
 #include "common/config/log_flags.h"
+#include "common/rpc/cluster_flags.h"
 
 namespace tandem::router {
 
@@ -34,9 +35,7 @@ void AddRouterFlags(FlagSet* set, RouterFlags* flags) {
   set->Add("--health-listen", &flags->health_listen,
            "address that answers grpc.health.v1 to anyone, without TLS, for probes; empty: none",
            "HOST:PORT");
-  set->Add("--cluster-secret", &flags->cluster_secret,
-           "what all processes of a cluster prove to each other; better in the environment, "
-           "which `ps` does not show");
+  AddClusterFlags(set, &flags->cluster_secret, &flags->cluster_tls);
   set->Group("Clients");
   set->Add(
       "--api-keys-file", &flags->api_keys_file,

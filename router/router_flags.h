@@ -8,6 +8,7 @@
 #include "common/base/log.h"
 #include "common/config/flags.h"
 #include "common/config/trace_flags.h"
+#include "common/rpc/cluster_flags.h"
 
 namespace tandem::router {
 
@@ -29,6 +30,7 @@ struct RouterFlags {
   std::string metrics_listen = "127.0.0.1:0";
   std::string health_listen;
   std::string cluster_secret;
+  TlsFiles cluster_tls;
   std::string api_keys_file;
   std::string tls_cert;
   std::string tls_key;

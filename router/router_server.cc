@@ -7,9 +7,10 @@
 
 #include "common/base/host_port.h"
 #include "common/base/status.h"
+#include "common/metrics/tls_metrics.h"
+#include "common/rpc/cluster_flags.h"
 #include "common/rpc/public_server.h"
 #include "router/api/grpc_decode_client.h"
-#include "router/metrics/tls_metrics.h"
 
 namespace tandem::router {
 namespace {
@@ -56,8 +57,12 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
   TANDEM_RETURN_IF_ERROR(
       RequireSecretBeyondLoopback(secret, "--internal-listen", options.internal_listen_address));
   TANDEM_RETURN_IF_ERROR(RequireProtectionBeyondLoopback(options));
-  TANDEM_ASSIGN_OR_RETURN(auto credentials,
-                          ClusterCredentials::Make(secret, {kRouterRole, "router"}));
+  TANDEM_ASSIGN_OR_RETURN(
+      auto certificate,
+      OpenClusterCertificate(options.cluster_tls, ShowExpiry(metrics, TlsCertificate::kCluster)));
+  TANDEM_ASSIGN_OR_RETURN(
+      auto credentials,
+      ClusterCredentials::Make(secret, {kRouterRole, "router"}, std::move(certificate)));
   std::unique_ptr<KeyRing> keys;
   if (!options.api_keys_file.empty()) {
     TANDEM_ASSIGN_OR_RETURN(keys, KeyRing::Open(options.api_keys_file, metrics, clock));
@@ -71,10 +76,8 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
   open.max_receive_bytes = MaxRequestBytes(options.inference, router->model());
   std::shared_ptr<ServerTls> tls;
   if (!options.tls.certificate.empty()) {
-    prometheus::Gauge* const expiry = &TlsCertificateExpiry(metrics);
-    TANDEM_ASSIGN_OR_RETURN(tls, ServerTls::Open(options.tls, [expiry](absl::Time not_after) {
-                              expiry->Set(absl::ToDoubleSeconds(not_after - absl::UnixEpoch()));
-                            }));
+    TANDEM_ASSIGN_OR_RETURN(
+        tls, ServerTls::Open(options.tls, ShowExpiry(metrics, TlsCertificate::kPublic)));
   }
   RpcServerOptions internal;
   internal.listen_address = options.internal_listen_address;

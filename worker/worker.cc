@@ -19,6 +19,8 @@
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/metrics/process_metrics.h"
+#include "common/metrics/tls_metrics.h"
+#include "common/rpc/cluster_flags.h"
 #include "common/rpc/end_on_signal.h"
 #include "common/rpc/load_wire.h"
 #include "common/rpc/server.h"
@@ -71,6 +73,7 @@ class Worker final : public WorkerProcess {
  private:
   std::unique_ptr<Watchdog> MakeWatchdog();
   Frame MakeFrame();
+  absl::Status MakeCredentials();
   absl::Status Join();
   void SetServing(bool serving);
   internal::v1::Hello MakeHello(const std::string& address, const std::string& metrics) const;
@@ -80,10 +83,11 @@ class Worker final : public WorkerProcess {
   const WorkerProcessOptions process_;
   SignalWaiter* const signals_;
   internal::v1::Capability capability_;
-  std::shared_ptr<const ClusterCredentials> credentials_;
 
   // Each uses those above it; the role is started between engine and server.
   Metrics metrics_;
+  std::shared_ptr<CertificateFiles> certificate_;  // null: the secret is enough
+  std::shared_ptr<const ClusterCredentials> credentials_;
   std::unique_ptr<ClusterMetrics> cluster_metrics_;
   std::unique_ptr<SpanSink> spans_;  // null: nothing is traced
   std::unique_ptr<engine::Engine> engine_;
@@ -104,15 +108,13 @@ class Worker final : public WorkerProcess {
 absl::Status Worker::Init(const engine::EngineOptions& options) {
   TANDEM_RETURN_IF_ERROR(
       RequireSecretBeyondLoopback(process_.cluster_secret, "--listen", process_.listen));
-  TANDEM_ASSIGN_OR_RETURN(
-      credentials_,
-      ClusterCredentials::Make(process_.cluster_secret, {role_->party_role(), process_.worker_id}));
   const std::string name = process_.served_model_name.empty() ? DefaultModelName(options.model_dir)
                                                               : process_.served_model_name;
   const MetricLabels labels = {
       {"role", role_->metrics_role()}, {"worker", process_.worker_id}, {"model_name", name}};
   metrics_.SetLabels(labels);
   AddProcessMetrics(&metrics_, labels);
+  TANDEM_RETURN_IF_ERROR(MakeCredentials());
   AddBuildInfo(&metrics_);
   TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
   const std::string service = fmt::format("tandem_{}_worker", role_->party_role());
@@ -151,6 +153,17 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
     loop_done_.Notify();
   });
   SetServing(true);
+  return absl::OkStatus();
+}
+
+absl::Status Worker::MakeCredentials() {
+  TANDEM_ASSIGN_OR_RETURN(certificate_,
+                          OpenClusterCertificate(process_.cluster_tls,
+                                                 ShowExpiry(&metrics_, TlsCertificate::kCluster)));
+  TANDEM_ASSIGN_OR_RETURN(
+      credentials_,
+      ClusterCredentials::Make(process_.cluster_secret, {role_->party_role(), process_.worker_id},
+                               certificate_));
   return absl::OkStatus();
 }
 

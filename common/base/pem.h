@@ -3,6 +3,7 @@
 // Pure functions, thread-safe. Messages say what is wrong and never quote a key.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -10,6 +11,14 @@
 #include "absl/time/time.h"
 
 namespace tandem {
+
+// What one end of TLS shows, and whom it believes.
+struct TlsTexts {
+  std::string certificate;  // its own first, then those that lead to its CA
+  std::string key;          // not encrypted
+  std::string ca;           // of the other end; "": it needs no certificate
+  int64_t generation = 0;   // grows with each change
+};
 
 // `chain` begins with a certificate that holds at `now` and whose key is `key`. Returns until when
 // it holds.

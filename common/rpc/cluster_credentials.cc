@@ -4,9 +4,11 @@
 #include <functional>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "grpc/grpc_security_constants.h"
@@ -16,7 +18,9 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/log_limiter.h"
+#include "common/base/mem_file.h"
 #include "common/base/status.h"
+#include "common/rpc/authority_check.h"
 #include "common/rpc/status.h"
 #include "openssl/bio.h"
 #include "openssl/evp.h"
@@ -37,9 +41,12 @@ using KeyPtr = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY, EVP_PKEY_free>>;
 using CertificatePtr = std::unique_ptr<X509, Freed<X509, X509_free>>;
 using BioPtr = std::unique_ptr<BIO, Freed<BIO, BIO_free_all>>;
 
-// Nobody checks it: the proof says how long a certificate holds, which is as long as its key.
+// Nobody checks it: the proof says how long a certificate holds, which is as long as its key; one
+// of an authority says it for the key that it has signed.
 constexpr long kValidSeconds = 100L * 365 * 24 * 3600;
 constexpr char kScheme[] = "tandem:";
+// How often gRPC looks whether what it shows has changed.
+constexpr unsigned kLookSeconds = 1;
 
 // The public key as it stands in the certificate; "" if there is none.
 std::string PublicKeyBytes(X509* certificate) {
@@ -58,6 +65,10 @@ std::string ToPem(Write write) {
   char* data = nullptr;
   const long size = BIO_get_mem_data(bio.get(), &data);
   return {data, static_cast<size_t>(size)};
+}
+
+BioPtr Reader(std::string_view pem) {
+  return BioPtr(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
 }
 
 // What a certificate says of its holder, as the one URI among its names: tandem:ROLE/ID/PROOF, the
@@ -93,9 +104,13 @@ std::string ProofOf(std::string_view secret, const Party& party, std::string_vie
 // Looks at the certificate that the other end of a handshake has shown to be its own.
 class ProofVerifier final : public tls::ExternalCertificateVerifier {
  public:
-  // `id` empty: any.
-  ProofVerifier(std::string secret, std::vector<std::string> roles, std::string id)
-      : secret_(std::move(secret)), roles_(std::move(roles)), id_(std::move(id)) {}
+  // `id` empty: any. `authority` null: the secret alone decides.
+  ProofVerifier(std::string secret, std::vector<std::string> roles, std::string id,
+                std::shared_ptr<AuthorityCheck> authority)
+      : secret_(std::move(secret)),
+        roles_(std::move(roles)),
+        id_(std::move(id)),
+        authority_(std::move(authority)) {}
 
   bool Verify(tls::TlsCustomVerificationCheckRequest* request,
               std::function<void(grpc::Status)> /*callback*/, grpc::Status* status) override {
@@ -117,13 +132,18 @@ class ProofVerifier final : public tls::ExternalCertificateVerifier {
     const std::optional<Claim> claim = ParseClaim({uris[0].data(), uris[0].size()});
     if (!claim.has_value()) return Refusal();
     const grpc::string_ref pem = request.peer_cert();
-    const BioPtr bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+    const BioPtr bio = Reader({pem.data(), pem.size()});
     const CertificatePtr certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr));
     if (certificate == nullptr) return Refusal();
     const std::string key = PublicKeyBytes(certificate.get());
     if (key.empty() || !CheckProof(secret_, ProofPurpose::kRpcKey,
                                    {claim->party.role, claim->party.id, key}, claim->proof)) {
       return Refusal();
+    }
+    if (authority_ != nullptr) {
+      const grpc::string_ref chain = request.peer_cert_full_chain();
+      TANDEM_RETURN_IF_ERROR(
+          authority_->Check({pem.data(), pem.size()}, {chain.data(), chain.size()}));
     }
     // From here on it is one of the cluster's.
     if (std::find(roles_.begin(), roles_.end(), claim->party.role) == roles_.end()) {
@@ -145,41 +165,53 @@ class ProofVerifier final : public tls::ExternalCertificateVerifier {
   const std::string secret_;
   const std::vector<std::string> roles_;
   const std::string id_;
+  const std::shared_ptr<AuthorityCheck> authority_;
   LogLimiter limiter_;
 };
 
+// gRPC's provider reads its files for as long as a server or a channel has it, and nobody is told
+// how long that is. A process has three.
+MemFile* KeepForGood(std::unique_ptr<MemFile> file) {
+  static absl::Mutex mutex(absl::kConstInit);
+  static auto* const kept = new std::vector<std::unique_ptr<MemFile>>();
+  absl::MutexLock lock(&mutex);
+  return kept->emplace_back(std::move(file)).get();
+}
+
 class ClusterCredentialsImpl final : public ClusterCredentials {
  public:
-  ClusterCredentialsImpl(std::string secret, Party self)
-      : secret_(std::move(secret)), self_(std::move(self)) {}
+  ClusterCredentialsImpl(std::string secret, Party self,
+                         std::shared_ptr<CertificateFiles> certificate)
+      : secret_(std::move(secret)), self_(std::move(self)), certificate_(std::move(certificate)) {}
+  ~ClusterCredentialsImpl() override {
+    if (listener_ >= 0) certificate_->RemoveListener(listener_);
+  }
 
   absl::Status Init() {
-    const KeyPtr key(EVP_EC_gen("P-256"));
-    const CertificatePtr certificate(X509_new());
-    if (key == nullptr || certificate == nullptr) return Internal("OpenSSL makes no key");
-    X509* x509 = certificate.get();
-    X509_set_version(x509, X509_VERSION_3);
-    ASN1_INTEGER_set(X509_get_serialNumber(x509), 1);
-    // From the epoch, so that no clock is wrong.
-    ASN1_TIME_set(X509_getm_notBefore(x509), 0);
-    ASN1_TIME_set(X509_getm_notAfter(x509), kValidSeconds);
-    X509_set_pubkey(x509, key.get());
-    const std::string uri =
-        "URI:" + ClaimUri({self_, ProofOf(secret_, self_, PublicKeyBytes(x509))});
-    X509_EXTENSION* names =
-        X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, uri.c_str());
-    const bool added = names != nullptr && X509_add_ext(x509, names, -1) == 1;
-    X509_EXTENSION_free(names);
-    if (!added || X509_sign(x509, key.get(), EVP_sha256()) == 0) {
-      return Internal("OpenSSL makes no certificate");
-    }
-    const std::string pem = ToPem([&](BIO* bio) { return PEM_write_bio_X509(bio, x509); });
+    key_.reset(EVP_EC_gen("P-256"));
+    if (key_ == nullptr) return Internal("OpenSSL makes no key");
     const std::string private_pem = ToPem([&](BIO* bio) {
-      return PEM_write_bio_PrivateKey(bio, key.get(), nullptr, nullptr, 0, nullptr, nullptr);
+      return PEM_write_bio_PrivateKey(bio, key_.get(), nullptr, nullptr, 0, nullptr, nullptr);
     });
-    // As its own root, which nobody is compared with: or gRPC would look for the system's.
-    provider_ = std::make_shared<tls::StaticDataCertificateProvider>(
-        pem, std::vector<tls::IdentityKeyCertPair>{{private_pem, pem}});
+    TANDEM_ASSIGN_OR_RETURN(const std::string pem, MakeCertificate());
+    // The roots, which nobody is compared with, are there or gRPC would look for the system's.
+    if (certificate_ == nullptr) {
+      provider_ = std::make_shared<tls::StaticDataCertificateProvider>(
+          pem, std::vector<tls::IdentityKeyCertPair>{{private_pem, pem}});
+      return absl::OkStatus();
+    }
+    authority_ = std::make_shared<AuthorityCheck>(certificate_);
+    // Of gRPC's providers only the one that reads files takes a change.
+    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<MemFile> key, MemFile::Create(private_pem));
+    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<MemFile> root, MemFile::Create(pem));
+    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<MemFile> chain, MemFile::Create(pem));
+    const std::string chain_path = chain->path();
+    chain_file_ = KeepForGood(std::move(chain));
+    provider_ = std::make_shared<tls::FileWatcherCertificateProvider>(
+        KeepForGood(std::move(key))->path(), chain_path, KeepForGood(std::move(root))->path(),
+        kLookSeconds);
+    listener_ = certificate_->AddListener([this] { Renew(); });
+    Renew();  // it may have changed since it was looked at
     return absl::OkStatus();
   }
 
@@ -207,22 +239,77 @@ class ClusterCredentialsImpl final : public ClusterCredentials {
   }
 
  private:
+  // PEM text of a certificate of this process's key that says who it is: signed by the key of
+  // `certificate_`, whose own follow, or by itself.
+  absl::StatusOr<std::string> MakeCertificate() const {
+    const TlsTexts texts = certificate_ != nullptr ? certificate_->texts() : TlsTexts();
+    const CertificatePtr own(X509_new());
+    X509* x509 = own.get();
+    if (x509 == nullptr) return Internal("OpenSSL makes no certificate");
+    X509_set_version(x509, X509_VERSION_3);
+    ASN1_INTEGER_set(X509_get_serialNumber(x509), 1);
+    // From the epoch, so that no clock is wrong.
+    ASN1_TIME_set(X509_getm_notBefore(x509), 0);
+    ASN1_TIME_set(X509_getm_notAfter(x509), kValidSeconds);
+    X509_set_pubkey(x509, key_.get());
+    const std::string uri =
+        "URI:" + ClaimUri({self_, ProofOf(secret_, self_, PublicKeyBytes(x509))});
+    X509_EXTENSION* names =
+        X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, uri.c_str());
+    const bool added = names != nullptr && X509_add_ext(x509, names, -1) == 1;
+    X509_EXTENSION_free(names);
+    if (!added || !Sign(x509, texts)) return Internal("OpenSSL makes no certificate");
+    return ToPem([&](BIO* bio) { return PEM_write_bio_X509(bio, x509); }) + texts.certificate;
+  }
+
+  bool Sign(X509* x509, const TlsTexts& texts) const {
+    if (certificate_ == nullptr) return X509_sign(x509, key_.get(), EVP_sha256()) != 0;
+    const BioPtr key_bio = Reader(texts.key);
+    const KeyPtr key(PEM_read_bio_PrivateKey(key_bio.get(), nullptr, nullptr, nullptr));
+    const BioPtr bio = Reader(texts.certificate);
+    const CertificatePtr signer(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr));
+    if (key == nullptr || signer == nullptr) return false;
+    X509_set_issuer_name(x509, X509_get_subject_name(signer.get()));
+    // Ed25519 and Ed448 have a digest of their own.
+    int digest = NID_undef;
+    const bool own_digest =
+        EVP_PKEY_get_default_digest_nid(key.get(), &digest) == 2 && digest == NID_undef;
+    return X509_sign(x509, key.get(), own_digest ? nullptr : EVP_sha256()) != 0;
+  }
+
+  void Renew() {
+    absl::MutexLock lock(&renew_mutex_);
+    const absl::StatusOr<std::string> pem = MakeCertificate();
+    absl::Status status = pem.status();
+    if (status.ok()) status = chain_file_->Replace(*pem);
+    if (!status.ok()) spdlog::error("internal rpc: {}", MessageOf(status));
+  }
+
   std::shared_ptr<tls::CertificateVerifier> MakeVerifier(std::vector<std::string> roles,
                                                          const std::string& id) const {
-    return tls::ExternalCertificateVerifier::Create<ProofVerifier>(secret_, std::move(roles), id);
+    return tls::ExternalCertificateVerifier::Create<ProofVerifier>(secret_, std::move(roles), id,
+                                                                   authority_);
   }
 
   const std::string secret_;
   const Party self_;
-  std::shared_ptr<tls::StaticDataCertificateProvider> provider_;
+  const std::shared_ptr<CertificateFiles> certificate_;  // null: the secret alone decides
+  // Constant after Init.
+  KeyPtr key_;
+  std::shared_ptr<AuthorityCheck> authority_;
+  MemFile* chain_file_ ABSL_PT_GUARDED_BY(renew_mutex_) = nullptr;
+  std::shared_ptr<tls::CertificateProviderInterface> provider_;
+  int listener_ = -1;
+  absl::Mutex renew_mutex_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const ClusterCredentials>> ClusterCredentials::Make(
-    std::string secret, Party self) {
+    std::string secret, Party self, std::shared_ptr<CertificateFiles> certificate) {
   TANDEM_RETURN_IF_ERROR(ValidateParty(self));
-  auto credentials = std::make_shared<ClusterCredentialsImpl>(std::move(secret), std::move(self));
+  auto credentials = std::make_shared<ClusterCredentialsImpl>(std::move(secret), std::move(self),
+                                                              std::move(certificate));
   TANDEM_RETURN_IF_ERROR(credentials->Init());
   return credentials;
 }

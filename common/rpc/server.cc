@@ -123,8 +123,9 @@ class ServiceNamesOption : public grpc::ServerBuilderOption {
 
 class GrpcServer : public RpcServer {
  public:
-  GrpcServer(std::shared_ptr<HealthService> health, std::shared_ptr<ServerTls> tls)
-      : health_(std::move(health)), tls_(std::move(tls)) {}
+  GrpcServer(std::shared_ptr<HealthService> health, std::shared_ptr<ServerTls> tls,
+             std::shared_ptr<const ClusterCredentials> credentials)
+      : health_(std::move(health)), tls_(std::move(tls)), credentials_(std::move(credentials)) {}
   ~GrpcServer() override { Shutdown(absl::ZeroDuration()); }
 
   void Init(std::unique_ptr<grpc::Server> server, HostPort address) {
@@ -148,6 +149,8 @@ class GrpcServer : public RpcServer {
  private:
   const std::shared_ptr<HealthService> health_;
   const std::shared_ptr<ServerTls> tls_;  // outlives server_
+  // What server_ shows changes as long as these live.
+  const std::shared_ptr<const ClusterCredentials> credentials_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
   std::string address_;
@@ -186,7 +189,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> StartServer(
   absl::call_once(warned, WarnOfFewDescriptors);
 
   auto health = std::make_shared<HealthService>();
-  auto server = std::make_unique<GrpcServer>(health, tls);
+  auto server = std::make_unique<GrpcServer>(health, tls, options.credentials);
   grpc::ServerBuilder builder;
   AddServerArguments(options, &builder);
   builder.SetOption(std::make_unique<ServiceNamesOption>(health));

@@ -1,29 +1,20 @@
 // TLS of a public server: a certificate, its key, and perhaps the CA of the certificates that
-// clients must show (mutual TLS). All are PEM files, watched and read again when they change:
-// connections that are there go on as they are, new ones get the new certificate.
-//
-// A change is taken over only as a whole: a key that is not the certificate's, one that cannot be
-// read, and a certificate that has expired change nothing, and the log says so every minute
-// (FileWatch). Internal servers have ClusterCredentials instead.
+// clients must show (mutual TLS), from files that may change (CertificateFiles): connections that
+// are there go on as they are, new ones get the new certificate. Internal servers have
+// ClusterCredentials instead.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <string>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "grpcpp/grpcpp.h"
 
-namespace tandem {
+#include "common/auth/certificate_files.h"
 
-// Paths of PEM files.
-struct TlsFiles {
-  std::string certificate;  // the server's own first, then those that lead to its CA
-  std::string key;          // not encrypted
-  std::string client_ca;    // "": clients need no certificate
-};
+namespace tandem {
 
 // Thread-safe.
 class ServerTls {

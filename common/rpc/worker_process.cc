@@ -12,6 +12,7 @@
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/config/log_flags.h"
+#include "common/rpc/cluster_flags.h"
 
 namespace tandem {
 
@@ -48,9 +49,7 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "a link to another worker whose self-test finds less is not used; 0: any is", "GB/s");
   flags->AddChoice("--slow-kv-link", &o->slow_kv_link, {"refuse", "warn"},
                    "what becomes of a link below --min-kv-link-gbps");
-  flags->Add("--cluster-secret", &o->cluster_secret,
-             "what all processes of a cluster prove to each other; better in the environment, "
-             "which `ps` does not show");
+  AddClusterFlags(flags, &o->cluster_secret, &o->cluster_tls);
   flags->Group("Timeouts");
   flags->Add("--drain-timeout", &o->drain_timeout,
              "how long running requests may take to finish after SIGTERM", "s");
@@ -114,6 +113,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   }
   if (status.ok()) status = RoutersOf(options).status();
   if (status.ok()) status = CheckTraceFlags(options.trace);
+  if (status.ok()) status = CheckClusterFlags(options.cluster_tls);
   if (status.ok()) status = parts.validate();
   if (!status.ok()) return fail(2, status);
   if (options.worker_id.empty()) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "common/auth/certificate_files.h"
 #include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "common/config/flags.h"
@@ -28,6 +29,7 @@ struct WorkerProcessOptions {
   std::string worker_id;          // empty: drawn at random
   std::string served_model_name;  // empty: the model directory's name
   std::string cluster_secret;     // default: TANDEM_CLUSTER_SECRET
+  TlsFiles cluster_tls;           // all empty: the secret is enough
   std::string kv_listen;          // HOST:PORT; empty: the host of `listen`, any port
   std::string kv_transport = "auto";
   int64_t kv_ring_bytes = int64_t{64} << 20;

@@ -16,13 +16,13 @@
 
 #include "common/metrics/metrics.h"
 #include "common/metrics/process_metrics.h"
+#include "common/metrics/tls_metrics.h"
 #include "common/trace/trace_metrics.h"
 #include "decode_worker/decode_metrics.h"
 #include "kvtransfer/channel/kv_counter_block.h"
 #include "prefill_worker/prefill_metrics.h"
 #include "router/keys/key_metrics.h"
 #include "router/metrics/router_metrics.h"
-#include "router/metrics/tls_metrics.h"
 #include "tests/support/paths.h"
 #include "tests/support/process.h"
 #include "worker/cluster_metrics.h"
@@ -40,11 +40,12 @@ struct Page {
     AddProcessMetrics(&metrics, labels);
     AddBuildInfo(&metrics);
     TraceMetrics traces(&metrics);
+    ShowExpiry(&metrics, TlsCertificate::kCluster)(absl::UnixEpoch());
     if (role == "router") {
       router = std::make_unique<router::RouterMetrics>(&metrics);
       router::KeyMetrics(&metrics, "team-a");
       router::KeysFileBroken(&metrics);
-      router::TlsCertificateExpiry(&metrics);
+      ShowExpiry(&metrics, TlsCertificate::kPublic)(absl::UnixEpoch());
       return;
     }
     worker::AddEngineMetrics(&metrics, {});

@@ -10,6 +10,7 @@
 
 #include "gtest/gtest.h"
 
+#include "common/rpc/cluster_flags.h"
 #include "common/rpc/server.h"
 #include "tests/support/credentials.h"
 #include "tests/support/paths.h"
@@ -96,6 +97,13 @@ void TestCluster::Launch(Member* member, std::vector<std::string> args) {
   }
 }
 
+std::vector<std::string> TestCluster::TlsFlags() const {
+  const TlsFiles& tls = spec_.cluster_tls;
+  if (tls.certificate.empty()) return {};
+  return {"--cluster-cert=" + tls.certificate, "--cluster-key=" + tls.key,
+          "--cluster-ca=" + tls.ca};
+}
+
 void TestCluster::StartWorker(const std::string& id) {
   auto& member = workers_[id];
   member = std::make_unique<Member>();
@@ -115,6 +123,7 @@ void TestCluster::StartWorker(const std::string& id) {
   args.insert(args.end(), spec_.worker_flags.begin(), spec_.worker_flags.end());
   const auto& own = is_prefill ? spec_.prefill_flags : spec_.decode_flags;
   args.insert(args.end(), own.begin(), own.end());
+  for (const std::string& flag : TlsFlags()) args.push_back(flag);
   const std::vector<std::string> of_the_run = FlagsOfTheRun();
   args.insert(args.end(), of_the_run.begin(), of_the_run.end());
   Launch(member.get(), args);
@@ -128,6 +137,7 @@ void TestCluster::StartRouter(size_t i) {
   for_all.insert(for_all.begin(), spec_.worker_flags.begin(), spec_.worker_flags.end());
   std::copy_if(for_all.begin(), for_all.end(), std::back_inserter(args), IsForTheRouterToo);
   args.insert(args.end(), spec_.router_flags.begin(), spec_.router_flags.end());
+  for (const std::string& flag : TlsFlags()) args.push_back(flag);
   if (!member.address.empty()) {
     args.insert(args.end(), {"--listen", member.address, "--internal-listen",
                              member.internal_address, "--metrics-listen", member.metrics_address});
@@ -135,15 +145,22 @@ void TestCluster::StartRouter(size_t i) {
   member.id = i == 0 ? "router" : "router-" + std::to_string(i);
   Launch(&member, args);
   router.channel = grpc::CreateChannel(member.address, grpc::InsecureChannelCredentials());
-  router.admin_channel =
-      MakeChannel(member.internal_address, *TestCredentials(kOperatorRole, "test", kClusterSecret),
-                  {kRouterRole, ""});
+  router.admin_channel = MakeChannel(
+      member.internal_address,
+      *TestCredentials(kOperatorRole, "test", kClusterSecret, certificate_), {kRouterRole, ""});
   router.admin = tandem::v1::Admin::NewStub(router.admin_channel);
 }
 
 std::unique_ptr<TestCluster> TestCluster::Start(const ClusterSpec& spec) {
   std::unique_ptr<TestCluster> cluster(new TestCluster);
   cluster->spec_ = spec;
+  absl::StatusOr<std::shared_ptr<CertificateFiles>> certificate =
+      OpenClusterCertificate(spec.cluster_tls);
+  if (!certificate.ok()) {
+    ADD_FAILURE() << certificate.status();
+    return nullptr;
+  }
+  cluster->certificate_ = *std::move(certificate);
   cluster->routers_.resize(static_cast<size_t>(spec.routers));
   for (size_t i = 0; i < cluster->routers_.size(); ++i) {
     cluster->StartRouter(i);

@@ -10,6 +10,7 @@
 
 #include "grpcpp/grpcpp.h"
 
+#include "common/auth/certificate_files.h"
 #include "tandem/v1/admin.grpc.pb.h"
 #include "tandem/v1/inference.grpc.pb.h"
 #include "tests/support/process.h"
@@ -35,6 +36,7 @@ struct ClusterSpec {
   std::vector<std::string> worker_flags;  // for every worker
   std::vector<std::string> decode_flags;  // decode and unified workers
   std::vector<std::string> prefill_flags;
+  TlsFiles cluster_tls;  // of all processes, and of the operator; empty: none
 };
 
 // What the processes of a TestCluster share.
@@ -97,10 +99,12 @@ class TestCluster {
   };
 
   TestCluster() = default;
+  std::vector<std::string> TlsFlags() const;
   void Launch(Member* member, std::vector<std::string> args);
 
   ClusterSpec spec_;
   TempDir dir_;
+  std::shared_ptr<CertificateFiles> certificate_;  // the operator's; null: none
   std::vector<Router> routers_;
   std::map<std::string, std::unique_ptr<Member>> workers_;
 };

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/status.h"
@@ -10,10 +11,10 @@
 
 namespace tandem {
 
-inline std::shared_ptr<const ClusterCredentials> TestCredentials(const std::string& role,
-                                                                 const std::string& id,
-                                                                 const std::string& secret = "") {
-  auto credentials = ClusterCredentials::Make(secret, {role, id});
+inline std::shared_ptr<const ClusterCredentials> TestCredentials(
+    const std::string& role, const std::string& id, const std::string& secret = "",
+    std::shared_ptr<CertificateFiles> certificate = nullptr) {
+  auto credentials = ClusterCredentials::Make(secret, {role, id}, std::move(certificate));
   TANDEM_CHECK(credentials.ok(), "{}", MessageOf(credentials.status()));
   return *std::move(credentials);
 }
