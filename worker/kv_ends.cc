@@ -32,6 +32,7 @@ absl::StatusOr<kvtransfer::KvReceiverOptions> MakeReceiverOptions(const Frame& f
   options.region = frame.engine->region();
   options.worker_id = process.worker_id;
   options.cluster_secret = process.cluster_secret;
+  if (process.kv_tls) options.tls = frame.tls;
   options.capability_digest = frame.capability_digest;
   options.transports = process.kv_transport;
   options.ring_bytes = static_cast<size_t>(process.kv_ring_bytes);
@@ -44,6 +45,7 @@ kvtransfer::KvSenderOptions MakeSenderOptions(const Frame& frame) {
   options.region = frame.engine->region();
   options.worker_id = frame.process->worker_id;
   options.cluster_secret = frame.process->cluster_secret;
+  if (frame.process->kv_tls) options.tls = frame.tls;
   options.capability_digest = frame.capability_digest;
   options.transports = frame.process->kv_transport;
   options.min_link_bytes_per_second = frame.process->min_kv_link_gbps * 1e9;

@@ -200,6 +200,7 @@ Frame Worker::MakeFrame() {
   frame.spans = spans_.get();
   frame.process = &process_;
   frame.credentials = credentials_;
+  if (certificate_ != nullptr) frame.tls = [files = certificate_] { return files->texts(); };
   frame.capability_digest = CapabilityDigest(capability_);
   // Called on the loop's thread, which lives shorter than cluster_.
   frame.reports.load = [this](const LoadReport& load) {

@@ -2,6 +2,7 @@
 // the drain. A Role adds what one kind of worker does inside it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct Frame {
   SpanSink* spans = nullptr;  // null: nothing is traced
   const WorkerProcessOptions* process = nullptr;
   std::shared_ptr<const ClusterCredentials> credentials;
+  std::function<TlsTexts()> tls;  // of KV connections; empty: none
   std::string capability_digest;  // what peers must present
   Reports reports;                // for the role's loop
 };

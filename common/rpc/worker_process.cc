@@ -42,6 +42,9 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "how KV blocks travel between workers: auto (the best that both have), or some of "
              "cuda_ipc,nccl,shm,shm_ring,tcp in order of preference; shm is shm_ring too",
              "NAMES");
+  flags->Add("--kv-tls", &o->kv_tls,
+             "KV connections between workers are TLS where there is --cluster-cert; without it "
+             "their bytes go as fast as the network, and in the clear");
   flags->AddBytes("--kv-ring-bytes", &o->kv_ring_bytes,
                   "memory of the host that each link over shm_ring has between two workers, pinned "
                   "where they have GPUs");

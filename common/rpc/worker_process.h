@@ -32,6 +32,7 @@ struct WorkerProcessOptions {
   TlsFiles cluster_tls;           // all empty: the secret is enough
   std::string kv_listen;          // HOST:PORT; empty: the host of `listen`, any port
   std::string kv_transport = "auto";
+  bool kv_tls = true;
   int64_t kv_ring_bytes = int64_t{64} << 20;
   double min_kv_link_gbps = 0.05;  // GB/s: less than half of what gigabit Ethernet carries
   std::string slow_kv_link = "refuse";

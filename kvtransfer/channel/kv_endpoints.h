@@ -48,6 +48,7 @@
 #include "common/base/clock.h"
 #include "common/base/kv_layout.h"
 #include "common/base/kv_link.h"
+#include "common/base/pem.h"
 #include "common/base/ready_event.h"
 #include "common/base/transfer_id.h"
 #include "kvtransfer/channel/kv_counters.h"
@@ -77,7 +78,10 @@ struct KvReceiverOptions {
   int port = 0;  // 0: any free port
   KvRegion region;
   std::string worker_id;
-  std::string cluster_secret;     // senders must prove it, before they say anything else
+  std::string cluster_secret;  // senders must prove it, before they say anything else
+  // Certificates of the cluster, as they are now; asked for each connection, from any thread. Both
+  // ends have them, or none does: then what goes between them is not encrypted.
+  std::function<TlsTexts()> tls;
   std::string capability_digest;  // and present the same of this
   // What to offer, as ParseTransports (transport/kv_transport.h) reads it.
   std::string transports = "auto";
@@ -144,6 +148,9 @@ struct KvSenderOptions {
   KvRegion region;
   std::string worker_id;
   std::string cluster_secret;  // proved to receivers, who must prove it too
+  // Certificates of the cluster, as they are now; asked for each connection, from any thread. Both
+  // ends have them, or none does: then what goes between them is not encrypted.
+  std::function<TlsTexts()> tls;
   std::string capability_digest;
   // What to use, as ParseTransports reads it: the first that the peer offers and that works.
   std::string transports = "auto";

@@ -26,7 +26,8 @@ class KvReceiverImpl : public KvReceiver {
  public:
   KvReceiverImpl(KvReceiverOptions options, std::unique_ptr<KvStore> own_store,
                  const KvStore* store, std::vector<RegisteredTransport> transports,
-                 std::unique_ptr<KvListener> listener, std::string address)
+                 std::unique_ptr<KvNetwork> own_network, std::unique_ptr<KvListener> listener,
+                 std::string address)
       : options_(std::move(options)),
         own_store_(std::move(own_store)),
         transports_(std::move(transports)),
@@ -35,6 +36,7 @@ class KvReceiverImpl : public KvReceiver {
         counters_(options_.metrics, "receiver"),
         table_(store->shape().num_blocks),
         context_{&options_, store, &counters_, &table_},
+        own_network_(std::move(own_network)),
         listener_(std::move(listener)),
         acceptor_([this] { AcceptLoop(); }),
         housekeeper_([this] { HousekeepingLoop(); }) {}
@@ -226,6 +228,7 @@ class KvReceiverImpl : public KvReceiver {
   KvCounterBlock counters_;
   TransferTable table_;
   const ReceiverContext context_;
+  const std::unique_ptr<KvNetwork> own_network_;  // null: another's
   const std::unique_ptr<KvListener> listener_;
 
   absl::Mutex mutex_;
@@ -260,7 +263,9 @@ absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions 
       std::vector<RegisteredTransport> transports,
       RegisterTransports(options.transports, store,
                          {.io = options.io_timeout, .ring_bytes = options.ring_bytes}));
-  KvNetwork* network = options.network != nullptr ? options.network : TcpNetwork();
+  std::unique_ptr<KvNetwork> own_network = options.tls ? MakeTlsNetwork(options.tls) : nullptr;
+  KvNetwork* network = options.network;
+  if (network == nullptr) network = own_network != nullptr ? own_network.get() : TcpNetwork();
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvListener> listener,
                           network->Listen(options.listen_host, options.port));
   std::string address = listener->address();
@@ -270,8 +275,8 @@ absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions 
     address = announced.ToString();
   }
   return std::make_unique<KvReceiverImpl>(std::move(options), std::move(own_store), store,
-                                          std::move(transports), std::move(listener),
-                                          std::move(address));
+                                          std::move(transports), std::move(own_network),
+                                          std::move(listener), std::move(address));
 }
 
 }  // namespace tandem::kvtransfer

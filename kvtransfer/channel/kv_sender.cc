@@ -20,10 +20,10 @@ class KvSenderImpl : public KvSender {
                std::vector<RegisteredTransport> transports)
       : options_(std::move(options)),
         own_store_(std::move(own_store)),
+        own_network_(options_.tls ? MakeTlsNetwork(options_.tls) : nullptr),
         transports_(std::move(transports)),
         counters_(options_.metrics, "sender"),
-        context_{{&options_, store, &transports_,
-                  options_.network != nullptr ? options_.network : TcpNetwork(), &counters_},
+        context_{{&options_, store, &transports_, Network(), &counters_},
                  [this](const TransferKey& key, const absl::Status& status,
                         const TransferStats& stats) { Done(key, status, stats); }} {}
 
@@ -123,6 +123,11 @@ class KvSenderImpl : public KvSender {
   KvTransferCounters Counters() const override { return counters_.Snapshot(); }
 
  private:
+  KvNetwork* Network() const {
+    if (options_.network != nullptr) return options_.network;
+    return own_network_ != nullptr ? own_network_.get() : TcpNetwork();
+  }
+
   using Peers =
       absl::flat_hash_map<std::pair<std::string, std::string>, std::shared_ptr<SenderPeer>>;
   // So many peers are kept whether or not they are connected: their link rates are worth something.
@@ -167,7 +172,8 @@ class KvSenderImpl : public KvSender {
   }
 
   const KvSenderOptions options_;
-  const std::unique_ptr<KvStore> own_store_;  // unless a test brought one
+  const std::unique_ptr<KvStore> own_store_;      // unless a test brought one
+  const std::unique_ptr<KvNetwork> own_network_;  // null: another's
   const std::vector<RegisteredTransport> transports_;
   KvCounterBlock counters_;
   const SenderContext context_;

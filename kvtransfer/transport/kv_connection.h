@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
+#include "common/base/pem.h"
 #include "kvtransfer/transport/frame.h"
 
 namespace tandem::kvtransfer {
@@ -90,5 +91,10 @@ absl::Status ReceiveAll(KvConnection* connection, MutableBytes into, absl::Durat
 
 // Plain TCP over POSIX sockets. Lives as long as the process.
 KvNetwork* TcpNetwork();
+// TCP with TLS 1.3, where both ends show a certificate. `texts` says what to show and whose to
+// believe; it is asked for each new connection, from any thread. Outlives what it made. The first
+// Send or ReceiveHeader of a connection is also when its ends get to know each other:
+// UNAUTHENTICATED says what is wrong with the other one.
+std::unique_ptr<KvNetwork> MakeTlsNetwork(std::function<TlsTexts()> texts);
 
 }  // namespace tandem::kvtransfer

@@ -1,4 +1,5 @@
-// KvNetwork over TCP: non-blocking sockets, poll() for every wait.
+// KvNetwork over TCP: non-blocking sockets, poll() for every wait. With certificates what passes
+// through a socket is that of a TlsStream; nothing else differs.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -24,6 +25,7 @@
 #include "common/base/clock.h"
 #include "common/base/host_port.h"
 #include "common/base/status.h"
+#include "common/base/tls_stream.h"
 #include "kvtransfer/transport/kv_connection.h"
 #include "kvtransfer/transport/posix_fd.h"
 
@@ -93,10 +95,12 @@ absl::StatusOr<AddrinfoPtr> Resolve(const std::string& host, int port, bool pass
 
 class TcpConnection : public KvConnection {
  public:
-  TcpConnection(Fd fd, std::string peer)
+  // `tls` is over the same descriptor; null: none.
+  TcpConnection(Fd fd, std::string peer, std::unique_ptr<TlsStream> tls)
       : fd_(std::move(fd)),
         interrupt_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
-        peer_(std::move(peer)) {
+        peer_(std::move(peer)),
+        tls_(std::move(tls)) {
     TuneConnection(fd_.get());
   }
 
@@ -106,7 +110,8 @@ class TcpConnection : public KvConnection {
     absl::MutexLock lock(&send_mutex_);
     if (send_failed_) return Unavailable("connection to {} is closed", peer_);
     interrupted_ = false;
-    absl::Status status = SendOwed(timeout);
+    absl::Status status = GetToKnow(timeout);
+    if (status.ok()) status = SendOwed(timeout);
     if (status.ok()) status = SendFrame(encoded, payload, timeout);
     NoteFrame();
     // Others may have meant their interrupt for who waits to read.
@@ -125,6 +130,7 @@ class TcpConnection : public KvConnection {
   }
 
   absl::StatusOr<FrameHeader> ReceiveHeader(absl::Duration timeout) override {
+    TANDEM_RETURN_IF_ERROR(GetToKnow(timeout));
     std::array<std::byte, kFrameHeaderBytes> bytes;
     size_t have = 0;
     while (have < bytes.size()) {
@@ -145,6 +151,11 @@ class TcpConnection : public KvConnection {
     iovec vectors[kMaxVectors];
     const size_t count = std::min(into.size(), kMaxVectors);
     for (size_t i = 0; i < count; ++i) vectors[i] = {into[i].data(), into[i].size()};
+    if (tls_ != nullptr) {
+      const absl::StatusOr<size_t> n = tls_->Receive({vectors, count});
+      if (n.ok() && *n > 0) NoteFrame();
+      return n;
+    }
     msghdr message = {};
     message.msg_iov = vectors;
     message.msg_iovlen = count;
@@ -182,11 +193,16 @@ class TcpConnection : public KvConnection {
   const std::string& peer() const override { return peer_; }
 
  private:
+  absl::Status GetToKnow(absl::Duration timeout) {
+    return tls_ == nullptr ? absl::OkStatus() : tls_->Handshake(timeout);
+  }
+
   void NoteFrame() {
     last_frame_.store(absl::ToUnixNanos(Clock::Real()->Now()), std::memory_order_relaxed);
   }
 
   absl::Status AwaitReadable(std::span<pollfd> entries, absl::Duration timeout) const {
+    if (tls_ != nullptr && tls_->HasInput()) return absl::OkStatus();
     static const bool looks_out = std::thread::hardware_concurrency() >= kSparesAProcessor;
     if (looks_out && timeout > absl::ZeroDuration()) {
       const absl::Time end =
@@ -247,19 +263,11 @@ class TcpConnection : public KvConnection {
         const size_t done = i == out->part ? out->skip : 0;
         vectors[count++] = {const_cast<std::byte*>(part.data()) + done, part.size() - done};
       }
-      msghdr message = {};
-      message.msg_iov = vectors;
-      message.msg_iovlen = count;
-      const ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (n < 0) {
-        if (errno == EINTR) continue;
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
-          return Unavailable("sending to {}: {}", peer_, ErrnoText(errno));
-        }
+      TANDEM_ASSIGN_OR_RETURN(size_t sent, SendSome({vectors, count}));
+      if (sent == 0) {
         TANDEM_RETURN_IF_ERROR(AwaitWritable(timeout, may_give_up && !payload.empty()));
         continue;
       }
-      auto sent = static_cast<size_t>(n);
       for (size_t i = 0; i < count; ++i) {
         if (sent < vectors[i].iov_len) {
           out->skip = (i == 0 ? out->skip : 0) + sent;
@@ -270,7 +278,27 @@ class TcpConnection : public KvConnection {
         if (i + 1 == count) out->skip = 0;
       }
     }
+    while (tls_ != nullptr) {
+      TANDEM_ASSIGN_OR_RETURN(const bool sent, tls_->Flush());
+      if (sent) break;
+      TANDEM_RETURN_IF_ERROR(AwaitWritable(timeout, /*may_give_up=*/false));
+    }
     return absl::OkStatus();
+  }
+
+  // How many bytes were taken; 0: none now.
+  absl::StatusOr<size_t> SendSome(std::span<iovec> vectors)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
+    if (tls_ != nullptr) return tls_->Send(vectors);
+    msghdr message = {};
+    message.msg_iov = vectors.data();
+    message.msg_iovlen = vectors.size();
+    while (true) {
+      const ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (n >= 0) return static_cast<size_t>(n);
+      if (errno == EAGAIN || errno == EWOULDBLOCK) return size_t{0};
+      if (errno != EINTR) return Unavailable("sending to {}: {}", peer_, ErrnoText(errno));
+    }
   }
 
   absl::Status AwaitWritable(absl::Duration timeout, bool may_give_up)
@@ -295,7 +323,8 @@ class TcpConnection : public KvConnection {
   const Fd fd_;
   const Fd interrupt_;  // an eventfd
   const std::string peer_;
-  std::atomic<int64_t> last_frame_ = 0;  // when one went or came, in Unix nanoseconds
+  const std::unique_ptr<TlsStream> tls_;  // null: what is sent passes as it is
+  std::atomic<int64_t> last_frame_ = 0;   // when one went or came, in Unix nanoseconds
   absl::Mutex send_mutex_;
   bool send_failed_ ABSL_GUARDED_BY(send_mutex_) = false;
   std::function<bool()> still_wanted_ ABSL_GUARDED_BY(send_mutex_);
@@ -304,9 +333,23 @@ class TcpConnection : public KvConnection {
   size_t owed_bytes_ ABSL_GUARDED_BY(send_mutex_) = 0;  // of payload, behind it
 };
 
+// `contexts` null: without TLS.
+absl::StatusOr<std::unique_ptr<KvConnection>> MakeConnection(Fd fd, const std::string& peer,
+                                                             TlsContexts* contexts,
+                                                             TlsStream::End end) {
+  std::unique_ptr<TlsStream> tls;
+  if (contexts != nullptr) {
+    TANDEM_ASSIGN_OR_RETURN(const std::shared_ptr<const TlsContext> context, contexts->Now());
+    TANDEM_ASSIGN_OR_RETURN(tls, TlsStream::Make(fd.get(), peer, context, end));
+  }
+  return std::make_unique<TcpConnection>(std::move(fd), peer, std::move(tls));
+}
+
 class TcpListener : public KvListener {
  public:
-  TcpListener(Fd fd, std::string address) : fd_(std::move(fd)), address_(std::move(address)) {}
+  // `contexts` outlives this; null: without TLS.
+  TcpListener(Fd fd, std::string address, TlsContexts* contexts)
+      : fd_(std::move(fd)), address_(std::move(address)), contexts_(contexts) {}
 
   const std::string& address() const override { return address_; }
 
@@ -318,7 +361,8 @@ class TcpListener : public KvListener {
       auto* address = reinterpret_cast<sockaddr*>(&peer);
       const int fd = accept4(fd_.get(), address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
       if (fd >= 0) {
-        return std::make_unique<TcpConnection>(Fd(fd), AddressText(address, length));
+        return MakeConnection(Fd(fd), AddressText(address, length), contexts_,
+                              TlsStream::End::kAccepts);
       }
       switch (errno) {
         case EAGAIN:
@@ -343,10 +387,13 @@ class TcpListener : public KvListener {
  private:
   const Fd fd_;
   const std::string address_;
+  TlsContexts* const contexts_;
 };
 
 class TcpKvNetwork : public KvNetwork {
  public:
+  explicit TcpKvNetwork(std::unique_ptr<TlsContexts> contexts) : contexts_(std::move(contexts)) {}
+
   absl::StatusOr<std::unique_ptr<KvListener>> Listen(const std::string& host, int port) override {
     TANDEM_ASSIGN_OR_RETURN(const AddrinfoPtr list, Resolve(host, port, /*passive=*/true));
     Fd fd(socket(list->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -366,7 +413,8 @@ class TcpKvNetwork : public KvNetwork {
     if (getsockname(fd.get(), address, &length) != 0) {
       return Internal("getsockname: {}", ErrnoText(errno));
     }
-    return std::make_unique<TcpListener>(std::move(fd), AddressText(address, length));
+    return std::make_unique<TcpListener>(std::move(fd), AddressText(address, length),
+                                         contexts_.get());
   }
 
   absl::StatusOr<std::unique_ptr<KvConnection>> Dial(const std::string& address,
@@ -385,7 +433,9 @@ class TcpKvNetwork : public KvNetwork {
       // Before connect(), for the same reason as in Listen.
       SetOption(fd.get(), SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
       last = Connect(fd.get(), *entry, address, deadline - Clock::Real()->Now());
-      if (last.ok()) return std::make_unique<TcpConnection>(std::move(fd), address);
+      if (last.ok()) {
+        return MakeConnection(std::move(fd), address, contexts_.get(), TlsStream::End::kDials);
+      }
     }
     return last;
   }
@@ -404,6 +454,8 @@ class TcpKvNetwork : public KvNetwork {
     if (error != 0) return Unavailable("connecting to {}: {}", address, ErrnoText(error));
     return absl::OkStatus();
   }
+
+  const std::unique_ptr<TlsContexts> contexts_;  // null: without TLS
 };
 
 }  // namespace
@@ -418,8 +470,12 @@ absl::Status ReceiveAll(KvConnection* connection, MutableBytes into, absl::Durat
 }
 
 KvNetwork* TcpNetwork() {
-  static TcpKvNetwork* network = new TcpKvNetwork;
+  static TcpKvNetwork* network = new TcpKvNetwork(nullptr);
   return network;
+}
+
+std::unique_ptr<KvNetwork> MakeTlsNetwork(std::function<TlsTexts()> texts) {
+  return std::make_unique<TcpKvNetwork>(std::make_unique<TlsContexts>(std::move(texts)));
 }
 
 }  // namespace tandem::kvtransfer
