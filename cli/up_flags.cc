@@ -18,13 +18,14 @@ struct ManagedFlag {
 };
 constexpr char kChosen[] = "every process chooses a free port and says which";
 constexpr char kAllLocal[] = "its processes are on this machine, where the secret is enough";
-constexpr std::array<ManagedFlag, 16> kManaged = {{
+constexpr std::array<ManagedFlag, 17> kManaged = {{
     {"--listen", "use --host and --port"},
     {"--internal-listen", "use --internal-port"},
     {"--cluster-secret", "set TANDEM_CLUSTER_SECRET, which `ps` does not show"},
     {"--cluster-cert", kAllLocal},
     {"--cluster-key", kAllLocal},
     {"--cluster-ca", kAllLocal},
+    {"--metrics-tls", kAllLocal},
     {"--router", "the cluster has its own"},
     {"--worker-id", "workers are named prefill-0, decode-0, ..."},
     {"--role", "use --unified N"},

@@ -18,6 +18,7 @@
 #include "common/config/flags.h"
 #include "common/metrics/metrics.h"
 #include "common/metrics/process_metrics.h"
+#include "common/metrics/tls_metrics.h"
 #include "common/rpc/cluster_flags.h"
 #include "common/rpc/server.h"
 #include "common/trace/otlp_client.h"
@@ -68,7 +69,7 @@ absl::Status CheckFlags(const RouterFlags& flags) {
   if (!flags.tls_client_ca.empty() && flags.tls_cert.empty()) {
     return InvalidArgument("--tls-client-ca needs --tls-cert and --tls-key");
   }
-  TANDEM_RETURN_IF_ERROR(CheckClusterFlags(flags.cluster_tls));
+  TANDEM_RETURN_IF_ERROR(CheckClusterFlags(flags.cluster_tls, flags.metrics_tls));
   const auto seconds = [](const char* name, double value, double low) {
     if (value >= low && value <= 1e6) return absl::OkStatus();
     return InvalidArgument("{} must be {} to 1e6 seconds, got {}", name, low, value);
@@ -98,7 +99,6 @@ RouterServerOptions MakeOptions(const RouterFlags& flags) {
   options.api_keys_file = flags.api_keys_file;
   options.insecure = flags.insecure;
   options.tls = {flags.tls_cert, flags.tls_key, flags.tls_client_ca};
-  options.cluster_tls = flags.cluster_tls;
   options.core.dispatcher.max_queued_requests = static_cast<int>(flags.max_queued_requests);
   options.core.dispatcher.queue_timeout = absl::Seconds(flags.queue_timeout);
   options.core.dispatcher.max_wait = absl::Seconds(flags.max_wait);
@@ -142,14 +142,19 @@ absl::Status Run(const RouterFlags& flags, SignalWaiter* signals) {
     return InvalidArgument("--max-model-len must be 0 to {}, the model's, got {}",
                            model.config.MaxModelLen(), flags.max_model_len);
   }
+  Metrics metrics;  // of what `options` hold, too
   RouterServerOptions options = MakeOptions(flags);
   TANDEM_ASSIGN_OR_RETURN(options.core.model_digest, WantedDigest(flags));
-  Metrics metrics;
   const MetricLabels labels = {{"role", "router"}, {"model_name", model.name}};
   metrics.SetLabels(labels);
   AddProcessMetrics(&metrics, labels);
   AddBuildInfo(&metrics);
-  TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen));
+  TANDEM_ASSIGN_OR_RETURN(
+      options.certificate,
+      OpenClusterCertificate(flags.cluster_tls, ShowExpiry(&metrics, TlsCertificate::kCluster)));
+  std::function<TlsTexts()> metrics_tls;
+  if (flags.metrics_tls) metrics_tls = [files = options.certificate] { return files->texts(); };
+  TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen, std::move(metrics_tls)));
   const std::unique_ptr<SpanSink> spans =
       StartTracing(flags.trace, kRouterProgram,
                    fmt::format("router-{:08x}", RandomUint64() & 0xffffffff), &metrics);

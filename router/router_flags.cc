@@ -32,6 +32,7 @@ void AddRouterFlags(FlagSet* set, RouterFlags* flags) {
            "HOST:PORT");
   set->Add("--metrics-listen", &flags->metrics_listen, "address of /metrics; port 0: any",
            "HOST:PORT");
+  AddMetricsTlsFlag(set, &flags->metrics_tls);
   set->Add("--health-listen", &flags->health_listen,
            "address that answers grpc.health.v1 to anyone, without TLS, for probes; empty: none",
            "HOST:PORT");

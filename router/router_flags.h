@@ -28,6 +28,7 @@ struct RouterFlags {
   std::string listen = "127.0.0.1:0";
   std::string internal_listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
+  bool metrics_tls = false;
   std::string health_listen;
   std::string cluster_secret;
   TlsFiles cluster_tls;

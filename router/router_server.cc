@@ -8,7 +8,6 @@
 #include "common/base/host_port.h"
 #include "common/base/status.h"
 #include "common/metrics/tls_metrics.h"
-#include "common/rpc/cluster_flags.h"
 #include "common/rpc/public_server.h"
 #include "router/api/grpc_decode_client.h"
 
@@ -58,11 +57,8 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(
       RequireSecretBeyondLoopback(secret, "--internal-listen", options.internal_listen_address));
   TANDEM_RETURN_IF_ERROR(RequireProtectionBeyondLoopback(options));
   TANDEM_ASSIGN_OR_RETURN(
-      auto certificate,
-      OpenClusterCertificate(options.cluster_tls, ShowExpiry(metrics, TlsCertificate::kCluster)));
-  TANDEM_ASSIGN_OR_RETURN(
       auto credentials,
-      ClusterCredentials::Make(secret, {kRouterRole, "router"}, std::move(certificate)));
+      ClusterCredentials::Make(secret, {kRouterRole, "router"}, options.certificate));
   std::unique_ptr<KeyRing> keys;
   if (!options.api_keys_file.empty()) {
     TANDEM_ASSIGN_OR_RETURN(keys, KeyRing::Open(options.api_keys_file, metrics, clock));

@@ -30,7 +30,8 @@ struct RouterServerOptions {
   std::string health_listen_address;                    // probes, who are anyone; "": none
   std::string api_keys_file;                            // "": the public API needs no key
   TlsFiles tls;                                         // of the public API; empty: none
-  TlsFiles cluster_tls;   // shown to workers and operators, who need one too; empty: none
+  // Shown to workers and operators, who need one too; null: the secret is enough.
+  std::shared_ptr<CertificateFiles> certificate;
   bool insecure = false;  // other hosts may reach the public API though it has neither
   // Of the public server: RpcServerOptions.
   int max_streams_per_connection = 1024;

@@ -74,6 +74,8 @@ class Worker final : public WorkerProcess {
   std::unique_ptr<Watchdog> MakeWatchdog();
   Frame MakeFrame();
   absl::Status MakeCredentials();
+  // What it shows and believes where no gRPC is spoken; null: nothing.
+  std::function<TlsTexts()> Texts() const;
   absl::Status Join();
   void SetServing(bool serving);
   internal::v1::Hello MakeHello(const std::string& address, const std::string& metrics) const;
@@ -116,7 +118,8 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   AddProcessMetrics(&metrics_, labels);
   TANDEM_RETURN_IF_ERROR(MakeCredentials());
   AddBuildInfo(&metrics_);
-  TANDEM_RETURN_IF_ERROR(metrics_.Serve(process_.metrics_listen));
+  TANDEM_RETURN_IF_ERROR(
+      metrics_.Serve(process_.metrics_listen, process_.metrics_tls ? Texts() : nullptr));
   const std::string service = fmt::format("tandem_{}_worker", role_->party_role());
   spans_ = StartTracing(process_.trace, service, process_.worker_id, &metrics_);
   if (!process_.health_listen.empty()) {
@@ -167,6 +170,11 @@ absl::Status Worker::MakeCredentials() {
   return absl::OkStatus();
 }
 
+std::function<TlsTexts()> Worker::Texts() const {
+  if (certificate_ == nullptr) return nullptr;
+  return [files = certificate_] { return files->texts(); };
+}
+
 void Worker::SetServing(bool serving) {
   server_->SetServing(serving);
   if (health_ != nullptr) health_->SetServing(serving);
@@ -200,7 +208,7 @@ Frame Worker::MakeFrame() {
   frame.spans = spans_.get();
   frame.process = &process_;
   frame.credentials = credentials_;
-  if (certificate_ != nullptr) frame.tls = [files = certificate_] { return files->texts(); };
+  frame.tls = Texts();
   frame.capability_digest = CapabilityDigest(capability_);
   // Called on the loop's thread, which lives shorter than cluster_.
   frame.reports.load = [this](const LoadReport& load) {

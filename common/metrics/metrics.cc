@@ -12,6 +12,7 @@
 #include "common/base/check.h"
 #include "common/base/host_port.h"
 #include "common/base/status.h"
+#include "common/metrics/https_page.h"
 
 namespace tandem {
 namespace {
@@ -94,15 +95,28 @@ class Page final : public prometheus::Collectable {
 struct Metrics::Impl {
   std::shared_ptr<Page> page = std::make_shared<Page>();
   MetricLabels labels;
-  std::string address;  // empty before Serve
+  std::string address;               // empty before Serve
+  std::unique_ptr<HttpsPage> https;  // null: it is served in the clear
 };
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
 Metrics::~Metrics() = default;
 
-absl::Status Metrics::Serve(const std::string& address) {
+absl::Status Metrics::Serve(const std::string& address, std::function<TlsTexts()> tls) {
   TANDEM_CHECK(impl_->address.empty(), "Serve is called once");
   TANDEM_ASSIGN_OR_RETURN(HostPort parsed, ParseHostPort(address));
+  if (tls) {
+    TANDEM_ASSIGN_OR_RETURN(impl_->https,
+                            HttpsPage::Serve(
+                                parsed, "/metrics", "text/plain; version=0.0.4; charset=utf-8",
+                                [page = impl_->page] {
+                                  return prometheus::TextSerializer().Serialize(page->Collect());
+                                },
+                                std::move(tls)));
+    parsed.port = impl_->https->port();
+    impl_->address = parsed.ToString();
+    return absl::OkStatus();
+  }
   std::unique_ptr<prometheus::Exposer> exposer;
   try {
     exposer = std::make_unique<prometheus::Exposer>(

@@ -6,6 +6,7 @@
 // look it up per event.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
 #include "prometheus/metric_family.h"
+
+#include "common/base/pem.h"
 
 namespace tandem {
 
@@ -32,8 +35,10 @@ class Metrics {
   void Add(std::unique_ptr<prometheus::Collectable> source);
 
   // Serves /metrics on HOST:PORT ("127.0.0.1:0" picks a port) until the process ends; nothing is on
-  // the page any more when this is gone. Once. Error: address in use, named.
-  absl::Status Serve(const std::string& address);
+  // the page any more when this is gone. With `tls`, which says what to show and whom to believe
+  // and is asked from any thread, over HTTPS and until this is gone. Once. Error: address in use,
+  // named.
+  absl::Status Serve(const std::string& address, std::function<TlsTexts()> tls = nullptr);
   // "" before Serve.
   const std::string& address() const;
 

@@ -25,6 +25,7 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
   flags->Add("--listen", &o->listen, "address of the RPC service; port 0: any", "HOST:PORT");
   flags->Add("--metrics-listen", &o->metrics_listen, "address of /metrics; port 0: any",
              "HOST:PORT");
+  AddMetricsTlsFlag(flags, &o->metrics_tls);
   flags->Add("--health-listen", &o->health_listen,
              "address that answers grpc.health.v1 to anyone, for probes; empty: none", "HOST:PORT");
   flags->Add("--advertise-host", &o->advertise_host,
@@ -116,7 +117,7 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   }
   if (status.ok()) status = RoutersOf(options).status();
   if (status.ok()) status = CheckTraceFlags(options.trace);
-  if (status.ok()) status = CheckClusterFlags(options.cluster_tls);
+  if (status.ok()) status = CheckClusterFlags(options.cluster_tls, options.metrics_tls);
   if (status.ok()) status = parts.validate();
   if (!status.ok()) return fail(2, status);
   if (options.worker_id.empty()) {

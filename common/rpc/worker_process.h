@@ -24,6 +24,7 @@ struct WorkerProcessOptions {
   std::vector<std::string> routers;  // HOST:PORT, or several with commas; empty: stand alone
   std::string listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
+  bool metrics_tls = false;
   std::string health_listen;      // empty: none
   std::string advertise_host;     // empty: the host of `listen`
   std::string worker_id;          // empty: drawn at random

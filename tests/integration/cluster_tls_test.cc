@@ -36,7 +36,7 @@ class ClusterTlsTest : public ::testing::Test {
     return {path + ".pem", path + "_key.pem", path + "_ca.pem"};
   }
 
-  void Start(int decode = 1) {
+  void Start(int decode = 1, const std::vector<std::string>& more = {}) {
     ClusterSpec spec;
     spec.model_dir = SourcePath("tests/data/models/small");
     spec.decode = decode;
@@ -45,6 +45,8 @@ class ClusterTlsTest : public ::testing::Test {
     spec.worker_flags = {"--load-format=dummy", "--dtype=float32", "--num-threads=1",
                          "--kv-cache-memory-bytes=64MiB", "--kv-transport=tcp"};
     spec.decode_flags = {"--local-prefill-max-tokens=0"};
+    spec.router_flags = more;
+    spec.worker_flags.insert(spec.worker_flags.end(), more.begin(), more.end());
     cluster_ = TestCluster::Start(spec);
     ASSERT_NE(cluster_, nullptr);
   }
@@ -133,6 +135,30 @@ TEST_F(ClusterTlsTest, AWorkerWithTheSecretAloneIsNoMember) {
   }
   EXPECT_THAT(ReadWholeFile(log), HasSubstr("cannot join router"));
   EXPECT_TRUE(cluster_->WaitForWorkers(2, 10));
+}
+
+// By somebody else's HTTPS, as Prometheus scrapes.
+TEST_F(ClusterTlsTest, MetricsAreForWhoShowsOne) {
+  ASSERT_NO_FATAL_FAILURE(Start(1, {"--metrics-tls"}));
+  const auto scrape = [this](const Member& member, bool shows) {
+    std::vector<std::string> args = {
+        "/usr/bin/python3", "-c",
+        "import ssl, sys, urllib.request\n"
+        "context = ssl.create_default_context(cafile=sys.argv[2])\n"
+        "if len(sys.argv) > 3: context.load_cert_chain(sys.argv[3], sys.argv[4])\n"
+        "page = urllib.request.urlopen(sys.argv[1], timeout=10, context=context)\n"
+        "sys.stdout.write(page.read().decode())",
+        "https://" + member.metrics_address + "/metrics", files_.ca};
+    if (shows) args.insert(args.end(), {files_.certificate, files_.key});
+    return RunCommand(args, 30);
+  };
+  for (const Member* member : {&cluster_->router(), &cluster_->worker("decode-0")}) {
+    const Completed good = scrape(*member, /*shows=*/true);
+    EXPECT_EQ(good.exit_code, 0) << good.err;
+    EXPECT_THAT(good.out, HasSubstr("# TYPE tandem_build_info gauge"));
+    EXPECT_NE(scrape(*member, /*shows=*/false).exit_code, 0);
+    EXPECT_THAT(TestCluster::Scrape(*member), testing::IsEmpty());
+  }
 }
 
 TEST_F(ClusterTlsTest, TheCommandLineShowsOne) {
