@@ -40,8 +40,8 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "--listen, any port",
              "HOST:PORT");
   flags->Add("--kv-transport", &o->kv_transport,
-             "how KV blocks travel between workers: auto (the best that both have), or some of "
-             "cuda_ipc,nccl,shm,shm_ring,tcp in order of preference; shm is shm_ring too",
+             "how KV blocks travel between workers: auto (the best that both have, but nccl), or some "
+             "of cuda_ipc,nccl,shm,shm_ring,tcp in order of preference; shm is shm_ring too",
              "NAMES");
   flags->Add("--kv-tls", &o->kv_tls,
              "KV connections between workers are TLS where there is --cluster-cert; without it "

@@ -31,16 +31,18 @@ std::unique_ptr<KvPost> CompletedPost(absl::Status status, std::vector<uint64_t>
 }
 
 const std::vector<KvTransport*>& KnownTransports() {
-  // NCCL between two cards of one host without peer access goes through the host's memory by
-  // kernels; the ring's copy engines leave the processors to whoever computes.
   static const auto* known = new std::vector<KvTransport*>{
       CudaIpcTransport(), ShmTransport(), ShmRingTransport(), NcclTransport(), TcpTransport()};
   return *known;
 }
 
 absl::StatusOr<std::vector<KvTransport*>> ParseTransports(const std::string& text) {
-  if (text == "auto") return KnownTransports();
   std::vector<KvTransport*> chosen;
+  if (text == "auto") {
+    chosen = KnownTransports();
+    std::erase(chosen, NcclTransport());
+    return chosen;
+  }
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
     const std::string name(part);
     const auto& known = KnownTransports();

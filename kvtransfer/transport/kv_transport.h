@@ -206,9 +206,10 @@ KvTransport* NcclTransport();
 
 // All that this build has, best first.
 const std::vector<KvTransport*>& KnownTransports();
-// What --kv-transport says: "auto" (all, best first) or names separated by commas, in order of
-// preference; "shm" is both shm, between pools of the host, and shm_ring, for others.
-// INVALID_ARGUMENT names the unknown one and those there are.
+// What --kv-transport says: "auto" (all but nccl, best first) or names separated by commas, in
+// order of preference; "shm" is both shm, between pools of the host, and shm_ring, for others. nccl
+// has to be named: its connections prove nothing to each other, encrypt nothing, and need ports of
+// their own. INVALID_ARGUMENT names the unknown one and those there are.
 absl::StatusOr<std::vector<KvTransport*>> ParseTransports(const std::string& text);
 
 // A post that is done when it is made: of transports whose Post() does the work.

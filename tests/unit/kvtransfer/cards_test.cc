@@ -97,6 +97,14 @@ TEST(Cards, ThatAreOneHaveNoNcclBetweenThem) {
               HasSubstr("both KV pools lie on one card"));
 }
 
+// It encrypts nothing and proves nothing: who wants it says so.
+TEST(Cards, NcclIsNotUsedUnlessItIsNamed) {
+  const std::vector<KvTransport*> automatic = *ParseTransports("auto");
+  EXPECT_THAT(automatic, ::testing::Not(::testing::Contains(NcclTransport())));
+  EXPECT_EQ(automatic.size() + 1, KnownTransports().size());
+  EXPECT_THAT(*ParseTransports("cuda_ipc,nccl"), ::testing::Contains(NcclTransport()));
+}
+
 TEST(Cards, NcclIsRefusedToAPoolOfTheHost) {
   Ends ends("auto");
   ends.receiver_options.transports = "nccl";
