@@ -39,10 +39,11 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
              "address where other workers deliver KV blocks; port 0: any; default: the host of "
              "--listen, any port",
              "HOST:PORT");
-  flags->Add("--kv-transport", &o->kv_transport,
-             "how KV blocks travel between workers: auto (the best that both have, but nccl), or some "
-             "of cuda_ipc,nccl,shm,shm_ring,tcp in order of preference; shm is shm_ring too",
-             "NAMES");
+  flags->Add(
+      "--kv-transport", &o->kv_transport,
+      "how KV blocks travel between workers: auto (the best that both have, but nccl), or some "
+      "of cuda_ipc,nccl,shm,shm_ring,tcp in order of preference; shm is shm_ring too",
+      "NAMES");
   flags->Add("--kv-tls", &o->kv_tls,
              "KV connections between workers are TLS where there is --cluster-cert; without it "
              "their bytes go as fast as the network, and in the clear");

@@ -259,10 +259,11 @@ absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions 
   if (options.port < 0 || options.port > 65535) {
     return InvalidArgument("port must be in [0, 65535], got {}", options.port);
   }
-  TANDEM_ASSIGN_OR_RETURN(
-      std::vector<RegisteredTransport> transports,
-      RegisterTransports(options.transports, store,
-                         {.io = options.io_timeout, .ring_bytes = options.ring_bytes}));
+  TANDEM_ASSIGN_OR_RETURN(std::vector<RegisteredTransport> transports,
+                          RegisterTransports(options.transports, store,
+                                             {.io = options.io_timeout,
+                                              .ring_bytes = options.ring_bytes,
+                                              .encrypted = options.tls != nullptr}));
   std::unique_ptr<KvNetwork> own_network = options.tls ? MakeTlsNetwork(options.tls) : nullptr;
   KvNetwork* network = options.network;
   if (network == nullptr) network = own_network != nullptr ? own_network.get() : TcpNetwork();

@@ -201,10 +201,11 @@ absl::StatusOr<std::unique_ptr<KvSender>> KvSender::Start(KvSenderOptions option
     return InvalidArgument("--min-kv-link-gbps must be at least 0, got {}",
                            options.min_link_bytes_per_second / 1e9);
   }
-  TANDEM_ASSIGN_OR_RETURN(
-      std::vector<RegisteredTransport> transports,
-      RegisterTransports(options.transports, store,
-                         {.connect = options.connect_timeout, .io = options.io_timeout}));
+  TANDEM_ASSIGN_OR_RETURN(std::vector<RegisteredTransport> transports,
+                          RegisterTransports(options.transports, store,
+                                             {.connect = options.connect_timeout,
+                                              .io = options.io_timeout,
+                                              .encrypted = options.tls != nullptr}));
   return std::make_unique<KvSenderImpl>(std::move(options), std::move(own_store), store,
                                         std::move(transports));
 }

@@ -57,6 +57,7 @@ struct LinkTimeouts {
   absl::Duration io = absl::Seconds(20);  // without any progress
   // No time, but what else a link is told: memory of a ring between two processes (shm_ring).
   size_t ring_bytes = kDefaultRingBytes;
+  bool encrypted = false;  // the connection is TLS: no bytes leave the host in the clear
 };
 
 // A run of blocks on its way. Destroying it waits until the transport no longer reads the source.

@@ -206,6 +206,11 @@ class NcclKvTransport : public KvTransport {
     if (store->kind() != KvMemoryKind::kDevice) {
       return FailedPrecondition("nccl needs a KV pool in a card's memory (--device=cuda)");
     }
+    if (timeouts.encrypted) {
+      return FailedPrecondition(
+          "nccl encrypts nothing, and KV connections here are TLS (--no-kv-tls where the network "
+          "is the cluster's own)");
+    }
     TANDEM_ASSIGN_OR_RETURN(std::string place, store->FifoPlace());
     return std::make_unique<NcclRegistration>(store, timeouts, std::move(place));
   }

@@ -105,6 +105,14 @@ TEST(Cards, NcclIsNotUsedUnlessItIsNamed) {
   EXPECT_THAT(*ParseTransports("cuda_ipc,nccl"), ::testing::Contains(NcclTransport()));
 }
 
+TEST(Cards, NcclIsRefusedWhereConnectionsAreEncrypted) {
+  TestPool pool(SmallLayout(), 2);
+  const CardStore store(pool.region());
+  EXPECT_OK(NcclTransport()->Register(&store, {}).status());
+  EXPECT_THAT(NcclTransport()->Register(&store, {.encrypted = true}).status().ToString(),
+              HasSubstr("nccl encrypts nothing"));
+}
+
 TEST(Cards, NcclIsRefusedToAPoolOfTheHost) {
   Ends ends("auto");
   ends.receiver_options.transports = "nccl";
