@@ -82,7 +82,8 @@ class OpenAiServer {
                                                 if (!sink.write(piece.data(), piece.size()))
                                                   return false;
                                               }
-                                              if (hang) hang->WaitForNotification();
+                                              const auto waited = hang;
+                                              if (waited) waited->WaitForNotification();
                                               sink.done();
                                               return true;
                                             });
@@ -107,7 +108,8 @@ class OpenAiServer {
 
   int status = 200;
   std::vector<std::string> pieces;
-  absl::Notification* hang = nullptr;  // before the end of an answer
+  // Before the end of an answer; whoever waits keeps it.
+  std::shared_ptr<absl::Notification> hang;
 
  private:
   httplib::Server server_;
@@ -218,8 +220,8 @@ TEST_F(OpenAiBenchClientTest, SaysWhyThereIsNoAnswer) {
 TEST_F(OpenAiBenchClientTest, EndsWhatIsStoppedOrLate) {
   OpenAiBenchClient client(server_.Options());
   server_.pieces = {Delta(" one")};
-  absl::Notification hang;
-  server_.hang = &hang;
+  const auto hang = std::make_shared<absl::Notification>();
+  server_.hang = hang;
   const absl::Status late = Ask(
                                 &client, {1}, [] {}, absl::Milliseconds(200))
                                 .record.status;
@@ -230,7 +232,7 @@ TEST_F(OpenAiBenchClientTest, EndsWhatIsStoppedOrLate) {
                                  client.CancelAll();
                                }).record.status;
   EXPECT_TRUE(absl::IsCancelled(stopped)) << stopped;
-  hang.Notify();
+  hang->Notify();
 }
 
 }  // namespace
