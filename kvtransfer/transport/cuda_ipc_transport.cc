@@ -24,7 +24,6 @@ namespace {
 
 // What a launch and its end cost is small beside moving so many bytes.
 constexpr size_t kFrameBytes = size_t{64} << 20;
-constexpr uint64_t kSmallRunBytes = uint64_t{1} << 20;
 
 // A run that was given to the card.
 class Flight {
@@ -86,7 +85,7 @@ class CudaIpcWriter : public KvWriter {
     page()->copies_under_way.fetch_add(1);
     const auto flight = std::make_shared<Flight>(
         header, pool_->Start(run, &page()->grants[grant.slot], grant.generation));
-    if (run.Bytes(store_->shape().layout) <= kSmallRunBytes && NothingUnderWay()) {
+    if (run.Bytes(store_->shape().layout) <= kSmallFrameBytes && NothingUnderWay()) {
       flight->Land(page(), connection_, io_timeout_);
     } else {
       absl::MutexLock lock(&mutex_);

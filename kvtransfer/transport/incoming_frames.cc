@@ -6,7 +6,6 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/status.h"
-#include "kvtransfer/transport/outgoing_frames.h"
 
 namespace tandem::kvtransfer {
 
@@ -43,7 +42,8 @@ class IncomingFrames::Landing {
   std::unique_ptr<Fetched> fetched_;
 };
 
-IncomingFrames::IncomingFrames(KvConnection* connection, size_t threads) : connection_(connection) {
+IncomingFrames::IncomingFrames(KvConnection* connection, size_t threads, bool waits_for_writer)
+    : connection_(connection), waits_for_writer_(waits_for_writer) {
   for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { LandAll(); });
 }
 
@@ -51,7 +51,7 @@ void IncomingFrames::Take(Frame frame, uint64_t bytes) {
   auto landing = std::make_unique<Landing>(std::move(frame));
   {
     absl::MutexLock lock(&mutex_);
-    if (bytes > kSmallFrameBytes || !waiting_.empty() || !started_.empty() || landing_ > 0) {
+    if (bytes > kSmallFrameBytes || waits_for_writer_ || !waiting_.empty() || !started_.empty() || landing_ > 0) {
       waiting_.push_back(std::move(landing));
       StartWaiting();
       return;

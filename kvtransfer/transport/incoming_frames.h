@@ -2,7 +2,8 @@
 // shm_ring and nccl share. Up to kStagedDepth of them are brought at a time, as soon as they have
 // come, so that the link is busy while one is scattered and digested. Threads do that in turns; of
 // one transfer's frames only one at a time, so more than one or two wait for each other. A small
-// frame with nothing before it is done where it comes: to wake a thread takes longer.
+// frame with nothing before it is done where it comes, if its bytes are there: to wake a thread takes
+// longer.
 #pragma once
 
 #include <deque>
@@ -31,8 +32,9 @@ class IncomingFrames {
     // Its bytes are no longer needed where they came from.
     std::function<void()> release;
   };
-  // `connection` outlives it.
-  IncomingFrames(KvConnection* connection, size_t threads);
+  // `connection` outlives it. `waits_for_writer`: the bytes of a frame may come after its header, or
+  // never; only the threads wait for them.
+  IncomingFrames(KvConnection* connection, size_t threads, bool waits_for_writer);
   ~IncomingFrames() { Stop(); }
 
   // Belongs to one thread. `bytes`: of its payload. A frame whose bytes do not come ends the
@@ -49,6 +51,7 @@ class IncomingFrames {
   void StartWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   KvConnection* const connection_;
+  const bool waits_for_writer_;
   absl::Mutex mutex_;
   // In their order: those that a thread lands, those that are brought, those that wait.
   size_t landing_ ABSL_GUARDED_BY(mutex_) = 0;

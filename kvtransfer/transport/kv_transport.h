@@ -51,6 +51,9 @@ struct KvCapabilities {
   double expected_bytes_per_second = 0;
 };
 
+// From here on the bytes of a frame take longer than to wake a thread does.
+inline constexpr uint64_t kSmallFrameBytes = uint64_t{1} << 20;
+
 inline constexpr size_t kDefaultRingBytes = size_t{64} << 20;
 struct LinkTimeouts {
   absl::Duration connect = absl::Seconds(5);

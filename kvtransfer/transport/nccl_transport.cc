@@ -47,7 +47,7 @@ class NcclWriter : public KvWriter {
                        return fifo_->Gather(run);
                      },
                  .await_room = [] {},
-                 .header_first = true}) {}
+                 .waits_for_reader = true}) {}
   ~NcclWriter() override { Detach(); }
 
   absl::StatusOr<std::unique_ptr<KvPost>> Post(const FrameHeader& header, const BlockRun& run,
@@ -90,7 +90,7 @@ class NcclReader : public KvReader {
       : max_frame_bytes_(max_frame_bytes),
         fifo_(std::move(fifo)),
         // A second would wait for the first one's transfer more than it gains.
-        frames_(connection, /*threads=*/1) {}
+        frames_(connection, /*threads=*/1, /*waits_for_writer=*/true) {}
   ~NcclReader() override { Stop(); }
 
   absl::Status Receive(const FrameHeader& header, std::shared_ptr<Reception> reception) override {

@@ -22,7 +22,7 @@ class OutgoingFrames::Frame {
   // Into the room that was taken.
   void Start(const Way& way, KvConnection* connection, absl::Duration io_timeout) {
     gathering_ = way.start(&header_, run_);
-    header_sent_ = way.header_first;
+    header_sent_ = way.waits_for_reader;
     if (header_sent_) status_ = connection->Send(header_, {}, io_timeout);
   }
   // Waits for what was started.
@@ -82,7 +82,7 @@ OutgoingFrames::OutgoingFrames(KvConnection* connection, absl::Duration io_timeo
 std::unique_ptr<KvPost> OutgoingFrames::Post(const FrameHeader& header, const BlockRun& run,
                                              uint64_t bytes) {
   const auto frame = std::make_shared<Frame>(header, run);
-  if (bytes > kSmallFrameBytes || !SendAtOnce(frame.get())) {
+  if (bytes > kSmallFrameBytes || way_.waits_for_reader || !SendAtOnce(frame.get())) {
     absl::MutexLock lock(&mutex_);
     waiting_.push_back(frame);
   }

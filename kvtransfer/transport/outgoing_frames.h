@@ -1,7 +1,7 @@
 // Frames on their way out of a pool whose posts end later: what the writers of shm_ring and nccl
 // share. Up to kStagedDepth frames are under way; the others wait for room. They end in the order
 // in which they were posted, on a thread of their own. A small frame with nothing before it is done
-// where it is posted: to wake a thread takes longer.
+// where it is posted, if no peer has a say in how long that takes: to wake a thread takes longer.
 #pragma once
 
 #include <deque>
@@ -19,9 +19,6 @@
 
 namespace tandem::kvtransfer {
 
-// From here on a frame is worth a thread's waking.
-inline constexpr uint64_t kSmallFrameBytes = uint64_t{1} << 20;
-
 class OutgoingFrames {
  public:
   // What a frame goes through. One thread at a time calls it, and nothing of it but await_room
@@ -34,9 +31,9 @@ class OutgoingFrames {
     std::function<std::unique_ptr<Gathering>(FrameHeader*, const BlockRun&)> start;
     // Waits a moment for room.
     std::function<void()> await_room;
-    // The header goes out when the frame has been started, because the reader must do something for
-    // it to move; else when its pages are there.
-    bool header_first = false;
+    // The pages of a frame move only when the reader does something for it. So its header goes out
+    // when it has been started, else when its pages are there; and only the thread waits for it.
+    bool waits_for_reader = false;
   };
   // `connection` outlives it. What finds no room for `io_timeout` fails.
   OutgoingFrames(KvConnection* connection, absl::Duration io_timeout, Way way);

@@ -109,7 +109,7 @@ class ShmRingReader : public KvReader {
       : ring_(std::move(ring)),
         window_(std::move(window)),
         slots_(ring_),
-        frames_(connection, kLanders) {}
+        frames_(connection, kLanders, /*waits_for_writer=*/false) {}
   ~ShmRingReader() override { Stop(); }
 
   absl::Status Receive(const FrameHeader& header, std::shared_ptr<Reception> reception) override {

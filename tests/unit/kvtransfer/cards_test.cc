@@ -1,5 +1,7 @@
 // The cuda_ipc transport without a card: which transport two pools agree on, what is refused with
 // which words, and that a revoked copy is none. On real cards: tests/gpu/cuda_ipc_test.cc.
+#include <thread>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -86,6 +88,24 @@ TEST(Cards, ThatAreToldShmUseTheRing) {
 TEST(Cards, OfOneHostUseNcclWhereItIsForced) {
   Ends ends("nccl");
   EXPECT_EQ(TransportOf(&ends), "nccl");
+}
+
+// The reader has the header and waits for bytes that never come. The threads that do so may be none
+// on which an end learns of its peer, or both would wait for the io timeout.
+TEST(Cards, AWriterThatGoesAfterTheHeaderOfASmallFrameHoldsNobody) {
+  Ends ends("nccl");
+  ends.sender_options.io_timeout = ends.receiver_options.io_timeout = 2 * kPatience;
+  ends.Start();
+  ends.record.AwaitQuiet(ends.ShipOne(), 1);
+  const FakeFifo::Loss loss;
+  const TransferId id = ends.ShipOne();
+  while (!FakeFifo::Loss::Felt()) std::this_thread::yield();
+  std::thread going([&] { ends.sender = nullptr; });
+  EXPECT_FALSE(ends.record.AwaitDone(id, 1).status.ok());
+  const Record::Receiver got = ends.record.AwaitQuiet(id, 1);
+  EXPECT_EQ(got.sealed, 0);
+  EXPECT_EQ(got.failed, 1);
+  going.join();
 }
 
 TEST(Cards, ThatAreOneHaveNoNcclBetweenThem) {

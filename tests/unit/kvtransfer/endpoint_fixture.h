@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -246,9 +248,26 @@ inline absl::StatusOr<std::unique_ptr<PeerPool>> CardStore::MapPeer(
 }
 
 // The ends of FIFOs in this process, which meet by their id. As with NCCL, what is sent is on its
-// way until the other end takes it, and either end can break it off.
+// way until the other end takes it, and an end that breaks it off tells only itself.
 class FakeFifo {
  public:
+  // While it lives nothing that is sent arrives, as if each sender had gone when it had begun.
+  class Loss {
+   public:
+    Loss() {
+      felt_ = false;
+      on_ = true;
+    }
+    ~Loss() { on_ = false; }
+    // Whether anything has been sent in one's lifetime.
+    static bool Felt() { return felt_; }
+
+   private:
+    friend FakeFifo;
+    inline static std::atomic<bool> on_ = false;
+    inline static std::atomic<bool> felt_ = false;
+  };
+
   static std::shared_ptr<FakeFifo> Meet(const std::string& id) {
     static auto* mutex = new absl::Mutex;
     static auto* fifos = new std::map<std::string, std::weak_ptr<FakeFifo>>;
@@ -259,17 +278,23 @@ class FakeFifo {
     ++fifo->ends_;
     return fifo;
   }
-  absl::Status AwaitBoth(absl::Duration patience) {
-    return Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ends_ == 2; }, patience);
+  absl::Status AwaitBoth(FifoEnd end, absl::Duration patience) {
+    return Await(
+        end, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ends_ == 2; }, patience);
   }
   uint64_t Send(std::vector<std::byte> bytes) {
     absl::MutexLock lock(&mutex_);
-    frames_.push_back(std::move(bytes));
+    if (Loss::on_) {
+      Loss::felt_ = true;
+    } else {
+      frames_.push_back(std::move(bytes));
+    }
     return ++sent_;
   }
   absl::Status AwaitTaken(uint64_t number, absl::Duration patience) {
-    return Await([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return taken_ >= number; },
-                 patience);
+    return Await(
+        FifoEnd::kWriter,
+        [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return taken_ >= number; }, patience);
   }
   // Which of all frames the next Take() of this number will be.
   uint64_t Reserve() {
@@ -278,9 +303,11 @@ class FakeFifo {
   }
   absl::StatusOr<std::vector<std::byte>> Take(uint64_t number, absl::Duration patience) {
     const absl::Status there =
-        Await([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(
-                  mutex_) { return !frames_.empty() && taken_ + 1 == number; },
-              patience);
+        Await(
+            FifoEnd::kReader,
+            [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(
+                mutex_) { return !frames_.empty() && taken_ + 1 == number; },
+            patience);
     if (!there.ok()) return there;
     absl::MutexLock lock(&mutex_);
     std::vector<std::byte> bytes = std::move(frames_.front());
@@ -288,20 +315,23 @@ class FakeFifo {
     ++taken_;
     return bytes;
   }
-  void Break() {
+  void Break(FifoEnd end) {
     absl::MutexLock lock(&mutex_);
-    broken_ = true;
+    broken(end) = true;
   }
 
  private:
   template <typename Done>
-  absl::Status Await(Done done, absl::Duration patience) {
+  absl::Status Await(FifoEnd end, Done done, absl::Duration patience) {
     absl::MutexLock lock(&mutex_);
-    const auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return broken_ || done(); };
+    const auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return broken(end) || done(); };
     const bool came = mutex_.AwaitWithTimeout(absl::Condition(&over), patience);
-    if (came && !broken_) return absl::OkStatus();
-    broken_ = true;
+    if (came && !broken(end)) return absl::OkStatus();
+    broken(end) = true;
     return absl::UnavailableError("the link has ended");
+  }
+  bool& broken(FifoEnd end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return broken_[static_cast<size_t>(end)];
   }
 
   absl::Mutex mutex_;
@@ -310,16 +340,17 @@ class FakeFifo {
   uint64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t taken_ ABSL_GUARDED_BY(mutex_) = 0;
   int ends_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool broken_ ABSL_GUARDED_BY(mutex_) = false;
+  std::array<bool, 2> broken_ ABSL_GUARDED_BY(mutex_) = {};  // by end
 };
 
 class CardStore::Fifo : public PeerFifo {
  public:
-  Fifo(const CardStore* store, absl::Duration patience, std::shared_ptr<FakeFifo> fifo)
-      : store_(store), patience_(patience), fifo_(std::move(fifo)) {}
-  ~Fifo() override { fifo_->Break(); }
+  Fifo(const CardStore* store, FifoEnd end, absl::Duration patience,
+       std::shared_ptr<FakeFifo> fifo)
+      : store_(store), end_(end), patience_(patience), fifo_(std::move(fifo)) {}
+  ~Fifo() override { Abort(); }
 
-  absl::Status AwaitPeer() override { return fifo_->AwaitBoth(patience_); }
+  absl::Status AwaitPeer() override { return fifo_->AwaitBoth(end_, patience_); }
   std::unique_ptr<Gathering> Gather(const BlockRun& run) override {
     std::vector<std::byte> bytes(run.Bytes(store_->shape().layout));
     std::vector<uint64_t> digests(run.source_blocks.size(), 0);
@@ -343,7 +374,7 @@ class CardStore::Fifo : public PeerFifo {
     }
     return came;
   }
-  void Abort() override { fifo_->Break(); }
+  void Abort() override { fifo_->Break(end_); }
 
  private:
   class Sent : public Gathering {
@@ -381,14 +412,15 @@ class CardStore::Fifo : public PeerFifo {
   };
 
   const CardStore* const store_;
+  const FifoEnd end_;
   const absl::Duration patience_;
   const std::shared_ptr<FakeFifo> fifo_;
 };
 
 inline absl::StatusOr<std::unique_ptr<PeerFifo>> CardStore::JoinFifo(
-    const std::string& id, FifoEnd /*end*/, size_t /*max_copy_bytes*/,
+    const std::string& id, FifoEnd end, size_t /*max_copy_bytes*/,
     absl::Duration patience) const {
-  return std::make_unique<Fifo>(this, patience, FakeFifo::Meet(id));
+  return std::make_unique<Fifo>(this, end, patience, FakeFifo::Meet(id));
 }
 
 // One receiver's and one sender's options over two pools; start them, or not. "staged" is tcp, and
