@@ -15,9 +15,20 @@ double DraftPrice(const StepCost& cost, const StepWork& step, int positions) {
 
 size_t DraftPolicy::GradeOf(int evidence) { return evidence < 4 ? 0 : evidence < 8 ? 1 : 2; }
 
-int DraftPolicy::Length(int evidence, double price, int most) const {
+double DraftPolicy::RightShare(int evidence) const {
   const Grade& grade = grades_[GradeOf(evidence)];
-  const double p = (grade.right + 1) / (grade.right + grade.wrong + 2);
+  return (grade.right + 1) / (grade.right + grade.wrong + 2);
+}
+
+double DraftPolicy::Gain(int evidence, double price, int given, int length) const {
+  const double p = RightShare(evidence);
+  double gain = 0;
+  for (int i = given + 1; i <= length; ++i) gain += std::pow(p, i) - price;
+  return gain;
+}
+
+int DraftPolicy::Length(int evidence, double price, int most) const {
+  const double p = RightShare(evidence);
   int length = 0;
   for (double brings = p; length < most && brings > price; brings *= p) ++length;
   return length;

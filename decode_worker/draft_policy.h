@@ -30,6 +30,9 @@ class DraftPolicy {
 
   // The longest draft of this evidence whose every token pays, at most `most` tokens.
   int Length(int evidence, double price, int most) const;
+  // What these tokens are expected to bring above their price, but for the first `given`, whose
+  // rows are computed anyway.
+  double Gain(int evidence, double price, int given, int length) const;
   // So many tokens of a draft were computed, and so many of them were right.
   void OnVerified(int evidence, int drafted, int accepted);
   // The sequence has so many tokens more.
@@ -40,6 +43,8 @@ class DraftPolicy {
     double right = 0, wrong = 0;
   };
   static size_t GradeOf(int evidence);
+  // How often a token of a draft is right, when those before it are.
+  double RightShare(int evidence) const;
 
   std::array<Grade, 3> grades_;
 };

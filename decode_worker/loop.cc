@@ -46,10 +46,6 @@ Loop::Loop(LoopOptions options, LoopParts parts, worker::Reports reports)
                "the pool does not hold one sequence of max_model_len {}", admission.max_model_len);
   TANDEM_CHECK(admission.unified || (parts_.receiver != nullptr && parts_.caller != nullptr),
                "a worker that is not unified needs a receiver and a caller");
-  // A draft continues tokens that the host knows.
-  TANDEM_CHECK(!speculation_.enabled() || parts_.runner->max_in_flight() == 1,
-               "speculation needs a runner of one step in flight, this one takes {}",
-               parts_.runner->max_in_flight());
 }
 
 Loop::~Loop() { EndAll(); }
@@ -62,6 +58,7 @@ void Loop::Run() {
 
 bool Loop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
+  if (AwaitsTokens()) return CollectAndPublish(/*launched=*/false);
   speculation_.Propose(running_, pace_.cost);
   const Plan plan = NextBatch(running_.MakeView(), options_.admission.limits,
                               pace_.target_ms > 0 ? &pace_ : nullptr);
@@ -262,6 +259,12 @@ bool Loop::Launch(const Plan& plan) {
                                : engine::DrawnToken{};
   }
   return true;
+}
+
+bool Loop::AwaitsTokens() const {
+  return !steps_.empty() &&
+         (steps_.drafted() ||
+          speculation_.WantsTokens(running_, pace_.cost, steps_.host_time()));
 }
 
 void Loop::AddItem(const ScheduledRun& run, engine::Batch* batch,

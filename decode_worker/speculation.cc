@@ -6,10 +6,19 @@
 namespace tandem::decode {
 namespace {
 
-// One known token to compute, behind the prompt.
+// One token to compute, behind the prompt; it may be pending.
 bool IsDecodeStep(const Sequence& s) {
-  return s.phase == SequencePhase::kRunnable && !s.closed && !s.paused() && !s.token_pending() &&
-         s.launched >= s.prompt_length && s.length() - s.launched == 1;
+  const int length = s.length() + (s.token_pending() ? 1 : 0);
+  return s.phase == SequencePhase::kRunnable && !s.closed && !s.paused() &&
+         s.launched >= s.prompt_length && length - s.launched == 1 && length < s.max_length;
+}
+
+StepWork DecodeSteps(const RunningSet& running) {
+  StepWork step;
+  for (const auto& s : running.sequences()) {
+    if (IsDecodeStep(*s)) step.AddRows(s->launched, 1);
+  }
+  return step;
 }
 
 }  // namespace
@@ -19,17 +28,39 @@ Speculation::Speculation(SpeculationOptions options, DecodeMetrics* metrics)
 
 void Speculation::Propose(const RunningSet& running, const StepCost& cost) const {
   if (!enabled()) return;
-  StepWork step;
+  const StepWork step = DecodeSteps(running);
   for (const auto& s : running.sequences()) {
     if (s->speculated != nullptr) s->speculated->draft.tokens.clear();
-    if (IsDecodeStep(*s)) step.AddRows(s->launched, 1);
-  }
-  for (const auto& s : running.sequences()) {
-    if (IsDecodeStep(*s)) Propose(s.get(), DraftPrice(cost, step, s->length()));
+    if (!IsDecodeStep(*s) || s->token_pending()) continue;
+    Propose(s.get(), DraftPrice(cost, step, s->length()));
   }
 }
 
-void Speculation::Propose(Sequence* s, double price) const {
+bool Speculation::WantsTokens(const RunningSet& running, const StepCost& cost,
+                              absl::Duration host_time) const {
+  if (!enabled()) return false;
+  const StepWork step = DecodeSteps(running);
+  double gain = 0;
+  bool any = false;
+  for (const auto& s : running.sequences()) {
+    if (!IsDecodeStep(*s) || !s->token_pending()) continue;
+    Speculated& speculated = StateOf(s.get());
+    // The first token of the draft is the one that is drawn already.
+    const int most = std::min(options_.longest_draft + 1, s->max_length - s->length() - 1);
+    const Draft draft = speculated.drafter->Propose(s->tokens, most);
+    const double price = DraftPrice(cost, step, s->length());
+    const int length = speculated.policy.Length(draft.evidence, price,
+                                                static_cast<int>(draft.tokens.size()));
+    if (length < 2) continue;
+    any = true;
+    gain += speculated.policy.Gain(draft.evidence, price, /*given=*/1, length);
+  }
+  const double step_ms = cost.Milliseconds(step);
+  const double idle = step_ms > 0 ? absl::ToDoubleMilliseconds(host_time) / step_ms : 0;
+  return any && gain >= idle * step.decode_steps;
+}
+
+Speculated& Speculation::StateOf(Sequence* s) const {
   if (s->speculated == nullptr) {
     s->speculated = std::make_unique<Speculated>();
     s->speculated->drafter = options_.drafter();
@@ -37,6 +68,11 @@ void Speculation::Propose(Sequence* s, double price) const {
   }
   Speculated& speculated = *s->speculated;
   speculated.policy.OnTokens(s->length() - std::exchange(speculated.seen_length, s->length()));
+  return speculated;
+}
+
+void Speculation::Propose(Sequence* s, double price) const {
+  Speculated& speculated = StateOf(s);
   // The token behind the draft is drawn in the same step.
   const int most = std::min(options_.longest_draft, s->max_length - s->length() - 1);
   Draft& draft = speculated.draft;

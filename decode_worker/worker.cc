@@ -66,12 +66,6 @@ absl::Status DecodeRole::Start(const worker::Frame& frame) {
         "token of every sequence",
         engine.max_num_batched_tokens, engine.max_num_seqs);
   }
-  if (options_.speculative != "none" && engine.device != "cpu") {
-    return InvalidArgument(
-        "--speculative={} works with --device=cpu only so far, not with {}: a GPU's steps are "
-        "launched before the tokens are known that a draft continues; leave the flag out",
-        options_.speculative, engine.device);
-  }
   metrics_ = std::make_unique<DecodeMetrics>(frame.metrics);
   if (!unified()) TANDEM_RETURN_IF_ERROR(StartTransfers(frame));
   intake_ = std::make_unique<Intake>(

@@ -23,7 +23,8 @@ void AddWorkerFlags(FlagSet* flags, WorkerOptions* options) {
       "ms");
   flags->AddChoice("--speculative", &options->speculative, {"none", "ngram"},
                    "ngram: guess tokens from what stood in the prompt and the answer before, and "
-                   "compute them ahead; same tokens, sooner where an answer repeats; CPU only");
+                   "compute them ahead; same tokens (on a GPU: with --batch-invariant), sooner where an "
+                   "answer repeats");
   flags->Group("Timeouts");
   flags->Add("--kv-seal-timeout", &options->kv_seal_timeout,
              "how long no KV block may arrive after the first token before they are computed here",

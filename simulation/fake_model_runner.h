@@ -69,6 +69,7 @@ class FakeModelRunner : public ModelRunner {
   absl::StatusOr<StepOutput> Collect(StepId step) override;
   int max_in_flight() const override { return options_.max_in_flight; }
 
+  int num_launched() const { return static_cast<int>(last_launched_); }
   int num_runs() const { return num_runs_; }
   int64_t num_tokens() const { return num_tokens_; }  // computed over all runs
 

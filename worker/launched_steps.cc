@@ -6,6 +6,11 @@
 #include "common/base/check.h"
 
 namespace tandem::worker {
+namespace {
+
+constexpr int kHostTimeWindow = 16;  // steps
+
+}  // namespace
 
 int CollectedStep::NumTokens() const {
   int total = 0;
@@ -34,8 +39,20 @@ absl::StatusOr<engine::LaunchedStep> LaunchedSteps::Launch(const engine::Batch& 
   const absl::Time now = clock_->Now();
   absl::StatusOr<engine::LaunchedStep> launched = runner_->Launch(batch);
   if (!launched.ok()) return launched;
+  // With nothing in flight the loop may have had nothing to do meanwhile.
+  if (!std::exchange(launched_since_, true) && !empty()) {
+    const absl::Duration took = clock_->Now() - last_collected_;
+    host_time_ += (took - host_time_) / (host_time_ == absl::ZeroDuration() ? 1 : kHostTimeWindow);
+  }
   steps_.push_back(Step{.id = launched->id, .runs = std::move(runs), .launched = now});
   return launched;
+}
+
+bool LaunchedSteps::drafted() const {
+  return std::any_of(steps_.begin(), steps_.end(), [](const Step& step) {
+    return std::any_of(step.runs.begin(), step.runs.end(),
+                       [](const LaunchedRun& run) { return run.drafted > 0; });
+  });
 }
 
 CollectedStep LaunchedSteps::Collect() {
@@ -52,6 +69,7 @@ CollectedStep LaunchedSteps::Collect() {
   const absl::Time now = clock_->Now();
   collected.took = now - std::max(step.launched, last_collected_);
   last_collected_ = now;
+  launched_since_ = false;
   for (const uint64_t ticket : step.tickets) pool_->ReleaseQuarantine(ticket);
   num_returning_blocks_ -= step.quarantined;
   return collected;

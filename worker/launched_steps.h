@@ -53,6 +53,8 @@ class LaunchedSteps {
   bool empty() const { return steps_.empty(); }
   // One launch more, and the oldest step must be collected first.
   bool full() const { return static_cast<int>(steps_.size()) >= runner_->max_in_flight(); }
+  // Whether a step in flight computes a draft: how long its sequences are then, nobody knows yet.
+  bool drafted() const;
 
   // `runs[i]` tells about `batch.items[i]`. The batch's inputs may change as soon as this returns.
   // On error nothing was launched.
@@ -68,6 +70,9 @@ class LaunchedSteps {
   void Drop(uint64_t sequence, engine::BlockLease lease);
   // Blocks in quarantine for a step: they come back with the next Collect()s.
   int num_returning_blocks() const { return num_returning_blocks_; }
+  // What passes, about, from the collection of a step to the next launch: the device is idle for so
+  // long where no step is launched ahead. 0: not known yet.
+  absl::Duration host_time() const { return host_time_; }
 
  private:
   struct Step {
@@ -83,6 +88,8 @@ class LaunchedSteps {
   Clock* const clock_;
   std::deque<Step> steps_;  // oldest first
   absl::Time last_collected_ = absl::InfinitePast();
+  bool launched_since_ = true;
+  absl::Duration host_time_;
   int num_returning_blocks_ = 0;
 };
 

@@ -46,6 +46,13 @@ TEST(DraftPolicyTest, DraftsAsFarAsTokensPay) {
   EXPECT_EQ(unknown.Length(kWeak, 0, kMost), kMost);
 }
 
+TEST(DraftPolicyTest, TheGainIsWhatTokensBringAboveTheirPrice) {
+  const DraftPolicy unknown;
+  EXPECT_DOUBLE_EQ(unknown.Gain(kWeak, 0.1, 0, 3), 0.5 + 0.25 + 0.125 - 3 * 0.1);
+  EXPECT_DOUBLE_EQ(unknown.Gain(kWeak, 0.1, 1, 3), 0.25 + 0.125 - 2 * 0.1);
+  EXPECT_EQ(unknown.Gain(kWeak, 0.1, 1, 1), 0);
+}
+
 TEST(DraftPolicyTest, WhatWasRightMakesDraftsLongerAndWhatWasWrongShorter) {
   DraftPolicy policy;
   for (int i = 0; i < 20; ++i) policy.OnVerified(kStrong, 4, 4);

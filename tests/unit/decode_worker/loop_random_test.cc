@@ -293,7 +293,10 @@ INSTANTIATE_TEST_SUITE_P(
                     StormCase{"tiny_ahead", 24, 8, 16, true, false, 2},
                     StormCase{"tiny_ahead_no_cache", 24, 8, 16, false, false, 2},
                     StormCase{"tiny_ahead_unified", 24, 8, 16, true, true, 2},
-                    StormCase{"tiny_ahead_delays", 24, 8, 16, true, false, 2, true}),
+                    StormCase{"tiny_ahead_delays", 24, 8, 16, true, false, 2, true},
+                    StormCase{"roomy_ahead_drafts", 400, 16, 64, true, false, 2, false, true},
+                    StormCase{"tiny_ahead_drafts", 24, 8, 16, true, false, 2, false, true},
+                    StormCase{"tiny_ahead_drafts_unified", 24, 8, 16, true, true, 2, true, true}),
     [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

@@ -1,8 +1,11 @@
 // With drafts nothing but time changes: the same tokens and logprobs, and nothing of a draft that
-// was wrong is ever found again. loop_random_test.cc has the storms.
+// was wrong is ever found again; with one step in flight, and with two. loop_random_test.cc has the
+// storms.
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -14,8 +17,10 @@ namespace tandem::decode {
 namespace {
 
 // A unified worker whose drafts continue as greedy requests of `prompts` do.
-HarnessOptions Speculating(std::vector<std::vector<int32_t>> prompts, int wrong_percent = 0) {
+HarnessOptions Speculating(int max_in_flight, std::vector<std::vector<int32_t>> prompts,
+                           int wrong_percent = 0) {
   HarnessOptions options;
+  options.max_in_flight = max_in_flight;
   options.loop.admission.limits.max_num_seqs = 8;
   options.loop.admission.limits.max_num_batched_tokens = 64;
   options.loop.admission.unified = true;
@@ -47,8 +52,11 @@ int Sum(const Client& client, int DraftCounts::*count) {
   return sum;
 }
 
-TEST(LoopSpeculationTest, RightDraftsSaveSteps) {
-  LoopHarness h(Speculating({MakePrompt(8)}));
+// By the steps that may be in flight.
+class LoopSpeculationTest : public testing::TestWithParam<int> {};
+
+TEST_P(LoopSpeculationTest, RightDraftsSaveSteps) {
+  LoopHarness h(Speculating(GetParam(), {MakePrompt(8)}));
   Client& client = h.Submit(MakePrompt(8), Greedy(21));
   h.StepAll();
   h.ExpectFinished(client);
@@ -62,8 +70,8 @@ TEST(LoopSpeculationTest, RightDraftsSaveSteps) {
   h.ExpectNoLeak();
 }
 
-TEST(LoopSpeculationTest, WrongDraftsChangeNothing) {
-  LoopHarness h(Speculating({MakePrompt(8)}, 100));
+TEST_P(LoopSpeculationTest, WrongDraftsChangeNothing) {
+  LoopHarness h(Speculating(GetParam(), {MakePrompt(8)}, 100));
   engine::SamplingParams sampling = Greedy(40);
   sampling.logprobs = 2;
   Client& client = h.Submit(MakePrompt(8), sampling);
@@ -83,9 +91,9 @@ TEST(LoopSpeculationTest, WrongDraftsChangeNothing) {
   h.ExpectNoLeak();
 }
 
-TEST(LoopSpeculationTest, AStopTokenEndsTheAnswerInTheMiddleOfADraft) {
+TEST_P(LoopSpeculationTest, AStopTokenEndsTheAnswerInTheMiddleOfADraft) {
   for (const int at : {2, 3, 4, 5, 6, 7}) {
-    LoopHarness h(Speculating({MakePrompt(8)}));
+    LoopHarness h(Speculating(GetParam(), {MakePrompt(8)}));
     engine::SamplingParams sampling = Greedy(30);
     sampling.stop_token_ids = {
         engine::FakeReferenceTokens(MakePrompt(8), Greedy(at), 1 << 20, kVocab, kLayers).back()};
@@ -99,9 +107,9 @@ TEST(LoopSpeculationTest, AStopTokenEndsTheAnswerInTheMiddleOfADraft) {
   }
 }
 
-TEST(LoopSpeculationTest, NothingIsDraftedBeyondTheLastToken) {
+TEST_P(LoopSpeculationTest, NothingIsDraftedBeyondTheLastToken) {
   for (int max_tokens = 1; max_tokens < 12; ++max_tokens) {
-    LoopHarness h(Speculating({MakePrompt(8)}));
+    LoopHarness h(Speculating(GetParam(), {MakePrompt(8)}));
     Client& client = h.Submit(MakePrompt(8), Greedy(max_tokens));
     h.StepAll();
     h.ExpectFinished(client);
@@ -113,8 +121,8 @@ TEST(LoopSpeculationTest, NothingIsDraftedBeyondTheLastToken) {
 
 // The cache is told of full blocks only as far as their tokens were drawn: another prompt that goes
 // on like the wrong draft, or like the answer, finds nothing false.
-TEST(LoopSpeculationTest, TheCacheHoldsNothingOfAWrongDraft) {
-  LoopHarness h(Speculating({MakePrompt(8)}, 100));
+TEST_P(LoopSpeculationTest, TheCacheHoldsNothingOfAWrongDraft) {
+  LoopHarness h(Speculating(GetParam(), {MakePrompt(8)}, 100));
   Client& client = h.Submit(MakePrompt(8), Greedy(37));
   while (!client.end.has_value()) {
     h.Step();
@@ -134,8 +142,8 @@ TEST(LoopSpeculationTest, TheCacheHoldsNothingOfAWrongDraft) {
   h.ExpectNoLeak();
 }
 
-TEST(LoopSpeculationTest, ASequenceThatIsPreemptedDraftsAgain) {
-  HarnessOptions options = Speculating({MakePrompt(8, 1), MakePrompt(9, 2)}, 30);
+TEST_P(LoopSpeculationTest, ASequenceThatIsPreemptedDraftsAgain) {
+  HarnessOptions options = Speculating(GetParam(), {MakePrompt(8, 1), MakePrompt(9, 2)}, 30);
   options.num_blocks = 12;
   LoopHarness h(options);
   Client& old = h.Submit(MakePrompt(8, 1), Greedy(30));
@@ -148,8 +156,8 @@ TEST(LoopSpeculationTest, ASequenceThatIsPreemptedDraftsAgain) {
   h.ExpectNoLeak();
 }
 
-TEST(LoopSpeculationTest, DraftsFollowAPrefillElsewhere) {
-  HarnessOptions options = Speculating({MakePrompt(20)});
+TEST_P(LoopSpeculationTest, DraftsFollowAPrefillElsewhere) {
+  HarnessOptions options = Speculating(GetParam(), {MakePrompt(20)});
   options.loop.admission.unified = false;
   options.loop.admission.local_prefill_max_tokens = 6;
   LoopHarness h(options);
@@ -160,6 +168,85 @@ TEST(LoopSpeculationTest, DraftsFollowAPrefillElsewhere) {
   h.ExpectFinished(client);
   EXPECT_EQ(h.runner.num_runs(), 3);  // five tokens each behind the first
   h.ExpectNoLeak();
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LoopSpeculationTest, testing::Values(1, 2), [](const auto& info) {
+  return info.param == 1 ? "OneStep" : "TwoSteps";
+});
+
+// Drafts of `guess`, or none.
+HarnessOptions Guessing(std::function<std::vector<int32_t>(std::span<const int32_t>)> guess) {
+  class Guesses : public Drafter {
+   public:
+    explicit Guesses(decltype(guess) guess) : guess_(std::move(guess)) {}
+    Draft Propose(std::span<const int32_t> tokens, int most) override {
+      Draft draft{guess_(tokens), /*evidence=*/8};
+      draft.tokens.resize(std::min(draft.tokens.size(), static_cast<size_t>(std::max(0, most))));
+      return draft;
+    }
+
+   private:
+    const decltype(guess) guess_;
+  };
+  HarnessOptions options = Speculating(2, {});
+  options.loop.speculation.drafter = [guess] { return std::make_unique<Guesses>(guess); };
+  return options;
+}
+
+TEST(LoopSpeculationAheadTest, WithoutAGuessTheNextStepIsLaunchedAhead) {
+  LoopHarness h(Guessing([](std::span<const int32_t>) { return std::vector<int32_t>(); }));
+  Client& client = h.Submit(MakePrompt(8), Greedy(6));
+  h.Step();
+  h.Step();
+  // One of two was collected.
+  EXPECT_EQ(client.Tokens().size(), 1u);
+  EXPECT_EQ(h.last_load.running, 1);
+  EXPECT_EQ(h.runner.num_launched(), 2);
+  h.StepAll();
+  h.ExpectFinished(client);
+}
+
+TEST(LoopSpeculationAheadTest, AGuessWaitsForTheTokenThatItContinues) {
+  LoopHarness h(Guessing([](std::span<const int32_t>) { return std::vector<int32_t>{1, 2, 3}; }));
+  Client& client = h.Submit(MakePrompt(8), Greedy(6));
+  h.Step();
+  h.Step();
+  EXPECT_EQ(client.Tokens().size(), 1u);
+  EXPECT_EQ(h.runner.num_launched(), 1);
+  h.StepAll();
+  h.ExpectFinished(client);
+}
+
+// One guessed token is the one that is drawn already: to wait for it saves nothing.
+TEST(LoopSpeculationAheadTest, AGuessOfWhatIsDrawnAlreadyIsNotWaitedFor) {
+  LoopHarness h(Guessing([](std::span<const int32_t>) { return std::vector<int32_t>{1}; }));
+  h.Submit(MakePrompt(8), Greedy(6));
+  h.Step();
+  h.Step();
+  EXPECT_EQ(h.runner.num_launched(), 2);
+  h.StepAll();
+}
+
+// Where the host takes as long between two steps as a step does, an idle device costs a token.
+TEST(LoopSpeculationAheadTest, AHostThatTakesLongIsNotWaitedFor) {
+  HarnessOptions options = Guessing([](std::span<const int32_t> tokens) {
+    return tokens.size() < 12 ? std::vector<int32_t>() : std::vector<int32_t>{1, 2, 3};
+  });
+  LoopHarness h(options);
+  h.before_run = [&](const engine::Batch&) {
+    h.clock.Advance(absl::Milliseconds(5));
+    return absl::OkStatus();
+  };
+  Client& client = h.Submit(MakePrompt(8), Greedy(12));
+  while (!client.end.has_value()) {
+    h.clock.Advance(absl::Milliseconds(5));  // the host's, before it launches
+    const int before = h.runner.num_launched();
+    h.Step();
+    if (client.Tokens().size() > 0 && client.Tokens().size() < 10) {
+      EXPECT_EQ(h.runner.num_launched(), before + 1) << client.Tokens().size();
+    }
+  }
+  h.ExpectFinished(client);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "worker/launched_steps.h"
 
+#include <span>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -87,6 +88,44 @@ TEST_F(LaunchedStepsTest, AStepTakesAsLongAsItHeldTheDevice) {
   EXPECT_EQ(steps_.Collect().took, absl::Milliseconds(5));
   clock_.Advance(absl::Milliseconds(4));
   EXPECT_EQ(steps_.Collect().took, absl::Milliseconds(4));  // it began when the first one ended
+}
+
+TEST_F(LaunchedStepsTest, TheHostsTimeIsTakenWhereTheDeviceIsBusyMeanwhile) {
+  const engine::BlockLease lease = *engine_.pool.Reserve(1);
+  Launch(7, lease);
+  clock_.Advance(absl::Milliseconds(2));
+  Launch(7, lease);
+  EXPECT_EQ(steps_.host_time(), absl::ZeroDuration());  // no step was collected
+  steps_.Collect();
+  clock_.Advance(absl::Milliseconds(3));
+  Launch(7, lease);
+  EXPECT_EQ(steps_.host_time(), absl::Milliseconds(3));
+  steps_.Collect();
+  steps_.Collect();
+  clock_.Advance(absl::Seconds(5));  // nobody asked for anything
+  Launch(7, lease);
+  EXPECT_EQ(steps_.host_time(), absl::Milliseconds(3));
+}
+
+TEST_F(LaunchedStepsTest, ADraftIsKnownUntilItIsCollected) {
+  const engine::BlockLease lease = *engine_.pool.Reserve(1);
+  Launch(7, lease);
+  EXPECT_FALSE(steps_.drafted());
+  engine::Batch batch;
+  engine::BatchItem& item = batch.items.emplace_back();
+  const std::vector<int32_t> draft = {5};
+  item.tokens = std::span(tokens_).first(2);
+  item.draft = draft;
+  item.num_tokens = 3;
+  item.prompt_length = 2;
+  item.block_table = lease.blocks();
+  item.sampling = &sampling_;
+  ASSERT_TRUE(steps_.Launch(batch, {{7, 0, 3, true, 1}}).ok());
+  EXPECT_TRUE(steps_.drafted());
+  steps_.Collect();
+  EXPECT_TRUE(steps_.drafted());
+  steps_.Collect();
+  EXPECT_FALSE(steps_.drafted());
 }
 
 }  // namespace
