@@ -39,9 +39,13 @@ constexpr size_t kDequantisedFloats = size_t{4} << 20;
 class TensorSource {
  public:
   TensorSource(const Checkpoint* checkpoint,
-               const std::optional<CheckpointQuantisation>& quantisation, uint64_t seed,
-               Threads* threads)
-      : checkpoint_(checkpoint), quantisation_(quantisation), seed_(seed), threads_(threads) {
+               const std::optional<CheckpointQuantisation>& quantisation,
+               const HeadPadding& padding, uint64_t seed, Threads* threads)
+      : checkpoint_(checkpoint),
+        quantisation_(quantisation),
+        padding_(padding),
+        seed_(seed),
+        threads_(threads) {
     if (!Has(prefix_ + "embed_tokens.weight") && Has("embed_tokens.weight")) prefix_.clear();
   }
 
@@ -49,21 +53,13 @@ class TensorSource {
   const std::string& prefix() const { return prefix_; }
 
   // Valid until the next Get.
-  absl::StatusOr<TensorView> Get(const std::string& name, const std::vector<int64_t>& shape) {
-    used_.insert(name);
-    if (checkpoint_ == nullptr) {
-      const size_t bytes = DummyBytes(shape);
-      if (scratch_.size() < bytes) scratch_ = MemoryBlock(bytes);
-      MakeDummy(name, {static_cast<uint16_t*>(scratch_.data()), bytes / sizeof(uint16_t)});
-      return DummyView(shape, scratch_.data());
-    }
-    TANDEM_RETURN_IF_ERROR(CheckPlain(name));
-    TANDEM_ASSIGN_OR_RETURN(TensorView view, checkpoint_->Get(name));
-    if (view.shape != shape) {
-      return InvalidArgument("tensor \"{}\" has shape {}, config.json implies {}", name,
-                             ShapeText(view.shape), ShapeText(shape));
-    }
-    return view;
+  absl::StatusOr<TensorView> Get(const std::string& name, std::vector<int64_t> shape) {
+    const std::optional<size_t> heads =
+        padding_.adds_heads() ? QueryHeadDimension(name) : std::nullopt;
+    if (!heads.has_value()) return GetStored(name, shape);
+    shape[*heads] = int64_t{padding_.groups} * padding_.heads * padding_.head_dim;
+    TANDEM_ASSIGN_OR_RETURN(const TensorView view, GetStored(name, shape));
+    return PadHeads(view, *heads, padding_, &padded_);
   }
 
   // Whether a linear layer has 4-bit weights; then instead of Get.
@@ -120,6 +116,22 @@ class TensorSource {
   }
 
  private:
+  absl::StatusOr<TensorView> GetStored(const std::string& name, const std::vector<int64_t>& shape) {
+    used_.insert(name);
+    if (checkpoint_ == nullptr) {
+      const size_t bytes = DummyBytes(shape);
+      if (scratch_.size() < bytes) scratch_ = MemoryBlock(bytes);
+      MakeDummy(name, {static_cast<uint16_t*>(scratch_.data()), bytes / sizeof(uint16_t)});
+      return DummyView(shape, scratch_.data());
+    }
+    TANDEM_RETURN_IF_ERROR(CheckPlain(name));
+    TANDEM_ASSIGN_OR_RETURN(TensorView view, checkpoint_->Get(name));
+    if (view.shape != shape) {
+      return InvalidArgument("tensor \"{}\" has shape {}, config.json implies {}", name,
+                             ShapeText(view.shape), ShapeText(shape));
+    }
+    return view;
+  }
   // An error where the weights of a layer are there, but quantised.
   absl::Status CheckPlain(std::string_view name) const {
     const std::string quantised = LayerOf(name, ".weight") + ".qweight";
@@ -147,9 +159,11 @@ class TensorSource {
 
   const Checkpoint* checkpoint_;  // null: dummy
   const std::optional<CheckpointQuantisation> quantisation_;
+  const HeadPadding padding_;
   const uint64_t seed_;
   Threads* threads_;
   MemoryBlock scratch_;
+  MemoryBlock padded_;
   std::string prefix_ = "model.";
   std::set<std::string> used_;
 };
@@ -535,7 +549,8 @@ absl::StatusOr<std::string> PackingDigest(Device* device, Ops* ops) {
 absl::StatusOr<std::string> SharedKey(const LoadOptions& options, const ModelWeights& weights,
                                       Device* device, Ops* ops) {
   TANDEM_ASSIGN_OR_RETURN(std::string key, PackingDigest(device, ops));
-  key += fmt::format(" {} {}", weights.digest, static_cast<int>(options.element));
+  key += fmt::format(" {} {} {}", weights.digest, static_cast<int>(options.element),
+                     options.padding.padded);
   if (weights.checkpoint == nullptr) return key;
   for (const Checkpoint::File& file : weights.checkpoint->files()) {
     std::error_code error;
@@ -613,7 +628,8 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
   }
   const bool computed = options.dummy || config.quantisation.has_value();
   Threads threads(!computed ? 1 : options.num_threads > 0 ? options.num_threads : PhysicalCores());
-  TensorSource source(weights.checkpoint.get(), config.quantisation, options.seed, &threads);
+  TensorSource source(weights.checkpoint.get(), config.quantisation, options.padding, options.seed,
+                      &threads);
   const absl::Status status = Load(config, options, &source, device, ops, &weights);
   if (status.ok()) {
     if (config.quantisation.has_value() && !options.dummy) WarnOfSize(config, options, weights);

@@ -28,6 +28,7 @@
 #include "engine/kernels/ops.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/mapped_file.h"
+#include "engine/model/padded_heads.h"
 
 namespace tandem::engine {
 
@@ -87,6 +88,9 @@ struct LoadOptions {
   // Only for devices that share the host's memory.
   std::string shared_memory;
   bool report = false;  // how far it is, on stdout (load_progress.h)
+  // Where it adds heads, the config counts them, and the checkpoint lacks them. Not with quantised
+  // weights.
+  HeadPadding padding = {};
 };
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config

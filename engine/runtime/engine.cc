@@ -13,6 +13,7 @@
 #include "common/config/bytes.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/model/decoder.h"
+#include "engine/model/padded_heads.h"
 #include "engine/model/shared_weights.h"
 #include "engine/model/tokenizer_size.h"
 #include "engine/runtime/backend.h"
@@ -179,7 +180,22 @@ class LoadedEngine final : public Engine {
 
   absl::Status ReadConfig() {
     TANDEM_ASSIGN_OR_RETURN(config_, ModelConfig::Load(options_.model_dir));
+    if (options_.pad_query_heads) TANDEM_RETURN_IF_ERROR(PadQueryHeads());
     return ResolveVocabulary(config_, &options_);
+  }
+
+  absl::Status PadQueryHeads() {
+    if (config_.quantisation.has_value()) {
+      return InvalidArgument(
+          "--pad-query-heads is for weights that are not quantised, those of {} are ({}); leave "
+          "the flag out",
+          options_.model_dir, config_.quantisation->Describe());
+    }
+    padding_ = HeadPadding::Of(config_);
+    config_.num_heads = padding_.groups * padding_.padded;
+    spdlog::info("query heads of each of {} KV heads: {}, padded to {}", padding_.groups,
+                 padding_.heads, padding_.padded);
+    return absl::OkStatus();
   }
 
   // Whether the pool lies beside the weights in memory of the device. It then takes what they
@@ -220,7 +236,7 @@ class LoadedEngine final : public Engine {
     absl::StatusOr<ModelWeights> weights = LoadModelWeights(
         config_,
         {options_.model_dir, options_.load_format == "dummy", options_.seed, element,
-         options_.num_threads, options_.shared_weights, options_.report_loading},
+         options_.num_threads, options_.shared_weights, options_.report_loading, padding_},
         device, ops_.get());
     if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
     absl::StatusOr<std::unique_ptr<Decoder>> decoder =
@@ -369,7 +385,8 @@ class LoadedEngine final : public Engine {
 
   // Constant once loaded; destroyed last to first.
   EngineOptions options_;
-  ModelConfig config_;
+  ModelConfig config_;  // with the heads of the padding
+  HeadPadding padding_;
   std::unique_ptr<Backend> backend_;
   size_t used_before_ = 0;  // bytes of the device, when this process had opened it
   Buffer kv_memory_;

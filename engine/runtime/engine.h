@@ -28,6 +28,7 @@ struct EngineOptions {
   double gpu_memory_utilization = 0.9;  // of a GPU's whole memory, for this process
   int64_t kv_cache_memory_bytes = 0;    // 0: chosen from the memory available
   bool enable_prefix_caching = true;
+  bool pad_query_heads = false;  // padded_heads.h
   // A sequence's tokens do not depend on its company, its chunks, or where it was computed. Costs
   // speed on a GPU; a CPU in float32 is always so.
   bool batch_invariant = false;

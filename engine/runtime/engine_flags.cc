@@ -22,6 +22,9 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--batch-invariant", &options->batch_invariant,
              "Same tokens whatever else is in the batch and however a prompt is cut; slower on a "
              "GPU, always so on a CPU in float32");
+  flags->Add("--pad-query-heads", &options->pad_query_heads,
+             "Let a power of two of query heads share each KV head, with zeros for those that the "
+             "model lacks: the same output, in tiles that are full");
   flags->Add("--min-step-ms", &options->min_step_ms,
              "A forward pass takes no less, as that of a larger model would; for experiments",
              "ms");

@@ -101,6 +101,10 @@ TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   o.model_dir = "/no/such/model";
   EXPECT_THAT(ErrorOf(o), HasSubstr("/no/such/model"));
   o = Options();
+  o.model_dir = SourcePath("tests/data/quantised/gptq");
+  o.pad_query_heads = true;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--pad-query-heads is for weights that are not quantised"));
+  o = Options();
   o.kv_cache_memory_bytes = int64_t{1} << 49;
   EXPECT_THAT(ErrorOf(o), HasSubstr("--kv-cache-memory-bytes"));
 }
@@ -110,12 +114,14 @@ TEST(EngineLoadTest, FlagsReachTheOptions) {
   EngineOptions options;
   AddEngineFlags(&flags, &options);
   ASSERT_OK(flags.Parse({"--model", "m", "--block-size=32", "--dtype=float32",
-                         "--kv-cache-memory-bytes=2MiB", "--no-enable-prefix-caching"}));
+                         "--kv-cache-memory-bytes=2MiB", "--no-enable-prefix-caching",
+                         "--pad-query-heads"}));
   EXPECT_EQ(options.model_dir, "m");
   EXPECT_EQ(options.block_size, 32);
   EXPECT_EQ(options.dtype, "float32");
   EXPECT_EQ(options.kv_cache_memory_bytes, 2 << 20);
   EXPECT_FALSE(options.enable_prefix_caching);
+  EXPECT_TRUE(options.pad_query_heads);
 }
 
 TEST(EngineLoadTest, ADeviceThatThisBuildOrThisMachineDoesNotHaveIsRefused) {

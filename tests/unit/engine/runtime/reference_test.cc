@@ -104,12 +104,13 @@ class Generation {
   std::vector<TokenLogprob> prompt_logprobs_;
 };
 
-void CheckGeneration(const std::string& dir, const Limits& limits) {
+void CheckGeneration(const std::string& dir, const Limits& limits, bool pad_query_heads = false) {
   EngineOptions options;
   options.device = "cpu";
   options.model_dir = dir;
   options.dtype = limits.dtype;
   options.kv_cache_memory_bytes = 16 << 20;
+  options.pad_query_heads = pad_query_heads;
   auto engine = Engine::Load(options);
   ASSERT_OK(engine);
   for (const ReferenceCase& c : LoadReferenceCases(dir)) {
@@ -154,6 +155,11 @@ TEST(ReferenceTest, FixturesFloat32) { CheckAll(SourcePath("tests/data/engine"),
 TEST(ReferenceTest, FixturesBFloat16) {
   if (!CpuHasBF16()) GTEST_SKIP() << "this CPU has no bfloat16 arithmetic";
   CheckAll(SourcePath("tests/data/engine"), kBFloat16, 7);
+}
+
+// Three query heads for each KV head: a fourth of zeros changes nothing.
+TEST(ReferenceTest, PaddedQueryHeadsFloat32) {
+  CheckGeneration(SourcePath("tests/data/engine/qwen2-gqa"), kFloat32, /*pad_query_heads=*/true);
 }
 
 TEST(ReferenceTest, SharedModelsFloat32) {
