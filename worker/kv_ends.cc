@@ -1,5 +1,7 @@
 #include "worker/kv_ends.h"
 
+#include <vector>
+
 #include "common/base/status.h"
 
 namespace tandem::worker {
@@ -20,6 +22,18 @@ absl::StatusOr<HostPort> KvListenAddress(const WorkerProcessOptions& process) {
   return kv;
 }
 
+namespace {
+
+// The pool, or its pieces.
+template <typename Options>
+void SetPool(const engine::Engine& engine, Options* options) {
+  options->region = engine.region();
+  const std::vector<KvRegion> regions = engine.regions();
+  if (regions.size() > 1) options->shards = regions;
+}
+
+}  // namespace
+
 absl::StatusOr<kvtransfer::KvReceiverOptions> MakeReceiverOptions(const Frame& frame) {
   const WorkerProcessOptions& process = *frame.process;
   TANDEM_ASSIGN_OR_RETURN(const HostPort listen, KvListenAddress(process));
@@ -29,7 +43,7 @@ absl::StatusOr<kvtransfer::KvReceiverOptions> MakeReceiverOptions(const Frame& f
   options.listen_host = listen.host;
   options.port = listen.port;
   options.advertise_host = AdvertisedHost(process, listen.host);
-  options.region = frame.engine->region();
+  SetPool(*frame.engine, &options);
   options.worker_id = process.worker_id;
   options.cluster_secret = process.cluster_secret;
   if (process.kv_tls) options.tls = frame.tls;
@@ -42,7 +56,7 @@ absl::StatusOr<kvtransfer::KvReceiverOptions> MakeReceiverOptions(const Frame& f
 
 kvtransfer::KvSenderOptions MakeSenderOptions(const Frame& frame) {
   kvtransfer::KvSenderOptions options;
-  options.region = frame.engine->region();
+  SetPool(*frame.engine, &options);
   options.worker_id = frame.process->worker_id;
   options.cluster_secret = frame.process->cluster_secret;
   if (frame.process->kv_tls) options.tls = frame.tls;

@@ -36,8 +36,10 @@ OpsShape OpsShapeOf(const ModelConfig& config, Element element, const DecoderLim
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(ModelConfig config, ModelWeights weights,
                                                          const DecoderLimits& limits,
-                                                         Device* device, Ops* ops) {
-  std::unique_ptr<Decoder> decoder(new Decoder(std::move(config), std::move(weights), ops));
+                                                         Device* device, Ops* ops,
+                                                         Collective* collective) {
+  std::unique_ptr<Decoder> decoder(
+      new Decoder(std::move(config), std::move(weights), ops, collective));
   TANDEM_RETURN_IF_ERROR(decoder->Allocate(limits, device));
   return decoder;
 }
@@ -109,7 +111,7 @@ void Decoder::FinishLayer(const LayerWeights& layer, const Norm& next_norm, cons
   output.projection = layer.output.projection();
   output.next_norm = NormOf(layer.post_attention_norm);
   output.hidden = rows.hidden;
-  ops_->AddProjection(output, stream);
+  AddProjection(output, stream);
   GateUpArgs gate_up;
   gate_up.rows = rows.count;
   gate_up.hidden = rows.hidden;
@@ -123,7 +125,16 @@ void Decoder::FinishLayer(const LayerWeights& layer, const Norm& next_norm, cons
   down.projection = layer.down.projection();
   down.next_norm = next_norm;
   down.hidden = rows.hidden;
-  ops_->AddProjection(down, stream);
+  AddProjection(down, stream);
+}
+
+void Decoder::AddProjection(const AddProjectionArgs& args, Stream* stream) {
+  if (collective_ == nullptr) return ops_->AddProjection(args, stream);
+  const size_t count =
+      static_cast<size_t>(args.rows) * static_cast<size_t>(config_.hidden_size);
+  collective_->BeginSum(args.hidden, count, stream);
+  ops_->AddProjection(args, stream);
+  collective_->EndSum(args.hidden, count, stream);
 }
 
 void Decoder::Forward(const ForwardInput& input, const KvRegion& kv, Stream* stream) {

@@ -11,6 +11,7 @@
 
 #include "common/base/kv_layout.h"
 #include "common/base/model_config.h"
+#include "engine/device/collective.h"
 #include "engine/device/device.h"
 #include "engine/kernels/ops.h"
 #include "engine/model/model_weights.h"
@@ -46,10 +47,12 @@ class Decoder {
   static size_t WorkspaceBytes(const ModelConfig& config, Element activation,
                                const DecoderLimits& limits);
   // Allocates the workspace, once. `device` and `ops`, made for OpsShapeOf(config, ...), outlive
-  // the decoder.
+  // the decoder. `collective`, which outlives it too: where config and weights are a rank's part of
+  // a model (shard.h); its device then waits in Forward for the other ranks.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(ModelConfig config, ModelWeights weights,
                                                          const DecoderLimits& limits,
-                                                         Device* device, Ops* ops);
+                                                         Device* device, Ops* ops,
+                                                         Collective* collective = nullptr);
 
   // Computes all rows, but for ForwardInput::wanted, and writes their KV into `kv`.
   void Forward(const ForwardInput& input, const KvRegion& kv, Stream* stream);
@@ -65,8 +68,11 @@ class Decoder {
   const ModelWeights& weights() const { return weights_; }
 
  private:
-  Decoder(ModelConfig config, ModelWeights weights, Ops* ops)
-      : config_(std::move(config)), weights_(std::move(weights)), ops_(ops) {}
+  Decoder(ModelConfig config, ModelWeights weights, Ops* ops, Collective* collective)
+      : config_(std::move(config)),
+        weights_(std::move(weights)),
+        ops_(ops),
+        collective_(collective) {}
   absl::Status Allocate(const DecoderLimits& limits, Device* device);
   // Rows of the residual stream, and what attention left for them.
   struct Rows {
@@ -79,11 +85,14 @@ class Decoder {
   Rows Select(const ForwardInput& input, const Rows& all, Stream* stream);
   void FinishLayer(const LayerWeights& layer, const Norm& next_norm, const Rows& rows,
                    Stream* stream);
+  // The op, and where there are ranks the sum over their parts.
+  void AddProjection(const AddProjectionArgs& args, Stream* stream);
   Norm NormOf(const VectorWeights& weight) const;
 
   const ModelConfig config_;
   const ModelWeights weights_;
   Ops* const ops_;
+  Collective* const collective_;  // null: the model is whole
   std::atomic<uint64_t> layers_done_ = 0;
   float rope_scale_ = 1;
   Buffer frequencies_;     // float [head_dim / 2]

@@ -1,6 +1,7 @@
 #include "engine/model/model_weights.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <set>
@@ -40,10 +41,11 @@ class TensorSource {
  public:
   TensorSource(const Checkpoint* checkpoint,
                const std::optional<CheckpointQuantisation>& quantisation,
-               const HeadPadding& padding, uint64_t seed, Threads* threads)
+               const HeadPadding& padding, const Shard& shard, uint64_t seed, Threads* threads)
       : checkpoint_(checkpoint),
         quantisation_(quantisation),
         padding_(padding),
+        shard_(shard),
         seed_(seed),
         threads_(threads) {
     if (!Has(prefix_ + "embed_tokens.weight") && Has("embed_tokens.weight")) prefix_.clear();
@@ -54,12 +56,17 @@ class TensorSource {
 
   // Valid until the next Get.
   absl::StatusOr<TensorView> Get(const std::string& name, std::vector<int64_t> shape) {
-    const std::optional<size_t> heads =
-        padding_.adds_heads() ? QueryHeadDimension(name) : std::nullopt;
-    if (!heads.has_value()) return GetStored(name, shape);
-    shape[*heads] = int64_t{padding_.groups} * padding_.heads * padding_.head_dim;
-    TANDEM_ASSIGN_OR_RETURN(const TensorView view, GetStored(name, shape));
-    return PadHeads(view, *heads, padding_, &padded_);
+    const std::optional<size_t> split =
+        shard_.whole() ? std::nullopt : ShardedDimension(name);
+    if (split.has_value()) shape[*split] *= shard_.size;
+    TANDEM_ASSIGN_OR_RETURN(const TensorView view, GetPadded(name, std::move(shape)));
+    return split.has_value() ? ShardOf(view, *split, shard_, &part_) : view;
+  }
+  // Whether another rank has a tensor for all.
+  bool IsAnothers(const std::string& name) {
+    if (shard_.rank == 0 || !BelongsToTheFirstRank(name)) return false;
+    used_.insert(name);
+    return true;
   }
 
   // Whether a linear layer has 4-bit weights; then instead of Get.
@@ -72,6 +79,7 @@ class TensorSource {
     for (const std::string& name : QuantisedLinear::TensorNames(layer)) used_.insert(name);
     return QuantisedLinear::Open(*checkpoint_, layer, *quantisation_, outputs, inputs);
   }
+  const Shard& shard() const { return shard_; }
   Threads& threads() { return *threads_; }
 
   // Of bfloat16, as all dummies.
@@ -116,6 +124,14 @@ class TensorSource {
   }
 
  private:
+  absl::StatusOr<TensorView> GetPadded(const std::string& name, std::vector<int64_t> shape) {
+    const std::optional<size_t> heads =
+        padding_.adds_heads() ? QueryHeadDimension(name) : std::nullopt;
+    if (!heads.has_value()) return GetStored(name, shape);
+    shape[*heads] = int64_t{padding_.groups} * padding_.heads * padding_.head_dim;
+    TANDEM_ASSIGN_OR_RETURN(const TensorView view, GetStored(name, shape));
+    return PadHeads(view, *heads, padding_, &padded_);
+  }
   absl::StatusOr<TensorView> GetStored(const std::string& name, const std::vector<int64_t>& shape) {
     used_.insert(name);
     if (checkpoint_ == nullptr) {
@@ -160,10 +176,11 @@ class TensorSource {
   const Checkpoint* checkpoint_;  // null: dummy
   const std::optional<CheckpointQuantisation> quantisation_;
   const HeadPadding padding_;
+  const Shard shard_;
   const uint64_t seed_;
   Threads* threads_;
   MemoryBlock scratch_;
-  MemoryBlock padded_;
+  MemoryBlock padded_, part_;
   std::string prefix_ = "model.";
   std::set<std::string> used_;
 };
@@ -255,7 +272,7 @@ class Loader {
     for (const Part& part : parts) columns += static_cast<size_t>(part.columns);
     TANDEM_ASSIGN_OR_RETURN(const bool packed, PackInt4(parts, columns, inputs, pairs, out));
     if (!packed) TANDEM_RETURN_IF_ERROR(PackParts(parts, columns, inputs, out));
-    if (!bias) return absl::OkStatus();
+    if (!bias || source_->IsAnothers(parts.front().name + ".bias")) return absl::OkStatus();
     std::vector<Part> biases;
     for (const Part& part : parts) biases.push_back({part.name + ".bias", part.columns});
     return Vectors(biases, &out->bias);
@@ -386,20 +403,32 @@ class Loader {
   // Dequantised.
   absl::Status PackQuantised(const Part& part, int64_t inputs, size_t first_column,
                              LinearWeights* out) {
-    TANDEM_ASSIGN_OR_RETURN(QuantisedLinear linear,
-                            source_->GetQuantised(part.name, part.columns, inputs));
+    const Shard& shard = source_->shard();
+    const std::optional<size_t> split =
+        shard.whole() ? std::nullopt : ShardedDimension(part.name + ".weight");
+    const bool rows_split = split == 0u, columns_split = split == 1u;
+    TANDEM_ASSIGN_OR_RETURN(
+        QuantisedLinear linear,
+        source_->GetQuantised(part.name, part.columns * (rows_split ? shard.size : 1),
+                              inputs * (columns_split ? shard.size : 1)));
     if (!device_->shares_host_memory()) {
       stager_.Pack(std::move(linear), first_column, out->memory.data());
       return absl::OkStatus();
     }
-    const size_t k = linear.inputs();
-    const size_t step = std::clamp<size_t>(kDequantisedFloats / k, 1, linear.outputs());
-    std::vector<float> values(step * k);
-    for (size_t row = 0; row < linear.outputs(); row += step) {
-      const size_t count = std::min(step, linear.outputs() - row);
+    const auto rows = static_cast<size_t>(part.columns), k = static_cast<size_t>(inputs);
+    const size_t whole = linear.inputs(), rank = static_cast<size_t>(shard.rank);
+    const size_t first_row = rows_split ? rank * rows : 0, first_input = columns_split ? rank * k : 0;
+    const size_t step = std::clamp<size_t>(kDequantisedFloats / whole, 1, rows);
+    std::vector<float> values(step * whole);
+    for (size_t row = 0; row < rows; row += step) {
+      const size_t count = std::min(step, rows - row);
       source_->threads().ForRanges(count, 1, [&](size_t begin, size_t end) {
-        linear.Dequantise(row + begin, end - begin, values.data() + begin * k);
+        linear.Dequantise(first_row + row + begin, end - begin, values.data() + begin * whole);
       });
+      for (size_t i = 0; columns_split && i < count; ++i) {
+        std::memmove(values.data() + i * k, values.data() + i * whole + first_input,
+                     k * sizeof(float));
+      }
       ops_->PackWeightRows(values.data(), Element::kFloat32, count, k, first_column + row,
                            out->memory.data(), stream_.get());
     }
@@ -549,8 +578,8 @@ absl::StatusOr<std::string> PackingDigest(Device* device, Ops* ops) {
 absl::StatusOr<std::string> SharedKey(const LoadOptions& options, const ModelWeights& weights,
                                       Device* device, Ops* ops) {
   TANDEM_ASSIGN_OR_RETURN(std::string key, PackingDigest(device, ops));
-  key += fmt::format(" {} {} {}", weights.digest, static_cast<int>(options.element),
-                     options.padding.padded);
+  key += fmt::format(" {} {} {} {}/{}", weights.digest, static_cast<int>(options.element),
+                     options.padding.padded, options.shard.rank, options.shard.size);
   if (weights.checkpoint == nullptr) return key;
   for (const Checkpoint::File& file : weights.checkpoint->files()) {
     std::error_code error;
@@ -628,8 +657,8 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
   }
   const bool computed = options.dummy || config.quantisation.has_value();
   Threads threads(!computed ? 1 : options.num_threads > 0 ? options.num_threads : PhysicalCores());
-  TensorSource source(weights.checkpoint.get(), config.quantisation, options.padding, options.seed,
-                      &threads);
+  TensorSource source(weights.checkpoint.get(), config.quantisation, options.padding, options.shard,
+                      options.seed, &threads);
   const absl::Status status = Load(config, options, &source, device, ops, &weights);
   if (status.ok()) {
     if (config.quantisation.has_value() && !options.dummy) WarnOfSize(config, options, weights);

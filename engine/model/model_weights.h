@@ -29,6 +29,7 @@
 #include "engine/model/checkpoint.h"
 #include "engine/model/mapped_file.h"
 #include "engine/model/padded_heads.h"
+#include "engine/model/shard.h"
 
 namespace tandem::engine {
 
@@ -91,6 +92,8 @@ struct LoadOptions {
   // Where it adds heads, the config counts them, and the checkpoint lacks them. Not with quantised
   // weights.
   HeadPadding padding = {};
+  // The part that is loaded; the config is that of the part (ShardOf).
+  Shard shard = {};
 };
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config

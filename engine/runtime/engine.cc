@@ -20,6 +20,7 @@
 #include "engine/runtime/decoder_runner.h"
 #include "engine/runtime/memory_plan.h"
 #include "engine/runtime/paced_runner.h"
+#include "engine/runtime/tensor_parallel.h"
 
 namespace tandem::engine {
 namespace {
@@ -34,6 +35,7 @@ constexpr int kTrialBlocks = 64;
 constexpr int kMaxBatchedTokens = 1 << 20;
 constexpr int kMaxSequences = 1 << 16;
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxRanks = 64;
 
 absl::Status CheckRange(const char* flag, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -58,6 +60,8 @@ absl::Status CheckOptions(const EngineOptions& o) {
   if (!(o.min_step_ms >= 0 && o.min_step_ms <= 60'000)) {
     return InvalidArgument("--min-step-ms must be in [0, 60000], got {}", o.min_step_ms);
   }
+  TANDEM_RETURN_IF_ERROR(
+      CheckRange("--tensor-parallel-size", o.tensor_parallel_size, 1, kMaxRanks));
   TANDEM_RETURN_IF_ERROR(CheckRange("--max-num-seqs", o.max_num_seqs, 0, kMaxSequences));
   TANDEM_RETURN_IF_ERROR(
       CheckRange("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, 0, int64_t{1} << 50));
@@ -108,13 +112,15 @@ absl::Status ResolveVocabulary(const ModelConfig& config, EngineOptions* options
   return CheckRange("valid_vocab_size", options->valid_vocab_size, 1, config.vocab_size);
 }
 
-// For a pool in the host's memory; settles its size where nobody gave it.
+// For a pool in the host's memory; settles its size where nobody gave it. `layout` is a rank's, sizes
+// are those of all.
 absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout& layout,
                                       const Device& device, EngineOptions* options) {
   const int limit = config.MaxModelLen();
   const int wanted_len = options->max_model_len > 0 ? options->max_model_len : limit;
+  const auto ranks = static_cast<size_t>(options->tensor_parallel_size);
   const size_t sequence_bytes =
-      static_cast<size_t>(layout.BlocksFor(wanted_len)) * layout.BlockBytes();
+      static_cast<size_t>(layout.BlocksFor(wanted_len)) * layout.BlockBytes() * ranks;
   if (options->kv_cache_memory_bytes == 0) {
     const size_t enough = static_cast<size_t>(options->max_num_seqs) * sequence_bytes;
     const size_t share =
@@ -126,7 +132,7 @@ absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout&
     return ResourceExhausted("a KV pool of {} (--kv-cache-memory-bytes) does not fit: {} available",
                              FormatBytes(bytes), FormatBytes(available));
   }
-  return PlanPool(layout, bytes, options->max_model_len, limit,
+  return PlanPool(layout, bytes / ranks, options->max_model_len, limit,
                   fmt::format("give --kv-cache-memory-bytes={}", sequence_bytes));
 }
 
@@ -143,7 +149,9 @@ size_t DeviceWeightBytes(const ModelConfig& config, const EngineOptions& options
 
 absl::Status CheckWeightMemory(const ModelConfig& config, const Device& device,
                                const EngineOptions& options) {
-  const size_t needed = WeightBytes(config, options);
+  // Of all ranks, about: what is not split is there several times.
+  const size_t needed =
+      WeightBytes(config, options) * static_cast<size_t>(options.tensor_parallel_size);
   // What is shared and there already is not needed again.
   const size_t available = device.AvailableMemory() + SharedWeightsSize(options.shared_weights);
   if (needed <= available) return absl::OkStatus();
@@ -166,14 +174,21 @@ absl::Status WithRemedy(const absl::Status& status, const char* what,
 // Made by the steps of Load, in their order there; each uses what those before it settled.
 class LoadedEngine final : public Engine {
  public:
-  explicit LoadedEngine(EngineOptions options) : options_(std::move(options)) {}
+  LoadedEngine(EngineOptions options, const Shard& shard, Collective* collective)
+      : options_(std::move(options)), shard_(shard), collective_(collective) {}
 
   absl::Status OpenDevice() {
+    if (options_.num_threads == 0) options_.num_threads = PhysicalCores();
+    options_.num_threads = std::max(1, options_.num_threads / shard_.size);
     TANDEM_ASSIGN_OR_RETURN(
         backend_,
         OpenBackend(options_.device, {.num_threads = options_.num_threads, .gpu = options_.gpu}));
     options_.device = backend_->name();
-    if (options_.num_threads == 0) options_.num_threads = PhysicalCores();
+    if (!shard_.whole() && device_memory()) {
+      return InvalidArgument(
+          "--tensor-parallel-size={} works with --device=cpu only so far, not with {}; leave it out",
+          shard_.size, options_.device);
+    }
     ResolveDtype(backend_->device(), &options_);
     return ResolveBatch(backend_->batch_defaults(), &options_);
   }
@@ -181,6 +196,9 @@ class LoadedEngine final : public Engine {
   absl::Status ReadConfig() {
     TANDEM_ASSIGN_OR_RETURN(config_, ModelConfig::Load(options_.model_dir));
     if (options_.pad_query_heads) TANDEM_RETURN_IF_ERROR(PadQueryHeads());
+    if (!shard_.whole()) {
+      TANDEM_ASSIGN_OR_RETURN(config_, ShardOf(config_, shard_));
+    }
     return ResolveVocabulary(config_, &options_);
   }
 
@@ -207,6 +225,7 @@ class LoadedEngine final : public Engine {
     const bool float32 = options_.dtype == "float32";
     region_.layout =
         config_.LayoutFor(options_.block_size, float32 ? DType::kFloat32 : DType::kBFloat16);
+    region_.first_kv_head = shard_.rank * config_.num_kv_heads;
     const Device& device = backend_->device();
     if (!device_memory()) {
       TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config_, device, options_));
@@ -236,11 +255,12 @@ class LoadedEngine final : public Engine {
     absl::StatusOr<ModelWeights> weights = LoadModelWeights(
         config_,
         {options_.model_dir, options_.load_format == "dummy", options_.seed, element,
-         options_.num_threads, options_.shared_weights, options_.report_loading, padding_},
+         options_.num_threads, options_.shared_weights, options_.report_loading, padding_,
+         shard_},
         device, ops_.get());
     if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
     absl::StatusOr<std::unique_ptr<Decoder>> decoder =
-        Decoder::Create(config_, *std::move(weights), Limits(), device, ops_.get());
+        Decoder::Create(config_, *std::move(weights), Limits(), device, ops_.get(), collective_);
     if (!decoder.ok()) return WithRemedy(decoder.status(), "workspace", options_);
     decoder_ = *std::move(decoder);
     return absl::OkStatus();
@@ -334,7 +354,7 @@ class LoadedEngine final : public Engine {
           "holds no more; --kv-cache-memory-bytes={} would",
           plan.max_model_len, config_.MaxModelLen(), FormatBytes(options_.kv_cache_memory_bytes),
           static_cast<size_t>(region_.layout.BlocksFor(config_.MaxModelLen())) *
-              region_.layout.BlockBytes());
+              region_.layout.BlockBytes() * static_cast<size_t>(shard_.size));
     }
     options_.max_model_len = plan.max_model_len;
     region_.num_blocks = plan.num_blocks;
@@ -385,7 +405,9 @@ class LoadedEngine final : public Engine {
 
   // Constant once loaded; destroyed last to first.
   EngineOptions options_;
-  ModelConfig config_;  // with the heads of the padding
+  const Shard shard_;
+  Collective* const collective_;  // null: the only rank
+  ModelConfig config_;  // with the heads of the padding, of the shard
   HeadPadding padding_;
   std::unique_ptr<Backend> backend_;
   size_t used_before_ = 0;  // bytes of the device, when this process had opened it
@@ -403,7 +425,13 @@ class LoadedEngine final : public Engine {
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
   TANDEM_RETURN_IF_ERROR(CheckOptions(options));
-  auto engine = std::make_unique<LoadedEngine>(options);
+  return options.tensor_parallel_size == 1 ? LoadRank(options, {}, nullptr)
+                                           : LoadTensorParallel(options);
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> LoadRank(const EngineOptions& options, const Shard& shard,
+                                                 Collective* collective) {
+  auto engine = std::make_unique<LoadedEngine>(options, shard, collective);
   TANDEM_RETURN_IF_ERROR(engine->OpenDevice());
   TANDEM_RETURN_IF_ERROR(engine->ReadConfig());
   TANDEM_RETURN_IF_ERROR(engine->MakeOps());

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -29,6 +30,7 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes = 0;    // 0: chosen from the memory available
   bool enable_prefix_caching = true;
   bool pad_query_heads = false;  // padded_heads.h
+  int tensor_parallel_size = 1;  // ranks (tensor_parallel.h)
   // A sequence's tokens do not depend on its company, its chunks, or where it was computed. Costs
   // speed on a GPU; a CPU in float32 is always so.
   bool batch_invariant = false;
@@ -54,7 +56,11 @@ class Engine {
   virtual const EngineOptions& options() const = 0;  // resolved: no autos left
   virtual const ModelConfig& config() const = 0;
   virtual const std::string& model_digest() const = 0;
+  // The pool, with all KV heads. With several ranks it lies in as many pieces, and this is its shape
+  // alone, without memory.
   virtual KvRegion region() const = 0;
+  // The pieces, in the order of their heads.
+  virtual std::vector<KvRegion> regions() const { return {region()}; }
   virtual BlockPool& pool() = 0;
   virtual PrefixCache& cache() = 0;
   virtual ModelRunner& runner() = 0;

@@ -18,6 +18,9 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->AddChoice("--dtype", &options->dtype, kDTypeChoices,
                    "Type of weights and KV; auto: bfloat16 where the device has it");
   flags->Add("--gpu", &options->gpu, "Number of the GPU, among those of CUDA_VISIBLE_DEVICES");
+  flags->Add("--tensor-parallel-size", &options->tensor_parallel_size,
+             "Ranks that the model is split over, by heads; they share the compute threads; CPU "
+             "only so far");
   flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
   flags->Add("--batch-invariant", &options->batch_invariant,
              "Same tokens whatever else is in the batch and however a prompt is cut; slower on a "

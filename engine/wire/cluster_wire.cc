@@ -18,7 +18,7 @@ internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& s
   out.set_head_dim(static_cast<uint32_t>(layout.head_dim));
   out.set_block_size(static_cast<uint32_t>(layout.block_size));
   out.set_layout(kBlockLayout);
-  out.set_tensor_parallel_size(1);
+  out.set_tensor_parallel_size(static_cast<uint32_t>(engine.options().tensor_parallel_size));
   out.set_tokenizer_digest(TokenizerDigest(engine.options().model_dir));
   out.set_protocol_version(kProtocolVersion);
   out.set_vocab_size(static_cast<uint32_t>(engine.config().vocab_size));

@@ -247,7 +247,7 @@ absl::StatusOr<std::unique_ptr<KvReceiver>> KvReceiver::Start(KvReceiverOptions 
   std::unique_ptr<KvStore> own_store;
   const KvStore* store = options.store;
   if (store == nullptr) {
-    TANDEM_ASSIGN_OR_RETURN(own_store, MakeKvStore(options.region));
+    TANDEM_ASSIGN_OR_RETURN(own_store, MakeKvStore(options.region, options.shards));
     store = own_store.get();
   }
   TANDEM_RETURN_IF_ERROR(

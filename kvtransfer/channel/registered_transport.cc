@@ -26,7 +26,7 @@ absl::StatusOr<std::vector<RegisteredTransport>> RegisterTransports(const std::s
     if (store->HostAddress(0) == nullptr && transport->capabilities().host_memory) {
       spdlog::info(
           "kv transport {}: blocks are staged through memory of the host, because the KV "
-          "pool is in device memory",
+          "pool is in memory that only copies reach",
           transport->name());
     }
     registered.push_back({transport, *std::move(registration)});

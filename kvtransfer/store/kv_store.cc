@@ -5,6 +5,7 @@
 
 #include "common/base/status.h"
 #include "kvtransfer/store/host_store.h"
+#include "kvtransfer/store/sharded_store.h"
 #ifdef TANDEM_CUDA
 #include "kvtransfer/store/cuda/device_store.h"
 #endif
@@ -78,6 +79,17 @@ absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region) {
 #endif
   }
   return std::make_unique<HostStore>(region);
+}
+
+absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region,
+                                                     std::span<const KvRegion> shards) {
+  if (shards.empty()) return MakeKvStore(region);
+  std::vector<std::unique_ptr<KvStore>> stores;
+  for (const KvRegion& shard : shards) {
+    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<KvStore> store, MakeKvStore(shard));
+    stores.push_back(std::move(store));
+  }
+  return ShardedStore::Join(std::move(stores));
 }
 
 absl::Status KvStore::CanWrite(const std::string& /*card*/) const {

@@ -108,5 +108,9 @@ class KvStore {
 // The store over `region`, whose memory outlives it. INVALID_ARGUMENT names what is wrong with the
 // region; UNIMPLEMENTED for memory of a kind that this build cannot reach.
 absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region);
+// The same over `shards`, the pieces of a pool in the order of their heads (sharded_store.h), where
+// there are any.
+absl::StatusOr<std::unique_ptr<KvStore>> MakeKvStore(const KvRegion& region,
+                                                     std::span<const KvRegion> shards);
 
 }  // namespace tandem::kvtransfer

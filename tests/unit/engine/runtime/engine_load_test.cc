@@ -105,6 +105,11 @@ TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   o.pad_query_heads = true;
   EXPECT_THAT(ErrorOf(o), HasSubstr("--pad-query-heads is for weights that are not quantised"));
   o = Options();
+  o.tensor_parallel_size = 0;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--tensor-parallel-size must be in [1, 64], got 0"));
+  o.tensor_parallel_size = 2;
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--tensor-parallel-size=2 does not divide the model's KV heads (1)"));
+  o = Options();
   o.kv_cache_memory_bytes = int64_t{1} << 49;
   EXPECT_THAT(ErrorOf(o), HasSubstr("--kv-cache-memory-bytes"));
 }

@@ -104,13 +104,11 @@ class Generation {
   std::vector<TokenLogprob> prompt_logprobs_;
 };
 
-void CheckGeneration(const std::string& dir, const Limits& limits, bool pad_query_heads = false) {
-  EngineOptions options;
+void CheckGeneration(const std::string& dir, const Limits& limits, EngineOptions options = {}) {
   options.device = "cpu";
   options.model_dir = dir;
   options.dtype = limits.dtype;
   options.kv_cache_memory_bytes = 16 << 20;
-  options.pad_query_heads = pad_query_heads;
   auto engine = Engine::Load(options);
   ASSERT_OK(engine);
   for (const ReferenceCase& c : LoadReferenceCases(dir)) {
@@ -159,7 +157,18 @@ TEST(ReferenceTest, FixturesBFloat16) {
 
 // Three query heads for each KV head: a fourth of zeros changes nothing.
 TEST(ReferenceTest, PaddedQueryHeadsFloat32) {
-  CheckGeneration(SourcePath("tests/data/engine/qwen2-gqa"), kFloat32, /*pad_query_heads=*/true);
+  EngineOptions options;
+  options.pad_query_heads = true;
+  CheckGeneration(SourcePath("tests/data/engine/qwen2-gqa"), kFloat32, options);
+}
+
+TEST(ReferenceTest, TwoRanksFloat32) {
+  EngineOptions options;
+  options.tensor_parallel_size = 2;
+  for (const char* name : {"qwen3-gqa", "mistral-nowindow"}) {
+    SCOPED_TRACE(name);
+    CheckGeneration(SourcePath(std::string("tests/data/engine/") + name), kFloat32, options);
+  }
 }
 
 TEST(ReferenceTest, SharedModelsFloat32) {
