@@ -263,8 +263,7 @@ bool Loop::Launch(const Plan& plan) {
 
 bool Loop::AwaitsTokens() const {
   return !steps_.empty() &&
-         (steps_.drafted() ||
-          speculation_.WantsTokens(running_, pace_.cost, steps_.host_time()));
+         (steps_.drafted() || speculation_.WantsTokens(running_, pace_.cost, steps_.host_time()));
 }
 
 void Loop::AddItem(const ScheduledRun& run, engine::Batch* batch,

@@ -4,8 +4,8 @@
 // collect and publish the oldest step in flight. Where the runner takes one step at a time that is
 // the batch just launched. Where it takes two it is the one before, so that the host's work on step
 // n hides behind the device's work on step n + 1. The end of a sequence is then seen one step late:
-// what step n + 1 draws for it is dropped, and its blocks wait until step n + 1 is over. While drafts
-// are computed or likely to pay, steps are taken one at a time there too (speculation.h).
+// what step n + 1 draws for it is dropped, and its blocks wait until step n + 1 is over. While
+// drafts are computed or likely to pay, steps are taken one at a time there too (speculation.h).
 //
 // Threads: Run() (or, in tests, Step()) belongs to one thread, which owns pool, cache, runner and
 // all sequences. Every other thread speaks to the loop through its inbox and hears from it through

@@ -49,8 +49,8 @@ bool Speculation::WantsTokens(const RunningSet& running, const StepCost& cost,
     const int most = std::min(options_.longest_draft + 1, s->max_length - s->length() - 1);
     const Draft draft = speculated.drafter->Propose(s->tokens, most);
     const double price = DraftPrice(cost, step, s->length());
-    const int length = speculated.policy.Length(draft.evidence, price,
-                                                static_cast<int>(draft.tokens.size()));
+    const int length =
+        speculated.policy.Length(draft.evidence, price, static_cast<int>(draft.tokens.size()));
     if (length < 2) continue;
     any = true;
     gain += speculated.policy.Gain(draft.evidence, price, /*given=*/1, length);

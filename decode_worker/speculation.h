@@ -4,8 +4,8 @@
 // position's random numbers, and the draft's token is accepted while the draw is the same. So a
 // request gets the tokens that it would have got without (docs/adr/010).
 //
-// A draft continues tokens that the host knows. Where the loop launches steps ahead, the last one is
-// still on the device when the next step is planned; so where a draft is likely to pay, the loop
+// A draft continues tokens that the host knows. Where the loop launches steps ahead, the last one
+// is still on the device when the next step is planned; so where a draft is likely to pay, the loop
 // collects what is in flight first, and the device is idle for the host's time between two steps.
 //
 // Not thread-safe: part of the loop.

@@ -21,10 +21,11 @@ void AddWorkerFlags(FlagSet* flags, WorkerOptions* options) {
       "prompts computed here are cut so that a step takes no longer while others draw tokens; "
       "0: not; -1: 30 on a GPU, not on a CPU",
       "ms");
-  flags->AddChoice("--speculative", &options->speculative, {"none", "ngram"},
-                   "ngram: guess tokens from what stood in the prompt and the answer before, and "
-                   "compute them ahead; same tokens (on a GPU: with --batch-invariant), sooner where an "
-                   "answer repeats");
+  flags->AddChoice(
+      "--speculative", &options->speculative, {"none", "ngram"},
+      "ngram: guess tokens from what stood in the prompt and the answer before, and "
+      "compute them ahead; same tokens (on a GPU: with --batch-invariant), sooner where an "
+      "answer repeats");
   flags->Group("Timeouts");
   flags->Add("--kv-seal-timeout", &options->kv_seal_timeout,
              "how long no KV block may arrive after the first token before they are computed here",

@@ -133,8 +133,8 @@ void OpenAiBenchClient::Connection::Ask(OpenAiBenchClient* client, const Job& jo
   request.content_receiver = [&](const char* data, size_t size, uint64_t, uint64_t) {
     return OnPiece(client, job, {data, size});
   };
-  // The library waits whole milliseconds, rounded down, and for each piece anew: one more, so that what ends a wait lies
-  // behind the deadline.
+  // The library waits whole milliseconds, rounded down, and for each piece anew: one more, so that
+  // what ends a wait lies behind the deadline.
   const absl::Duration left =
       std::max(job.deadline - absl::Now(), absl::ZeroDuration()) + absl::Milliseconds(1);
   http_.set_connection_timeout(absl::ToChronoMicroseconds(left));

@@ -73,7 +73,6 @@ constexpr std::array kHints = std::to_array<Hint>({
     {"--sharded", kWorkersNotParts},
     {"--shutdown-timeout", "use --drain-timeout"},
     {"--swap-space", "a sequence whose blocks are needed is computed again, not swapped out"},
-    {"--tensor-parallel-size", kWorkersNotParts},
     {"--threads", "use --num-threads"},
     {"--tokenizer", "the tokenizer is the one in the model's directory"},
     {"--trust-remote-code", "no code of a checkpoint is ever run"},

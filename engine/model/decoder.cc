@@ -130,8 +130,7 @@ void Decoder::FinishLayer(const LayerWeights& layer, const Norm& next_norm, cons
 
 void Decoder::AddProjection(const AddProjectionArgs& args, Stream* stream) {
   if (collective_ == nullptr) return ops_->AddProjection(args, stream);
-  const size_t count =
-      static_cast<size_t>(args.rows) * static_cast<size_t>(config_.hidden_size);
+  const size_t count = static_cast<size_t>(args.rows) * static_cast<size_t>(config_.hidden_size);
   collective_->BeginSum(args.hidden, count, stream);
   ops_->AddProjection(args, stream);
   collective_->EndSum(args.hidden, count, stream);

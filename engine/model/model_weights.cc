@@ -56,8 +56,7 @@ class TensorSource {
 
   // Valid until the next Get.
   absl::StatusOr<TensorView> Get(const std::string& name, std::vector<int64_t> shape) {
-    const std::optional<size_t> split =
-        shard_.whole() ? std::nullopt : ShardedDimension(name);
+    const std::optional<size_t> split = shard_.whole() ? std::nullopt : ShardedDimension(name);
     if (split.has_value()) shape[*split] *= shard_.size;
     TANDEM_ASSIGN_OR_RETURN(const TensorView view, GetPadded(name, std::move(shape)));
     return split.has_value() ? ShardOf(view, *split, shard_, &part_) : view;
@@ -417,7 +416,8 @@ class Loader {
     }
     const auto rows = static_cast<size_t>(part.columns), k = static_cast<size_t>(inputs);
     const size_t whole = linear.inputs(), rank = static_cast<size_t>(shard.rank);
-    const size_t first_row = rows_split ? rank * rows : 0, first_input = columns_split ? rank * k : 0;
+    const size_t first_row = rows_split ? rank * rows : 0,
+                 first_input = columns_split ? rank * k : 0;
     const size_t step = std::clamp<size_t>(kDequantisedFloats / whole, 1, rows);
     std::vector<float> values(step * whole);
     for (size_t row = 0; row < rows; row += step) {

@@ -8,8 +8,8 @@ namespace tandem::engine {
 
 HeadPadding HeadPadding::Of(const ModelConfig& config) {
   const int heads = config.num_heads / config.num_kv_heads;
-  return {config.num_kv_heads, heads,
-          static_cast<int>(std::bit_ceil(static_cast<unsigned>(heads))), config.head_dim};
+  return {config.num_kv_heads, heads, static_cast<int>(std::bit_ceil(static_cast<unsigned>(heads))),
+          config.head_dim};
 }
 
 std::optional<size_t> QueryHeadDimension(std::string_view tensor) {

@@ -19,9 +19,9 @@
 namespace tandem::engine {
 
 struct HeadPadding {
-  int groups = 0;    // KV heads
-  int heads = 0;     // query heads of a group in the checkpoint
-  int padded = 0;    // and with zeros
+  int groups = 0;  // KV heads
+  int heads = 0;   // query heads of a group in the checkpoint
+  int padded = 0;  // and with zeros
   int head_dim = 0;
 
   // Up to the next power of two.

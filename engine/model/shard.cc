@@ -11,9 +11,8 @@ namespace {
 
 // Into heads and inner columns; with their biases.
 constexpr std::array<std::string_view, 10> kRows = {
-    ".q_proj.weight", ".k_proj.weight",    ".v_proj.weight",  ".gate_proj.weight",
-    ".q_proj.bias",   ".k_proj.bias",      ".v_proj.bias",    ".up_proj.weight",
-    ".up_proj.bias",  ".gate_proj.bias"};
+    ".q_proj.weight", ".k_proj.weight", ".v_proj.weight",  ".gate_proj.weight", ".q_proj.bias",
+    ".k_proj.bias",   ".v_proj.bias",   ".up_proj.weight", ".up_proj.bias",     ".gate_proj.bias"};
 // Out of them.
 constexpr std::array<std::string_view, 2> kColumns = {".o_proj.weight", ".down_proj.weight"};
 constexpr std::array<std::string_view, 2> kSummed = {".o_proj.bias", ".down_proj.bias"};

@@ -112,8 +112,8 @@ absl::Status ResolveVocabulary(const ModelConfig& config, EngineOptions* options
   return CheckRange("valid_vocab_size", options->valid_vocab_size, 1, config.vocab_size);
 }
 
-// For a pool in the host's memory; settles its size where nobody gave it. `layout` is a rank's, sizes
-// are those of all.
+// For a pool in the host's memory; settles its size where nobody gave it. `layout` is a rank's,
+// sizes are those of all.
 absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout& layout,
                                       const Device& device, EngineOptions* options) {
   const int limit = config.MaxModelLen();
@@ -186,7 +186,8 @@ class LoadedEngine final : public Engine {
     options_.device = backend_->name();
     if (!shard_.whole() && device_memory()) {
       return InvalidArgument(
-          "--tensor-parallel-size={} works with --device=cpu only so far, not with {}; leave it out",
+          "--tensor-parallel-size={} works with --device=cpu only so far, not with {}, where every "
+          "worker holds the whole model; more GPUs serve more with --prefill N and --decode N",
           shard_.size, options_.device);
     }
     ResolveDtype(backend_->device(), &options_);
@@ -255,8 +256,7 @@ class LoadedEngine final : public Engine {
     absl::StatusOr<ModelWeights> weights = LoadModelWeights(
         config_,
         {options_.model_dir, options_.load_format == "dummy", options_.seed, element,
-         options_.num_threads, options_.shared_weights, options_.report_loading, padding_,
-         shard_},
+         options_.num_threads, options_.shared_weights, options_.report_loading, padding_, shard_},
         device, ops_.get());
     if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
     absl::StatusOr<std::unique_ptr<Decoder>> decoder =
@@ -407,7 +407,7 @@ class LoadedEngine final : public Engine {
   EngineOptions options_;
   const Shard shard_;
   Collective* const collective_;  // null: the only rank
-  ModelConfig config_;  // with the heads of the padding, of the shard
+  ModelConfig config_;            // with the heads of the padding, of the shard
   HeadPadding padding_;
   std::unique_ptr<Backend> backend_;
   size_t used_before_ = 0;  // bytes of the device, when this process had opened it

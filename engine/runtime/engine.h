@@ -56,8 +56,8 @@ class Engine {
   virtual const EngineOptions& options() const = 0;  // resolved: no autos left
   virtual const ModelConfig& config() const = 0;
   virtual const std::string& model_digest() const = 0;
-  // The pool, with all KV heads. With several ranks it lies in as many pieces, and this is its shape
-  // alone, without memory.
+  // The pool, with all KV heads. With several ranks it lies in as many pieces, and this is its
+  // shape alone, without memory.
   virtual KvRegion region() const = 0;
   // The pieces, in the order of their heads.
   virtual std::vector<KvRegion> regions() const { return {region()}; }

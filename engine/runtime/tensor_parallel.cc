@@ -54,7 +54,8 @@ absl::Status CheckAgreement(const std::vector<absl::StatusOr<StepOutput>>& of_ra
       const ItemOutput& a = first.items[i];
       const ItemOutput& b = of_ranks[rank]->items[i];
       if (a.status.ok() == b.status.ok() && a.has_token == b.has_token &&
-          a.further.size() == b.further.size() && (!a.has_token || a.token.token == b.token.token)) {
+          a.further.size() == b.further.size() &&
+          (!a.has_token || a.token.token == b.token.token)) {
         continue;
       }
       return Internal("rank {} of the model drew another token than rank 0 for item {}", rank, i);

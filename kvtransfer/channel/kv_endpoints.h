@@ -75,9 +75,9 @@ struct KvReceiverOptions {
   std::string listen_host =
       "127.0.0.1";  // address to bind and, unless advertise_host is set, to announce
   std::string advertise_host;
-  int port = 0;                    // 0: any free port
-  KvRegion region;                 // the pool
-  std::vector<KvRegion> shards;    // or, where it lies in pieces, these, in the order of their heads
+  int port = 0;                  // 0: any free port
+  KvRegion region;               // the pool
+  std::vector<KvRegion> shards;  // or, where it lies in pieces, these, in the order of their heads
   std::string worker_id;
   std::string cluster_secret;  // senders must prove it, before they say anything else
   // Certificates of the cluster, as they are now; asked for each connection, from any thread. Both

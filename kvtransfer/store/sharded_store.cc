@@ -10,15 +10,18 @@ namespace tandem::kvtransfer {
 
 absl::StatusOr<std::unique_ptr<ShardedStore>> ShardedStore::Join(
     std::vector<std::unique_ptr<KvStore>> shards) {
-  if (shards.size() < 2) return InvalidArgument("a pool in pieces needs two, got {}", shards.size());
+  if (shards.size() < 2)
+    return InvalidArgument("a pool in pieces needs two, got {}", shards.size());
   KvPoolShape shape = shards.front()->shape();
   for (size_t i = 1; i < shards.size(); ++i) {
     const KvPoolShape& next = shards[i]->shape();
     KvLayout layout = next.layout;
     layout.num_kv_heads = shape.layout.num_kv_heads;
     if (layout != shape.layout || next.first_head != shape.heads().end()) {
-      return InvalidArgument("piece {} of the KV pool has another layout than those before, or other heads than follow them",
-                             i);
+      return InvalidArgument(
+          "piece {} of the KV pool has another layout than those before, or other heads than "
+          "follow them",
+          i);
     }
     shape.layout.num_kv_heads += next.layout.num_kv_heads;
     shape.num_blocks = std::min(shape.num_blocks, next.num_blocks);

@@ -51,7 +51,8 @@ void IncomingFrames::Take(Frame frame, uint64_t bytes) {
   auto landing = std::make_unique<Landing>(std::move(frame));
   {
     absl::MutexLock lock(&mutex_);
-    if (bytes > kSmallFrameBytes || waits_for_writer_ || !waiting_.empty() || !started_.empty() || landing_ > 0) {
+    if (bytes > kSmallFrameBytes || waits_for_writer_ || !waiting_.empty() || !started_.empty() ||
+        landing_ > 0) {
       waiting_.push_back(std::move(landing));
       StartWaiting();
       return;

@@ -2,8 +2,8 @@
 // shm_ring and nccl share. Up to kStagedDepth of them are brought at a time, as soon as they have
 // come, so that the link is busy while one is scattered and digested. Threads do that in turns; of
 // one transfer's frames only one at a time, so more than one or two wait for each other. A small
-// frame with nothing before it is done where it comes, if its bytes are there: to wake a thread takes
-// longer.
+// frame with nothing before it is done where it comes, if its bytes are there: to wake a thread
+// takes longer.
 #pragma once
 
 #include <deque>
@@ -32,8 +32,8 @@ class IncomingFrames {
     // Its bytes are no longer needed where they came from.
     std::function<void()> release;
   };
-  // `connection` outlives it. `waits_for_writer`: the bytes of a frame may come after its header, or
-  // never; only the threads wait for them.
+  // `connection` outlives it. `waits_for_writer`: the bytes of a frame may come after its header,
+  // or never; only the threads wait for them.
   IncomingFrames(KvConnection* connection, size_t threads, bool waits_for_writer);
   ~IncomingFrames() { Stop(); }
 

@@ -107,7 +107,7 @@ void ExpectUpRefuses(const std::vector<std::string>& arguments, const std::strin
 TEST(Up, MistakesEndItBeforeAnythingStarts) {
   const std::string model = SourcePath("models/demo");
   ExpectUpRefuses({}, "the model is missing");
-  ExpectUpRefuses({model, "--tensor-parallel-size", "2"}, "--prefill N");
+  ExpectUpRefuses({model, "--pipeline-parallel-size", "2"}, "--prefill N");
   ExpectUpRefuses({model, "--model-id", "x"}, "--model DIR");
   ExpectUpRefuses({model, "--listen", "0.0.0.0:1"}, "use --host and --port");
   ExpectUpRefuses({model, "--prefill=some"}, "--prefill");

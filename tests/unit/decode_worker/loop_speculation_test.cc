@@ -170,9 +170,8 @@ TEST_P(LoopSpeculationTest, DraftsFollowAPrefillElsewhere) {
   h.ExpectNoLeak();
 }
 
-INSTANTIATE_TEST_SUITE_P(All, LoopSpeculationTest, testing::Values(1, 2), [](const auto& info) {
-  return info.param == 1 ? "OneStep" : "TwoSteps";
-});
+INSTANTIATE_TEST_SUITE_P(All, LoopSpeculationTest, testing::Values(1, 2),
+                         [](const auto& info) { return info.param == 1 ? "OneStep" : "TwoSteps"; });
 
 // Drafts of `guess`, or none.
 HarnessOptions Guessing(std::function<std::vector<int32_t>(std::span<const int32_t>)> guess) {

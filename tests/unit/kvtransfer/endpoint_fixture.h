@@ -293,8 +293,8 @@ class FakeFifo {
   }
   absl::Status AwaitTaken(uint64_t number, absl::Duration patience) {
     return Await(
-        FifoEnd::kWriter,
-        [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return taken_ >= number; }, patience);
+        FifoEnd::kWriter, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return taken_ >= number; },
+        patience);
   }
   // Which of all frames the next Take() of this number will be.
   uint64_t Reserve() {
@@ -302,12 +302,12 @@ class FakeFifo {
     return ++reserved_;
   }
   absl::StatusOr<std::vector<std::byte>> Take(uint64_t number, absl::Duration patience) {
-    const absl::Status there =
-        Await(
-            FifoEnd::kReader,
-            [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(
-                mutex_) { return !frames_.empty() && taken_ + 1 == number; },
-            patience);
+    const absl::Status there = Await(
+        FifoEnd::kReader,
+        [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+          return !frames_.empty() && taken_ + 1 == number;
+        },
+        patience);
     if (!there.ok()) return there;
     absl::MutexLock lock(&mutex_);
     std::vector<std::byte> bytes = std::move(frames_.front());
@@ -345,8 +345,7 @@ class FakeFifo {
 
 class CardStore::Fifo : public PeerFifo {
  public:
-  Fifo(const CardStore* store, FifoEnd end, absl::Duration patience,
-       std::shared_ptr<FakeFifo> fifo)
+  Fifo(const CardStore* store, FifoEnd end, absl::Duration patience, std::shared_ptr<FakeFifo> fifo)
       : store_(store), end_(end), patience_(patience), fifo_(std::move(fifo)) {}
   ~Fifo() override { Abort(); }
 
@@ -418,8 +417,7 @@ class CardStore::Fifo : public PeerFifo {
 };
 
 inline absl::StatusOr<std::unique_ptr<PeerFifo>> CardStore::JoinFifo(
-    const std::string& id, FifoEnd end, size_t /*max_copy_bytes*/,
-    absl::Duration patience) const {
+    const std::string& id, FifoEnd end, size_t /*max_copy_bytes*/, absl::Duration patience) const {
   return std::make_unique<Fifo>(this, end, patience, FakeFifo::Meet(id));
 }
 

@@ -239,8 +239,8 @@ TEST(FlagsEnvironmentTest, CommandsThatMeanOtherThingsHaveOtherVariables) {
 }
 
 TEST_F(FlagsTest, FlagsOfOtherServersSayWhatToDoInstead) {
-  EXPECT_THAT(Error({"--tensor-parallel-size", "2"}),
-              AllOf(HasSubstr("--tensor-parallel-size"), HasSubstr("--prefill N")));
+  EXPECT_THAT(Error({"--pipeline-parallel-size", "2"}),
+              AllOf(HasSubstr("--pipeline-parallel-size"), HasSubstr("--prefill N")));
   EXPECT_THAT(Error({"--model-id=x"}), HasSubstr("--model DIR"));
   const std::string path = WriteConfig("max_total_tokens: 4096\n");
   EXPECT_THAT(Error({"--config", path}), AllOf(HasSubstr("line 1"), HasSubstr("--max-model-len")));

@@ -60,7 +60,8 @@ struct Layer {
       }
       for (size_t d = 0; d < kDim; ++d) {
         double attended = 0;
-        for (size_t t = 0; t < kTokens; ++t) attended += weights[t] / sum * Dot(v[kv * kDim + d], x[t]);
+        for (size_t t = 0; t < kTokens; ++t)
+          attended += weights[t] / sum * Dot(v[kv * kDim + d], x[t]);
         for (size_t i = 0; i < kHidden; ++i) {
           out[i] += static_cast<float>(attended * o[i][h * kDim + d]);
         }

@@ -108,7 +108,8 @@ TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   o.tensor_parallel_size = 0;
   EXPECT_THAT(ErrorOf(o), HasSubstr("--tensor-parallel-size must be in [1, 64], got 0"));
   o.tensor_parallel_size = 2;
-  EXPECT_THAT(ErrorOf(o), HasSubstr("--tensor-parallel-size=2 does not divide the model's KV heads (1)"));
+  EXPECT_THAT(ErrorOf(o),
+              HasSubstr("--tensor-parallel-size=2 does not divide the model's KV heads (1)"));
   o = Options();
   o.kv_cache_memory_bytes = int64_t{1} << 49;
   EXPECT_THAT(ErrorOf(o), HasSubstr("--kv-cache-memory-bytes"));
