@@ -53,12 +53,12 @@ class Bench {
         flags.cache_salt.empty() ? fmt::format("bench-{:016x}", RandomUint64()) : flags.cache_salt;
   }
 
-  absl::Status WarmUp() {
+  absl::Status WarmUp(BenchClient* client) {
     if (plan_.warm_up.empty()) return absl::OkStatus();
     RunnerOptions options = plan_.runner;
     options.open_loop = false;
     options.cache_salt = salt_ + "-warm-up";
-    const RunOutcome outcome = Run(client_, options, plan_.warm_up, "warm-up");
+    const RunOutcome outcome = Run(client, options, plan_.warm_up, "warm-up");
     if (outcome.stopped) return Cancelled("stopped in the warm-up");
     for (const RequestRecord& record : outcome.records) TANDEM_RETURN_IF_ERROR(record.status);
     return absl::OkStatus();
@@ -114,7 +114,9 @@ class Bench {
   void PrintText() const {
     if (other_) fmt::print("{}", RenderReport(other_->setup, other_->metrics));
     fmt::print("{}", RenderReport(plan_.setup, metrics_));
-    if (other_) fmt::print("{}", RenderComparison(metrics_, other_->metrics, other_->name));
+    if (other_) {
+      fmt::print("{}", RenderComparison(plan_.setup, metrics_, other_->metrics, other_->name));
+    }
   }
 
   bool stopped() const { return outcome_.stopped; }
@@ -205,6 +207,7 @@ absl::StatusOr<bool> RunElsewhere(const BenchFlags& flags, Bench* bench) {
   options.ignore_eos = flags.ignore_eos;
   OpenAiBenchClient client(std::move(options));
   TANDEM_ASSIGN_OR_RETURN(const BenchModel model, client.Describe());
+  TANDEM_RETURN_IF_ERROR(bench->WarmUp(&client));
   return bench->RunElsewhere(&client, flags.compare_url, model.id);
 }
 
@@ -226,7 +229,7 @@ int Execute(const BenchFlags& flags, const PublicServer& server) {
                plan->left_out, plan->left_out + plan->workload.size(), model->max_model_len);
   }
   Bench bench(flags, *std::move(plan), &client, &signals);
-  if (const absl::Status status = bench.WarmUp(); !status.ok()) {
+  if (const absl::Status status = bench.WarmUp(&client); !status.ok()) {
     return fail("bench: warm-up", status);
   }
   if (flags.compare_static && !bench.RunStaticBatches()) return kExitInterrupted;

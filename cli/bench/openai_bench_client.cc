@@ -4,7 +4,8 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <string_view>
+#include <functional>
+#include <span>
 
 #include "absl/time/clock.h"
 #include "nlohmann/json.hpp"
@@ -21,6 +22,10 @@ using nlohmann::json;
 // Of a workload's tokens; ids of pieces of answers lie above all of them.
 constexpr uint32_t kFirstPiece = 1u << 31;
 constexpr size_t kMostOfError = 300;  // characters of what a server says of one
+constexpr size_t kSaltWords = 6;
+// With fewer the words of a salt would hardly tell runs apart.
+constexpr size_t kLeastWords = 8;
+constexpr int kRepeats = 8;  // of a word whose tokens are counted
 
 constexpr std::array<std::string_view, 64> kWords = {
     "time",     "year",    "people",   "way",    "day",        "man",    "thing",   "woman",
@@ -68,6 +73,11 @@ absl::Status HttpStatus(int status, const std::string& body) {
                                                   std::string_view(why).substr(0, kMostOfError)));
 }
 
+void AppendWord(std::string_view word, std::string* text) {
+  if (!text->empty()) *text += ' ';
+  *text += word;
+}
+
 httplib::Headers HeadersOf(const OpenAiBenchClientOptions& options) {
   httplib::Headers headers;
   if (!options.api_key.empty()) headers.emplace("Authorization", "Bearer " + options.api_key);
@@ -80,7 +90,9 @@ httplib::Headers HeadersOf(const OpenAiBenchClientOptions& options) {
 class OpenAiBenchClient::Connection {
  public:
   Connection(OpenAiBenchClient* client, const HttpUrl& url) : http_(url.Origin()) {
-    http_.set_keep_alive(true);
+    // llama.cpp's server does not read what comes behind a stream on its connection, and closes it
+    // after five seconds; others might just have closed what has been idle.
+    http_.set_keep_alive(false);
     http_.set_tcp_nodelay(true);
     thread_ = std::thread([client, this] { client->Run(this); });
   }
@@ -213,7 +225,7 @@ void OpenAiBenchClient::Connection::ReadEvent(OpenAiBenchClient* client, const J
 }
 
 OpenAiBenchClient::OpenAiBenchClient(OpenAiBenchClientOptions options)
-    : options_(std::move(options)), model_(options_.model) {}
+    : options_(std::move(options)), model_(options_.model), words_(kWords.begin(), kWords.end()) {}
 
 OpenAiBenchClient::~OpenAiBenchClient() {
   CancelAll();
@@ -245,23 +257,76 @@ absl::StatusOr<BenchModel> OpenAiBenchClient::Describe() {
     const std::string id = model["id"];
     if (!options_.model.empty() && id != options_.model) continue;
     model_ = id;
+    LearnTokens(&http);
     const auto length = model.find("max_model_len");  // as vLLM says it
     const bool told = length != model.end() && length->is_number_unsigned();
-    return BenchModel{id, static_cast<uint32_t>(kWords.size()), told ? length->get<uint32_t>() : 0};
+    return BenchModel{id, static_cast<uint32_t>(words_.size()), told ? length->get<uint32_t>() : 0};
   }
   return NotFound("model '{}' is not served", options_.model);
 }
 
+std::optional<int64_t> OpenAiBenchClient::CountTokens(httplib::Client* http,
+                                                      const std::string& text) const {
+  const json message = {{"role", "user"}, {"content", text}};
+  const json body = {{"model", model_}, {"messages", json::array({message})}, {"max_tokens", 1}};
+  const httplib::Result result = http->Post(options_.url.path + "/chat/completions",
+                                            HeadersOf(options_), body.dump(), "application/json");
+  if (!result || result->status != 200) return std::nullopt;
+  const json told = json::parse(result->body, nullptr, /*allow_exceptions=*/false);
+  const json::json_pointer tokens("/usage/prompt_tokens");
+  if (!told.is_object() || !told.contains(tokens) || !told[tokens].is_number_integer()) {
+    return std::nullopt;
+  }
+  return told[tokens].get<int64_t>();
+}
+
+void OpenAiBenchClient::LearnTokens(httplib::Client* http) {
+  // Behind a word: without a space before it a word may be other tokens.
+  const auto count = [&](std::span<const std::string_view> words, int times) {
+    std::string text(kWords[0]);
+    for (int i = 0; i < times; ++i) {
+      for (const std::string_view word : words) AppendWord(word, &text);
+    }
+    return CountTokens(http, text);
+  };
+  const std::optional<int64_t> once = count(kWords, 1);
+  const std::optional<int64_t> twice = count(kWords, 2);
+  if (!once || !twice) return;
+  const int64_t all_words = *twice - *once;
+  template_tokens_ = static_cast<size_t>(std::max<int64_t>(*once - all_words - 1, 0));
+  if (all_words == static_cast<int64_t>(kWords.size())) return;
+  std::vector<std::string_view> short_ones;
+  int64_t least = 0;
+  for (const std::string_view& word : kWords) {
+    const std::optional<int64_t> tokens = count({&word, 1}, kRepeats);
+    if (!tokens) return;
+    if (short_ones.empty() || *tokens < least) {
+      short_ones.clear();
+      least = *tokens;
+    }
+    if (*tokens == least) short_ones.push_back(word);
+  }
+  if (short_ones.size() >= kLeastWords) words_ = std::move(short_ones);
+}
+
 std::string OpenAiBenchClient::BodyOf(const BenchRequest& request) {
-  std::string text = request.cache_salt;
+  std::string text;
+  size_t salt = std::hash<std::string>{}(request.cache_salt);
+  for (size_t i = 0; i < kSaltWords; ++i) {
+    AppendWord(words_[salt % words_.size()], &text);
+    salt /= words_.size();
+  }
+  // The first tokens, so that a conversation's next prompt begins as this one does. What is hardly
+  // longer than the template stays whole.
+  const size_t added = kSaltWords + template_tokens_;
+  const size_t replaced = request.prompt.size() >= 2 * added ? added : 0;
   {
     absl::MutexLock lock(&mutex_);
-    for (const uint32_t id : request.prompt) {
+    for (const uint32_t id : std::span(request.prompt).subspan(replaced)) {
       if (id >= kFirstPiece) {
         text += pieces_[id - kFirstPiece];
       } else {
-        text += ' ';
-        text += kWords[id % kWords.size()];
+        AppendWord(words_[id % words_.size()], &text);
       }
     }
   }

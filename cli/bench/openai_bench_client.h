@@ -2,15 +2,19 @@
 // plain HTTP.
 //
 // Such a server takes text and has a tokenizer that is not known here, so each token of a workload
-// becomes a short common word, which nearly all tokenizers have as one token; what the server
-// counts is what is reported. What it answers goes into a conversation's next prompt as it came.
-// Instead of a cache salt every prompt begins with a word of its own run.
+// becomes a short common word. Describe asks what the server counts of them: those that it takes as
+// one token each are used, and prompts are shorter by what its chat template adds, so that they
+// have the length that they should have. What the server counts is what is reported. What it
+// answers goes into a conversation's next prompt as it came. Instead of a cache salt every prompt
+// begins with words that stand for it.
 #pragma once
 
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -20,6 +24,10 @@
 
 #include "cli/bench/bench_client.h"
 #include "cli/http_url.h"
+
+namespace httplib {
+class Client;
+}
 
 namespace tandem::cli {
 
@@ -31,7 +39,7 @@ struct OpenAiBenchClientOptions {
   bool ignore_eos = true;  // an extension that vLLM and llama.cpp have
 };
 
-// A thread and a connection for each answer that is under way; they are used again.
+// A thread and a connection for each answer that is under way; threads are used again.
 class OpenAiBenchClient final : public BenchClient {
  public:
   explicit OpenAiBenchClient(OpenAiBenchClientOptions options);
@@ -49,6 +57,11 @@ class OpenAiBenchClient final : public BenchClient {
     std::shared_ptr<AnswerSink> sink;
   };
 
+  // What the server counts as the tokens of a prompt with this text; null if it does not say.
+  std::optional<int64_t> CountTokens(httplib::Client* http, const std::string& text) const;
+  // Chooses the words and finds what the template adds; leaves both as they are if the server does
+  // not count.
+  void LearnTokens(httplib::Client* http);
   std::string BodyOf(const BenchRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // The id of a piece of an answer's text: it stands for it in later prompts.
   uint32_t IdOf(const std::string& text) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -56,7 +69,11 @@ class OpenAiBenchClient final : public BenchClient {
   bool HasJob() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !jobs_.empty() || stopping_; }
 
   const OpenAiBenchClientOptions options_;
-  std::string model_;  // constant after Describe
+  // Constant after Describe.
+  std::string model_;
+  std::vector<std::string_view> words_;
+  size_t template_tokens_ = 0;
+
   absl::Mutex mutex_;
   std::deque<Job> jobs_ ABSL_GUARDED_BY(mutex_);
   size_t idle_ ABSL_GUARDED_BY(mutex_) = 0;  // connections

@@ -5,9 +5,11 @@
 #include <charconv>
 #include <cmath>
 #include <string_view>
+#include <utility>
 
 #include "fmt/format.h"
 
+#include "cli/table.h"
 #include "common/base/status.h"
 
 namespace tandem::cli {
@@ -95,8 +97,6 @@ std::string FailuresSection(const BenchMetrics& metrics) {
   return out;
 }
 
-double Ratio(double a, double b) { return b > 0 ? a / b : 0; }
-
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> ParseMetricNames(const std::string& comma_separated) {
@@ -171,15 +171,51 @@ std::string RenderReport(const BenchSetup& setup, const BenchMetrics& metrics) {
   return out + std::string(kWidth, '=') + "\n";
 }
 
-std::string RenderComparison(const BenchMetrics& run, const BenchMetrics& other,
-                             const std::string& name) {
-  const double throughput = Ratio(run.PerSecond(static_cast<double>(run.output_tokens)),
-                                  other.PerSecond(static_cast<double>(other.output_tokens)));
-  return fmt::format(
-      "Against {}: output token throughput x{:.2f}, median TTFT x{:.2f},\n"
-      "median E2EL x{:.2f}, duration x{:.2f}\n",
-      name, throughput, Ratio(run.ttft.median, other.ttft.median),
-      Ratio(run.e2el.median, other.e2el.median), Ratio(run.duration_s, other.duration_s));
+std::string RenderComparison(const BenchSetup& setup, const BenchMetrics& run,
+                             const BenchMetrics& other, const std::string& name) {
+  std::vector<std::vector<std::string>> rows = {{"", setup.backend, name, "ratio"}};
+  const auto count = [&](std::string label, int64_t of_run, int64_t of_other) {
+    rows.push_back({std::move(label), fmt::format("{}", of_run), fmt::format("{}", of_other)});
+  };
+  const auto figure = [&](std::string label, double of_run, double of_other) {
+    rows.push_back({std::move(label), fmt::format("{:.2f}", of_run),
+                    fmt::format("{:.2f}", of_other),
+                    of_other > 0 ? fmt::format("{:.2f}", of_run / of_other) : "-"});
+  };
+  const auto section = [&](const std::string& label, const Distribution& of_run,
+                           const Distribution& of_other) {
+    figure(fmt::format("Median {} (ms)", label), of_run.median, of_other.median);
+    for (size_t i = 0; i < setup.percentiles.size(); ++i) {
+      figure(fmt::format("P{} {} (ms)", setup.percentiles[i], label), of_run.percentiles[i],
+             of_other.percentiles[i]);
+    }
+  };
+  const auto per_second = [&](std::string label, auto amount) {
+    figure(std::move(label), run.PerSecond(static_cast<double>(amount(run))),
+           other.PerSecond(static_cast<double>(amount(other))));
+  };
+  count("Successful requests", static_cast<int64_t>(run.completed),
+        static_cast<int64_t>(other.completed));
+  count("Failed requests", static_cast<int64_t>(run.failed), static_cast<int64_t>(other.failed));
+  count("Total input tokens", run.input_tokens, other.input_tokens);
+  count("Cached input tokens", run.cached_tokens, other.cached_tokens);
+  count("Total generated tokens", run.output_tokens, other.output_tokens);
+  figure("Benchmark duration (s)", run.duration_s, other.duration_s);
+  per_second("Request throughput (req/s)", [](const auto& metrics) { return metrics.completed; });
+  per_second("Output token throughput (tok/s)",
+             [](const auto& metrics) { return metrics.output_tokens; });
+  for (const std::string& metric : setup.metrics) {
+    for (const MetricInfo& info : kMetrics) {
+      if (info.name == metric)
+        section(std::string(info.label), run.*info.values, other.*info.values);
+    }
+  }
+  for (size_t turn = 0; turn < std::min(run.ttft_of_turn.size(), other.ttft_of_turn.size());
+       ++turn) {
+    section(fmt::format("TTFT turn {}", turn + 1), run.ttft_of_turn[turn],
+            other.ttft_of_turn[turn]);
+  }
+  return RenderTable(rows);
 }
 
 ordered_json ReportJson(const BenchSetup& setup, const BenchMetrics& metrics) {

@@ -35,10 +35,10 @@ absl::StatusOr<std::vector<std::string>> ParseMetricNames(const std::string& com
 absl::StatusOr<std::vector<double>> ParsePercentiles(const std::string& comma_separated);
 
 std::string RenderReport(const BenchSetup& setup, const BenchMetrics& metrics);
-// Two lines: how this run compares with one of the same requests in another way or elsewhere, which
-// is called `name`.
-std::string RenderComparison(const BenchMetrics& run, const BenchMetrics& other,
-                             const std::string& name);
+// This run beside one of the same requests in another way or elsewhere, which is called `name`: a
+// table of both, with what the first is of the second.
+std::string RenderComparison(const BenchSetup& setup, const BenchMetrics& run,
+                             const BenchMetrics& other, const std::string& name);
 
 nlohmann::ordered_json ReportJson(const BenchSetup& setup, const BenchMetrics& metrics);
 // Adds what is known of each request: input_lens, output_lens, ttfts, itls (s), errors.

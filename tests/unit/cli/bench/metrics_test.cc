@@ -177,6 +177,28 @@ TEST(Report, HasTheLinesOfVllmBenchServe) {
               Not(HasSubstr("TTFT (ms)")));
 }
 
+TEST(Report, ShowsTwoRunsSideBySide) {
+  const std::vector<RequestRecord> ours = {Answered(0, {100, 110, 130})};
+  const std::vector<RequestRecord> theirs = {Answered(0, {50, 90, 130}),
+                                             Refused(absl::UnavailableError("gone"))};
+  BenchSetup setup;
+  setup.metrics = {"ttft"};
+  const std::string table =
+      RenderComparison(setup, Measure(ours, absl::Seconds(2), std::nullopt, kP99),
+                       Measure(theirs, absl::Seconds(4), std::nullopt, kP99), "http://peer/v1");
+  for (const char* line : {
+           "                                 tandem-grpc  http://peer/v1  ratio\n",
+           "Failed requests                            0               1\n",
+           "Total input tokens                        10              10\n",
+           "Output token throughput (tok/s)         1.50            0.75   2.00\n",
+           "Median TTFT (ms)                      100.00           50.00   2.00\n",
+           "P99 TTFT (ms)                         100.00           50.00   2.00\n",
+       }) {
+    EXPECT_THAT(table, HasSubstr(line));
+  }
+  EXPECT_THAT(table, Not(HasSubstr("E2EL")));
+}
+
 TEST(Report, HasTheKeysOfVllmBenchServe) {
   const std::vector<RequestRecord> records = {Answered(0, {100, 110, 130})};
   BenchSetup setup;

@@ -1,14 +1,17 @@
 // The client of OpenAI servers against one that the test is.
 #include "cli/bench/openai_bench_client.h"
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -69,8 +72,16 @@ class OpenAiServer {
     });
     server_.Post("/v1/chat/completions", [this](const httplib::Request& request,
                                                 httplib::Response& response) {
+      ports_.insert(request.remote_port);
       last_ = json::parse(request.body);
       authorization_ = request.get_header_value("Authorization");
+      if (!last_.value("stream", false)) {
+        if (count) {
+          const json usage = {{"prompt_tokens", count(Text())}};
+          response.set_content(json{{"usage", usage}}.dump(), "application/json");
+        }
+        return;
+      }
       if (status != 200) {
         response.status = status;
         response.set_content(R"({"error": {"message": "too much"}})", "application/json");
@@ -104,9 +115,13 @@ class OpenAiServer {
   }
   // Once it has been answered.
   const json& last() const { return last_; }
+  std::string Text() const { return last_["messages"][0]["content"]; }
   const std::string& authorization() const { return authorization_; }
+  size_t connections() const { return ports_.size(); }
 
   int status = 200;
+  // What is said of a text whose answer is not streamed; without it nothing.
+  std::function<int(const std::string&)> count;
   std::vector<std::string> pieces;
   // Before the end of an answer; whoever waits keeps it.
   std::shared_ptr<absl::Notification> hang;
@@ -116,6 +131,7 @@ class OpenAiServer {
   int port_ = 0;
   json last_;
   std::string authorization_;
+  std::set<int> ports_;
   std::thread thread_;
 };
 
@@ -128,10 +144,11 @@ class OpenAiBenchClientTest : public testing::Test {
  protected:
   Asked Ask(
       OpenAiBenchClient* client, std::vector<uint32_t> prompt,
-      const std::function<void()>& meanwhile = [] {}, absl::Duration timeout = absl::Seconds(60)) {
+      const std::function<void()>& meanwhile = [] {}, absl::Duration timeout = absl::Seconds(60),
+      const std::string& salt = "salt") {
     Asked asked;
     absl::Notification ended;
-    BenchRequest request{std::move(prompt), 3, "salt", timeout};
+    BenchRequest request{std::move(prompt), 3, salt, timeout};
     RequestRecord record;
     record.prompt_tokens = static_cast<int>(request.prompt.size());
     client->Start(request,
@@ -185,14 +202,83 @@ TEST_F(OpenAiBenchClientTest, StreamsAnAnswer) {
   EXPECT_EQ(server_.last()["model"], "m");
   EXPECT_EQ(server_.last()["max_tokens"], 3);
   EXPECT_EQ(server_.last()["stream"], true);
-  const std::string first = server_.last()["messages"][0]["content"];
-  EXPECT_THAT(first, testing::StartsWith("salt "));
+  const std::string first = server_.Text();
 
   // What it said stands in the next prompt as it came.
   std::vector<uint32_t> next = {1, 2};
   next.insert(next.end(), asked.answer.begin(), asked.answer.end());
   Ask(&client, next);
-  EXPECT_EQ(server_.last()["messages"][0]["content"], first + " one two three");
+  EXPECT_EQ(server_.Text(), first + " one two three");
+}
+
+// A tokenizer to which most words are more than a token, and most of those that begin a text one
+// more; and a chat template of 20.
+int CountTokens(const std::string& text) {
+  int tokens = text[0] <= 'd' ? 20 : 21;
+  for (const auto word : absl::StrSplit(text, ' ')) {
+    tokens += word.size() <= 4 ? 1 : static_cast<int>(word.size()) - 2;
+  }
+  return tokens;
+}
+
+TEST_F(OpenAiBenchClientTest, PromptsAreAsLongAsTheyShouldBe) {
+  server_.pieces = {"data: [DONE]\n\n"};
+  const auto draw = [](size_t count) {
+    std::vector<uint32_t> prompt(count);
+    for (size_t i = 0; i < count; ++i) prompt[i] = static_cast<uint32_t>(i * 37);
+    return prompt;
+  };
+  OpenAiBenchClient unknown(server_.Options());  // says nothing
+  ASSERT_OK(unknown.Describe());
+  Ask(&unknown, draw(200));
+  EXPECT_GT(CountTokens(server_.Text()), 300);
+  server_.count = CountTokens;
+  OpenAiBenchClient client(server_.Options());
+  const auto model = client.Describe();
+  ASSERT_OK(model);
+  EXPECT_LT(model->vocab_size, 40u);
+  Ask(&client, draw(200));
+  const std::string first = server_.Text();
+  EXPECT_NEAR(CountTokens(first), 200, 1);
+  // The next turn begins as this one.
+  Ask(&client, draw(260));
+  EXPECT_THAT(server_.Text(), testing::StartsWith(first));
+  EXPECT_NEAR(CountTokens(server_.Text()), 260, 1);
+  // What is hardly longer than the template keeps all its words.
+  Ask(&client, draw(30));
+  EXPECT_GE(CountTokens(server_.Text()), 20 + 30);
+  // Where every word is one token all are kept.
+  server_.count = [](const std::string& text) {
+    return 5 + static_cast<int>(std::count(text.begin(), text.end(), ' ')) + 1;
+  };
+  OpenAiBenchClient usual(server_.Options());
+  EXPECT_EQ(usual.Describe()->vocab_size, 64u);
+  Ask(&usual, draw(100));
+  EXPECT_NEAR(server_.count(server_.Text()), 100, 1);
+}
+
+TEST_F(OpenAiBenchClientTest, EachAnswerHasAConnectionOfItsOwn) {
+  server_.pieces = {"data: [DONE]\n\n"};
+  OpenAiBenchClient client(server_.Options());
+  for (size_t i = 1; i <= 5; ++i) {
+    EXPECT_OK(Ask(&client, {1}).record.status);
+    EXPECT_EQ(server_.connections(), i);
+  }
+}
+
+TEST_F(OpenAiBenchClientTest, RunsBeginWithWordsOfTheirOwn) {
+  server_.pieces = {"data: [DONE]\n\n"};
+  OpenAiBenchClient client(server_.Options());
+  ASSERT_OK(client.Describe());
+  const auto text_of = [&](const std::string& salt) {
+    Ask(
+        &client, {1, 2, 3}, [] {}, absl::Seconds(60), salt);
+    return server_.Text();
+  };
+  EXPECT_EQ(text_of("one"), text_of("one"));
+  std::set<std::string> texts;
+  for (int i = 0; i < 50; ++i) texts.insert(text_of(std::to_string(i)));
+  EXPECT_EQ(texts.size(), 50u);
 }
 
 TEST_F(OpenAiBenchClientTest, SaysWhyThereIsNoAnswer) {
