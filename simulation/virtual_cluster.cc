@@ -767,6 +767,11 @@ size_t VirtualCluster::num_sequences(size_t worker) const {
   return process.decode != nullptr ? process.decode->num_sequences() : 0;
 }
 
+size_t VirtualCluster::num_returns(size_t worker) const {
+  const auto& process = workers_[worker].process;
+  return process == nullptr || process->prefill == nullptr ? 0 : process->prefill->num_returns();
+}
+
 int VirtualCluster::returned_tokens() const {
   double tokens = 0;
   for (const auto& process : processes_) {

@@ -141,6 +141,8 @@ class VirtualCluster {
   bool Writing(size_t worker) const;
   engine::FakeEngine& engine(size_t worker);
   size_t num_sequences(size_t worker) const;  // of a decode worker
+  // Of a prefill worker that lives: returns of blocks that may still be written.
+  size_t num_returns(size_t worker) const;
   // Of all that have lived: prompt tokens that came back from decode to prefill workers.
   int returned_tokens() const;
   // What living workers and the router hold for requests; "" where nothing is.

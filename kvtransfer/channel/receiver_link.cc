@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <pthread.h>
 #include <thread>
 #include <utility>
 
@@ -50,6 +51,7 @@ ReceiverLink::ReceiverLink(std::shared_ptr<KvConnection> connection, const Recei
       accepted_(Clock::Real()->Now()) {}
 
 void ReceiverLink::Run() {
+  pthread_setname_np(pthread_self(), "tandem-kv-recv");
   const absl::Status end = Serve();
   connection_->Shutdown();
   if (bound_.reader != nullptr) bound_.reader->Stop();

@@ -1,6 +1,7 @@
 #include "kvtransfer/channel/sender_peer.h"
 
 #include <algorithm>
+#include <pthread.h>
 #include <utility>
 
 #include "spdlog/spdlog.h"
@@ -77,6 +78,7 @@ bool SenderPeer::idle() const {
 }
 
 void SenderPeer::Loop() {
+  pthread_setname_np(pthread_self(), "tandem-kv-send");
   while (true) {
     queue_.Wait(/*items_wanted=*/posts_.size() < kMaxPosts, NextDeadline());
     if (queue_.stopping()) break;
