@@ -5,9 +5,12 @@
 #include <fcntl.h>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "fmt/format.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
 
 #include "cli/command.h"
 #include "common/base/nearest_name.h"
@@ -76,6 +79,13 @@ void FillStandardStreams() {
   }
 }
 
+// What commands share with servers logs, by default to stdout, where a command's answer goes.
+void KeepLogOutOfAnswers() {
+  auto logger = spdlog::stderr_logger_mt("tandem");
+  logger->set_level(spdlog::level::warn);
+  spdlog::set_default_logger(std::move(logger));
+}
+
 // A command whose output did not arrive has failed.
 int CheckOutput(int exit_code) {
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return exit_code;
@@ -88,6 +98,7 @@ int CheckOutput(int exit_code) {
 
 int main(int argc, char** argv) {
   tandem::cli::FillStandardStreams();
+  tandem::cli::KeepLogOutOfAnswers();
   try {
     return tandem::cli::CheckOutput(tandem::cli::Main(argc, argv));
   } catch (const std::system_error& error) {  // fmt's, where a stream is full or its reader gone

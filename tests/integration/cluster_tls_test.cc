@@ -177,6 +177,10 @@ TEST_F(ClusterTlsTest, TheCommandLineShowsOne) {
   const Completed good = status(flags);
   EXPECT_EQ(good.exit_code, 0) << good.err;
   EXPECT_THAT(good.out, HasSubstr("decode-0"));
+  EXPECT_EQ(good.err, "");
+  std::vector<std::string> json = flags;
+  json.push_back("--json");
+  EXPECT_THAT(status(json).out, testing::StartsWith("{"));  // and no line of a log before it
   EXPECT_EQ(status({}).exit_code, 1);
   const Completed half = status({flags[0]});
   EXPECT_NE(half.exit_code, 0);
