@@ -167,9 +167,9 @@ absl::Status SenderLink::CheckFloor() {
       "--min-kv-link-gbps",
       options.worker_id, peer_.worker_id, transport_->name(), best / 1e9,
       options.min_link_bytes_per_second / 1e9);
-  if (options.refuse_slow_links) return FailedPrecondition("{}", text);
   found_.slow = true;
   ++context_.counters->slow_links;
+  if (options.refuse_slow_links) return FailedPrecondition("{}", text);
   spdlog::warn("{}", text);
   return absl::OkStatus();
 }

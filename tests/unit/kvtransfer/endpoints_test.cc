@@ -334,6 +334,7 @@ TEST_P(KvEndpoints, ALinkBelowTheFloorIsRefusedAndTriedAgain) {
   EXPECT_GT(link.test.best_rate(), 0);
   EXPECT_THAT(link.note, HasSubstr("--min-kv-link-gbps"));
   EXPECT_EQ(ends.sender->Counters().refused_connections, 1u);
+  EXPECT_EQ(ends.sender->Counters().slow_links, 1u);
   ends.receiver->Cancel(id, 1);
   ends.record.AwaitQuiet(id, 1);
   // Whoever asks after a while hears of no refusal, and may try.
