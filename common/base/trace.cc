@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <set>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_split.h"
 #include "fmt/format.h"
 
 #include "common/base/transfer_id.h"
@@ -21,6 +24,18 @@ bool ParseHex(std::string_view text, Number* out) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
   });
   return hex && std::from_chars(text.data(), text.data() + text.size(), *out, 16).ec == std::errc();
+}
+
+bool IsStateKey(std::string_view key) {
+  const auto plain = [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c); };
+  return !key.empty() && key.size() <= 256 && plain(key.front()) &&
+         std::all_of(key.begin(), key.end(), [&](char c) {
+           return plain(c) || std::string_view("_-*/@").find(c) != std::string_view::npos;
+         });
+}
+
+bool IsStateValue(std::string_view value) {
+  return !value.empty() && value.size() <= 256 && value.find('=') == std::string_view::npos;
 }
 
 uint64_t NewSpanId() {
@@ -47,6 +62,26 @@ TraceContext ParseTraceparent(std::string_view text) {
   if (text.size() > kLength && (version == 0 || text[kLength] != '-')) return {};
   context.sampled = (flags & kSampledFlag) != 0;
   return context;
+}
+
+std::string ParseTracestate(std::string_view text) {
+  constexpr size_t kMaxMembers = 32;
+  // Metadata of gRPC has no tabs, which a header may have between members.
+  if (text.size() > kMaxTracestate || !std::all_of(text.begin(), text.end(), absl::ascii_isprint)) {
+    return "";
+  }
+  std::set<std::string> keys;
+  for (std::string& member : std::vector<std::string>(absl::StrSplit(std::string(text), ','))) {
+    absl::StripAsciiWhitespace(&member);
+    if (member.empty()) continue;
+    const size_t equals = member.find('=');
+    if (equals == member.npos) return "";
+    const std::string key = member.substr(0, equals);
+    if (!IsStateKey(key) || !IsStateValue(member.substr(equals + 1)) || !keys.insert(key).second) {
+      return "";
+    }
+  }
+  return keys.empty() || keys.size() > kMaxMembers ? "" : std::string(text);
 }
 
 std::string Traceparent(const TraceContext& context) {

@@ -22,14 +22,16 @@
 
 namespace tandem {
 
-// The header, or metadata, that a context travels as.
+// The headers, or metadata, that a context travels as.
 inline constexpr char kTraceparentKey[] = "traceparent";
+inline constexpr char kTracestateKey[] = "tracestate";
 
 // A place in a trace: where a call comes from.
 struct TraceContext {
   Hash128 trace;      // all zero: none
   uint64_t span = 0;  // 0: the trace has none yet
   bool sampled = false;
+  std::string state;  // what tracers before us say to those behind us, as `tracestate` has it
 
   bool operator==(const TraceContext&) const = default;
   bool valid() const { return trace != Hash128{}; }
@@ -38,6 +40,10 @@ struct TraceContext {
 // "00-<trace>-<span>-<flags>" as https://www.w3.org/TR/trace-context says; no trace where it is
 // anything else.
 TraceContext ParseTraceparent(std::string_view text);
+// The longest `tracestate` that is handed on.
+inline constexpr size_t kMaxTracestate = 512;
+// `text` if it is a list as the same page says, and no longer than that; else "".
+std::string ParseTracestate(std::string_view text);
 // `context` is valid and has a span.
 std::string Traceparent(const TraceContext& context);
 

@@ -49,6 +49,7 @@ uint64_t Nanos(absl::Time time) { return static_cast<uint64_t>(absl::ToUnixNanos
 void SpanToProto(const Span& span, otel::trace::v1::Span* out) {
   out->set_trace_id(span.context.trace.ToBytes());
   out->set_span_id(SpanIdToBytes(span.context.span));
+  out->set_trace_state(span.context.state);
   if (span.parent != 0) out->set_parent_span_id(SpanIdToBytes(span.parent));
   out->set_name(span.name);
   out->set_kind(KindToProto(span.kind));

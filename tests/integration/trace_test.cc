@@ -2,6 +2,7 @@
 #include "common/base/trace.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <future>
 #include <memory>
@@ -32,6 +33,10 @@ constexpr int kSlowVocab = 512;
 // Long enough to be caught in their midst; shorter under a sanitizer, where steps are long.
 int PromptToBeCaught() { return SanitizerSlowsBy() > 1 ? 1600 : 3000; }
 int AnswerToBeCaught() { return SanitizerSlowsBy() > 1 ? 80 : 200; }
+
+// What a client says to tracers behind it, in two headers.
+constexpr std::array<const char*, 2> kStates = {"vendor=a:1", "other@x=2"};
+constexpr char kState[] = "vendor=a:1,other@x=2";
 
 class TraceTest : public testing::Test {
  protected:
@@ -65,6 +70,7 @@ class TraceTest : public testing::Test {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(240));
     context.AddMetadata(kTraceparentKey, Traceparent(caller_));
+    for (const char* state : kStates) context.AddMetadata(kTracestateKey, state);
     return client_->Generate(request, &context, on_message);
   }
   // The spans of the last request, once `names` are among them as often as here.
@@ -110,6 +116,7 @@ class TraceTest : public testing::Test {
     }
     for (const CollectedSpan& span : spans) {
       EXPECT_GE(span.end, span.start) << span.name;
+      EXPECT_EQ(span.state, kState) << span.name << " of " << span.service;
       if (span.name == "router.request") {
         EXPECT_EQ(span.parent, fmt::format("{:016x}", caller_.span));
         root = span;

@@ -32,6 +32,7 @@ CollectedSpan SpanOf(const otlp::trace::v1::Span& span) {
   out.name = span.name();
   out.trace = absl::BytesToHexString(span.trace_id());
   out.id = absl::BytesToHexString(span.span_id());
+  out.state = span.trace_state();
   out.parent = absl::BytesToHexString(span.parent_span_id());
   out.kind = span.kind();
   out.start = static_cast<double>(span.start_time_unix_nano()) * 1e-9;

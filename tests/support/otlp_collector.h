@@ -24,6 +24,7 @@ struct CollectedSpan {
   std::string trace;
   std::string id;
   std::string parent;  // "" for none
+  std::string state;   // W3C's tracestate
   opentelemetry::proto::trace::v1::Span::SpanKind kind = {};
   double start = 0;  // s, since 1970
   double end = 0;

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -63,6 +64,31 @@ TEST(TraceparentTest, TakesNothingElse) {
     wrong.back()[dash] = '_';
   }
   for (const std::string& text : wrong) EXPECT_FALSE(ParseTraceparent(text).valid()) << text;
+}
+
+TEST(TracestateTest, IsHandedOnAsItIs) {
+  std::string many = "k0=v";
+  for (int i = 1; i < 32; ++i) many += fmt::format(",k{}=v", i);
+  for (const std::string& good :
+       {std::string("congo=t61rcWkgMzE"), std::string("rojo=00f067aa0ba902b7, congo=t61 rcWkgMzE"),
+        std::string("fw529a3039@dt=FfAI:x~!,0a_-*/=1"), std::string(",a=1,, b=2 ,"), many,
+        std::string(255, 'k') + "=" + std::string(256, 'v')}) {
+    EXPECT_EQ(ParseTracestate(good), good);
+  }
+}
+
+TEST(TracestateTest, TakesNothingElse) {
+  std::string many = "k0=v";
+  for (int i = 1; i < 33; ++i) many += fmt::format(",k{}=v", i);
+  for (const std::string& wrong :
+       {std::string(), std::string(" , "), std::string("a"), std::string("a="), std::string("=a"),
+        std::string("A=1"), std::string("_a=1"), std::string("a=1=2"), std::string("a=1,a=2"),
+        std::string("a=1,b"), std::string("a\0=1", 4), std::string("a=\x80"), std::string("a=1\n"),
+        std::string("a=1,\tb=2"), std::string("a =1"), many, std::string(257, 'k') + "=v",
+        "k=" + std::string(257, 'v'),
+        "k=" + std::string(256, 'v') + ",l=" + std::string(252, 'v')}) {
+    EXPECT_EQ(ParseTracestate(wrong), "") << wrong;
+  }
 }
 
 TEST(SampleTraceTest, TakesItsPartOfThem) {
