@@ -126,8 +126,8 @@ class LocalCluster {
     const std::string listen = HostPort{flags_.host, flags_.port}.ToString();
     const std::string internal = HostPort{"127.0.0.1", flags_.internal_port}.ToString();
     TANDEM_RETURN_IF_ERROR(supervisor_->Start(
-        {"router",
-         plan_->Router(listen, internal, MetricsListen(flags_.host, flags_.metrics_port, 0))}));
+        {"router", plan_->Router(listen, internal,
+                                 MetricsListen(MetricsHost(flags_), flags_.metrics_port, 0))}));
     TANDEM_RETURN_IF_ERROR(
         StepUntil([this] { return supervisor_->listening("router").has_value(); }));
     const ListeningLine router = *supervisor_->listening("router");

@@ -5,6 +5,7 @@
 
 #include "fmt/format.h"
 
+#include "common/base/host_port.h"
 #include "common/base/model_dir.h"
 #include "common/base/status.h"
 
@@ -52,8 +53,9 @@ void AddUpFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags
   parser->Add("--internal-port", &flags->internal_port,
               "the router's port for workers and operators, on 127.0.0.1; 0: any");
   parser->Add("--metrics-port", &flags->metrics_port,
-              "port of the router's /metrics on --host; workers have those behind it, prefill "
-              "first; 0: any");
+              "port of the router's /metrics; workers have those behind it, prefill first; 0: any");
+  parser->Add("--metrics-insecure", &flags->metrics_insecure,
+              "/metrics on --host, for anybody who reaches it; else on 127.0.0.1");
   parser->Add("--metrics-sd-file", &flags->metrics_sd_file,
               "kept up to date with all metrics addresses, for Prometheus' file_sd_configs",
               "*.json");
@@ -74,6 +76,10 @@ void AddUpFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags
   parser->Example("tandem up models/demo --prefill 2 --decode 2 --port 8800");
   parser->Example("tandem up models/demo --unified 1 --max-model-len 1k --max-num-seqs 32");
   parser->Example("tandem up --config cluster.yaml  # model: models/demo, prefill: 2, ...");
+}
+
+std::string MetricsHost(const UpFlags& flags) {
+  return flags.metrics_insecure || IsLoopback(flags.host) ? flags.host : "127.0.0.1";
 }
 
 absl::Status CompleteUpFlags(UpFlags* flags) {

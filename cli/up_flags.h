@@ -24,6 +24,7 @@ struct UpFlags {
   int port = 8000;
   int internal_port = 0;
   int metrics_port = 0;
+  bool metrics_insecure = false;
   std::string metrics_sd_file;
   double start_timeout_s = 600;
   double stop_timeout_s = 45;
@@ -35,6 +36,9 @@ struct UpFlags {
 // `programs` are those that it starts: their flags are taken too, but for those that it sets
 // itself.
 void AddUpFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags* flags);
+
+// Where its processes serve /metrics, which other hosts read only if the user says so.
+std::string MetricsHost(const UpFlags& flags);
 
 // Finds the model's directory and fills in the worker counts. INVALID_ARGUMENT names the flag.
 absl::Status CompleteUpFlags(UpFlags* flags);

@@ -116,6 +116,7 @@ std::vector<std::string> UpPlan::CommandLine(const std::string& program,
                                              std::vector<std::string> more) const {
   std::vector<std::string> out = {ProgramPath(program), "--model", flags_.model};
   out.insert(out.end(), more.begin(), more.end());
+  if (flags_.metrics_insecure) out.emplace_back("--metrics-insecure");
   if (const auto given = given_.find(program); given != given_.end()) {
     out.insert(out.end(), given->second.begin(), given->second.end());
   }
@@ -139,7 +140,7 @@ absl::StatusOr<std::vector<std::string>> UpPlan::Worker(const std::string& name,
       name,
       "--report-loading",
       "--metrics-listen",
-      MetricsListen(flags_.host, flags_.metrics_port, 1 + place),
+      MetricsListen(MetricsHost(flags_), flags_.metrics_port, 1 + place),
   };
   if (role == "unified") more.emplace_back("--role=unified");
   if (!places_.empty()) {

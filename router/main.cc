@@ -69,7 +69,8 @@ absl::Status CheckFlags(const RouterFlags& flags) {
   if (!flags.tls_client_ca.empty() && flags.tls_cert.empty()) {
     return InvalidArgument("--tls-client-ca needs --tls-cert and --tls-key");
   }
-  TANDEM_RETURN_IF_ERROR(CheckClusterFlags(flags.cluster_tls, flags.metrics_tls));
+  TANDEM_RETURN_IF_ERROR(CheckClusterFlags(flags.cluster_tls));
+  TANDEM_RETURN_IF_ERROR(CheckMetricsFlags(flags.metrics, !flags.cluster_tls.certificate.empty()));
   const auto seconds = [](const char* name, double value, double low) {
     if (value >= low && value <= 1e6) return absl::OkStatus();
     return InvalidArgument("{} must be {} to 1e6 seconds, got {}", name, low, value);
@@ -153,8 +154,8 @@ absl::Status Run(const RouterFlags& flags, SignalWaiter* signals) {
       options.certificate,
       OpenClusterCertificate(flags.cluster_tls, ShowExpiry(&metrics, TlsCertificate::kCluster)));
   std::function<TlsTexts()> metrics_tls;
-  if (flags.metrics_tls) metrics_tls = [files = options.certificate] { return files->texts(); };
-  TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics_listen, std::move(metrics_tls)));
+  if (flags.metrics.tls) metrics_tls = [files = options.certificate] { return files->texts(); };
+  TANDEM_RETURN_IF_ERROR(metrics.Serve(flags.metrics.listen, std::move(metrics_tls)));
   const std::unique_ptr<SpanSink> spans =
       StartTracing(flags.trace, kRouterProgram,
                    fmt::format("router-{:08x}", RandomUint64() & 0xffffffff), &metrics);

@@ -30,9 +30,7 @@ void AddRouterFlags(FlagSet* set, RouterFlags* flags) {
   set->Add("--internal-listen", &flags->internal_listen,
            "address for workers and operators, who prove the cluster secret; port 0: any",
            "HOST:PORT");
-  set->Add("--metrics-listen", &flags->metrics_listen, "address of /metrics; port 0: any",
-           "HOST:PORT");
-  AddMetricsTlsFlag(set, &flags->metrics_tls);
+  AddMetricsFlags(set, &flags->metrics);
   set->Add("--health-listen", &flags->health_listen,
            "address that answers grpc.health.v1 to anyone, without TLS, for probes; empty: none",
            "HOST:PORT");

@@ -7,6 +7,7 @@
 
 #include "common/base/log.h"
 #include "common/config/flags.h"
+#include "common/config/metrics_flags.h"
 #include "common/config/trace_flags.h"
 #include "common/rpc/cluster_flags.h"
 
@@ -27,8 +28,7 @@ struct RouterFlags {
   int block_size = 16;
   std::string listen = "127.0.0.1:0";
   std::string internal_listen = "127.0.0.1:0";
-  std::string metrics_listen = "127.0.0.1:0";
-  bool metrics_tls = false;
+  MetricsOptions metrics;
   std::string health_listen;
   std::string cluster_secret;
   TlsFiles cluster_tls;

@@ -119,7 +119,7 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   TANDEM_RETURN_IF_ERROR(MakeCredentials());
   AddBuildInfo(&metrics_);
   TANDEM_RETURN_IF_ERROR(
-      metrics_.Serve(process_.metrics_listen, process_.metrics_tls ? Texts() : nullptr));
+      metrics_.Serve(process_.metrics.listen, process_.metrics.tls ? Texts() : nullptr));
   const std::string service = fmt::format("tandem_{}_worker", role_->party_role());
   spans_ = StartTracing(process_.trace, service, process_.worker_id, &metrics_);
   if (!process_.health_listen.empty()) {

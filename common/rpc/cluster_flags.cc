@@ -32,17 +32,9 @@ void AddClusterFlags(FlagSet* flags, std::string* secret, TlsFiles* tls) {
   AddClusterTlsFlags(flags, tls);
 }
 
-void AddMetricsTlsFlag(FlagSet* flags, bool* metrics_tls) {
-  flags->Add("--metrics-tls", metrics_tls,
-             "/metrics by HTTPS, with --cluster-cert, for who shows a certificate of --cluster-ca");
-}
-
-absl::Status CheckClusterFlags(const TlsFiles& tls, bool metrics_tls) {
+absl::Status CheckClusterFlags(const TlsFiles& tls) {
   const bool some = !tls.certificate.empty() || !tls.key.empty() || !tls.ca.empty();
   const bool all = !tls.certificate.empty() && !tls.key.empty() && !tls.ca.empty();
-  if (metrics_tls && !all) {
-    return InvalidArgument("--metrics-tls needs {}, {} and {}", kCertificate, kKey, kCa);
-  }
   if (some == all) return absl::OkStatus();
   return InvalidArgument("{}, {} and {} go together", kCertificate, kKey, kCa);
 }

@@ -19,10 +19,8 @@ namespace tandem {
 void AddClusterTlsFlags(FlagSet* flags, TlsFiles* tls);
 // Those, and --cluster-secret.
 void AddClusterFlags(FlagSet* flags, std::string* secret, TlsFiles* tls);
-// --metrics-tls.
-void AddMetricsTlsFlag(FlagSet* flags, bool* metrics_tls);
-// INVALID_ARGUMENT unless all three files are named, or none where nothing else needs them.
-absl::Status CheckClusterFlags(const TlsFiles& tls, bool metrics_tls = false);
+// INVALID_ARGUMENT unless all three files are named, or none.
+absl::Status CheckClusterFlags(const TlsFiles& tls);
 // Null where none is named. `on_certificate` as in CertificateFiles::Open.
 absl::StatusOr<std::shared_ptr<CertificateFiles>> OpenClusterCertificate(
     const TlsFiles& tls, std::function<void(absl::Time not_after)> on_certificate = nullptr);

@@ -23,9 +23,7 @@ void AddWorkerProcessFlags(FlagSet* flags, WorkerProcessOptions* o) {
       "internal HOST:PORT of the routers to join, with commas between them; of a name all hosts "
       "that it stands for, now and later; empty: stand alone");
   flags->Add("--listen", &o->listen, "address of the RPC service; port 0: any", "HOST:PORT");
-  flags->Add("--metrics-listen", &o->metrics_listen, "address of /metrics; port 0: any",
-             "HOST:PORT");
-  AddMetricsTlsFlag(flags, &o->metrics_tls);
+  AddMetricsFlags(flags, &o->metrics);
   flags->Add("--health-listen", &o->health_listen,
              "address that answers grpc.health.v1 to anyone, for probes; empty: none", "HOST:PORT");
   flags->Add("--advertise-host", &o->advertise_host,
@@ -118,7 +116,10 @@ int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv)
   }
   if (status.ok()) status = RoutersOf(options).status();
   if (status.ok()) status = CheckTraceFlags(options.trace);
-  if (status.ok()) status = CheckClusterFlags(options.cluster_tls, options.metrics_tls);
+  if (status.ok()) status = CheckClusterFlags(options.cluster_tls);
+  if (status.ok()) {
+    status = CheckMetricsFlags(options.metrics, !options.cluster_tls.certificate.empty());
+  }
   if (status.ok()) status = parts.validate();
   if (!status.ok()) return fail(2, status);
   if (options.worker_id.empty()) {

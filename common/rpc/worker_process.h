@@ -14,6 +14,7 @@
 #include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "common/config/flags.h"
+#include "common/config/metrics_flags.h"
 #include "common/config/trace_flags.h"
 #include "common/rpc/server.h"
 
@@ -23,8 +24,7 @@ namespace tandem {
 struct WorkerProcessOptions {
   std::vector<std::string> routers;  // HOST:PORT, or several with commas; empty: stand alone
   std::string listen = "127.0.0.1:0";
-  std::string metrics_listen = "127.0.0.1:0";
-  bool metrics_tls = false;
+  MetricsOptions metrics;
   std::string health_listen;      // empty: none
   std::string advertise_host;     // empty: the host of `listen`
   std::string worker_id;          // empty: drawn at random

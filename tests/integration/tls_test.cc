@@ -251,6 +251,24 @@ TEST(BeyondLoopback, ARouterNeedsKeysOrTlsOrTheWord) {
   }
 }
 
+TEST(BeyondLoopback, MetricsNeedTlsOrTheWord) {
+  for (const char* program : {"tandem_router", "tandem_prefill_worker", "tandem_decode_worker"}) {
+    const Completed refused = RunCommand({BinaryPath(program), "--model", SourcePath("models/demo"),
+                                          "--metrics-listen", "0.0.0.0:0"},
+                                         30);
+    EXPECT_EQ(refused.exit_code, 2) << program;
+    EXPECT_THAT(refused.err, AllOf(HasSubstr("--metrics-listen 0.0.0.0:0 is reached"),
+                                   HasSubstr("--metrics-tls"), HasSubstr("--metrics-insecure")))
+        << program;
+  }
+  TempDir dir;
+  auto router = Process::Spawn({BinaryPath("tandem_router"), "--model", SourcePath("models/demo"),
+                                "--metrics-listen", "0.0.0.0:0", "--metrics-insecure"},
+                               {}, dir.path() + "/stderr");
+  EXPECT_THAT(router->ReadLine(60).value_or(""), HasSubstr("metrics 0.0.0.0:"))
+      << ReadWholeFile(dir.path() + "/stderr");
+}
+
 TEST(TlsFlags, GoTogether) {
   const auto mistake = [](const std::vector<std::string>& flags) {
     std::vector<std::string> args = {BinaryPath("tandem_router"), "--model",

@@ -59,6 +59,19 @@ TEST_F(UpPlanTest, EachWorkerGetsItsPartOfTheMachine) {
               AllOf(Contains("127.0.0.1:8000"), Not(Contains(StartsWith("--num-threads")))));
 }
 
+TEST_F(UpPlanTest, MetricsLeaveThisMachineOnlyIfTheUserSaysSo) {
+  flags_.host = "0.0.0.0";
+  EXPECT_THAT(Worker(*Plan(), "decode", 0),
+              AllOf(Contains("127.0.0.1:0"), Not(Contains("--metrics-insecure"))));
+  flags_.metrics_insecure = true;
+  flags_.metrics_port = 9090;
+  const auto plan = Plan();
+  EXPECT_THAT(Worker(*plan, "decode", 0),
+              AllOf(Contains("0.0.0.0:9091"), Contains("--metrics-insecure")));
+  EXPECT_THAT(plan->Router("0.0.0.0:8000", "127.0.0.1:0", "0.0.0.0:9090"),
+              Contains("--metrics-insecure"));
+}
+
 TEST_F(UpPlanTest, WhatTheUserSaysOfWorkersComesLastAndWins) {
   flags_.forwarded = {"--num-threads=3", "--kv-cache-memory-bytes=64MiB"};
   std::vector<std::string> own;
