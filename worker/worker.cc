@@ -28,6 +28,7 @@
 #include "engine/wire/cluster_wire.h"
 #include "worker/cluster_metrics.h"
 #include "worker/engine_metrics.h"
+#include "worker/gpu_metrics.h"
 #include "worker/watchdog.h"
 
 namespace tandem::worker {
@@ -135,6 +136,10 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   }
   cluster_metrics_ = std::make_unique<ClusterMetrics>(&metrics_);
   AddEngineMetrics(&metrics_, FactsOf(*engine_, Clock::Real()->Now() - load_start));
+  if (engine_->options().device == "cuda") {
+    auto gauge = OpenGpuGauge(engine_->options().gpu);
+    if (gauge.has_value()) AddGpuMetrics(&metrics_, labels, *std::move(gauge));
+  }
   watchdog_ = MakeWatchdog();
   capability_ = engine::CapabilityOf(*engine_, name);
   spdlog::info("{}", engine_->Banner());

@@ -168,7 +168,7 @@ std::string ValueText(double value, const std::string& unit) {
   }
   if (unit == "s") return fmt::format("{:.0f} s", value);
   const std::map<std::string, std::string> kSuffixes = {
-      {"Bps", "B/s"}, {"bytes", "B"}, {"reqps", "/s"}, {"ops", "/s"}};
+      {"Bps", "B/s"}, {"bytes", "B"}, {"reqps", "/s"}, {"ops", "/s"}, {"watt", "W"}};
   const auto found = kSuffixes.find(unit);
   const std::string suffix = found == kSuffixes.end() ? "" : found->second;
   struct Prefix {
@@ -180,7 +180,7 @@ std::string ValueText(double value, const std::string& unit) {
       return fmt::format("{:.3g} {}{}", value / prefix.factor, prefix.name, suffix);
     }
   }
-  const bool spaced = suffix.starts_with('B');
+  const bool spaced = !suffix.empty() && suffix != "/s";
   return fmt::format("{:.3g}{}{}", value, spaced ? " " : "", suffix);
 }
 

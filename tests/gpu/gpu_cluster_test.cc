@@ -10,6 +10,7 @@
 #include <fstream>
 #include <thread>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
@@ -49,6 +50,16 @@ class GpuCluster : public ::testing::Test {
   }
   uint64_t requests_ = 0;
 };
+
+TEST_F(GpuCluster, WorkersTellOfTheirCard) {
+  const auto cluster = StartOnCard(SourcePath("models/demo"), 0, 0, 1);
+  ASSERT_NE(cluster, nullptr);
+  const std::string page = TestCluster::Scrape(cluster->worker("unified-0"));
+  for (const char* name :
+       {"memory_bytes", "memory_used_bytes", "utilization_ratio", "power_watts"}) {
+    EXPECT_THAT(page, testing::HasSubstr(std::string("\ntandem_gpu_") + name + "{"));
+  }
+}
 
 // Bit for bit, which only --batch-invariant promises: otherwise each process chooses the products
 // that were the fastest when it started.

@@ -27,6 +27,7 @@
 #include "tests/support/process.h"
 #include "worker/cluster_metrics.h"
 #include "worker/engine_metrics.h"
+#include "worker/gpu_metrics.h"
 
 namespace tandem {
 namespace {
@@ -50,6 +51,9 @@ struct Page {
     }
     worker::AddEngineMetrics(&metrics, {});
     worker::ClusterMetrics{&metrics};
+    worker::AddGpuMetrics(&metrics, labels, {"0000:01:00.0", [] {
+                                               return worker::GpuReading{1, 1, 1, 1};
+                                             }});
     if (role == "prefill") {
       prefill = std::make_unique<prefill::PrefillMetrics>(&metrics);
       prefill->worker.KvLink("prefill-0", "decode-0", "shm");
