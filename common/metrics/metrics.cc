@@ -1,18 +1,19 @@
 #include "common/metrics/metrics.h"
 
 #include <exception>
+#include <optional>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "prometheus/exposer.h"
 #include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
 
 #include "common/base/check.h"
 #include "common/base/host_port.h"
 #include "common/base/status.h"
-#include "common/metrics/https_page.h"
+#include "common/metrics/http_page.h"
+#include "common/metrics/open_metrics.h"
 
 namespace tandem {
 namespace {
@@ -49,18 +50,8 @@ std::vector<double> HalvedDecadeBuckets(double from, double to) {
   return out;
 }
 
-// The servers of this process, which live as long as it does: civetweb takes up to 2 s to notice
-// that it shall stop, and a process that has said that it ends must not wait for that. A server
-// knows its registry weakly, so after its Metrics are gone it serves an empty page.
-void KeepForGood(std::unique_ptr<prometheus::Exposer> exposer) {
-  static absl::Mutex mutex(absl::kConstInit);
-  static auto* const kept = new std::vector<std::unique_ptr<prometheus::Exposer>>();
-  absl::MutexLock lock(&mutex);
-  kept->push_back(std::move(exposer));
-}
-
-// Everything of one page. Shared with the server, which asks for it in threads of its own.
-class Page final : public prometheus::Collectable {
+// Everything of one page. Thread-safe.
+class Page {
  public:
   prometheus::Registry& registry() { return registry_; }
 
@@ -69,7 +60,15 @@ class Page final : public prometheus::Collectable {
     sources_.push_back(std::move(source));
   }
 
-  std::vector<prometheus::MetricFamily> Collect() const override {
+  // `labels` are all that the histogram has.
+  TracedHistogram& Add(std::string family, MetricLabels labels,
+                       std::unique_ptr<TracedHistogram> histogram) {
+    absl::MutexLock lock(&mutex_);
+    traced_.push_back({std::move(family), std::move(labels), std::move(histogram)});
+    return *traced_.back().histogram;
+  }
+
+  std::vector<prometheus::MetricFamily> Collect() const {
     std::vector<prometheus::MetricFamily> out;
     {
       absl::MutexLock lock(&mutex_);
@@ -79,7 +78,32 @@ class Page final : public prometheus::Collectable {
     return out;
   }
 
+  std::string Text() const { return prometheus::TextSerializer().Serialize(Collect()); }
+  std::string OpenMetrics() const {
+    return OpenMetricsText(
+        Collect(), [this](const std::string& family, const prometheus::ClientMetric& metric) {
+          return ExemplarsOf(family, metric);
+        });
+  }
+
  private:
+  struct Traced {
+    std::string family;
+    MetricLabels labels;
+    std::unique_ptr<TracedHistogram> histogram;
+  };
+
+  std::vector<std::optional<Exemplar>> ExemplarsOf(const std::string& family,
+                                                   const prometheus::ClientMetric& metric) const {
+    MetricLabels labels;
+    for (const auto& label : metric.label) labels.emplace(label.name, label.value);
+    absl::MutexLock lock(&mutex_);
+    for (const Traced& traced : traced_) {
+      if (traced.family == family && traced.labels == labels) return traced.histogram->Exemplars();
+    }
+    return {};
+  }
+
   static void Append(std::vector<prometheus::MetricFamily> families,
                      std::vector<prometheus::MetricFamily>* out) {
     for (auto& family : families) out->push_back(std::move(family));
@@ -88,15 +112,16 @@ class Page final : public prometheus::Collectable {
   prometheus::Registry registry_;
   mutable absl::Mutex mutex_;
   std::vector<std::unique_ptr<prometheus::Collectable>> sources_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Traced> traced_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace
 
 struct Metrics::Impl {
-  std::shared_ptr<Page> page = std::make_shared<Page>();
+  Page page;
   MetricLabels labels;
-  std::string address;               // empty before Serve
-  std::unique_ptr<HttpsPage> https;  // null: it is served in the clear
+  std::string address;             // empty before Serve
+  std::unique_ptr<HttpPage> http;  // last: it asks for the page
 };
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
@@ -105,30 +130,13 @@ Metrics::~Metrics() = default;
 absl::Status Metrics::Serve(const std::string& address, std::function<TlsTexts()> tls) {
   TANDEM_CHECK(impl_->address.empty(), "Serve is called once");
   TANDEM_ASSIGN_OR_RETURN(HostPort parsed, ParseHostPort(address));
-  if (tls) {
-    TANDEM_ASSIGN_OR_RETURN(impl_->https,
-                            HttpsPage::Serve(
-                                parsed, "/metrics", "text/plain; version=0.0.4; charset=utf-8",
-                                [page = impl_->page] {
-                                  return prometheus::TextSerializer().Serialize(page->Collect());
-                                },
-                                std::move(tls)));
-    parsed.port = impl_->https->port();
-    impl_->address = parsed.ToString();
-    return absl::OkStatus();
-  }
-  std::unique_ptr<prometheus::Exposer> exposer;
-  try {
-    exposer = std::make_unique<prometheus::Exposer>(
-        std::vector<std::string>{"listening_ports", parsed.ToString(), "num_threads", "2"});
-    exposer->RegisterCollectable(impl_->page);
-    const std::vector<int> ports = exposer->GetListeningPorts();
-    if (!ports.empty()) parsed.port = ports.front();
-  } catch (const std::exception&) {
-    // civetweb's message does not say why.
-    return Unavailable("cannot serve metrics on {}: {}", address, WhyCannotListen(address));
-  }
-  KeepForGood(std::move(exposer));
+  const auto content = [page = &impl_->page](const std::string& accept) -> HttpContent {
+    if (WantsOpenMetrics(accept)) return {kOpenMetricsType, page->OpenMetrics()};
+    return {"text/plain; version=0.0.4; charset=utf-8", page->Text()};
+  };
+  TANDEM_ASSIGN_OR_RETURN(impl_->http,
+                          HttpPage::Serve(parsed, "/metrics", content, std::move(tls)));
+  parsed.port = impl_->http->port();
   impl_->address = parsed.ToString();
   return absl::OkStatus();
 }
@@ -138,7 +146,7 @@ const std::string& Metrics::address() const { return impl_->address; }
 void Metrics::SetLabels(MetricLabels labels) { impl_->labels = std::move(labels); }
 
 void Metrics::Add(std::unique_ptr<prometheus::Collectable> source) {
-  impl_->page->Add(std::move(source));
+  impl_->page.Add(std::move(source));
 }
 
 prometheus::Counter& Metrics::Counter(const std::string& name, const std::string& help,
@@ -148,7 +156,7 @@ prometheus::Counter& Metrics::Counter(const std::string& name, const std::string
         .Name(name)
         .Help(help)
         .Labels(impl_->labels)
-        .Register(impl_->page->registry())
+        .Register(impl_->page.registry())
         .Add(labels);
   });
 }
@@ -160,7 +168,7 @@ prometheus::Gauge& Metrics::Gauge(const std::string& name, const std::string& he
         .Name(name)
         .Help(help)
         .Labels(impl_->labels)
-        .Register(impl_->page->registry())
+        .Register(impl_->page.registry())
         .Add(labels);
   });
 }
@@ -173,14 +181,25 @@ prometheus::Histogram& Metrics::Histogram(const std::string& name, const std::st
         .Name(name)
         .Help(help)
         .Labels(impl_->labels)
-        .Register(impl_->page->registry())
+        .Register(impl_->page.registry())
         .Add(labels, buckets);
   });
 }
 
-std::vector<prometheus::MetricFamily> Metrics::Collect() const { return impl_->page->Collect(); }
+TracedHistogram& Metrics::TracedHistogram(const std::string& name, const std::string& help,
+                                          const std::vector<double>& buckets,
+                                          const MetricLabels& labels) {
+  MetricLabels all = impl_->labels;
+  all.insert(labels.begin(), labels.end());
+  return impl_->page.Add(
+      name, std::move(all),
+      std::make_unique<tandem::TracedHistogram>(&Histogram(name, help, buckets, labels), buckets));
+}
 
-std::string Metrics::Render() const { return prometheus::TextSerializer().Serialize(Collect()); }
+std::vector<prometheus::MetricFamily> Metrics::Collect() const { return impl_->page.Collect(); }
+
+std::string Metrics::Render() const { return impl_->page.Text(); }
+std::string Metrics::RenderOpenMetrics() const { return impl_->page.OpenMetrics(); }
 
 const std::vector<double>& TokenGapBuckets() {
   static const auto* const buckets = [] {

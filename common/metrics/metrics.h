@@ -19,6 +19,7 @@
 #include "prometheus/metric_family.h"
 
 #include "common/base/pem.h"
+#include "common/metrics/traced_histogram.h"
 
 namespace tandem {
 
@@ -34,10 +35,9 @@ class Metrics {
   // Collected with each page, before the families.
   void Add(std::unique_ptr<prometheus::Collectable> source);
 
-  // Serves /metrics on HOST:PORT ("127.0.0.1:0" picks a port) until the process ends; nothing is on
-  // the page any more when this is gone. With `tls`, which says what to show and whom to believe
-  // and is asked from any thread, over HTTPS and until this is gone. Once. Error: address in use,
-  // named.
+  // Serves /metrics on HOST:PORT ("127.0.0.1:0" picks a port) until this is gone, as text or, to
+  // who asks for it, as OpenMetrics. With `tls`, which says what to show and whom to believe and is
+  // asked from any thread, over HTTPS. Once. Error: address in use, named.
   absl::Status Serve(const std::string& address, std::function<TlsTexts()> tls = nullptr);
   // "" before Serve.
   const std::string& address() const;
@@ -49,9 +49,14 @@ class Metrics {
   prometheus::Histogram& Histogram(const std::string& name, const std::string& help,
                                    const std::vector<double>& buckets,
                                    const MetricLabels& labels = {});
-  // What /metrics serves, and its text.
+  // One that names requests whose traces are kept; registered once for each of its labels.
+  tandem::TracedHistogram& TracedHistogram(const std::string& name, const std::string& help,
+                                           const std::vector<double>& buckets,
+                                           const MetricLabels& labels = {});
+  // What /metrics serves, and its text; as OpenMetrics where that is asked for.
   std::vector<prometheus::MetricFamily> Collect() const;
   std::string Render() const;
+  std::string RenderOpenMetrics() const;
 
  private:
   struct Impl;

@@ -12,24 +12,25 @@ size_t IndexOf(absl::StatusCode code) {
   return index < kNumCodes ? index : static_cast<size_t>(absl::StatusCode::kUnknown);
 }
 
-prometheus::Histogram& Ttft(Metrics* metrics, const char* cache) {
-  return metrics->Histogram("tandem_ttft_seconds",
-                            "Request received to first message written; a hit had half of its "
-                            "prompt or more in a cache.",
-                            RequestBuckets(), {{"cache", cache}});
+TracedHistogram& Ttft(Metrics* metrics, const char* cache) {
+  return metrics->TracedHistogram("tandem_ttft_seconds",
+                                  "Request received to first message written; a hit had half of "
+                                  "its prompt or more in a cache.",
+                                  RequestBuckets(), {{"cache", cache}});
 }
 
 }  // namespace
 
 RouterMetrics::RouterMetrics(Metrics* metrics)
-    : inter_token(metrics->Histogram("tandem_inter_token_latency_seconds",
-                                     "Gap between consecutive tokens as the router gets them.",
-                                     TokenGapBuckets())),
-      time_per_output_token(metrics->Histogram(
+    : inter_token(metrics->TracedHistogram(
+          "tandem_inter_token_latency_seconds",
+          "Gap between consecutive tokens as the router gets them.", TokenGapBuckets())),
+      time_per_output_token(metrics->TracedHistogram(
           "tandem_time_per_output_token_seconds",
           "Mean gap between the tokens of one request, the first aside.", TokenGapBuckets())),
-      duration(metrics->Histogram("tandem_request_duration_seconds",
-                                  "Request received to last message written.", RequestBuckets())),
+      duration(metrics->TracedHistogram("tandem_request_duration_seconds",
+                                        "Request received to last message written.",
+                                        RequestBuckets())),
       running(metrics->Gauge("tandem_requests_running", "Requests at a decode worker.")),
       waiting(metrics->Gauge("tandem_requests_waiting", "Requests in the router's queue.")),
       predicted_hit_tokens(
@@ -101,7 +102,7 @@ prometheus::Counter& RouterMetrics::rejected(absl::StatusCode code) {
   return *rejected_[IndexOf(code)];
 }
 
-prometheus::Histogram& RouterMetrics::ttft(size_t prompt_tokens, size_t cached_tokens) {
+TracedHistogram& RouterMetrics::ttft(size_t prompt_tokens, size_t cached_tokens) {
   return cached_tokens > 0 && 2 * cached_tokens >= prompt_tokens ? ttft_hit_ : ttft_miss_;
 }
 

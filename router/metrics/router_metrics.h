@@ -40,23 +40,23 @@ class RouterMetrics {
   double AllRequests() const;
   // Of a request of whose `prompt_tokens` so many came from a cache: a hit if they are half of
   // them.
-  prometheus::Histogram& ttft(size_t prompt_tokens, size_t cached_tokens);
+  TracedHistogram& ttft(size_t prompt_tokens, size_t cached_tokens);
   // Those of them that no worker was asked to serve.
   prometheus::Counter& rejected(absl::StatusCode code);
   // Who is in the cluster now; what `counts` lacks is 0.
   void SetWorkers(const WorkerCounts& counts);
 
-  prometheus::Histogram& inter_token;            // tandem_inter_token_latency_seconds
-  prometheus::Histogram& time_per_output_token;  // tandem_time_per_output_token_seconds
-  prometheus::Histogram& duration;               // tandem_request_duration_seconds
-  prometheus::Gauge& running;                    // tandem_requests_running
-  prometheus::Gauge& waiting;                    // tandem_requests_waiting
-  prometheus::Counter& predicted_hit_tokens;     // tandem_router_predicted_hit_tokens_total
-  prometheus::Counter& actual_hit_tokens;        // tandem_router_actual_hit_tokens_total
-  prometheus::Counter& prompt_tokens;            // tandem_prompt_tokens_total
-  prometheus::Counter& generation_tokens;        // tandem_generation_tokens_total
-  prometheus::Counter& migrations;               // tandem_migrations_total
-  prometheus::Counter& poison_refusals;          // tandem_poison_refusals_total
+  TracedHistogram& inter_token;               // tandem_inter_token_latency_seconds
+  TracedHistogram& time_per_output_token;     // tandem_time_per_output_token_seconds
+  TracedHistogram& duration;                  // tandem_request_duration_seconds
+  prometheus::Gauge& running;                 // tandem_requests_running
+  prometheus::Gauge& waiting;                 // tandem_requests_waiting
+  prometheus::Counter& predicted_hit_tokens;  // tandem_router_predicted_hit_tokens_total
+  prometheus::Counter& actual_hit_tokens;     // tandem_router_actual_hit_tokens_total
+  prometheus::Counter& prompt_tokens;         // tandem_prompt_tokens_total
+  prometheus::Counter& generation_tokens;     // tandem_generation_tokens_total
+  prometheus::Counter& migrations;            // tandem_migrations_total
+  prometheus::Counter& poison_refusals;       // tandem_poison_refusals_total
 
  private:
   std::array<prometheus::Histogram*, kStages.size()> stages_;
@@ -64,8 +64,8 @@ class RouterMetrics {
   std::array<prometheus::Counter*, 2> retries_;
   std::vector<prometheus::Counter*> requests_;  // by absl::StatusCode
   std::vector<prometheus::Counter*> rejected_;  // by absl::StatusCode
-  prometheus::Histogram& ttft_hit_;             // tandem_ttft_seconds{cache}
-  prometheus::Histogram& ttft_miss_;
+  TracedHistogram& ttft_hit_;                   // tandem_ttft_seconds{cache}
+  TracedHistogram& ttft_miss_;
   std::map<WorkerCounts::key_type, prometheus::Gauge*> workers_;  // tandem_router_workers
 };
 

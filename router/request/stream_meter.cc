@@ -93,7 +93,9 @@ void StreamMeter::OnTokens(size_t count, int cached_tokens) {
   } else {
     // Tokens that came together share the gap before them.
     const double gap = absl::ToDoubleSeconds(now - last_token_) / static_cast<double>(count);
-    for (size_t i = 0; i < count; ++i) metrics_->inter_token.Observe(gap);
+    for (size_t i = 0; i < count; ++i) {
+      metrics_->inter_token.Observe(gap, request_->trace, now);
+    }
   }
   if (left_ != kNotYet) {
     if (trace_ != nullptr) trace_->Add("migration", left_, now);
@@ -108,7 +110,8 @@ void StreamMeter::OnWrite() {
   if (first_write_ != kNotYet) return;
   first_write_ = clock_->Now();
   metrics_->ttft(request_->tokens.size(), cached_tokens_)
-      .Observe(absl::ToDoubleSeconds(first_write_ - request_->received));
+      .Observe(absl::ToDoubleSeconds(first_write_ - request_->received), request_->trace,
+               first_write_);
 }
 
 Timing StreamMeter::CurrentTiming() const {
@@ -140,7 +143,8 @@ Timing StreamMeter::OnEnd(const absl::Status& outcome, int attempts) {
   if (attempts == 0) metrics_->rejected(outcome.code()).Increment();
   Timing timing = CurrentTiming();
   const StageTimes& stages = timing.stages;
-  metrics_->duration.Observe(stages[Stage::kTotal] / 1e3);
+  const absl::Time now = clock_->Now();
+  metrics_->duration.Observe(stages[Stage::kTotal] / 1e3, request_->trace, now);
   const bool has_token = first_token_ != kNotYet;
   for (const StageInfo& info : kStages) {
     if (!has_token && !info.without_token) continue;
@@ -150,8 +154,9 @@ Timing StreamMeter::OnEnd(const absl::Status& outcome, int attempts) {
     metrics_->stage(info.stage).Observe(stages[info.stage] / 1e3);
   }
   if (completion_tokens_ > 1) {
-    metrics_->time_per_output_token.Observe(absl::ToDoubleSeconds(last_token_ - first_token_) /
-                                            (completion_tokens_ - 1));
+    metrics_->time_per_output_token.Observe(
+        absl::ToDoubleSeconds(last_token_ - first_token_) / (completion_tokens_ - 1),
+        request_->trace, now);
   }
   return timing;
 }

@@ -162,5 +162,19 @@ TEST(MetricsPageTest, PromtoolFindsNothing) {
   }
 }
 
+TEST(MetricsPageTest, AStrictReaderOfOpenMetricsTakesThem) {
+  for (const auto& page : AllPages()) {
+    const Completed read =
+        RunCommand({"/usr/bin/python3", "-c",
+                    "import sys\n"
+                    "from prometheus_client.openmetrics import parser\n"
+                    "print(len(list(parser.text_fd_to_metric_families(sys.stdin))))\n"},
+                   60, page->metrics.RenderOpenMetrics());
+    EXPECT_EQ(read.exit_code, 0) << page->role << ": " << read.err
+                                 << " (python3-prometheus-client: scripts/setup test)";
+    EXPECT_GT(std::atoi(read.out.c_str()), 20) << page->role;
+  }
+}
+
 }  // namespace
 }  // namespace tandem

@@ -197,6 +197,15 @@ TEST_F(TraceTest, APlainAndACachedRequest) {
   // So that a line of the log and a trace are found by each other.
   EXPECT_THAT(ReadWholeFile(cluster_->router().stderr_path),
               testing::HasSubstr("trace_id=" + caller_.trace.ToHex()));
+  // And a figure leads to it.
+  const std::string page =
+      TestCluster::Scrape(cluster_->router(), "application/openmetrics-text; version=1.0.0");
+  for (const char* name :
+       {"tandem_ttft_seconds", "tandem_inter_token_latency_seconds",
+        "tandem_time_per_output_token_seconds", "tandem_request_duration_seconds"}) {
+    EXPECT_THAT(page, testing::ContainsRegex(std::string(name) + "_bucket[^#\n]*# .trace_id=\"" +
+                                             caller_.trace.ToHex() + "\"."));
+  }
 }
 
 TEST_F(TraceTest, ARetriedAndAMigratedRequest) {

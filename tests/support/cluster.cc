@@ -212,11 +212,11 @@ bool TestCluster::WaitForStreams(size_t count, double seconds) {
       seconds);
 }
 
-std::string TestCluster::Scrape(const Member& member) {
+std::string TestCluster::Scrape(const Member& member, const std::string& accept) {
   return RunCommand({"/usr/bin/python3", "-c",
-                     "import sys,urllib.request as "
-                     "u;sys.stdout.write(u.urlopen(sys.argv[1],timeout=10).read().decode())",
-                     "http://" + member.metrics_address + "/metrics"},
+                     "import sys,urllib.request as u;r=u.Request(sys.argv[1],headers={'Accept':"
+                     "sys.argv[2]});sys.stdout.write(u.urlopen(r,timeout=10).read().decode())",
+                     "http://" + member.metrics_address + "/metrics", accept},
                     20)
       .out;
 }

@@ -85,8 +85,8 @@ class TestCluster {
   // Until the decode workers together report `count` running streams. Reports are some moments old:
   // who lets streams run a second time waits for none in between.
   bool WaitForStreams(size_t count, double seconds);
-  // The text of /metrics of a member.
-  static std::string Scrape(const Member& member);
+  // /metrics of a member, as who sends this Accept header gets it.
+  static std::string Scrape(const Member& member, const std::string& accept = "*/*");
   // stderr of all processes, for failure messages.
   std::string Logs() const;
 
