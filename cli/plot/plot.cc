@@ -72,6 +72,16 @@ std::string Rectangle(double x, double y, double width, double height, const std
                      width, height, more);
 }
 
+// At least `top`; its quarters, which the scale names, are short numbers.
+double RoundTop(double top) {
+  if (!(top > 0) || !std::isfinite(top)) return 0;
+  const double decade = std::pow(10, std::floor(std::log10(top)));
+  for (const double factor : {1, 2, 4, 6, 8}) {
+    if (top <= factor * decade) return factor * decade;
+  }
+  return 10 * decade;
+}
+
 }  // namespace
 
 std::string HtmlText(std::string_view text) {
@@ -104,7 +114,7 @@ std::string LinePlot(std::span<const PlotLine> lines, const PlotAxes& axes) {
     }
   }
   if (from > to) from = to = 0;
-  const Frame frame(axes.x_from.value_or(from), axes.x_to.value_or(to), 0, top);
+  const Frame frame(axes.x_from.value_or(from), axes.x_to.value_or(to), 0, RoundTop(top));
   std::string inside;
   std::vector<std::pair<std::string, const char*>> names;
   for (size_t i = 0; i < lines.size(); ++i) {
@@ -143,7 +153,7 @@ std::string HistogramPlot(const Histogram& histogram, const PlotAxes& axes) {
   const auto& [bounds, counts] = histogram;
   if (counts.empty()) return Frame(0, 1, 0, 1).Svg({}, "");
   const double top = *std::max_element(counts.begin(), counts.end());
-  const Frame frame(bounds.front(), bounds.back(), 0, top);
+  const Frame frame(bounds.front(), bounds.back(), 0, RoundTop(top));
   std::string inside;
   for (size_t i = 0; i < counts.size(); ++i) {
     if (counts[i] <= 0) continue;

@@ -114,6 +114,12 @@ class DashboardPrinter {
     if (figure) {
       return page_.Figure(panel.title, ValueText(lines[0].points.back().y, panel.unit));
     }
+    // Seventeen statuses, of which one ever came, would be seventeen colours.
+    const auto flat = [](const PlotLine& line) {
+      return std::all_of(line.points.begin(), line.points.end(),
+                         [](const auto& point) { return point.y == 0; });
+    };
+    if (!std::all_of(lines.begin(), lines.end(), flat)) std::erase_if(lines, flat);
     for (PlotLine& line : lines) {
       line.name += " " + ValueText(line.points.back().y, panel.unit);
     }
