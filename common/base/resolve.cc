@@ -3,8 +3,13 @@
 #include <algorithm>
 #include <memory>
 #include <netdb.h>
+#include <optional>
 #include <sys/socket.h>
+#include <thread>
 #include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 
 #include "common/base/status.h"
 
@@ -40,6 +45,37 @@ absl::StatusOr<std::vector<std::string>> ResolveHosts(const std::string& host) {
   }
   if (ipv4.empty() && ipv6.empty()) return Unavailable("host '{}' has no address", host);
   return OneOfEach(host, std::move(ipv4), std::move(ipv6));
+}
+
+struct Resolver::State {
+  const Ask ask;
+  absl::Mutex mutex;
+  bool stopped ABSL_GUARDED_BY(mutex) = false;
+};
+
+Resolver::Resolver(Ask ask) : state_(new State{.ask = std::move(ask)}) {}
+
+absl::StatusOr<std::vector<std::string>> Resolver::Hosts(const std::string& host) {
+  using Answer = std::optional<absl::StatusOr<std::vector<std::string>>>;
+  const auto answer = std::make_shared<Answer>();  // guarded by the state's mutex
+  std::thread([state = state_, answer, host] {
+    auto hosts = state->ask(host);
+    absl::MutexLock lock(&state->mutex);
+    *answer = std::move(hosts);
+  }).detach();
+  State& state = *state_;
+  absl::MutexLock lock(&state.mutex);
+  const auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state.mutex) {
+    return state.stopped || answer->has_value();
+  };
+  state.mutex.Await(absl::Condition(&over));
+  if (!answer->has_value()) return Cancelled("nobody waits for the hosts of '{}' any more", host);
+  return *std::move(*answer);
+}
+
+void Resolver::Stop() {
+  absl::MutexLock lock(&state_->mutex);
+  state_->stopped = true;
 }
 
 }  // namespace tandem

@@ -7,7 +7,6 @@
 #include "absl/time/clock.h"
 #include "spdlog/spdlog.h"
 
-#include "common/base/resolve.h"
 #include "common/base/status.h"
 
 namespace tandem {
@@ -18,7 +17,7 @@ constexpr absl::Duration kBetweenWarnings = absl::Seconds(10);
 }  // namespace
 
 ClusterClients::ClusterClients(ClusterClientsOptions options)
-    : options_(std::move(options)), thread_([this] { Run(); }) {}
+    : options_(std::move(options)), resolver_(options_.resolve), thread_([this] { Run(); }) {}
 
 ClusterClients::~ClusterClients() {
   std::map<std::string, Router> leaving;
@@ -27,6 +26,7 @@ ClusterClients::~ClusterClients() {
     stopping_ = true;
     leaving.swap(routers_);
   }
+  resolver_.Stop();
   leaving.clear();  // without the lock, which their callbacks take
   thread_.join();
 }
@@ -113,11 +113,11 @@ std::vector<std::string> ClusterClients::Addresses() {
   std::set<std::string> addresses;
   for (const HostPort& router : options_.routers) {
     const std::string name = router.ToString();
-    absl::StatusOr<std::vector<std::string>> hosts =
-        options_.resolve ? options_.resolve(router.host) : ResolveHosts(router.host);
+    absl::StatusOr<std::vector<std::string>> hosts = resolver_.Hosts(router.host);
     if (hosts.ok()) {
       resolved_[name] = *std::move(hosts);
-    } else if (absl::Now() - last_warning_ > kBetweenWarnings) {
+    } else if (!absl::IsCancelled(hosts.status()) &&
+               absl::Now() - last_warning_ > kBetweenWarnings) {
       // Those that it had before stay: a name service that fails is no router that has gone.
       last_warning_ = absl::Now();
       spdlog::warn("router {}: {}", name, MessageOf(hosts.status()));

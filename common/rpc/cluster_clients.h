@@ -24,6 +24,7 @@
 
 #include "common/auth/voucher.h"
 #include "common/base/host_port.h"
+#include "common/base/resolve.h"
 #include "common/rpc/cluster_client.h"
 
 namespace tandem {
@@ -44,8 +45,8 @@ struct ClusterClientsOptions {
   // How many routers there are, one for a name without an address, and how many of them this worker
   // has joined: told now and then, on an rpc thread. May be null.
   std::function<void(size_t routers, size_t joined)> on_look;
-  // The hosts of a name; null: ResolveHosts. One call at a time.
-  std::function<absl::StatusOr<std::vector<std::string>>(const std::string& host)> resolve;
+  // The hosts of a name. One call at a time, on a thread of its own, which may outlive the clients.
+  Resolver::Ask resolve = ResolveHosts;
   // Between two looks at who there is, and while a router is missing.
   absl::Duration calm = absl::Seconds(5);
   absl::Duration eager = absl::Seconds(1);
@@ -54,7 +55,7 @@ struct ClusterClientsOptions {
 class ClusterClients {
  public:
   explicit ClusterClients(ClusterClientsOptions options);
-  // Leaves every router. Waits for a name that is being resolved.
+  // Leaves every router. Does not wait for a name service.
   ~ClusterClients();
 
   // As of one ClusterClient, to each.
@@ -80,6 +81,7 @@ class ClusterClients {
   void OnRefused(const std::string& address, const absl::Status& status);
 
   const ClusterClientsOptions options_;
+  Resolver resolver_;
   std::map<std::string, std::vector<std::string>> resolved_;  // by name, the last time; thread_'s
   absl::Time last_warning_ = absl::InfinitePast();            // thread_'s
   absl::Mutex mutex_;

@@ -1,5 +1,11 @@
 #include "common/base/resolve.h"
 
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -34,6 +40,35 @@ TEST(ResolveHosts, AnswersForNumbersAndNames) {
   const auto name = ResolveHosts("localhost");
   ASSERT_OK(name);
   EXPECT_THAT(*name, ElementsAre(testing::AnyOf("localhost", "127.0.0.1", "::1")));
+}
+
+// A name service that does not answer.
+TEST(Resolver, StopsWhileTheServiceIsAsked) {
+  const auto answers = std::make_shared<absl::Notification>();
+  const auto asked = std::make_shared<absl::Notification>();
+  Resolver resolver([answers, asked](const std::string&) {
+    asked->Notify();
+    answers->WaitForNotification();
+    return absl::StatusOr<std::vector<std::string>>(std::vector<std::string>{"late"});
+  });
+  std::thread stopper([&] {
+    asked->WaitForNotification();
+    resolver.Stop();
+  });
+  EXPECT_TRUE(absl::IsCancelled(resolver.Hosts("a.name").status()));
+  stopper.join();
+  answers->Notify();
+}
+
+TEST(Resolver, AnswersAsItIsAnswered) {
+  Resolver resolver([](const std::string& host) {
+    return host == "none" ? absl::StatusOr<std::vector<std::string>>(absl::UnavailableError("none"))
+                          : std::vector<std::string>{host + "-0", host + "-1"};
+  });
+  const auto hosts = resolver.Hosts("h");
+  ASSERT_OK(hosts);
+  EXPECT_THAT(*hosts, ElementsAre("h-0", "h-1"));
+  EXPECT_TRUE(absl::IsUnavailable(resolver.Hosts("none").status()));
 }
 
 TEST(ResolveHosts, SaysWhatIsNotKnown) {

@@ -29,6 +29,12 @@ constexpr std::array<const char*, 2> kHosts = {"127.0.0.1", "127.0.0.2"};
 
 class ClusterClientsTest : public testing::Test {
  protected:
+  // Outlives the clients: see ClusterClientsOptions::resolve.
+  struct Names {
+    absl::Mutex mutex;
+    std::vector<std::string> hosts ABSL_GUARDED_BY(mutex);
+  };
+
   // Router i on its host; both have the same port.
   void StartRouter(size_t i) {
     const std::string address = std::string(kHosts[i]) + ":" + std::to_string(port_);
@@ -48,8 +54,8 @@ class ClusterClientsTest : public testing::Test {
 
   // The name "routers" has these.
   void SetHosts(std::vector<std::string> hosts) {
-    absl::MutexLock lock(&mutex_);
-    hosts_ = std::move(hosts);
+    absl::MutexLock lock(&names_->mutex);
+    names_->hosts = std::move(hosts);
   }
 
   ClusterClientsOptions Options(std::vector<HostPort> routers) {
@@ -60,11 +66,12 @@ class ClusterClientsTest : public testing::Test {
     options.hello.set_incarnation(7);
     options.vouchers = &vouchers_;
     options.calm = options.eager = absl::Milliseconds(20);
-    options.resolve = [this](const std::string& host) -> absl::StatusOr<std::vector<std::string>> {
+    options.resolve =
+        [names = names_](const std::string& host) -> absl::StatusOr<std::vector<std::string>> {
       if (host != "routers") return std::vector<std::string>{host};
-      absl::MutexLock lock(&mutex_);
-      if (hosts_.empty()) return absl::UnavailableError("the name service is away");
-      return hosts_;
+      absl::MutexLock lock(&names->mutex);
+      if (names->hosts.empty()) return absl::UnavailableError("the name service is away");
+      return names->hosts;
     };
     options.on_joined = [this] {
       absl::MutexLock lock(&mutex_);
@@ -141,7 +148,7 @@ class ClusterClientsTest : public testing::Test {
   absl::Notification drained_;
   absl::Mutex mutex_;
   int snapshots_wanted_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::vector<std::string> hosts_ ABSL_GUARDED_BY(mutex_);
+  const std::shared_ptr<Names> names_ = std::make_shared<Names>();
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
   size_t routers_seen_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t joined_seen_ ABSL_GUARDED_BY(mutex_) = 0;
