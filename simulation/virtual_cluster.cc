@@ -152,8 +152,10 @@ class VirtualCluster::DecodeCall final : public router::DecodeCall,
       return EndAfter(cluster_->options_.latency, Unavailable("failed to connect to {}", address));
     }
     death_note_ = server_->NoteForDeath([self = shared_from_this()] {
+      const std::shared_ptr<DecodeCall> call = self;  // the note, which holds it, is forgotten
       // What has left already arrives.
-      self->SendEnd(Unavailable("Socket closed"));
+      call->SendEnd(Unavailable("Socket closed"));
+      call->alive_ = nullptr;
     });
     decode::Intake& intake = server_->decode->intake();
     absl::StatusOr<decode::Work> work = intake.Read(message_, deadline_ - cluster_->events_.Now());
