@@ -89,24 +89,18 @@ void ShardedStore::Scatter(const std::byte* from, std::span<const CopyPiece> pie
 
 void ShardedStore::GatherRun(const BlockRun& run, std::byte* to,
                              std::span<uint64_t> digests) const {
-  const uint64_t page_bytes = shape_.layout.PageBytes();
-  std::vector<std::vector<CopyPiece>> parts(shards_.size());
+  const uint64_t bytes = static_cast<uint64_t>(run.heads.count) * shape_.layout.PageBytes();
+  std::vector<CopyPiece> pieces;
   uint64_t at = 0;
   for (int layer = run.layer_begin; layer < run.layer_begin + run.layer_count; ++layer) {
     for (const int32_t block : run.source_blocks) {
       for (const PageKind kind : {PageKind::kKey, PageKind::kValue}) {
-        for (int head = run.heads.begin; head < run.heads.end(); ++head) {
-          const size_t shard = ShardOf(head);
-          const uint64_t from = shards_[shard]->shape().PageOffset(layer, block, kind, head);
-          parts[shard].push_back({from, at, page_bytes});
-          at += page_bytes;
-        }
+        pieces.push_back({shape_.PageOffset(layer, block, kind, run.heads.begin), at, bytes});
+        at += bytes;
       }
     }
   }
-  for (size_t i = 0; i < shards_.size(); ++i) {
-    if (!parts[i].empty()) shards_[i]->Gather(parts[i], to);
-  }
+  Gather(pieces, to);
   // A digest is the XOR over heads.
   const std::vector<uint64_t> of_run = DigestRun(run);
   for (size_t i = 0; i < digests.size(); ++i) digests[i] ^= of_run[i];
