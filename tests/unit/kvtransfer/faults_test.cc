@@ -76,6 +76,7 @@ struct FaultyEnds : Ends {
 
 const std::vector<int32_t> kFrom = {1, 2, 3, 10, 11, 20};
 const std::vector<int32_t> kTo = {5, 6, 30, 31, 0, 1};
+constexpr int kTries = 5;
 
 // The n-th frame of a type.
 using FaultCase = std::tuple<std::string, Fault, FrameType, int>;
@@ -97,7 +98,13 @@ TEST_P(KvFaults, SealedRightOrFailedCleanly) {
                         (fault == Fault::kDuplicate || fault == Fault::kDelay || overtaken);
   if (harmless) ends.BePatient();
   ends.Start();
-  const bool sealed = ends.Ship(1, kFrom, kTo);
+  // Where the machine holds one end up for longer than the other waits, a transfer ends before the
+  // fault is met: then a later one meets it.
+  uint64_t epoch = 0;
+  bool sealed = false;
+  for (int tries = 0; seen <= nth && tries < kTries; ++tries) {
+    sealed = ends.Ship(++epoch, kFrom, kTo);
+  }
   EXPECT_GT(seen, nth) << "the fault was never met";
   const bool damages_data = type == FrameType::kData || type == FrameType::kFinish;
   // One-sided bytes do not travel in the frame.
@@ -111,10 +118,11 @@ TEST_P(KvFaults, SealedRightOrFailedCleanly) {
   if (harmless) {
     EXPECT_TRUE(sealed);
   }
-  // The channel recovers: at most a few attempts see the old connection die.
+  // The channel recovers: a few attempts see the old connection die.
   bool recovered = false;
-  for (uint64_t epoch = 2; epoch < 7 && !recovered; ++epoch)
-    recovered = ends.Ship(epoch, kFrom, kTo);
+  for (int tries = 0; !recovered && tries < kTries; ++tries) {
+    recovered = ends.Ship(++epoch, kFrom, kTo);
+  }
   EXPECT_TRUE(recovered);
 }
 
