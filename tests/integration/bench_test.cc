@@ -25,8 +25,9 @@ class BenchTest : public testing::Test {
     up_ = Process::Spawn(
               {BinaryPath("tandem"), "up", "--model", SourcePath("models/demo"), "--prefill", "1",
                "--decode", "1", "--port", "0", "--kv-cache-memory-bytes", "128MiB",
-               // However slow the machine, nobody is told that he would wait too long.
-               "--max-wait", "600"},
+               // However slow the machine, nobody is told that he would wait too long, and no
+               // worker is taken for stuck.
+               "--max-wait", "600", "--worker-stalled-after", "60", "--worker-lost-after", "120"},
               {}, dir_->path() + "/stderr")
               .release();
     const auto line = up_->ReadLine(60);
