@@ -286,21 +286,21 @@ void IncomingTransfer::Close() {
 void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason, bool writer_ended) {
   TransferStats stats;
   std::shared_ptr<KvConnection> connection;
-  bool settled = false;
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
-    settled = state_ != State::kExpected && state_ != State::kOpen;
     cancelled = state_ == State::kCancelled;
+    // Whoever came first also makes it quiet, after the callback that may still run.
+    if (!cancelled && state_ != State::kExpected && state_ != State::kOpen) return;
     connection = bound_.connection;
-    if (!settled) {
+    if (!cancelled) {
       state_ = outcome.ok() ? State::kSealed : State::kFailed;
       notifying_ = std::this_thread::get_id();
       stats = stats_;
       deadline_ = absl::InfiniteFuture();
     }
   }
-  if (!settled) {
+  if (!cancelled) {
     // Where nothing writes any more, before the callbacks: a worker that has heard of the end may
     // name the blocks again at once.
     if (writer_ended) context_->table->Release(*this);
@@ -323,7 +323,7 @@ void IncomingTransfer::Settle(const absl::Status& outcome, KvFailure reason, boo
   }
   const bool sender_waits =
       outcome.ok() || reason == KvFailure::kDigestMismatch || reason == KvFailure::kIncomplete;
-  if ((!settled || cancelled) && connection != nullptr && sender_waits) {
+  if (connection != nullptr && sender_waits) {
     // Where Cancel() came between the decision and here, its ABORT no longer goes out. A failure
     // here is a dead connection, which its reading thread notices by itself.
     const absl::Status result = cancelled ? Cancelled("cancelled by the receiver") : outcome;

@@ -118,9 +118,9 @@ class IncomingTransfer : public std::enable_shared_from_this<IncomingTransfer> {
   bool AddDigests(const KvConnection* connection, const BlockRun& run, size_t first_ordinal);
   void SealOrFail(const KvConnection* connection);
 
-  // Ends an EXPECTED or OPEN transfer: state, callback, RESULT to the sender. Whoever comes second
-  // does nothing; a CANCELLED transfer only becomes quiet. `writer_ended`: the sender is known to
-  // write no more; else that is found out.
+  // Ends an EXPECTED or OPEN transfer: state, callback, quiet, RESULT to the sender. Whoever comes
+  // second does nothing; a CANCELLED transfer only becomes quiet. `writer_ended`: the sender is
+  // known to write no more; else that is found out.
   void Settle(const absl::Status& outcome, KvFailure reason, bool writer_ended);
   void BecomeQuietOnceWriterIsGone();
   void BecomeQuiet();

@@ -90,6 +90,7 @@ struct KvReceiverOptions {
   // DATA_LOSS: digests differ or pieces are missing. UNAVAILABLE: the connection died. ABORTED: the
   // sender gave up. CANCELLED: this receiver was closed.
   std::function<void(const TransferId&, uint64_t epoch, const absl::Status&)> on_failed;
+  // Nothing writes the transfer's blocks any more. Once for each, after on_sealed or on_failed.
   std::function<void(const TransferId&, uint64_t epoch)> on_quiet;
 
   // Memory of the host for each connection over shm_ring: the pages between two cards.

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "spdlog/sinks/ostream_sink.h"
@@ -455,6 +456,32 @@ TEST_P(KvReceiverOver, MissingPiecesFailTheTransfer) {
   EXPECT_EQ(got.status.code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(ends_.receiver->Counters().failed(KvFailure::kIncomplete), 1);
   EXPECT_EQ(speaker.Read().type, FrameType::kResult);
+}
+
+// Who hears of quiet first takes the blocks for free, and then hears that they failed. Here the
+// receiver gives up, on one thread, and before it has said so the sender does, on another.
+TEST_P(KvReceiverOver, NoTransferIsQuietBeforeItHasFailed) {
+  absl::Notification failing, handled;
+  options().incomplete_timeout = absl::Milliseconds(1);
+  options().on_failed = [&, record = options().on_failed](const TransferId& id, uint64_t epoch,
+                                                          const absl::Status& status) {
+    failing.Notify();
+    EXPECT_TRUE(handled.WaitForNotificationWithTimeout(kPatience));
+    record(id, epoch, status);
+  };
+  Start();
+  Speaker speaker(ends_);
+  speaker.Greet();
+  speaker.Open(ends_.Expect(id_, 1, {9}));
+  speaker.Finish(id_, 1, {6});
+  ASSERT_TRUE(failing.WaitForNotificationWithTimeout(kPatience));
+  speaker.Quiet(id_, 1);
+  speaker.AwaitHandled();
+  EXPECT_EQ(ends_.record.Received(id_, 1).quiet, 0);
+  handled.Notify();
+  const Record::Receiver got = ends_.record.AwaitQuiet(id_, 1);
+  EXPECT_EQ(got.failed, 1);
+  EXPECT_EQ(got.quiet, 1);
 }
 
 TEST_F(KvReceiverTest, LostSenderFailsItsTransfersAtOnce) {
