@@ -86,7 +86,9 @@ void SenderPeer::Loop() {
     HandleReplies();
     HandlePosts();
     if (posts_.size() < kMaxPosts && ConnectIfWanted()) {
-      if (std::optional<SendItem> item = queue_.TakeItem(); item.has_value()) {
+      // A transfer that came only now has the next round connect.
+      std::optional<SendItem> item = queue_.TakeItem(/*may_open=*/link_ != nullptr);
+      if (item.has_value()) {
         std::visit([this](auto& i) { Process(std::move(i)); }, *item);
       }
     }

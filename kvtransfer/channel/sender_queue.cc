@@ -103,14 +103,18 @@ void SenderQueue::Wait(bool items_wanted, absl::Time deadline) {
   sleeping_ = false;
 }
 
-std::optional<SendItem> SenderQueue::TakeItem() {
+std::optional<SendItem> SenderQueue::TakeItem(bool may_open) {
   std::shared_ptr<const ReadyEvent> awaited;
   {
     absl::MutexLock lock(&mutex_);
     for (size_t lanes = turns_.size(); lanes > 0; --lanes) {
-      const auto* push = std::get_if<PushItem>(&lanes_.at(turns_.front()).items.front());
-      if (push == nullptr || push->ready == nullptr || push->ready->Ready()) return TakeFirst();
-      if (awaited == nullptr) awaited = push->ready;
+      const SendItem& first = lanes_.at(turns_.front()).items.front();
+      const auto* push = std::get_if<PushItem>(&first);
+      if (push != nullptr && push->ready != nullptr && !push->ready->Ready()) {
+        if (awaited == nullptr) awaited = push->ready;
+      } else if (may_open || !std::holds_alternative<OpenItem>(first)) {
+        return TakeFirst();
+      }
       NextTurn();
     }
   }

@@ -70,8 +70,8 @@ class SenderQueue {
   void Wait(bool items_wanted, absl::Time deadline);
   // The next item of the transfer whose turn it is; nothing, after a moment, if no transfer's next
   // blocks are ready yet. Layers that follow it with the same blocks, and are ready, are joined
-  // with it.
-  std::optional<SendItem> TakeItem();
+  // with it. OpenItems stay unless `may_open`: there is a connection.
+  std::optional<SendItem> TakeItem(bool may_open);
   std::deque<TransferKey> TakeAborts();
   // The target of `key` if its OpenItem is still queued; the rest of it is dropped then.
   std::optional<KvSendTarget> TakeOpen(const TransferKey& key);

@@ -50,7 +50,7 @@ class SenderQueueTest : public ::testing::Test {
   int FramesUntilFinish(const TransferKey& key) {
     int frames = 0;
     while (true) {
-      const std::optional<SendItem> item = queue_.TakeItem();
+      const std::optional<SendItem> item = queue_.TakeItem(/*may_open=*/true);
       if (!item.has_value()) return -1;
       if (std::holds_alternative<PushItem>(*item)) ++frames;
       const auto* finish = std::get_if<FinishItem>(&*item);
@@ -77,7 +77,7 @@ TEST_F(SenderQueueTest, LargeTransfersShareTheLink) {
   Ship(Key(4), 64);
   std::map<uint64_t, size_t> pieces;
   for (int frames = 0; frames < 4 * 20;) {
-    const std::optional<SendItem> item = queue_.TakeItem();
+    const std::optional<SendItem> item = queue_.TakeItem(/*may_open=*/true);
     ASSERT_TRUE(item.has_value());
     const auto* push = std::get_if<PushItem>(&*item);
     if (push == nullptr) continue;
@@ -97,7 +97,7 @@ TEST_F(SenderQueueTest, BlocksThatAreNotComputedHoldUpNobodyElse) {
   queue_.Push(FinishItem{Key(1)});
   Ship(Key(2), 4);
   EXPECT_GT(FramesUntilFinish(Key(2)), 0);
-  EXPECT_FALSE(queue_.TakeItem().has_value());
+  EXPECT_FALSE(queue_.TakeItem(/*may_open=*/true).has_value());
   ready->Set();
   EXPECT_GT(FramesUntilFinish(Key(1)), 0);
   EXPECT_TRUE(queue_.empty());
@@ -107,13 +107,28 @@ TEST_F(SenderQueueTest, OneTransfersItemsKeepTheirOrder) {
   Ship(Key(1), 40);
   Ship(Key(2), 40);
   int next_layer = 0;
-  while (const std::optional<SendItem> item = queue_.TakeItem()) {
+  while (const std::optional<SendItem> item = queue_.TakeItem(/*may_open=*/true)) {
     const auto* push = std::get_if<PushItem>(&*item);
     if (push == nullptr || push->key != Key(1)) continue;
     EXPECT_GE(push->run.layer_begin, next_layer);
     next_layer = push->run.layer_begin;
   }
   EXPECT_EQ(next_layer, kLayers - 1);
+}
+
+// Without a connection: what is to be opened waits, what is left of transfers that are over goes.
+TEST_F(SenderQueueTest, NothingIsOpenedWithoutAConnection) {
+  Open(Key(1));
+  EXPECT_FALSE(queue_.TakeItem(/*may_open=*/false).has_value());
+  queue_.Push(FinishItem{Key(2)});
+  const std::optional<SendItem> left = queue_.TakeItem(/*may_open=*/false);
+  ASSERT_TRUE(left.has_value());
+  EXPECT_TRUE(std::holds_alternative<FinishItem>(*left));
+  EXPECT_FALSE(queue_.TakeItem(/*may_open=*/false).has_value());
+  const std::optional<SendItem> open = queue_.TakeItem(/*may_open=*/true);
+  ASSERT_TRUE(open.has_value());
+  EXPECT_TRUE(std::holds_alternative<OpenItem>(*open));
+  EXPECT_TRUE(queue_.empty());
 }
 
 TEST_F(SenderQueueTest, WhatIsOverIsDropped) {
