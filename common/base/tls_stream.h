@@ -65,7 +65,8 @@ class TlsStream {
   ~TlsStream();
 
   // The first call does it, within `timeout` in all; others wait for it. UNAUTHENTICATED says what
-  // is wrong with the peer, UNAVAILABLE that it left, or did not finish in time.
+  // is wrong with the peer, UNAVAILABLE that it left, or did not finish in time. Who must not wait
+  // leaves it out: Receive does it too, with a Flush behind each call.
   absl::Status Handshake(absl::Duration timeout);
 
   // Takes as many bytes of `from`, in order, as there is room for: 0 until the socket takes more.

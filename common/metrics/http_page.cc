@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <netdb.h>
 #include <poll.h>
 #include <span>
@@ -12,6 +13,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -26,14 +28,12 @@
 namespace tandem {
 namespace {
 
-constexpr int kThreads = 4;
-// Until all of a request is here, a handshake included.
-constexpr absl::Duration kLongestRequest = absl::Seconds(2);
-constexpr absl::Duration kLongestConnection = absl::Seconds(10);
+// Each has some 100 KiB, with TLS some 500 KiB.
+constexpr size_t kMaxClients = 32;
 constexpr size_t kMaxRequestBytes = 16 << 10;
 
 // A listening socket; UNAVAILABLE without a reason, which WhyCannotListen finds.
-absl::StatusOr<Fd> Listen(const HostPort& address, int* port) {
+absl::StatusOr<Fd> ListenOn(const HostPort& address, int* port) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;
@@ -59,18 +59,11 @@ absl::StatusOr<Fd> Listen(const HostPort& address, int* port) {
   return fd;
 }
 
-// False at the deadline, and where the process ends.
-bool AwaitEvent(int fd, short events, int stop, absl::Time deadline) {
-  while (true) {
-    const absl::Duration left = deadline - Clock::Real()->Now();
-    const int64_t wait_ms = absl::ToInt64Milliseconds(left + absl::Microseconds(999));
-    std::array<pollfd, 2> entries = {{{fd, events, 0}, {stop, POLLIN, 0}}};
-    const int n = poll(entries.data(), entries.size(),
-                       static_cast<int>(std::clamp<int64_t>(wait_ms, 0, 1 << 30)));
-    if (n < 0 && errno != EINTR) return false;
-    if (n > 0) return entries[1].revents == 0;
-    if (left <= absl::ZeroDuration()) return false;
-  }
+// What poll() takes; without a deadline it waits for ever.
+int MillisecondsUntil(absl::Time deadline, absl::Time now) {
+  if (deadline == absl::InfiniteFuture()) return -1;
+  const int64_t wait_ms = absl::ToInt64Milliseconds(deadline - now + absl::Microseconds(999));
+  return static_cast<int>(std::clamp<int64_t>(wait_ms, 0, 1 << 30));
 }
 
 // The value of that header of `request`, "" where it has none.
@@ -132,87 +125,126 @@ class HttpPage::TlsConnection final : public Connection {
   const std::unique_ptr<TlsStream> stream_;
 };
 
+struct HttpPage::Client {
+  Fd fd;
+  std::unique_ptr<Connection> connection;  // of `fd`
+  absl::Time deadline;
+  short waits_for = POLLIN;
+  std::string request = {};
+  std::string answer = {};  // empty: not all of the request is here
+  size_t sent = 0;          // of the answer
+};
+
 absl::StatusOr<std::unique_ptr<HttpPage>> HttpPage::Serve(const HostPort& address, std::string path,
                                                           Page page,
-                                                          std::function<TlsTexts()> texts) {
+                                                          std::function<TlsTexts()> texts,
+                                                          absl::Duration patience) {
   int port = 0;
-  absl::StatusOr<Fd> listener = Listen(address, &port);
+  absl::StatusOr<Fd> listener = ListenOn(address, &port);
   if (!listener.ok()) {
     return Unavailable("cannot listen on {}: {}", address.ToString(),
                        WhyCannotListen(address.ToString()));
   }
-  return std::unique_ptr<HttpPage>(
-      new HttpPage(*std::move(listener), port, std::move(path), std::move(page), std::move(texts)));
+  return std::unique_ptr<HttpPage>(new HttpPage(*std::move(listener), port, std::move(path),
+                                                std::move(page), std::move(texts), patience));
 }
 
 HttpPage::HttpPage(Fd listener, int port, std::string path, Page page,
-                   std::function<TlsTexts()> texts)
+                   std::function<TlsTexts()> texts, absl::Duration patience)
     : listener_(std::move(listener)),
       stop_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       port_(port),
       path_(std::move(path)),
       page_(std::move(page)),
-      contexts_(texts ? std::make_unique<TlsContexts>(std::move(texts)) : nullptr) {
-  for (int i = 0; i < kThreads; ++i) threads_.emplace_back([this] { Run(); });
-}
+      contexts_(texts ? std::make_unique<TlsContexts>(std::move(texts)) : nullptr),
+      patience_(patience),
+      thread_([this] { Run(); }) {}
 
 HttpPage::~HttpPage() {
   const uint64_t one = 1;
   (void)!write(stop_.get(), &one, sizeof(one));
-  for (std::thread& thread : threads_) thread.join();
+  thread_.join();
 }
 
 void HttpPage::Run() {
-  while (AwaitEvent(listener_.get(), POLLIN, stop_.get(), absl::InfiniteFuture())) {
-    const Fd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (fd.valid()) Answer(fd.get());
-    // Of several threads one gets a connection. Out of descriptors: until some are given back.
-    if (!fd.valid() && errno != EAGAIN && errno != EWOULDBLOCK) {
-      AwaitEvent(stop_.get(), POLLIN, stop_.get(), Clock::Real()->Now() + absl::Milliseconds(100));
-    }
-  }
-}
-
-std::unique_ptr<HttpPage::Connection> HttpPage::Accept(int fd) {
-  static LogLimiter limiter;
-  if (contexts_ == nullptr) return std::make_unique<Connection>(fd);
-  const auto context = contexts_->Now();
-  if (!context.ok()) return nullptr;
-  auto stream = TlsStream::Make(fd, "a client of " + path_, *context, TlsStream::End::kAccepts);
-  if (!stream.ok()) return nullptr;
-  if (const absl::Status shaken = (*stream)->Handshake(kLongestRequest); !shaken.ok()) {
-    if (limiter.Allow()) {
-      spdlog::warn("metrics: refused: {}{}", MessageOf(shaken), limiter.Withheld());
-    }
-    return nullptr;
-  }
-  return std::make_unique<TlsConnection>(fd, *std::move(stream));
-}
-
-void HttpPage::Answer(int fd) {
-  const absl::Time begin = Clock::Real()->Now();
-  const std::unique_ptr<Connection> connection = Accept(fd);
-  if (connection == nullptr) return;
-  std::string request;
-  std::array<char, 4096> piece;
-  while (request.find("\r\n\r\n") == std::string::npos) {
-    const absl::StatusOr<size_t> n = connection->Receive(piece);
-    if (!n.ok() || request.size() > kMaxRequestBytes) return;
-    request.append(piece.data(), *n);
-    if (*n == 0 && !AwaitEvent(fd, POLLIN, stop_.get(), begin + kLongestRequest)) return;
-  }
-  const std::string answer = AnswerTo(request);
-  std::string_view rest = answer;
+  std::list<Client> clients;  // oldest first
   while (true) {
-    const absl::StatusOr<size_t> n = connection->Send(rest);
-    if (!n.ok()) return;
-    rest.remove_prefix(*n);
-    const absl::StatusOr<bool> sent = connection->Flush();
-    if (!sent.ok() || (*sent && rest.empty())) break;
-    const bool full = *n == 0 || !*sent;
-    if (full && !AwaitEvent(fd, POLLOUT, stop_.get(), begin + kLongestConnection)) return;
+    std::vector<pollfd> entries = {{stop_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+    for (const Client& client : clients) entries.push_back({client.fd.get(), client.waits_for, 0});
+    const absl::Time first = clients.empty() ? absl::InfiniteFuture() : clients.front().deadline;
+    poll(entries.data(), entries.size(), MillisecondsUntil(first, Clock::Real()->Now()));
+    if (entries[0].revents != 0) return;
+    const absl::Time now = Clock::Real()->Now();
+    auto entry = entries.begin() + 2;
+    for (auto client = clients.begin(); client != clients.end(); ++entry) {
+      const bool over = now >= client->deadline || (entry->revents != 0 && !GoOn(&*client));
+      client = over ? clients.erase(client) : std::next(client);
+    }
+    if (entries[1].revents != 0) Accept(&clients);
   }
-  (void)shutdown(fd, SHUT_WR);
+}
+
+void HttpPage::Accept(std::list<Client>* clients) {
+  Fd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  if (!fd.valid()) {
+    // Out of descriptors: until some are given back.
+    pollfd stop = {stop_.get(), POLLIN, 0};
+    if (errno != EAGAIN && errno != EWOULDBLOCK) poll(&stop, 1, 100);
+    return;
+  }
+  std::unique_ptr<Connection> connection;
+  if (contexts_ == nullptr) {
+    connection = std::make_unique<Connection>(fd.get());
+  } else {
+    const auto context = contexts_->Now();
+    if (!context.ok()) return;
+    auto stream =
+        TlsStream::Make(fd.get(), "a client of " + path_, *context, TlsStream::End::kAccepts);
+    if (!stream.ok()) return;
+    connection = std::make_unique<TlsConnection>(fd.get(), *std::move(stream));
+  }
+  clients->push_back({std::move(fd), std::move(connection), Clock::Real()->Now() + patience_});
+  if (clients->size() > kMaxClients) clients->pop_front();
+}
+
+bool HttpPage::GoOn(Client* client) const {
+  if (client->answer.empty() && !Listen(client)) return false;
+  return client->answer.empty() || Answer(client);
+}
+
+bool HttpPage::Listen(Client* client) const {
+  static LogLimiter limiter;
+  std::array<char, 4096> piece;
+  while (client->request.find("\r\n\r\n") == std::string::npos) {
+    const absl::StatusOr<size_t> n = client->connection->Receive(piece);
+    // What a handshake has to say, also why it failed.
+    const absl::StatusOr<bool> sent = client->connection->Flush();
+    if (absl::IsUnauthenticated(n.status()) && limiter.Allow()) {
+      spdlog::warn("metrics: refused: {}{}", MessageOf(n.status()), limiter.Withheld());
+    }
+    if (!n.ok() || !sent.ok() || client->request.size() > kMaxRequestBytes) return false;
+    client->waits_for = *sent ? POLLIN : POLLOUT;
+    if (*n == 0) return true;
+    client->request.append(piece.data(), *n);
+  }
+  client->answer = AnswerTo(client->request);
+  return true;
+}
+
+bool HttpPage::Answer(Client* client) const {
+  client->waits_for = POLLOUT;
+  while (true) {
+    const absl::StatusOr<size_t> n =
+        client->connection->Send(std::string_view(client->answer).substr(client->sent));
+    if (!n.ok()) return false;
+    client->sent += *n;
+    const absl::StatusOr<bool> flushed = client->connection->Flush();
+    if (!flushed.ok()) return false;
+    if (*flushed && client->sent == client->answer.size()) break;
+    if (*n == 0 || !*flushed) return true;
+  }
+  (void)shutdown(client->fd.get(), SHUT_WR);
+  return false;
 }
 
 std::string HttpPage::AnswerTo(const std::string& request) const {

@@ -1,15 +1,18 @@
 // One page over HTTP, or over HTTPS for who shows a certificate.
 //
-// Its threads answer one request per connection. Nobody holds one for longer than some seconds.
+// One thread has all clients under way at once and waits for none of them, so who says nothing, or
+// reads nothing, keeps nobody else out. A connection is for one request, and has some seconds for
+// it; where there are too many, the oldest makes room for the newest.
 #pragma once
 
 #include <functional>
+#include <list>
 #include <memory>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 #include "common/base/fd.h"
 #include "common/base/host_port.h"
@@ -28,10 +31,12 @@ class HttpPage {
   using Page = std::function<HttpContent(const std::string& accept)>;
 
   // Answers GET of `path` with what `page` returns. `texts` says what to show and whom to believe;
-  // null: it is plain HTTP. Both are asked from any thread. UNAVAILABLE names the address.
-  static absl::StatusOr<std::unique_ptr<HttpPage>> Serve(const HostPort& address, std::string path,
-                                                         Page page,
-                                                         std::function<TlsTexts()> texts = nullptr);
+  // null: it is plain HTTP. Both are asked from a thread of the page. A connection lasts no longer
+  // than `patience`. UNAVAILABLE names the address.
+  static absl::StatusOr<std::unique_ptr<HttpPage>> Serve(
+      const HostPort& address, std::string path, Page page,
+      std::function<TlsTexts()> texts = nullptr, absl::Duration patience = absl::Seconds(10));
+  // Waits for no client.
   ~HttpPage();
 
   int port() const { return port_; }
@@ -39,13 +44,18 @@ class HttpPage {
  private:
   class Connection;
   class TlsConnection;
+  struct Client;
 
-  HttpPage(Fd listener, int port, std::string path, Page page, std::function<TlsTexts()> texts);
+  HttpPage(Fd listener, int port, std::string path, Page page, std::function<TlsTexts()> texts,
+           absl::Duration patience);
 
   void Run();
-  void Answer(int fd);
-  // Null: whoever dialled is not let in.
-  std::unique_ptr<Connection> Accept(int fd);
+  void Accept(std::list<Client>* clients);
+  // Goes on as far as the client lets it; false: it is over.
+  bool GoOn(Client* client) const;
+  // Until there is an answer.
+  bool Listen(Client* client) const;
+  bool Answer(Client* client) const;
   std::string AnswerTo(const std::string& request) const;
 
   const Fd listener_;
@@ -54,7 +64,8 @@ class HttpPage {
   const std::string path_;
   const Page page_;
   const std::unique_ptr<TlsContexts> contexts_;  // null: plain HTTP
-  std::vector<std::thread> threads_;             // last: they use the rest
+  const absl::Duration patience_;
+  std::thread thread_;  // last: it uses the rest
 };
 
 }  // namespace tandem

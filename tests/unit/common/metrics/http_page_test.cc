@@ -2,9 +2,11 @@
 #include "common/metrics/http_page.h"
 
 #include <arpa/inet.h>
+#include <cerrno>
 #include <netinet/in.h>
 #include <string>
 #include <sys/socket.h>
+#include <utility>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -30,14 +32,15 @@ constexpr size_t kBody = 3000000;
 
 class HttpPageTest : public testing::Test {
  protected:
-  // The type is what the client says that it accepts.
-  static std::unique_ptr<HttpPage> Serve(std::function<TlsTexts()> texts) {
+  // The type is what the client says that it accepts. Nobody is sent away, by default.
+  static std::unique_ptr<HttpPage> Serve(std::function<TlsTexts()> texts,
+                                         absl::Duration patience = absl::Hours(1)) {
     auto page = HttpPage::Serve(
         {"127.0.0.1", 0}, "/metrics",
         [](const std::string& accept) {
           return HttpContent{accept, std::string(kBody, 'm')};
         },
-        std::move(texts));
+        std::move(texts), patience);
     EXPECT_OK(page);
     return *std::move(page);
   }
@@ -54,11 +57,19 @@ class HttpPageTest : public testing::Test {
     EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
     return fd;
   }
+  static void Say(const Fd& fd, const std::string& text) {
+    EXPECT_EQ(send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(text.size()));
+  }
+  // Whether the page has neither answered nor closed the connection.
+  static bool Waits(const Fd& fd) {
+    char byte = 0;
+    return recv(fd.get(), &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN;
+  }
   // All that comes after `request`, in the clear; empty if nothing does.
   static std::string Ask(const HttpPage& page, const std::string& request) {
     const Fd fd = Connect(page);
-    EXPECT_EQ(send(fd.get(), request.data(), request.size(), MSG_NOSIGNAL),
-              static_cast<ssize_t>(request.size()));
+    Say(fd, request);
     std::string answer, piece(5000, '\0');
     for (ssize_t n; (n = recv(fd.get(), piece.data(), piece.size(), 0)) > 0;) {
       answer.append(piece, 0, static_cast<size_t>(n));
@@ -127,12 +138,72 @@ TEST_F(HttpPageTest, AnswersNobodyElse) {
   EXPECT_THAT(Ask(endless, ca_.Issue()), IsEmpty());
 }
 
-// Who connects and says nothing is sent away after some seconds.
+constexpr char kHalfAHandshake[] = "\x16\x03\x01\x02";
+
+// Also where they are more than are served at a time: then the oldest go.
 TEST_F(HttpPageTest, StrangersKeepNobodyOut) {
-  std::vector<Fd> silent;
-  for (int i = 0; i < 6; ++i) silent.push_back(Connect(i % 2 == 0 ? *http_ : *https_));
-  EXPECT_THAT(Ask(*http_, kGet).substr(0, 20), StartsWith("HTTP/1.1 200 OK"));
-  EXPECT_THAT(Ask(kGet, ca_.Issue()).substr(0, 20), StartsWith("HTTP/1.1 200 OK"));
+  for (const HttpPage* page : {http_.get(), https_.get()}) {
+    std::vector<Fd> strangers;
+    for (int i = 0; i < 40; ++i) {
+      strangers.push_back(Connect(*page));
+      if (i % 2 == 0) Say(strangers.back(), page == http_.get() ? "GET /met" : kHalfAHandshake);
+    }
+    const std::string answer = page == http_.get() ? Ask(*page, kGet) : Ask(kGet, ca_.Issue());
+    EXPECT_THAT(answer.substr(0, 20), StartsWith("HTTP/1.1 200 OK"));
+    EXPECT_FALSE(Waits(strangers[0]));
+    EXPECT_TRUE(Waits(strangers[20]));
+  }
+}
+
+TEST_F(HttpPageTest, WhoReadsNothingKeepsNobodyOut) {
+  std::vector<Fd> asked;
+  for (int i = 0; i < 10; ++i) {
+    asked.push_back(Connect(*http_));
+    Say(asked.back(), kGet);
+  }
+  EXPECT_THAT(Ask(*http_, kGet), EndsWith(std::string(kBody, 'm')));
+}
+
+TEST_F(HttpPageTest, ARequestMayComeByteByByte) {
+  const Fd fd = Connect(*http_);
+  const std::string request = kGet;
+  for (const char byte : request) {
+    EXPECT_TRUE(Waits(fd));
+    Say(fd, {byte});
+  }
+  std::string begin(15, '\0');
+  EXPECT_EQ(recv(fd.get(), begin.data(), begin.size(), MSG_WAITALL), 15);
+  EXPECT_EQ(begin, "HTTP/1.1 200 OK");
+}
+
+// Whether it says nothing, or something now and then.
+TEST_F(HttpPageTest, NobodyIsServedForLong) {
+  const auto hasty = Serve(nullptr, absl::Milliseconds(50));
+  const auto hasty_tls = Serve(With(ca_.Issue()), absl::Milliseconds(50));
+  for (const HttpPage* page : {hasty.get(), hasty_tls.get()}) {
+    for (const bool speaks : {false, true}) {
+      const Fd fd = Connect(*page);
+      int waits = 0;
+      for (; Waits(fd); ++waits) {
+        if (speaks) (void)!send(fd.get(), "\x16", 1, MSG_NOSIGNAL);
+        absl::SleepFor(absl::Milliseconds(1));
+      }
+      EXPECT_LT(waits, 10000);  // the longest request is longer
+    }
+  }
+}
+
+TEST_F(HttpPageTest, EndsWhileClientsHang) {
+  auto http = Serve(nullptr), https = Serve(With(ca_.Issue()));
+  const std::vector<std::pair<const HttpPage*, std::string>> said = {
+      {http.get(), ""}, {http.get(), kGet}, {https.get(), ""}, {https.get(), kHalfAHandshake}};
+  std::vector<Fd> clients;
+  for (const auto& [page, text] : said) {
+    clients.push_back(Connect(*page));
+    Say(clients.back(), text);
+  }
+  http = nullptr;
+  https = nullptr;
 }
 
 TEST_F(HttpPageTest, SaysWhatIsInTheWay) {
