@@ -46,22 +46,11 @@ absl::StatusOr<T> FirstOf(std::vector<absl::StatusOr<T>>* of_ranks) {
   return std::move(of_ranks->front());
 }
 
-// An error unless the ranks drew alike: their logits are the same bits, or they are broken.
-absl::Status CheckAgreement(const std::vector<absl::StatusOr<StepOutput>>& of_ranks) {
-  const StepOutput& first = *of_ranks.front();
-  for (size_t rank = 1; rank < of_ranks.size(); ++rank) {
-    for (size_t i = 0; i < first.items.size(); ++i) {
-      const ItemOutput& a = first.items[i];
-      const ItemOutput& b = of_ranks[rank]->items[i];
-      if (a.status.ok() == b.status.ok() && a.has_token == b.has_token &&
-          a.further.size() == b.further.size() &&
-          (!a.has_token || a.token.token == b.token.token)) {
-        continue;
-      }
-      return Internal("rank {} of the model drew another token than rank 0 for item {}", rank, i);
-    }
-  }
-  return absl::OkStatus();
+bool DrawnAlike(const ItemOutput& a, const ItemOutput& b) {
+  const auto same = [](const TokenLogprob& x, const TokenLogprob& y) { return x.token == y.token; };
+  return a.status.ok() == b.status.ok() && a.has_token == b.has_token &&
+         (!a.has_token || same(a.token, b.token)) &&
+         std::equal(a.further.begin(), a.further.end(), b.further.begin(), b.further.end(), same);
 }
 
 class RankedRunner final : public ModelRunner {
@@ -90,7 +79,9 @@ class RankedRunner final : public ModelRunner {
   absl::StatusOr<StepOutput> Collect(StepId id) override {
     auto outputs = OnAll<StepOutput>([&](ModelRunner* rank) { return rank->Collect(id); });
     for (const auto& output : outputs) TANDEM_RETURN_IF_ERROR(output.status());
-    TANDEM_RETURN_IF_ERROR(CheckAgreement(outputs));
+    for (size_t rank = 1; rank < outputs.size(); ++rank) {
+      TANDEM_RETURN_IF_ERROR(CheckAgreement(*outputs.front(), *outputs[rank], rank));
+    }
     return std::move(outputs.front());
   }
 
@@ -185,6 +176,15 @@ class RankedEngine final : public Engine {
 };
 
 }  // namespace
+
+absl::Status CheckAgreement(const StepOutput& first, const StepOutput& other, size_t rank) {
+  for (size_t i = 0; i < first.items.size(); ++i) {
+    if (!DrawnAlike(first.items[i], other.items[i])) {
+      return Internal("rank {} of the model drew other tokens than rank 0 for item {}", rank, i);
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<Engine>> LoadTensorParallel(const EngineOptions& options) {
   auto engine = std::make_unique<RankedEngine>(options.tensor_parallel_size);

@@ -8,12 +8,15 @@
 // To the loops there is one pool and one prefix cache: a block is a block of every rank.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 #include "engine/device/collective.h"
 #include "engine/model/shard.h"
+#include "engine/runtime/batch.h"
 #include "engine/runtime/engine.h"
 
 namespace tandem::engine {
@@ -25,5 +28,9 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadTensorParallel(const EngineOptions& 
 // all. `collective` outlives it; null where it is the only one.
 absl::StatusOr<std::unique_ptr<Engine>> LoadRank(const EngineOptions& options, const Shard& shard,
                                                  Collective* collective);
+
+// INTERNAL names the first item of a step for which `rank` drew other tokens than rank 0, those
+// behind a draft's included: the logits are the same bits, or a rank is broken.
+absl::Status CheckAgreement(const StepOutput& first, const StepOutput& other, size_t rank);
 
 }  // namespace tandem::engine

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -189,6 +190,29 @@ TEST_F(TensorParallelTest, ALayerIsReadyOnceItIsOnAllRanks) {
   EXPECT_FALSE(step->layer_ready[2]->WaitFor(absl::ZeroDuration()));
   ASSERT_OK((*split)->runner().Collect(step->id));
   for (const auto& event : step->layer_ready) EXPECT_TRUE(event->Ready());
+}
+
+TEST(CheckAgreementTest, FindsEveryTokenThatDiffers) {
+  StepOutput first;
+  first.items.resize(3);
+  first.items[1].has_token = first.items[2].has_token = true;
+  first.items[1].token.token = 7;
+  first.items[2].token.token = 7;
+  first.items[2].further.resize(2);
+  EXPECT_OK(CheckAgreement(first, first, 1));
+  const std::vector<std::function<void(StepOutput*)>> breaks = {
+      [](StepOutput* output) { output->items[0].status = absl::InternalError("NaN"); },
+      [](StepOutput* output) { output->items[0].has_token = true; },
+      [](StepOutput* output) { output->items[1].token.token = 8; },
+      [](StepOutput* output) { output->items[2].further.pop_back(); },
+      // Drawn behind the draft: no other rank's draft says what it should have been.
+      [](StepOutput* output) { output->items[2].further.back().token = 8; },
+  };
+  for (const auto& break_it : breaks) {
+    StepOutput other = first;
+    break_it(&other);
+    EXPECT_TRUE(absl::IsInternal(CheckAgreement(first, other, 1))) << &break_it - breaks.data();
+  }
 }
 
 // The order of the sum is that of the ranks, whoever is first: floating point tells.
