@@ -786,18 +786,20 @@ std::string VirtualCluster::Held() {
   std::string held;
   for (size_t i = 0; i < workers_.size(); ++i) {
     if (!alive(i)) continue;
+    const Process& process = *workers_[i].process;
     const engine::BlockPoolCounts counts = engine(i).pool.counts();
-    if (const auto& prefill = workers_[i].process->prefill) {
-      if (prefill->num_returns() > 0) {
-        absl::StrAppend(&held, workers_[i].process->id, ": ", prefill->num_returns(), " returns; ");
-      }
+    if (counts.free + counts.cached != counts.total) {
+      absl::StrAppend(&held, process.id, ": ", counts.used, " blocks used, ", counts.quarantined,
+                      " quarantined of ", counts.total, "; ");
     }
-    if (counts.free + counts.cached == counts.total) continue;
-    absl::StrAppend(&held, workers_[i].process->id, ": ", counts.used, " blocks used, ",
-                    counts.quarantined, " quarantined of ", counts.total, "; ");
-    if (const auto& decode = workers_[i].process->decode) {
-      absl::StrAppend(&held, decode->num_sequences(), " sequences, ", decode->num_transfers(),
-                      " transfers; ");
+    if (process.prefill != nullptr && process.prefill->num_returns() > 0) {
+      absl::StrAppend(&held, process.id, ": ", process.prefill->num_returns(), " returns; ");
+    }
+    // Also those that hold no block.
+    if (process.decode != nullptr &&
+        (process.decode->num_sequences() > 0 || process.decode->num_transfers() > 0)) {
+      absl::StrAppend(&held, process.id, ": ", process.decode->num_sequences(), " sequences, ",
+                      process.decode->num_transfers(), " transfers; ");
     }
   }
   if (core_->queued_requests() != 0) {
