@@ -55,23 +55,30 @@ void ExpectSame(const std::vector<Answer>& a, const std::vector<Answer>& b) {
 }
 
 TEST(TensorParallel, WorkersSplitInDifferentWaysAnswerAlike) {
+  // Computing is so dear that blocks come back for the next turn, over whatever link.
+  const Flags dear = {"--min-step-ms=100", "--max-num-batched-tokens=64",
+                      "--kv-return-timeout=120"};
   const Flags two_ranks = {"--tensor-parallel-size=2"};
+  Flags dear_on_two = dear;
+  dear_on_two.insert(dear_on_two.end(), two_ranks.begin(), two_ranks.end());
   // Nothing is computed where it is decoded.
   const Flags remote = {"--local-prefill-max-tokens=0"};
   Flags remote_of_two = remote;
   remote_of_two.insert(remote_of_two.end(), two_ranks.begin(), two_ranks.end());
   const std::vector<Answer> whole = Ask({.prefill = 0, .decode = 0, .unified = 1});
   ASSERT_EQ(whole.size(), 8u);
-  for (const auto& [prefill, decode] : {std::pair{two_ranks, remote}, {Flags{}, remote_of_two}}) {
+  for (const auto& [prefill, decode] : {std::pair{dear_on_two, remote}, {dear, remote_of_two}}) {
     const std::vector<Answer> split = Ask({.decode_flags = decode, .prefill_flags = prefill});
     ExpectSame(split, whole);
-    uint64_t shipped = 0, cached = 0;
+    uint64_t shipped = 0, cached = 0, returned = 0;
     for (const Answer& answer : split) {
       shipped += answer.timing.kv_bytes();
       cached += answer.usage.cached_tokens();
+      returned += answer.timing.returned_tokens();
     }
     EXPECT_GT(shipped, 0u);
     EXPECT_GT(cached, 0u);
+    EXPECT_GT(returned, 0u);
   }
 }
 
