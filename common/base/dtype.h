@@ -6,9 +6,21 @@
 
 namespace tandem {
 
-enum class DType { kFloat32, kBFloat16, kFloat16 };
+// Only KV has kFloat8E4M3.
+enum class DType { kFloat32, kBFloat16, kFloat16, kFloat8E4M3 };
 
-constexpr size_t DTypeSize(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr size_t DTypeSize(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return 4;
+    case DType::kBFloat16:
+    case DType::kFloat16:
+      return 2;
+    case DType::kFloat8E4M3:
+      return 1;
+  }
+  return 0;
+}
 
 // The name that flags and configs use.
 constexpr std::string_view DTypeName(DType dtype) {
@@ -19,6 +31,8 @@ constexpr std::string_view DTypeName(DType dtype) {
       return "bfloat16";
     case DType::kFloat16:
       return "float16";
+    case DType::kFloat8E4M3:
+      return "fp8";
   }
   return "?";
 }

@@ -11,7 +11,7 @@ namespace tandem::engine {
 // One layer of a pool: [block][K|V][kv_head][block_size][head_dim], see common/base/kv_layout.h.
 struct KvPages {
   std::byte* base = nullptr;
-  Element element = Element::kFloat32;  // kFloat32 or kBFloat16
+  Element element = Element::kFloat32;  // kFloat32, kBFloat16 or kFloat8E4M3
   int kv_heads = 0;
   int head_dim = 0;
   int block_size = 16;  // positions, a multiple of 16

@@ -35,7 +35,7 @@ namespace tandem::engine {
 
 // The sizes that ops are made for.
 struct OpsShape {
-  Element element = Element::kFloat32;  // of packed weights and of KV: kFloat32 or kBFloat16
+  Element element = Element::kFloat32;  // of packed weights: kFloat32 or kBFloat16
   size_t max_rows = 0;                  // of a step
   size_t max_items = 0;                 // sequences of a step
   size_t max_logit_rows = 0;            // of one call of Logits and Sample

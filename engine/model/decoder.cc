@@ -10,7 +10,17 @@ namespace tandem::engine {
 namespace {
 
 Element ElementOf(DType dtype) {
-  return dtype == DType::kFloat32 ? Element::kFloat32 : Element::kBFloat16;
+  switch (dtype) {
+    case DType::kFloat32:
+      return Element::kFloat32;
+    case DType::kBFloat16:
+      return Element::kBFloat16;
+    case DType::kFloat16:
+      return Element::kFloat16;
+    case DType::kFloat8E4M3:
+      return Element::kFloat8E4M3;
+  }
+  return Element::kFloat32;
 }
 
 }  // namespace

@@ -109,7 +109,7 @@ absl::StatusOr<Hello> DecodeHello(std::span<const std::byte> payload) {
                               digest_version);
   }
   if (dtype < static_cast<int32_t>(DType::kFloat32) ||
-      dtype > static_cast<int32_t>(DType::kFloat16)) {
+      dtype > static_cast<int32_t>(DType::kFloat8E4M3)) {
     return InvalidArgument("KV hello: unknown dtype {}", dtype);
   }
   layout.dtype = static_cast<DType>(dtype);

@@ -213,6 +213,66 @@ void LoadBF16Values(const uint16_t* source, size_t positions, size_t head_dim, s
   }
 }
 
+// E4M3ToFloat() of each lane. Without subnormal floats, which are slow on some processors.
+HWY_INLINE V FromE4M3(hn::Vec<hn::RebindToUnsigned<D>> codes) {
+  const D d;
+  const hn::RebindToSigned<D> di;
+  const hn::RebindToUnsigned<D> du;
+  const auto magnitude = hn::And(codes, hn::Set(du, 0x7fu));
+  const auto sign = hn::ShiftLeft<24>(hn::Xor(codes, magnitude));
+  const V small = hn::Mul(hn::ConvertTo(d, hn::BitCast(di, magnitude)), hn::Set(d, 0x1p-9f));
+  const auto large = hn::Add(hn::ShiftLeft<20>(magnitude), hn::Set(du, 120u << 23));
+  auto value = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 8u)), hn::BitCast(du, small), large);
+  value = hn::IfThenElse(hn::Eq(magnitude, hn::Set(du, 0x7fu)), hn::Set(du, 0x7fc00000u), value);
+  return hn::BitCast(d, hn::Or(value, sign));
+}
+
+// The same keys from e4m3, four elements of each at a time where the head has whole fours.
+void LoadE4M3Keys(const uint8_t* source, size_t positions, size_t head_dim, float* keys) {
+  if (head_dim % 4 != 0) {
+    for (size_t j = 0; j < kTile; ++j) {
+      const uint8_t* key = source + std::min(j, positions - 1) * head_dim;
+      for (size_t i = 0; i < head_dim; ++i) keys[i * kTile + j] = E4M3ToFloat(key[i]);
+    }
+    return;
+  }
+  const D d;
+  const hn::RebindToSigned<D> di;
+  const hn::RebindToUnsigned<D> du;
+  const size_t lanes = hn::Lanes(d);
+  const auto byte = hn::Set(du, 0xffu);
+  const int32_t* fours = reinterpret_cast<const int32_t*>(source);
+  for (size_t t = 0; t < kTileVectors; ++t) {
+    const auto place = hn::Min(hn::Iota(di, static_cast<int32_t>(t * lanes)),
+                               hn::Set(di, static_cast<int32_t>(positions) - 1));
+    const auto index = hn::Mul(place, hn::Set(di, static_cast<int32_t>(head_dim / 4)));
+    float* out = keys + t * lanes;
+    for (size_t i = 0; i < head_dim; i += 4) {
+      const auto four = hn::BitCast(du, hn::GatherIndex(di, fours + i / 4, index));
+      hn::Store(FromE4M3(hn::And(four, byte)), d, out + i * kTile);
+      hn::Store(FromE4M3(hn::And(hn::ShiftRight<8>(four), byte)), d, out + (i + 1) * kTile);
+      hn::Store(FromE4M3(hn::And(hn::ShiftRight<16>(four), byte)), d, out + (i + 2) * kTile);
+      hn::Store(FromE4M3(hn::ShiftRight<24>(four)), d, out + (i + 3) * kTile);
+    }
+  }
+}
+
+// Rows of padded_dim float32 from rows of head_dim e4m3, zero beyond head_dim.
+void LoadE4M3Values(const uint8_t* source, size_t positions, size_t head_dim, size_t padded_dim,
+                    float* values) {
+  const D d;
+  const hn::RebindToUnsigned<D> du;
+  const hn::Rebind<uint8_t, D> db;
+  const size_t lanes = hn::Lanes(d);
+  for (size_t j = 0; j < positions; ++j, source += head_dim, values += padded_dim) {
+    size_t i = 0;
+    for (; i + lanes <= head_dim; i += lanes) {
+      hn::Store(FromE4M3(hn::PromoteTo(du, hn::LoadU(db, source + i))), d, values + i);
+    }
+    for (; i < padded_dim; ++i) values[i] = i < head_dim ? E4M3ToFloat(source[i]) : 0.0f;
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace tandem::engine
 HWY_AFTER_NAMESPACE();
@@ -225,6 +285,8 @@ HWY_EXPORT(AttendTile);
 HWY_EXPORT(LoadFloatKeys);
 HWY_EXPORT(LoadBF16Keys);
 HWY_EXPORT(LoadBF16Values);
+HWY_EXPORT(LoadE4M3Keys);
+HWY_EXPORT(LoadE4M3Values);
 
 // Rows (query, head) of one unit of work: they share a pass over the keys and values.
 constexpr size_t kUnitRows = 64;
@@ -251,9 +313,12 @@ void LoadKeys(const std::byte* page, Element element, size_t first, const Attent
   if (element == Element::kFloat32) {
     const float* source = reinterpret_cast<const float*>(page) + first * dim;
     HWY_DYNAMIC_DISPATCH(LoadFloatKeys)(source, tile->positions, dim, keys);
-  } else {
+  } else if (element == Element::kBFloat16) {
     const uint16_t* source = reinterpret_cast<const uint16_t*>(page) + first * dim;
     HWY_DYNAMIC_DISPATCH(LoadBF16Keys)(source, tile->positions, dim, keys);
+  } else {
+    const uint8_t* source = reinterpret_cast<const uint8_t*>(page) + first * dim;
+    HWY_DYNAMIC_DISPATCH(LoadE4M3Keys)(source, tile->positions, dim, keys);
   }
 }
 
@@ -272,6 +337,11 @@ void LoadValues(const std::byte* page, Element element, size_t first, const Atte
   if (element == Element::kBFloat16) {
     const uint16_t* source = reinterpret_cast<const uint16_t*>(page) + first * dim;
     HWY_DYNAMIC_DISPATCH(LoadBF16Values)(source, tile->positions, dim, unit.padded_dim, copy);
+    return;
+  }
+  if (element == Element::kFloat8E4M3) {
+    const uint8_t* source = reinterpret_cast<const uint8_t*>(page) + first * dim;
+    HWY_DYNAMIC_DISPATCH(LoadE4M3Values)(source, tile->positions, dim, unit.padded_dim, copy);
     return;
   }
   const float* source = reinterpret_cast<const float*>(page) + first * dim;
@@ -416,9 +486,12 @@ void WriteKv(const KvPages& pages, const AttentionItem* items, size_t num_items,
         std::byte* page = pages.Page(block, value, head);
         if (pages.element == Element::kFloat32) {
           std::memcpy(reinterpret_cast<float*>(page) + offset, from, dim * sizeof(float));
-        } else {
+        } else if (pages.element == Element::kBFloat16) {
           uint16_t* to = reinterpret_cast<uint16_t*>(page) + offset;
           for (size_t d = 0; d < dim; ++d) to[d] = FloatToBF16(from[d]);
+        } else {
+          uint8_t* to = reinterpret_cast<uint8_t*>(page) + offset;
+          for (size_t d = 0; d < dim; ++d) to[d] = FloatToE4M3(from[d]);
         }
       }
     }

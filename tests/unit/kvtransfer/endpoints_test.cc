@@ -58,9 +58,10 @@ TEST_P(KvEndpoints, ShipsBlocksAndSeals) {
 TEST_P(KvEndpoints, RandomLayoutsAndBlocks) {
   std::mt19937_64 random(21);
   for (int round = 0; round < 12; ++round) {
-    constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+    constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16,
+                                DType::kFloat8E4M3};
     const KvLayout layout = {1 + static_cast<int>(random() % 6), 1 + static_cast<int>(random() % 4),
-                             8 << (random() % 4), 16 << (random() % 3), kTypes[random() % 3]};
+                             8 << (random() % 4), 16 << (random() % 3), kTypes[random() % 4]};
     const int source_blocks = 1 + static_cast<int>(random() % 64);
     const int target_blocks = source_blocks + static_cast<int>(random() % 64);
     Ends ends(GetParam(), layout, source_blocks, target_blocks);
