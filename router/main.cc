@@ -110,6 +110,8 @@ RouterServerOptions MakeOptions(const RouterFlags& flags) {
   options.rpc_memory_bytes = flags.rpc_memory_bytes;
   options.inference.max_priority = flags.max_priority;
   if (flags.dtype != "auto") options.core.dtype = flags.dtype;
+  options.core.kv_dtype =
+      flags.kv_cache_dtype == "auto" ? options.core.dtype : flags.kv_cache_dtype;
   options.core.block_size = flags.block_size;
   options.core.migrate = flags.migrate;
   options.core.dispatcher.stalled_after = absl::Seconds(flags.worker_stalled_after);

@@ -23,6 +23,9 @@ void AddRouterFlags(FlagSet* set, RouterFlags* flags) {
       "weights");
   set->AddChoice("--dtype", &flags->dtype, kDTypeChoices,
                  "what workers must compute in; auto: what the first one does");
+  set->AddChoice("--kv-cache-dtype", &flags->kv_cache_dtype, kKvCacheDTypeChoices,
+                 "what workers must keep KV in; auto: --dtype, and where that is auto what the "
+                 "first one does");
   set->Add("--block-size", &flags->block_size,
            "the workers' KV block size; 0: what the first one has", "tokens");
   set->Group("Network");

@@ -25,6 +25,7 @@ struct RouterFlags {
   std::string load_format = "auto";
   uint64_t seed = 0;
   std::string dtype = "auto";
+  std::string kv_cache_dtype = "auto";
   int block_size = 16;
   std::string listen = "127.0.0.1:0";
   std::string internal_listen = "127.0.0.1:0";

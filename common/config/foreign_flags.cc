@@ -48,7 +48,6 @@ constexpr std::array kHints = std::to_array<Hint>({
     {"--hf-token", kDirectoryOnly},
     {"--hostname", "use --host"},
     {"--huggingface-hub-cache", kDirectoryOnly},
-    {"--kv-cache-dtype", "KV has the type of --dtype"},
     {"--kv-transfer-config", kRoles},
     {"--max-batch-prefill-tokens", "use --max-num-batched-tokens"},
     {"--max-batch-total-tokens", "use --kv-cache-memory-bytes"},

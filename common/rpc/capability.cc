@@ -52,12 +52,19 @@ std::vector<const FieldDescriptor*> DifferingFields(const Capability& a, const C
   return fields;
 }
 
+// What makes KV of the cluster's type of it: that of the weights follows --dtype.
+std::string KvDTypeRemedy(const Capability& cluster, const Capability& worker) {
+  constexpr std::string_view kFp8 = "fp8";
+  if (cluster.kv_dtype() == kFp8) return "--kv-cache-dtype=fp8";
+  if (worker.kv_dtype() == kFp8) return "--kv-cache-dtype=auto";
+  return fmt::format("--dtype={}", Shown(cluster.kv_dtype()));
+}
+
 // The flag that says the field, where there is one whose value is the field's own.
 std::string_view FlagOf(const FieldDescriptor* field) {
   static constexpr std::pair<std::string_view, std::string_view> kFlags[] = {
       {"model", "--served-model-name"},
       {"dtype", "--dtype"},
-      {"kv_dtype", "--dtype"},
       {"block_size", "--block-size"},
   };
   for (const auto& [name, flag] : kFlags) {
@@ -103,7 +110,9 @@ std::string DescribeDifference(const Capability& cluster, const Capability& work
 std::string DifferenceRemedy(const Capability& cluster, const Capability& worker) {
   std::vector<std::string> flags, sources;
   for (const FieldDescriptor* field : DifferingFields(cluster, worker)) {
-    if (const std::string_view flag = FlagOf(field); !flag.empty()) {
+    if (field->name() == "kv_dtype") {
+      AddOnce(KvDTypeRemedy(cluster, worker), &flags);
+    } else if (const std::string_view flag = FlagOf(field); !flag.empty()) {
       AddOnce(fmt::format("{}={}", flag, Shown(FieldText(cluster, field))), &flags);
     } else {
       AddOnce(std::string(SourceOf(field)), &sources);

@@ -11,6 +11,7 @@
 
 #include "common/base/status.h"
 #include "common/config/bytes.h"
+#include "common/config/dtype_choices.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/model/decoder.h"
 #include "engine/model/padded_heads.h"
@@ -48,6 +49,9 @@ absl::Status CheckOptions(const EngineOptions& o) {
   }
   if (o.dtype != "auto" && o.dtype != "float32" && o.dtype != "bfloat16") {
     return InvalidArgument("--dtype must be auto, float32 or bfloat16, got \"{}\"", o.dtype);
+  }
+  if (o.kv_cache_dtype != "auto" && o.kv_cache_dtype != "fp8") {
+    return InvalidArgument("--kv-cache-dtype must be auto or fp8, got \"{}\"", o.kv_cache_dtype);
   }
   if (o.block_size != 16 && o.block_size != 32 && o.block_size != 64 && o.block_size != 128 &&
       o.block_size != 256) {
@@ -190,6 +194,12 @@ class LoadedEngine final : public Engine {
           "worker holds the whole model; more GPUs serve more with --prefill N and --decode N",
           shard_.size, options_.device);
     }
+    if (options_.kv_cache_dtype == "fp8" && device_memory()) {
+      return InvalidArgument(
+          "--kv-cache-dtype=fp8 works with --device=cpu only so far, not yet on GPUs ({}); use "
+          "--kv-cache-dtype=auto",
+          options_.device);
+    }
     ResolveDtype(backend_->device(), &options_);
     return ResolveBatch(backend_->batch_defaults(), &options_);
   }
@@ -224,8 +234,10 @@ class LoadedEngine final : public Engine {
   // Settles the dtype's consequences; with memory of the host also the pool's size.
   absl::Status MakeOps() {
     const bool float32 = options_.dtype == "float32";
-    region_.layout =
-        config_.LayoutFor(options_.block_size, float32 ? DType::kFloat32 : DType::kBFloat16);
+    const DType kv_dtype =
+        KvCacheDType(options_.kv_cache_dtype, float32 ? DType::kFloat32 : DType::kBFloat16);
+    options_.kv_cache_dtype = DTypeName(kv_dtype);
+    region_.layout = config_.LayoutFor(options_.block_size, kv_dtype);
     region_.first_kv_head = shard_.rank * config_.num_kv_heads;
     const Device& device = backend_->device();
     if (!device_memory()) {
@@ -313,13 +325,14 @@ class LoadedEngine final : public Engine {
     const int64_t tokens = int64_t{region_.num_blocks} * region_.layout.block_size;
     return fmt::format(
         "model {} ({}, {:.1f} M parameters, digest {}), dtype {}, device {}, weights {}; KV pool "
-        "{}: {} blocks of {} tokens, {} bytes per token; max_model_len {}, {:.1f} sequences of "
+        "{}: {} blocks of {} tokens, {} bytes per token ({}); max_model_len {}, {:.1f} sequences "
+        "of "
         "that length at once",
         options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
         static_cast<double>(config_.NumParameters()) / 1e6, model_digest(), options_.dtype,
         backend_->device().Describe(), FormatBytes(decoder_->weights().PackedBytes()),
         FormatBytes(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
-        region_.layout.BytesPerToken(), options_.max_model_len,
+        region_.layout.BytesPerToken(), options_.kv_cache_dtype, options_.max_model_len,
         static_cast<double>(tokens) / options_.max_model_len);
   }
 

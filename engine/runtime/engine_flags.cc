@@ -16,7 +16,8 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--device", &options->device,
              "Where to compute: cpu, cuda in a build that has it, or auto: the best there is");
   flags->AddChoice("--dtype", &options->dtype, kDTypeChoices,
-                   "Type of weights and KV; auto: bfloat16 where the device has it");
+                   "Type of weights, and of KV but for --kv-cache-dtype; auto: bfloat16 where the "
+                   "device has it");
   flags->Add("--gpu", &options->gpu, "Number of the GPU, among those of CUDA_VISIBLE_DEVICES");
   flags->Add("--tensor-parallel-size", &options->tensor_parallel_size,
              "Ranks that the model is split over, by heads; they share the compute threads; CPU "
@@ -42,6 +43,9 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Group("Memory");
   flags->Add("--block-size", &options->block_size, "KV block size: 16, 32, 64, 128 or 256",
              "tokens");
+  flags->AddChoice("--kv-cache-dtype", &options->kv_cache_dtype, kKvCacheDTypeChoices,
+                   "Type of KV; auto: that of --dtype; fp8: e4m3, half the bytes of bfloat16, with "
+                   "an error (CPU only so far)");
   flags->Add("--gpu-memory-utilization", &options->gpu_memory_utilization,
              "Share of a GPU's whole memory for this process; the KV pool takes what weights and "
              "workspaces leave of it");

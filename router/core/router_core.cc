@@ -21,6 +21,7 @@ RegistryOptions MakeRegistryOptions(const RouterCoreOptions& core, const ServedM
   RegistryOptions options;
   options.model_digest = core.model_digest;
   options.dtype = core.dtype;
+  options.kv_dtype = core.kv_dtype;
   options.block_size = static_cast<uint32_t>(core.block_size);
   options.protocol_version = kProtocolVersion;
   options.model = model.name;

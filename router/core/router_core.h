@@ -39,6 +39,7 @@ struct RouterCoreOptions {
   // What workers must be, beyond what the model directory says: RegistryOptions.
   std::string model_digest;
   std::string dtype;
+  std::string kv_dtype;
   int block_size = 0;  // tokens
   DispatcherOptions dispatcher;
   CostPolicyOptions policy;

@@ -23,7 +23,7 @@ namespace {
 using internal::v1::Capability;
 
 int64_t KvBytesPerToken(const Capability& c) {
-  const int64_t element = c.kv_dtype() == "float32" ? 4 : 2;
+  const int64_t element = c.kv_dtype() == "float32" ? 4 : c.kv_dtype() == "fp8" ? 1 : 2;
   return int64_t{2} * c.num_layers() * c.num_kv_heads() * c.head_dim() * element;
 }
 
@@ -46,10 +46,8 @@ absl::Status Registry::CheckCapability(const Capability& got) {
   Capability own = got;
   own.set_model(options_.model);
   if (!options_.model_digest.empty()) own.set_model_digest(options_.model_digest);
-  if (!options_.dtype.empty()) {
-    own.set_dtype(options_.dtype);
-    own.set_kv_dtype(options_.dtype);
-  }
+  if (!options_.dtype.empty()) own.set_dtype(options_.dtype);
+  if (!options_.kv_dtype.empty()) own.set_kv_dtype(options_.kv_dtype);
   if (options_.block_size != 0) own.set_block_size(options_.block_size);
   if (options_.protocol_version != 0) own.set_protocol_version(options_.protocol_version);
   if (options_.vocab_size != 0) own.set_vocab_size(options_.vocab_size);
@@ -83,6 +81,9 @@ void Registry::TakeCapability(const std::string& worker_id, const Capability& ca
     taken.push_back(fmt::format("weights {} (--model-digest)", capability.model_digest()));
   }
   if (options_.dtype.empty()) taken.push_back(fmt::format("{} (--dtype)", capability.dtype()));
+  if (options_.kv_dtype.empty() && capability.kv_dtype() != capability.dtype()) {
+    taken.push_back(fmt::format("KV in {} (--kv-cache-dtype)", capability.kv_dtype()));
+  }
   if (options_.block_size == 0) {
     taken.push_back(fmt::format("blocks of {} tokens (--block-size)", capability.block_size()));
   }

@@ -35,6 +35,7 @@ struct RegistryOptions {
   std::string model_digest;      // common/base/model_digest.h
   std::string tokenizer_digest;  // also not compared with a worker that has no tokenizer
   std::string dtype;
+  std::string kv_dtype;
   uint32_t block_size = 0;  // tokens
   uint32_t protocol_version = 0;
   uint32_t vocab_size = 0;

@@ -49,6 +49,19 @@ TEST(CapabilityTest, SaysWhichFlagCuresIt) {
             "checkpoint in --model, --load-format and --seed; config.json in --model");
 }
 
+TEST(CapabilityTest, KvInFp8HasAFlagOfItsOwn) {
+  Capability fp8;
+  fp8.set_dtype("bfloat16");
+  fp8.set_kv_dtype("fp8");
+  Capability plain = fp8;
+  plain.set_kv_dtype("bfloat16");
+  EXPECT_EQ(DescribeDifference(fp8, plain), "kv_dtype: this worker bfloat16, cluster fp8");
+  EXPECT_EQ(DifferenceRemedy(fp8, plain), "start it with --kv-cache-dtype=fp8");
+  EXPECT_EQ(DifferenceRemedy(plain, fp8), "start it with --kv-cache-dtype=auto");
+  plain.set_dtype("float32");
+  EXPECT_EQ(DifferenceRemedy(plain, fp8), "start it with --dtype=float32 --kv-cache-dtype=auto");
+}
+
 TEST(CapabilityTest, ShowsNoDigestAndNothingLongOrForged) {
   Capability here;
   here.set_model_digest("0123456789");

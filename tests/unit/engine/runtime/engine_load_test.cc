@@ -67,6 +67,28 @@ TEST(EngineLoadTest, TheSizeOfAStepHasTheDevicesDefaults) {
   EXPECT_EQ((*engine)->options().max_num_batched_tokens, 700);
 }
 
+TEST(EngineLoadTest, KvInFp8HoldsFourTimesTheTokensOfFloat32) {
+  EngineOptions options = Options();
+  const auto plain = Engine::Load(options);
+  ASSERT_OK(plain);
+  EXPECT_EQ((*plain)->options().kv_cache_dtype, "float32");
+  options.kv_cache_dtype = "fp8";
+  const auto fp8 = Engine::Load(options);
+  ASSERT_OK(fp8);
+  EXPECT_EQ((*fp8)->options().kv_cache_dtype, "fp8");
+  EXPECT_EQ((*fp8)->options().dtype, "float32");
+  EXPECT_EQ((*fp8)->region().num_blocks, 4 * (*plain)->region().num_blocks);
+  EXPECT_EQ((*fp8)->region().TotalBytes(), (*plain)->region().TotalBytes());
+  EXPECT_THAT((*fp8)->Banner(), HasSubstr("64 bytes per token (fp8)"));
+  options.dtype = "bfloat16";  // float32 where the CPU has no other
+  options.kv_cache_dtype = "auto";
+  const auto half = Engine::Load(options);
+  ASSERT_OK(half);
+  const int share = (*half)->options().dtype == "bfloat16" ? 2 : 4;
+  EXPECT_EQ((*half)->options().kv_cache_dtype, (*half)->options().dtype);
+  EXPECT_EQ((*fp8)->region().num_blocks, share * (*half)->region().num_blocks);
+}
+
 TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   EngineOptions o = Options();
   o.block_size = 24;
@@ -88,6 +110,9 @@ TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   o = Options();
   o.dtype = "int3";
   EXPECT_THAT(ErrorOf(o), HasSubstr("--dtype must be"));
+  o = Options();
+  o.kv_cache_dtype = "fp16";
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--kv-cache-dtype must be auto or fp8, got \"fp16\""));
   o = Options();
   o.max_num_batched_tokens = 3;
   EXPECT_THAT(ErrorOf(o), HasSubstr("less than --max-num-seqs=4"));
@@ -121,10 +146,11 @@ TEST(EngineLoadTest, FlagsReachTheOptions) {
   AddEngineFlags(&flags, &options);
   ASSERT_OK(flags.Parse({"--model", "m", "--block-size=32", "--dtype=float32",
                          "--kv-cache-memory-bytes=2MiB", "--no-enable-prefix-caching",
-                         "--pad-query-heads"}));
+                         "--pad-query-heads", "--kv-cache-dtype=fp8"}));
   EXPECT_EQ(options.model_dir, "m");
   EXPECT_EQ(options.block_size, 32);
   EXPECT_EQ(options.dtype, "float32");
+  EXPECT_EQ(options.kv_cache_dtype, "fp8");
   EXPECT_EQ(options.kv_cache_memory_bytes, 2 << 20);
   EXPECT_FALSE(options.enable_prefix_caching);
   EXPECT_TRUE(options.pad_query_heads);

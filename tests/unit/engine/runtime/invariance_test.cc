@@ -68,12 +68,13 @@ std::vector<std::vector<float>> RunMixed(ModelUnderTest* test,
   }
 }
 
-void CheckModel(const std::string& dir, Element element) {
+void CheckModel(const std::string& dir, Element element, bool fp8_kv = false) {
   std::mt19937 random(11);
   std::vector<std::vector<int32_t>> sequences;
   std::vector<std::vector<float>> expected;
   {
-    auto alone = ModelUnderTest::Load(dir, element, 1, 16, kPoolTokens / 16);
+    auto alone =
+        ModelUnderTest::Load(dir, element, 1, 16, kPoolTokens / 16, false, "cpu", false, fp8_kv);
     ASSERT_OK(alone);
     const std::vector<int32_t> blocks = alone->ShuffledBlocks(&random);
     for (int s = 0; s < kSequencesAtOnce; ++s) {
@@ -85,7 +86,8 @@ void CheckModel(const std::string& dir, Element element) {
   for (const int block_size : {16, 32, 64, 128, 256}) {
     for (const int threads : {1, 2}) {
       SCOPED_TRACE(fmt::format("block size {}, {} threads", block_size, threads));
-      auto test = ModelUnderTest::Load(dir, element, threads, block_size, kPoolTokens / block_size);
+      auto test = ModelUnderTest::Load(dir, element, threads, block_size, kPoolTokens / block_size,
+                                       false, "cpu", false, fp8_kv);
       ASSERT_OK(test);
       const auto logits = RunMixed(&*test, sequences, &random);
       for (size_t s = 0; s < sequences.size(); ++s) {
@@ -103,6 +105,11 @@ TEST(InvarianceTest, Fixtures) {
     SCOPED_TRACE(name);
     CheckModel(SourcePath(std::string("tests/data/engine/") + name), Element::kFloat32);
   }
+}
+
+// What is written to a page is what every later step reads, those of the same chunk too.
+TEST(InvarianceTest, KvInFp8) {
+  CheckModel(SourcePath("tests/data/engine/qwen2-gqa"), Element::kFloat32, /*fp8_kv=*/true);
 }
 
 // Who says which rows' logits it wants gets the same, though the last layer computes no others.

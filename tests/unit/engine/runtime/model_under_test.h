@@ -29,7 +29,7 @@ struct ModelUnderTest {
                                              int num_threads, int block_size, int num_blocks,
                                              bool dummy = false,
                                              const std::string& device_name = "cpu",
-                                             bool batch_invariant = false) {
+                                             bool batch_invariant = false, bool fp8_kv = false) {
     const DecoderLimits limits{kMaxRows, kMaxRows, kMaxRows};
     ModelUnderTest test;
     TANDEM_ASSIGN_OR_RETURN(test.backend, OpenBackend(device_name, {.num_threads = num_threads}));
@@ -42,8 +42,8 @@ struct ModelUnderTest {
     TANDEM_ASSIGN_OR_RETURN(
         ModelWeights weights,
         LoadModelWeights(config, {dir, dummy, 0, element, num_threads}, &device, test.ops.get()));
-    test.kv.layout = config.LayoutFor(
-        block_size, element == Element::kFloat32 ? DType::kFloat32 : DType::kBFloat16);
+    const DType own = element == Element::kFloat32 ? DType::kFloat32 : DType::kBFloat16;
+    test.kv.layout = config.LayoutFor(block_size, fp8_kv ? DType::kFloat8E4M3 : own);
     test.kv.num_blocks = num_blocks;
     TANDEM_ASSIGN_OR_RETURN(test.pool, device.AllocateKvPool(test.kv.TotalBytes()));
     // Whatever nobody has written must never reach a result.

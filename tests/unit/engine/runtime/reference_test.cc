@@ -25,12 +25,14 @@ double RelativeL2(std::span<const float> got, std::span<const float> want) {
 struct Limits {
   Element element;
   const char* dtype;
+  const char* kv_cache_dtype;
   double logits;   // relative L2
   double logprob;  // absolute, for log probabilities near zero
   float margin;    // tokens must agree where the reference's margin is larger
 };
-constexpr Limits kFloat32{Element::kFloat32, "float32", 1e-4, 2e-3, 0.0f};
-constexpr Limits kBFloat16{Element::kBFloat16, "bfloat16", 2e-2, 0.15, 0.1f};
+constexpr Limits kFloat32{Element::kFloat32, "float32", "auto", 1e-4, 2e-3, 0.0f};
+constexpr Limits kBFloat16{Element::kBFloat16, "bfloat16", "auto", 2e-2, 0.15, 0.1f};
+constexpr Limits kFp8Kv{Element::kFloat32, "float32", "fp8", 1e-1, 1.5, 0.25f};
 
 // Very unlikely tokens have logits far from the others, with an error in proportion.
 double Tolerance(const Limits& limits, float logprob) {
@@ -38,7 +40,8 @@ double Tolerance(const Limits& limits, float logprob) {
 }
 
 void CheckLogits(const std::string& dir, const Limits& limits) {
-  auto model = ModelUnderTest::Load(dir, limits.element, 2, 16, 64);
+  const bool fp8_kv = std::string(limits.kv_cache_dtype) == "fp8";
+  auto model = ModelUnderTest::Load(dir, limits.element, 2, 16, 64, false, "cpu", false, fp8_kv);
   ASSERT_OK(model);
   std::mt19937 random(1);
   const std::vector<int32_t> blocks = model->ShuffledBlocks(&random);
@@ -108,6 +111,7 @@ void CheckGeneration(const std::string& dir, const Limits& limits, EngineOptions
   options.device = "cpu";
   options.model_dir = dir;
   options.dtype = limits.dtype;
+  options.kv_cache_dtype = limits.kv_cache_dtype;
   options.kv_cache_memory_bytes = 16 << 20;
   auto engine = Engine::Load(options);
   ASSERT_OK(engine);
@@ -154,6 +158,8 @@ TEST(ReferenceTest, FixturesBFloat16) {
   if (!CpuHasBF16()) GTEST_SKIP() << "this CPU has no bfloat16 arithmetic";
   CheckAll(SourcePath("tests/data/engine"), kBFloat16, 7);
 }
+
+TEST(ReferenceTest, FixturesKvInFp8) { CheckAll(SourcePath("tests/data/engine"), kFp8Kv, 7); }
 
 // Three query heads for each KV head: a fourth of zeros changes nothing.
 TEST(ReferenceTest, PaddedQueryHeadsFloat32) {

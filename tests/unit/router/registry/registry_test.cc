@@ -120,6 +120,7 @@ TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheCluster) {
   Registry registry({.model = "m",
                      .model_digest = "digest",
                      .dtype = "float32",
+                     .kv_dtype = "float32",
                      .block_size = 16,
                      .protocol_version = kProtocolVersion},
                     &index_, &clock_);
@@ -141,6 +142,9 @@ TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheCluster) {
             "the worker does not fit the cluster: dtype: this worker bfloat16, cluster float32; "
             "kv_dtype: this worker bfloat16, cluster float32; block_size: this worker 32, cluster "
             "16; start it with --dtype=float32 --block-size=16");
+  EXPECT_EQ(refusal([](Capability* c) { c->set_kv_dtype("fp8"); }),
+            "the worker does not fit the cluster: kv_dtype: this worker fp8, cluster float32; "
+            "start it with --kv-cache-dtype=auto");
   EXPECT_THAT(refusal([](Capability* c) { c->set_protocol_version(0); }),
               HasSubstr("the release of Tandem"));
   // None of them is in the way of one that fits.
