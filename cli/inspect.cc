@@ -30,9 +30,10 @@ constexpr int64_t kCardReserve = int64_t{768} << 20;
 struct Findings {
   ModelConfig config;
   CheckedModel checked;
+  DType dtype = DType::kBFloat16;  // of weights
   KvLayout layout;
   int64_t parameters = 0;
-  int64_t weight_bytes = 0;      // in memory, as `layout.dtype`
+  int64_t weight_bytes = 0;      // in memory, as `dtype`
   int64_t gpu_weight_bytes = 0;  // a GPU keeps those of 4 bits
   int64_t memory = 0;
 
@@ -80,7 +81,8 @@ void PrintJson(const Findings& f) {
       {"checkpoint_dtype", std::string(DTypeName(f.config.checkpoint_dtype))},
       {"checkpoint_bytes", f.checked.checkpoint_bytes},
       {"quantization", QuantisationJson(f.config.quantisation)},
-      {"dtype", std::string(DTypeName(f.layout.dtype))},
+      {"dtype", std::string(DTypeName(f.dtype))},
+      {"kv_dtype", std::string(DTypeName(f.layout.dtype))},
       {"weight_bytes", f.weight_bytes},
       {"gpu_weight_bytes", f.gpu_weight_bytes},
       {"block_size", f.layout.block_size},
@@ -95,7 +97,7 @@ void PrintJson(const Findings& f) {
 
 void PrintText(const Findings& f) {
   const ModelConfig& c = f.config;
-  const std::string dtype(DTypeName(f.layout.dtype));
+  const std::string dtype(DTypeName(f.dtype));
   fmt::print("architecture      {}\n", c.architecture);
   fmt::print("parameters        {}\n", CountText(f.parameters));
   fmt::print("shape             {} layers, hidden {}, intermediate {}, vocabulary {}{}\n",
@@ -126,7 +128,8 @@ void PrintText(const Findings& f) {
     fmt::print("on a GPU          {} B ({}): of 4 bits, the others {}\n",
                CountText(f.gpu_weight_bytes), FormatBytes(f.gpu_weight_bytes), dtype);
   }
-  fmt::print("KV per token      {} B as {}\n", CountText(f.layout.BytesPerToken()), dtype);
+  fmt::print("KV per token      {} B as {}\n", CountText(f.layout.BytesPerToken()),
+             DTypeName(f.layout.dtype));
   fmt::print("KV per block      {} B ({} tokens)\n", CountText(f.layout.BlockBytes()),
              f.layout.block_size);
   if (f.KvBytesIn(f.memory) == 0) {
@@ -153,12 +156,15 @@ int RunInspect(const Arguments& arguments) {
   std::string model_dir;
   int block_size = 16;
   std::string dtype = "auto";
+  std::string kv_cache_dtype = "auto";
   int64_t memory = 0;
   bool json = false;
   flags.AddPositional("MODEL_DIR", &model_dir, "checkpoint with a config.json", true);
   flags.Add("--block-size", &block_size, "KV block size: 16, 32, 64, 128 or 256", "tokens");
   flags.AddChoice("--dtype", &dtype, kDTypeChoices,
                   "weights and KV; auto: bfloat16, or float32 of a checkpoint that is");
+  flags.AddChoice("--kv-cache-dtype", &kv_cache_dtype, kKvCacheDTypeChoices,
+                  "KV; auto: as the weights");
   flags.AddBytes("--memory", &memory,
                  "memory for weights and KV; 0: this machine's, or its control group's");
   flags.Add("--json", &json, "one JSON object instead of text");
@@ -180,7 +186,8 @@ int RunInspect(const Arguments& arguments) {
   const bool wide = dtype == "float32" ||
                     (dtype == "auto" && findings.config.checkpoint_dtype == DType::kFloat32);
   const DType chosen = wide ? DType::kFloat32 : DType::kBFloat16;
-  findings.layout = findings.config.LayoutFor(block_size, chosen);
+  findings.dtype = chosen;
+  findings.layout = findings.config.LayoutFor(block_size, KvCacheDType(kv_cache_dtype, chosen));
   findings.parameters = findings.config.NumParameters();
   findings.weight_bytes = findings.parameters * static_cast<int64_t>(DTypeSize(chosen));
   findings.gpu_weight_bytes = findings.config.KeptWeightBytes(chosen);

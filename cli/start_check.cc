@@ -8,6 +8,7 @@
 #include "common/base/cpu_features.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
+#include "common/config/dtype_choices.h"
 
 namespace tandem::cli {
 namespace {
@@ -68,6 +69,9 @@ absl::Status ReadFlags(const std::vector<std::string>& flags, StartInputs* in) {
   TANDEM_ASSIGN_OR_RETURN(const std::string dtype,
                           ChoiceOf(flags, "--dtype", {"auto", "float32", "bfloat16"}));
   in->dtype = DTypeOf(dtype);
+  TANDEM_ASSIGN_OR_RETURN(const std::string kv_dtype,
+                          ChoiceOf(flags, "--kv-cache-dtype", kKvCacheDTypeChoices));
+  in->kv_dtype = KvCacheDType(kv_dtype, in->dtype);
   TANDEM_ASSIGN_OR_RETURN(const std::string block_size,
                           ChoiceOf(flags, "--block-size", {"16", "32", "64", "128", "256"}));
   (void)absl::SimpleAtoi(block_size, &in->block_size);

@@ -43,7 +43,7 @@ size_t WorkspaceBytes(const StartInputs& in) {
   return kProcessBytes + (rows * width + logits) * sizeof(float);
 }
 
-KvLayout LayoutOf(const StartInputs& in) { return in.model.LayoutFor(in.block_size, in.dtype); }
+KvLayout LayoutOf(const StartInputs& in) { return in.model.LayoutFor(in.block_size, in.kv_dtype); }
 
 // Of a pool that holds as many of the longest sequences as a step may.
 size_t EnoughKv(const StartInputs& in) {
@@ -116,6 +116,7 @@ std::vector<std::string> Remedies(const StartInputs& in) {
   if (in.dtype == DType::kFloat32) {
     StartInputs changed = in;
     changed.dtype = DType::kBFloat16;
+    if (in.kv_dtype == DType::kFloat32) changed.kv_dtype = DType::kBFloat16;
     consider(changed, "--dtype=bfloat16 on a CPU that has it");
   }
   StartInputs changed = in;
@@ -194,10 +195,10 @@ std::string StartPlanText(const StartInputs& in, const StartPlan& plan,
                     Size(plan.workspace), std::to_string(threads)});
   }
   std::string out = RenderTable(rows);
-  out += fmt::format("weights {} as {}{}\nin all {}; {} are available ({}): it fits\n",
+  out += fmt::format("weights {} as {}{}; KV as {}\nin all {}; {} are available ({}): it fits\n",
                      Size(plan.weights), DTypeName(in.dtype),
-                     shared ? ", one copy for all workers" : "", Size(plan.total),
-                     Size(in.memory.available), in.memory.limited_by);
+                     shared ? ", one copy for all workers" : "", DTypeName(in.kv_dtype),
+                     Size(plan.total), Size(in.memory.available), in.memory.limited_by);
   return out;
 }
 

@@ -20,8 +20,9 @@ namespace tandem::cli {
 // What `tandem up` knows before anything starts.
 struct StartInputs {
   ModelConfig model;
-  bool dummy = false;  // weights are made up
-  DType dtype = DType::kFloat32;
+  bool dummy = false;             // weights are made up
+  DType dtype = DType::kFloat32;  // of weights
+  DType kv_dtype = DType::kFloat32;
   int block_size = 16;               // tokens
   int max_model_len = 0;             // tokens; 0: the model's
   int max_num_seqs = 64;             // in a step

@@ -74,7 +74,8 @@ const Quantisation* FindQuantisation(const std::string& name) {
   return nullptr;
 }
 
-ModelWork::ModelWork(const ModelConfig& config, const Quantisation& quantisation) {
+ModelWork::ModelWork(const ModelConfig& config, const Quantisation& quantisation,
+                     std::optional<DType> kv_dtype) {
   const double hidden = config.hidden_size,
                queries = double{1} * config.num_heads * config.head_dim,
                keys = double{1} * config.num_kv_heads * config.head_dim;
@@ -88,8 +89,8 @@ ModelWork::ModelWork(const ModelConfig& config, const Quantisation& quantisation
   flops_per_pair_ = 4 * config.num_layers * queries;
   const double others = static_cast<double>(config.NumParameters()) - layer_weights_;
   weight_bytes_ = static_cast<int64_t>(layer_bytes_ + others * element);
-  kv_bytes_per_token_ =
-      static_cast<int64_t>(config.LayoutFor(16, quantisation.activations).BytesPerToken());
+  kv_bytes_per_token_ = static_cast<int64_t>(
+      config.LayoutFor(16, kv_dtype.value_or(quantisation.activations)).BytesPerToken());
 }
 
 Slowdown SlowdownOf(const Host& host, int workers, double read_bytes_per_second) {

@@ -13,6 +13,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,7 +52,9 @@ const Quantisation* FindQuantisation(const std::string& name);
 // A model as the cost model sees it.
 class ModelWork {
  public:
-  ModelWork(const ModelConfig& config, const Quantisation& quantisation);
+  // `kv_dtype`: of KV; unset: that of the activations.
+  ModelWork(const ModelConfig& config, const Quantisation& quantisation,
+            std::optional<DType> kv_dtype = std::nullopt);
 
   int64_t WeightBytes() const { return weight_bytes_; }  // in a card's memory
   int64_t KvBytesPerToken() const { return kv_bytes_per_token_; }

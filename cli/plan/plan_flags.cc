@@ -17,6 +17,7 @@
 #include "common/base/nearest_name.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
+#include "common/config/dtype_choices.h"
 #include "simulation/catalogue.h"
 
 namespace tandem::cli {
@@ -277,6 +278,8 @@ void PlanFlags::AddTo(FlagSet* flags) {
                  absl::StrJoin(NamesOf(simulation::KnownModels()), ", "));
   flags->AddChoice("--quantisation", &quantisation, NamesOf(simulation::Quantisations()),
                    "of the layers' weights; KV stays bf16 (fp32: fp32)");
+  flags->AddChoice("--kv-cache-dtype", &kv_cache_dtype, kKvCacheDTypeChoices,
+                   "of KV; auto: as --quantisation says; fp8: half of bf16, on CPUs only so far");
 
   flags->Add("--card", &card,
              absl::StrJoin(NamesOf(simulation::KnownCards()), ", ") +
@@ -387,13 +390,15 @@ absl::StatusOr<PlanTask> MakeTask(const PlanFlags& flags) {
   TANDEM_ASSIGN_OR_RETURN(const Model model, FindModel(flags.model));
   TANDEM_ASSIGN_OR_RETURN(Speed speed, FindSpeed(flags));
   const simulation::Quantisation& quantisation = *simulation::FindQuantisation(flags.quantisation);
-  PlanTask task{.model_name = model.name,
-                .model = simulation::ModelWork(model.config, quantisation),
-                .quantisation = quantisation.name,
-                .card = std::move(speed.card),
-                .cards = flags.cards,
-                .cost = speed.cost,
-                .cost_source = std::move(speed.source)};
+  PlanTask task{
+      .model_name = model.name,
+      .model = simulation::ModelWork(model.config, quantisation,
+                                     KvCacheDType(flags.kv_cache_dtype, quantisation.activations)),
+      .quantisation = quantisation.name,
+      .card = std::move(speed.card),
+      .cards = flags.cards,
+      .cost = speed.cost,
+      .cost_source = std::move(speed.source)};
   task.request_rate = flags.request_rate;
   task.search = flags.search;
   TANDEM_ASSIGN_OR_RETURN(

@@ -16,6 +16,7 @@ namespace tandem::cli {
 struct PlanFlags {
   std::string model;
   std::string quantisation = "bf16";
+  std::string kv_cache_dtype = "auto";
 
   std::string card;
   int cards = 4;

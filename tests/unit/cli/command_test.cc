@@ -501,6 +501,14 @@ TEST_F(InspectTest, SaysWhatFitsOnCards) {
   EXPECT_THAT(Inspect({dir_, "--dtype=float32"}).out, HasSubstr("on a 24 GB GPU    nothing"));
 }
 
+TEST_F(InspectTest, KvInFp8TakesHalf) {
+  const json out = json::parse(Inspect({dir_, "--kv-cache-dtype=fp8", "--json"}).out);
+  EXPECT_EQ(out["dtype"], "bfloat16");
+  EXPECT_EQ(out["kv_dtype"], "fp8");
+  EXPECT_EQ(out["kv_bytes_per_token"], 28'672);
+  EXPECT_EQ(out["weight_bytes"], 15'231'233'024);
+}
+
 TEST_F(InspectTest, SaysWhatWeightsAreQuantisedWith) {
   EXPECT_EQ(json::parse(Inspect({dir_, "--json"}).out)["quantization"], nullptr);
   WriteFile(dir_ + "/quantize_config.json",

@@ -33,7 +33,7 @@ StartInputs Inputs(size_t available) {
   StartInputs in;
   in.model = SevenB();
   in.dummy = true;
-  in.dtype = DType::kBFloat16;
+  in.dtype = in.kv_dtype = DType::kBFloat16;
   in.workers = 2;
   in.memory = {available, available, "this machine"};
   return in;
@@ -94,6 +94,20 @@ TEST(StartPlan, Float32IsToldOfBFloat16) {
   EXPECT_THAT(std::string(PlanStart(in).status().message()), HasSubstr("--dtype=bfloat16"));
 }
 
+TEST(StartPlan, KvInFp8TakesHalf) {
+  StartInputs in = Inputs(24 * kGiB);
+  in.kv_bytes = 1 << 30;
+  const auto plain = PlanStart(in);
+  in.kv_dtype = DType::kFloat8E4M3;
+  const auto fp8 = PlanStart(in);
+  ASSERT_OK(plain);
+  ASSERT_OK(fp8);
+  EXPECT_EQ(fp8->kv_tokens, (1 << 30) / 458'752 * 16);
+  EXPECT_EQ(plain->kv_tokens, (1 << 30) / 917'504 * 16);
+  EXPECT_EQ(fp8->weights, plain->weights);
+  EXPECT_THAT(StartPlanText(in, *fp8, {"decode-0"}, 1), HasSubstr("as bfloat16; KV as fp8"));
+}
+
 TEST(StartPlan, AShortenedLengthIsAWarning) {
   StartInputs in = Inputs(24 * kGiB);
   in.kv_bytes = 10 * 917'504;
@@ -130,11 +144,12 @@ class StartCheckTest : public testing::Test {
 };
 
 TEST_F(StartCheckTest, ReadsTheWorkersFlags) {
-  const auto start =
-      Check({"--dtype", "float32", "--block-size=32", "--kv-cache-memory-bytes=4MiB",
-             "--kv-cache-memory-bytes", "64MiB", "--max-num-seqs=600", "--anything"});
+  const auto start = Check({"--dtype", "float32", "--block-size=32", "--kv-cache-memory-bytes=4MiB",
+                            "--kv-cache-memory-bytes", "64MiB", "--max-num-seqs=600", "--anything",
+                            "--kv-cache-dtype=fp8"});
   ASSERT_OK(start);
   EXPECT_EQ(start->inputs.dtype, DType::kFloat32);
+  EXPECT_EQ(start->inputs.kv_dtype, DType::kFloat8E4M3);
   EXPECT_EQ(start->inputs.block_size, 32);
   EXPECT_EQ(start->inputs.kv_bytes, 64 << 20);
   EXPECT_EQ(start->inputs.max_num_seqs, 600);
@@ -148,6 +163,8 @@ TEST_F(StartCheckTest, ReadsTheWorkersFlags) {
 TEST_F(StartCheckTest, RefusesWhatAWorkerWould) {
   EXPECT_THAT(std::string(Check({"--dtype=fp16"}).status().message()),
               HasSubstr("--dtype=fp16: must be one of auto, float32, bfloat16"));
+  EXPECT_THAT(std::string(Check({"--kv-cache-dtype=fp16"}).status().message()),
+              HasSubstr("--kv-cache-dtype=fp16: must be one of auto, fp8"));
   EXPECT_THAT(std::string(Check({"--block-size=17"}).status().message()),
               HasSubstr("--block-size=17: must be one of 16, 32"));
   EXPECT_THAT(std::string(Check({"--kv-cache-memory-bytes=much"}).status().message()),

@@ -46,6 +46,9 @@ TEST(ModelWork, WeighsAsPublishedCheckpointsDo) {
   EXPECT_NEAR(static_cast<double>(Work("int8").WeightBytes()), 8.75e9, 0.1e9);
   EXPECT_EQ(Work("int4").KvBytesPerToken(), 57344);
   EXPECT_EQ(Work("fp32").KvBytesPerToken(), 114688);
+  const ModelWork fp8(Qwen7B(), *FindQuantisation("bf16"), DType::kFloat8E4M3);
+  EXPECT_EQ(fp8.KvBytesPerToken(), 28672);
+  EXPECT_EQ(fp8.WeightBytes(), Work("bf16").WeightBytes());
 }
 
 TEST(CostModel, RooflineIsBytesOfADecodeStepAndFlopsOfAPrompt) {
