@@ -32,11 +32,11 @@ int RequestCount() {
   return std::clamp(std::atoi(wanted), kFewestRequests, kMostRequests);
 }
 
-std::vector<tandem::v1::GenerateRequest> MakeRequests(int vocab) {
+std::vector<tandem::v1::GenerateRequest> MakeRequests(int count, int vocab) {
   std::mt19937_64 random(20260101);
   std::vector<tandem::v1::GenerateRequest> requests;
   std::vector<std::vector<uint32_t>> prompts;
-  for (int i = 0; i < RequestCount(); ++i) {
+  for (int i = 0; i < count; ++i) {
     // Log-uniform lengths, both ends included.
     const double u = std::uniform_real_distribution<double>(0, 1)(random);
     int length = static_cast<int>(std::exp(u * std::log(kLongest)));
@@ -95,18 +95,27 @@ struct Outcome {
   std::set<std::string> transports;  // that shipped something
 };
 
-Outcome RunThrough(int prefill, int decode, int unified, const std::string& transport,
-                   const std::string& speculative = "none") {
+struct Topology {
+  int prefill = 0, decode = 0, unified = 0;
+  std::string transport = "auto";
+  std::string speculative = "none";
+};
+
+Outcome RunThrough(const Topology& topology, const std::string& kv_cache_dtype, int requests) {
   ClusterSpec spec;
   spec.model_dir = SourcePath("models/demo");
-  spec.prefill = prefill;
-  spec.decode = decode;
-  spec.unified = unified;
+  spec.prefill = topology.prefill;
+  spec.decode = topology.decode;
+  spec.unified = topology.unified;
   // Everything but the unified run goes over the wire; small budgets, so that prompts are cut and
   // mixed.
-  spec.worker_flags = {"--dtype=float32", "--max-num-batched-tokens=384", "--num-threads=1",
-                       "--kv-cache-memory-bytes=256MiB", "--kv-transport=" + transport};
-  spec.decode_flags = {"--local-prefill-max-tokens=0", "--speculative=" + speculative};
+  spec.worker_flags = {"--dtype=float32",
+                       "--max-num-batched-tokens=384",
+                       "--num-threads=1",
+                       "--kv-cache-memory-bytes=256MiB",
+                       "--kv-transport=" + topology.transport,
+                       "--kv-cache-dtype=" + kv_cache_dtype};
+  spec.decode_flags = {"--local-prefill-max-tokens=0", "--speculative=" + topology.speculative};
   spec.router_flags = {"--max-wait=300"};  // nobody is refused, however slow the machine
   auto cluster = TestCluster::Start(spec);
   Outcome run;
@@ -115,7 +124,8 @@ Outcome RunThrough(int prefill, int decode, int unified, const std::string& tran
   grpc::ClientContext context;
   tandem::v1::ListModelsResponse models;
   EXPECT_TRUE(client.stub().ListModels(&context, {}, &models).ok());
-  run.answers = RunAll(*cluster, MakeRequests(static_cast<int>(models.models(0).vocab_size())));
+  run.answers =
+      RunAll(*cluster, MakeRequests(requests, static_cast<int>(models.models(0).vocab_size())));
   for (const Answer& answer : run.answers) {
     run.kv_bytes += answer.timing.kv_bytes();
     run.cached_tokens += answer.usage.cached_tokens();
@@ -157,16 +167,19 @@ std::string Carrier(const std::string& transport) {
   return OnGpu() && transport == "shm" ? "shm_ring" : transport;
 }
 
-TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
-  const Outcome unified = RunThrough(0, 0, 1, "auto");
-  ASSERT_EQ(unified.answers.size(), static_cast<size_t>(RequestCount()));
+void ExpectSameEverywhere(const std::string& kv_cache_dtype, int requests) {
+  const Outcome unified = RunThrough({.unified = 1}, kv_cache_dtype, requests);
+  ASSERT_EQ(unified.answers.size(), static_cast<size_t>(requests));
   EXPECT_EQ(unified.kv_bytes, 0u);
   const char* wanted = std::getenv("TANDEM_EQUALITY_TRANSPORT");
   const std::string first = wanted != nullptr ? wanted : "tcp";
-  const Outcome one = RunThrough(1, 1, 0, first);
+  const Outcome one =
+      RunThrough({.prefill = 1, .decode = 1, .transport = first}, kv_cache_dtype, requests);
   ExpectSame(unified, one, "unified and 1 + 1");
   const std::string other = wanted != nullptr ? wanted : OnGpu() ? "cuda_ipc" : "shm";
-  const Outcome two = RunThrough(2, 2, 0, other, "ngram");
+  const Outcome two =
+      RunThrough({.prefill = 2, .decode = 2, .transport = other, .speculative = "ngram"},
+                 kv_cache_dtype, requests);
   ExpectSame(unified, two, "unified and 2 + 2");
   // "" is of what went by no wire at all.
   EXPECT_THAT(one.transports, ::testing::ElementsAre(Carrier(first)));
@@ -178,6 +191,15 @@ TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
     EXPECT_GT(run->kv_bytes, 0u) << "nothing was shipped";
     EXPECT_GT(run->cached_tokens, 0u) << "no prefix was reused";
   }
+}
+
+TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
+  ExpectSameEverywhere("auto", RequestCount());
+}
+
+TEST(Equality, NorDoTheyWithKvInFp8) {
+  if (OnGpu()) GTEST_SKIP() << "--kv-cache-dtype=fp8 is for CPUs so far";
+  ExpectSameEverywhere("fp8", kFewestRequests);
 }
 
 }  // namespace

@@ -50,6 +50,11 @@ TEST(PrefixReuse, SecondTurnShipsOnlyWhatDecodeDoesNotHold) {
   EXPECT_EQ(second.logprobs, expected.logprobs);
 }
 
+ClusterSpec WithFp8Kv(ClusterSpec spec) {
+  spec.worker_flags.push_back("--kv-cache-dtype=fp8");
+  return spec;
+}
+
 // Steps that take their time make computing dear, so that whatever the link of a busy machine
 // reaches, it is the better way.
 ClusterSpec SlowPrefill() {
@@ -68,8 +73,8 @@ uint64_t CachedBlocks(const v1::GetClusterResponse& state, const std::string& ro
 }
 
 // What the last turn's answer is goes back to the prefill worker, which computes the new tokens.
-TEST(PrefixReuse, ASecondTurnComputesNothingButItsNewTokens) {
-  auto cluster = TestCluster::Start(SlowPrefill());
+void CheckReturnedAnswer(ClusterSpec (*of_kind)(ClusterSpec)) {
+  auto cluster = TestCluster::Start(of_kind(SlowPrefill()));
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
   const auto first_prompt = RandomTokens(100, 512, 1);
@@ -88,7 +93,7 @@ TEST(PrefixReuse, ASecondTurnComputesNothingButItsNewTokens) {
   EXPECT_GT(second.timing.kv_return(), 0);
   EXPECT_EQ(second.timing.prefill_attempts(), 1u);
 
-  ClusterSpec unified = SmallCluster();
+  ClusterSpec unified = of_kind(SmallCluster());
   unified.prefill = unified.decode = 0;
   unified.unified = 1;
   auto one = TestCluster::Start(unified);
@@ -96,6 +101,15 @@ TEST(PrefixReuse, ASecondTurnComputesNothingButItsNewTokens) {
   const Answer expected = TestClient(one->channel()).Generate(TokenRequest(second_prompt, 20));
   EXPECT_EQ(second.token_ids, expected.token_ids);
   EXPECT_EQ(second.logprobs, expected.logprobs);
+}
+
+TEST(PrefixReuse, ASecondTurnComputesNothingButItsNewTokens) {
+  CheckReturnedAnswer([](ClusterSpec spec) { return spec; });
+}
+
+TEST(PrefixReuse, NorWithKvInFp8) {
+  if (OnGpu()) GTEST_SKIP() << "--kv-cache-dtype=fp8 is for CPUs so far";
+  CheckReturnedAnswer(WithFp8Kv);
 }
 
 TEST(PrefixReuse, DecodeServesAShortSecondTurnFromItsOwnCache) {
