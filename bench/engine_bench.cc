@@ -1,8 +1,9 @@
 // How fast the engine is, beside what the machine could do at the same moment: read bandwidth
 // is the floor of a decode step, multiply-add throughput that of prefill.
 //
-// engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512,2048]
-//              [--decode 1,4,16,64] [--context 256] [--repeats N] [--json FILE]
+// engine_bench [--dtype float32|bfloat16] [--kv-cache-dtype auto|fp8] [--threads N] [--layers N]
+//              [--prefill 128,512,2048] [--decode 1,4,16,64] [--context 256] [--repeats N]
+//              [--json FILE]
 // engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N] [--batch-invariant true]
 //
 // On the CPU: dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to
@@ -174,8 +175,10 @@ int RunOnGpu(int argc, char** argv) {
 int Main(int argc, char** argv) {
   if (tandem::AnswerHelp(
           argc, argv,
-          "engine_bench [--dtype float32|bfloat16] [--threads N] [--layers N] [--prefill 128,512]\n"
-          "       [--decode 1,4,16,64] [--context 256] [--repeats N] [--json FILE]\n"
+          "engine_bench [--dtype float32|bfloat16] [--kv-cache-dtype auto|fp8] [--threads N]\n"
+          "       [--layers N] [--prefill 128,512] [--decode 1,4,16,64] [--context 256] [--repeats "
+          "N]\n"
+          "       [--json FILE]\n"
           "       engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N]\n"
           "       [--batch-invariant true]")) {
     return 0;
@@ -201,6 +204,7 @@ int Main(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--dtype") options.dtype = argv[i + 1];
+    if (flag == "--kv-cache-dtype") options.kv_cache_dtype = argv[i + 1];
     if (flag == "--threads") options.num_threads = std::atoi(argv[i + 1]);
     if (flag == "--prefill") prefills = ParseInts(argv[i + 1]);
     if (flag == "--decode") decodes = ParseInts(argv[i + 1]);
@@ -208,6 +212,12 @@ int Main(int argc, char** argv) {
     if (flag == "--json") json = argv[i + 1];
     if (flag == "--repeats") repeats = std::atoi(argv[i + 1]);
     if (flag == "--layers") layers = std::atoi(argv[i + 1]);
+  }
+  if (!json.empty() && options.kv_cache_dtype != "auto") {
+    fmt::print(stderr,
+               "engine_bench: --json is for plans, which are of KV as --dtype has it; leave "
+               "out --kv-cache-dtype\n");
+    return 1;
   }
   options.model_dir = WriteConfig(layers);
   options.load_format = "dummy";

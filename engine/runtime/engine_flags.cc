@@ -43,9 +43,10 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Group("Memory");
   flags->Add("--block-size", &options->block_size, "KV block size: 16, 32, 64, 128 or 256",
              "tokens");
-  flags->AddChoice("--kv-cache-dtype", &options->kv_cache_dtype, kKvCacheDTypeChoices,
-                   "Type of KV; auto: that of --dtype; fp8: e4m3, half the bytes of bfloat16, with "
-                   "an error (CPU only so far)");
+  flags->AddChoice(
+      "--kv-cache-dtype", &options->kv_cache_dtype, kKvCacheDTypeChoices,
+      "Type of KV; auto: that of --dtype; fp8: e4m3, a byte each, rounded to 4 bits of "
+      "precision; CPU only so far");
   flags->Add("--gpu-memory-utilization", &options->gpu_memory_utilization,
              "Share of a GPU's whole memory for this process; the KV pool takes what weights and "
              "workspaces leave of it");

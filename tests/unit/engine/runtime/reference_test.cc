@@ -168,12 +168,13 @@ TEST(ReferenceTest, PaddedQueryHeadsFloat32) {
   CheckGeneration(SourcePath("tests/data/engine/qwen2-gqa"), kFloat32, options);
 }
 
-TEST(ReferenceTest, TwoRanksFloat32) {
+TEST(ReferenceTest, TwoRanks) {
   EngineOptions options;
   options.tensor_parallel_size = 2;
   for (const char* name : {"qwen3-gqa", "mistral-nowindow"}) {
     SCOPED_TRACE(name);
-    CheckGeneration(SourcePath(std::string("tests/data/engine/") + name), kFloat32, options);
+    const std::string dir = SourcePath(std::string("tests/data/engine/") + name);
+    for (const Limits& limits : {kFloat32, kFp8Kv}) CheckGeneration(dir, limits, options);
   }
 }
 
