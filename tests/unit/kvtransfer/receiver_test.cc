@@ -281,9 +281,11 @@ TEST_F(KvReceiverTest, AThousandStrangersCostLittleAndKeepNobodyOut) {
   EXPECT_OK(ends_.record.AwaitDone(id, 1).status);
   // Two descriptors a connection, and those of the strangers themselves.
   EXPECT_LE(NumEntries("/proc/self/fd"), descriptors + kStrangers + 2 * (64 + 4));
-  while (NumEntries("/proc/self/task") > threads + 2 && absl::Now() - begin < kPatience) {
-    absl::SleepFor(absl::Milliseconds(50));
-  }
+  const auto gone = [&] {
+    return NumEntries("/proc/self/task") <= threads + 2 &&
+           NumEntries("/proc/self/fd") <= descriptors + kStrangers + 2 * 4;
+  };
+  while (!gone() && absl::Now() - begin < kPatience) absl::SleepFor(absl::Milliseconds(50));
   EXPECT_LE(NumEntries("/proc/self/task"), threads + 2);
   EXPECT_LE(NumEntries("/proc/self/fd"), descriptors + kStrangers + 2 * 4);
   ends_.sender.reset();
