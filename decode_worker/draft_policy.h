@@ -33,7 +33,7 @@ class DraftPolicy {
   // What these tokens are expected to bring above their price, but for the first `given`, whose
   // rows are computed anyway.
   double Gain(int evidence, double price, int given, int length) const;
-  // So many tokens of a draft were computed, and so many of them were right.
+  // Of a draft it is known of so many tokens whether they were right, and so many of them were.
   void OnVerified(int evidence, int drafted, int accepted);
   // The sequence has so many tokens more.
   void OnTokens(int count);

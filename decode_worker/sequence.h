@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,13 @@ struct Speculated {
   DraftPolicy policy;
   Draft draft;          // for the next step
   int seen_length = 0;  // tokens that the policy knows of
+  // What the token at a position was guessed to be, on which evidence, while a step drew it.
+  struct Guess {
+    int position = 0;
+    int32_t token = 0;
+    int evidence = 0;
+  };
+  std::optional<Guess> guess;
 };
 
 // One prompt asked of one prefill worker.

@@ -48,6 +48,8 @@ bool Speculation::WantsTokens(const RunningSet& running, const StepCost& cost,
     // The first token of the draft is the one that is drawn already.
     const int most = std::min(options_.longest_draft + 1, s->max_length - s->length() - 1);
     const Draft draft = speculated.drafter->Propose(s->tokens, most);
+    if (draft.tokens.empty()) continue;
+    speculated.guess = {s->length(), draft.tokens.front(), draft.evidence};
     const double price = DraftPrice(cost, step, s->length());
     const int length =
         speculated.policy.Length(draft.evidence, price, static_cast<int>(draft.tokens.size()));
@@ -68,6 +70,11 @@ Speculated& Speculation::StateOf(Sequence* s) const {
   }
   Speculated& speculated = *s->speculated;
   speculated.policy.OnTokens(s->length() - std::exchange(speculated.seen_length, s->length()));
+  if (const auto guess = speculated.guess; guess.has_value() && guess->position < s->length()) {
+    const bool right = s->tokens[static_cast<size_t>(guess->position)] == guess->token;
+    speculated.policy.OnVerified(guess->evidence, /*drafted=*/1, right ? 1 : 0);
+    speculated.guess.reset();
+  }
   return speculated;
 }
 

@@ -7,6 +7,8 @@
 // A draft continues tokens that the host knows. Where the loop launches steps ahead, the last one
 // is still on the device when the next step is planned; so where a draft is likely to pay, the loop
 // collects what is in flight first, and the device is idle for the host's time between two steps.
+// What the token on the device was guessed to be tells the policy as much as a draft does that was
+// computed: guesses that are mostly wrong are soon not waited for.
 //
 // Not thread-safe: part of the loop.
 #pragma once

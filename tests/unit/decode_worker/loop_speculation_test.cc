@@ -248,5 +248,29 @@ TEST(LoopSpeculationAheadTest, AHostThatTakesLongIsNotWaitedFor) {
   h.ExpectFinished(client);
 }
 
+// Their drafts are never computed, for the token that is drawn is always another one.
+TEST(LoopSpeculationAheadTest, GuessesThatAreWrongAreNotWaitedForLong) {
+  LoopHarness h(Guessing([](std::span<const int32_t> tokens) {
+    return tokens.size() % 4 == 1 ? std::vector<int32_t>{-1, 2, 3} : std::vector<int32_t>();
+  }));
+  h.before_run = [&](const engine::Batch&) {
+    h.clock.Advance(absl::Milliseconds(5));
+    return absl::OkStatus();
+  };
+  engine::SamplingParams sampling = Greedy(200);
+  sampling.ignore_eos = true;
+  Client& client = h.Submit(MakePrompt(8), sampling);
+  int waits = 0;
+  while (!client.end.has_value()) {
+    h.clock.Advance(absl::Milliseconds(1));  // the host's, before it launches
+    const int before = h.runner.num_launched();
+    h.Step();
+    waits += h.runner.num_launched() == before ? 1 : 0;
+  }
+  h.ExpectFinished(client);
+  EXPECT_GT(waits, 0);
+  EXPECT_LT(waits, 10);
+}
+
 }  // namespace
 }  // namespace tandem::decode
