@@ -160,16 +160,21 @@ void AttendTile(const AttentionUnit& unit, const AttentionTile& tile, size_t fir
   }
 }
 
+// Where the positions of vector `t` of a tile begin, each `stride` behind the one before. Places
+// beyond the last position repeat it: no query sees them.
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> PlacesOf(size_t t, size_t positions, size_t stride) {
+  const hn::RebindToSigned<D> di;
+  const auto place = hn::Min(hn::Iota(di, static_cast<int32_t>(t * hn::Lanes(di))),
+                             hn::Set(di, static_cast<int32_t>(positions) - 1));
+  return hn::Mul(place, hn::Set(di, static_cast<int32_t>(stride)));
+}
+
 // keys[d][j] of the tile's positions; `source`: its first position, at head_dim elements each.
-// Places beyond the last position repeat it: no query sees them.
 void LoadFloatKeys(const float* source, size_t positions, size_t head_dim, float* keys) {
   const D d;
-  const hn::RebindToSigned<D> di;
   const size_t lanes = hn::Lanes(d);
   for (size_t t = 0; t < kTileVectors; ++t) {
-    const auto place = hn::Min(hn::Iota(di, static_cast<int32_t>(t * lanes)),
-                               hn::Set(di, static_cast<int32_t>(positions) - 1));
-    const auto index = hn::Mul(place, hn::Set(di, static_cast<int32_t>(head_dim)));
+    const auto index = PlacesOf(t, positions, head_dim);
     for (size_t i = 0; i < head_dim; ++i) {
       hn::Store(hn::GatherIndex(d, source + i, index), d, keys + i * kTile + t * lanes);
     }
@@ -184,9 +189,7 @@ void LoadBF16Keys(const uint16_t* source, size_t positions, size_t head_dim, flo
   const size_t lanes = hn::Lanes(d);
   const int32_t* pairs = reinterpret_cast<const int32_t*>(source);
   for (size_t t = 0; t < kTileVectors; ++t) {
-    const auto place = hn::Min(hn::Iota(di, static_cast<int32_t>(t * lanes)),
-                               hn::Set(di, static_cast<int32_t>(positions) - 1));
-    const auto index = hn::Mul(place, hn::Set(di, static_cast<int32_t>(head_dim / 2)));
+    const auto index = PlacesOf(t, positions, head_dim / 2);
     float* out = keys + t * lanes;
     for (size_t i = 0; i < head_dim; i += 2) {
       const auto pair = hn::BitCast(du, hn::GatherIndex(di, pairs + i / 2, index));
@@ -243,9 +246,7 @@ void LoadE4M3Keys(const uint8_t* source, size_t positions, size_t head_dim, floa
   const auto byte = hn::Set(du, 0xffu);
   const int32_t* fours = reinterpret_cast<const int32_t*>(source);
   for (size_t t = 0; t < kTileVectors; ++t) {
-    const auto place = hn::Min(hn::Iota(di, static_cast<int32_t>(t * lanes)),
-                               hn::Set(di, static_cast<int32_t>(positions) - 1));
-    const auto index = hn::Mul(place, hn::Set(di, static_cast<int32_t>(head_dim / 4)));
+    const auto index = PlacesOf(t, positions, head_dim / 4);
     float* out = keys + t * lanes;
     for (size_t i = 0; i < head_dim; i += 4) {
       const auto four = hn::BitCast(du, hn::GatherIndex(di, fours + i / 4, index));
