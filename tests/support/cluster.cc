@@ -26,6 +26,11 @@ std::vector<std::string> FlagsOfTheRun() {
   return {std::istream_iterator<std::string>(in), {}};
 }
 
+int GpusOfTheRun() {
+  const char* gpus = std::getenv("TANDEM_TEST_GPUS");
+  return gpus != nullptr ? std::max(1, std::atoi(gpus)) : 1;
+}
+
 // What the router must know of its workers, as `tandem up` tells it.
 bool IsForTheRouterToo(const std::string& flag) {
   const std::vector<std::string> names = {"--load-format", "--seed", "--dtype", "--kv-cache-dtype",
@@ -77,11 +82,11 @@ void SleepMilliseconds(int milliseconds) {
 
 void TestCluster::Launch(Member* member, std::vector<std::string> args) {
   member->stderr_path = dir_.path() + "/" + member->id + ".log";
-  // On GPUs all workers share one card, and NCCL joins two processes on one card only if it takes
-  // them for ones of different hosts.
+  // NCCL joins two processes on one card only if it takes them for ones of different hosts.
+  const std::string host = std::to_string(member->number / GpusOfTheRun());
   member->process = Process::Spawn(args,
                                    {std::string("TANDEM_CLUSTER_SECRET=") + kClusterSecret,
-                                    "NCCL_HOSTID=" + member->id, "NCCL_SOCKET_IFNAME=lo"},
+                                    "NCCL_HOSTID=" + host, "NCCL_SOCKET_IFNAME=lo"},
                                    member->stderr_path);
   const auto line = member->process->ReadLine(kStartSeconds);
   std::map<std::string, std::string> addresses;
@@ -107,8 +112,10 @@ std::vector<std::string> TestCluster::TlsFlags() const {
 
 void TestCluster::StartWorker(const std::string& id) {
   auto& member = workers_[id];
+  const int number = member ? member->number : static_cast<int>(workers_.size()) - 1;
   member = std::make_unique<Member>();
   member->id = id;
+  member->number = number;
   const bool is_prefill = id.starts_with("prefill");
   std::vector<std::string> args = {
       BinaryPath(is_prefill ? "tandem_prefill_worker" : "tandem_decode_worker"),
@@ -127,6 +134,9 @@ void TestCluster::StartWorker(const std::string& id) {
   for (const std::string& flag : TlsFlags()) args.push_back(flag);
   const std::vector<std::string> of_the_run = FlagsOfTheRun();
   args.insert(args.end(), of_the_run.begin(), of_the_run.end());
+  if (std::find(args.begin(), args.end(), "--device=cuda") != args.end()) {
+    args.push_back("--gpu=" + std::to_string(number % GpusOfTheRun()));
+  }
   Launch(member.get(), args);
 }
 

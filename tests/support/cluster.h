@@ -20,7 +20,8 @@ namespace tandem {
 // Workers compute on the CPU, also where a GPU is there, unless a test's flags say otherwise. After
 // these every worker of every cluster gets the flags of the environment variable
 // TANDEM_TEST_WORKER_FLAGS: scripts/gpu_check runs tests of tests/integration on a GPU by them.
-// True if those name a GPU.
+// TANDEM_TEST_GPUS (1): to so many cards workers are dealt in turn.
+// True if those flags name a GPU.
 bool OnGpu();
 
 // Tokens of models/demo; above lie the special ones.
@@ -45,6 +46,7 @@ inline constexpr char kClusterSecret[] = "test";
 // One process of the cluster.
 struct Member {
   std::string id;
+  int number = 0;  // of a worker, in the order in which they were first started
   std::string address;
   std::string metrics_address;
   std::string internal_address;  // of the router
