@@ -15,6 +15,7 @@
 #include <random>
 #include <signal.h>
 #include <sstream>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -35,9 +36,9 @@ constexpr int kWorkers = 4;
 constexpr double kRestSeconds = 30;
 constexpr int kGivenUpMilliseconds = 11'000;  // the router's --worker-lost-after, and some more
 // A process may keep some more connections, threads and memory than at its start for reasons of
-// its libraries' own; a leak per request or per fault is far above.
+// its libraries' own (gRPC starts threads by the number of cores); a leak per request or per fault
+// is far above.
 constexpr int kSlackDescriptors = 12;
-constexpr int kSlackThreads = 12;
 constexpr int64_t kSlackMib = 16;
 
 int FromEnvironment(const char* name, int otherwise) {
@@ -127,6 +128,7 @@ ProcessUsage MostOf(const ProcessUsage& a, const ProcessUsage& b) {
 // What grew by more than the slack, in words; empty if nothing did.
 std::string Growth(const std::map<std::string, ProcessUsage>& from,
                    const std::map<std::string, ProcessUsage>& to) {
+  const auto slack_threads = std::max(12U, std::thread::hardware_concurrency());
   std::ostringstream out;
   const auto look = [&](const std::string& what, int64_t before, int64_t after, int64_t slack) {
     if (after > before + slack) out << what << " grew from " << before << " to " << after << "; ";
@@ -136,7 +138,7 @@ std::string Growth(const std::map<std::string, ProcessUsage>& from,
     if (it == to.end()) continue;
     const ProcessUsage& after = it->second;
     look(id + ": descriptors", before.descriptors, after.descriptors, kSlackDescriptors);
-    look(id + ": threads", before.threads, after.threads, kSlackThreads);
+    look(id + ": threads", before.threads, after.threads, slack_threads);
     look(id + ": KiB of memory", before.resident_kib, after.resident_kib,
          1024 * (kSlackMib + SanitizerKeepsMib()));
   }
