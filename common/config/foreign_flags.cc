@@ -43,7 +43,6 @@ constexpr std::array kHints = std::to_array<Hint>({
     {"--download-dir", kDirectoryOnly},
     {"--enable-chunked-prefill", kAlwaysChunked},
     {"--enable-lora", kOneModel},
-    {"--enforce-eager", "CUDA graphs are recorded where they help"},
     {"--generation-config", "the model's generation_config.json gives the defaults"},
     {"--hf-token", kDirectoryOnly},
     {"--hostname", "use --host"},

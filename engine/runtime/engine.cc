@@ -302,7 +302,7 @@ class LoadedEngine final : public Engine {
                               decoder_.get(), ops_.get());
     if (!runner.ok()) return WithRemedy(runner.status(), "workspace of steps", options_);
     runner_ = *std::move(runner);
-    runner_->RecordDecodeSteps();
+    if (!options_.enforce_eager) runner_->RecordDecodeSteps();
     if (options_.min_step_ms > 0) {
       paced_ =
           std::make_unique<PacedRunner>(runner_.get(), absl::Milliseconds(options_.min_step_ms));

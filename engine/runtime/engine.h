@@ -35,6 +35,7 @@ struct EngineOptions {
   // A sequence's tokens do not depend on its company, its chunks, or where it was computed. Costs
   // speed on a GPU; a CPU in float32 is always so.
   bool batch_invariant = false;
+  bool enforce_eager = false;  // no recorded steps (DecoderRunner::RecordDecodeSteps)
   double min_step_ms = 0;      // a step takes no less (paced_runner.h)
   uint64_t seed = 0;           // of dummy weights
   std::string shared_weights;  // memory to share with other workers of the host; "": none

@@ -29,6 +29,9 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->Add("--pad-query-heads", &options->pad_query_heads,
              "Let a power of two of query heads share each KV head, with zeros for those that the "
              "model lacks: the same output, in tiles that are full");
+  flags->Add("--enforce-eager", &options->enforce_eager,
+             "Launch each kernel of a decode step by itself instead of steps that were recorded as "
+             "CUDA graphs: the same numbers, for experiments; GPUs only");
   flags->Add("--min-step-ms", &options->min_step_ms,
              "A forward pass takes no less, as that of a larger model would; for experiments",
              "ms");
