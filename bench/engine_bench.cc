@@ -5,6 +5,7 @@
 //              [--prefill 128,512,2048] [--decode 1,4,16,64] [--context 256] [--repeats N]
 //              [--json FILE]
 // engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N] [--batch-invariant true]
+//                           [--pad-query-heads true]
 //
 // On the CPU: dummy weights in the shape of Qwen2.5-0.5B; with fewer layers the figures scale to
 // the whole model only roughly. --prefill: lengths, --decode: batch sizes, --context: cached tokens
@@ -167,6 +168,7 @@ int RunOnGpu(int argc, char** argv) {
     if (flag == "--rows") options.rows = argv[i + 1];
     if (flag == "--seconds") options.seconds = std::atoi(argv[i + 1]);
     if (flag == "--batch-invariant") options.batch_invariant = std::string(argv[i + 1]) == "true";
+    if (flag == "--pad-query-heads") options.pad_query_heads = std::string(argv[i + 1]) == "true";
   }
   return RunGpuSuite(options);
 }
@@ -180,7 +182,7 @@ int Main(int argc, char** argv) {
           "N]\n"
           "       [--json FILE]\n"
           "       engine_bench --device cuda [--json FILE] [--rows PART] [--seconds N]\n"
-          "       [--batch-invariant true]")) {
+          "       [--batch-invariant true] [--pad-query-heads true]")) {
     return 0;
   }
   std::setvbuf(stdout, nullptr, _IOLBF, 0);

@@ -158,6 +158,7 @@ class Suite {
     options.max_num_seqs = 256;
     options.enable_prefix_caching = false;
     options.batch_invariant = options_.batch_invariant;
+    options.pad_query_heads = options_.pad_query_heads;
     absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Load(options);
     if (!engine.ok()) {
       fmt::print(stderr, "engine_bench: {}\n", engine.status().ToString());

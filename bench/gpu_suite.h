@@ -10,6 +10,7 @@ struct GpuSuiteOptions {
   std::string rows;  // only rows whose names contain this
   int seconds = 12;  // of the row of mixed load
   bool batch_invariant = false;
+  bool pad_query_heads = false;
 };
 
 // Loads dummy weights in the shape of Qwen2.5-7B (with YaRN for 131,072 positions), measures the

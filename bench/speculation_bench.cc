@@ -1,7 +1,7 @@
 // What speculation (--speculative ngram) gains where an answer repeats its prompt, and what it
 // costs where it does not.
 //
-//   speculation_bench [TEXT=docs/life_of_a_request.md] [MODEL=models/demo] [TOKENS=300]
+//   speculation_bench [TEXT=docs/life_of_a_request.md] [MODEL=models/demo] [TOKENS=300] [DEVICE=cpu]
 //
 // A decode loop with one request, on dummy weights of MODEL.s shape: every step is computed, but
 // the tokens are those of a written answer. Words of TEXT are the tokens. *edit*: the prompt is a
@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -40,31 +41,39 @@ class ScriptedRunner final : public engine::ModelRunner {
   ScriptedRunner(engine::ModelRunner* inner, std::vector<int32_t> script)
       : inner_(inner), script_(std::move(script)) {}
 
+  int max_in_flight() const override { return inner_->max_in_flight(); }
+
   absl::StatusOr<engine::LaunchedStep> Launch(const engine::Batch& batch) override {
     const engine::BatchItem& item = batch.items.front();
-    draws_ = item.sampling != nullptr;
-    length_ = item.tokens.size();
-    draft_.assign(item.draft.begin(), item.draft.end());
+    steps_.push_back({item.sampling != nullptr, static_cast<size_t>(item.length()),
+                      {item.draft.begin(), item.draft.end()}});
     return inner_->Launch(batch);
   }
   absl::StatusOr<engine::StepOutput> Collect(engine::StepId id) override {
     absl::StatusOr<engine::StepOutput> output = inner_->Collect(id);
-    if (!output.ok() || !draws_) return output;
+    const Step step = std::move(steps_.front());
+    steps_.pop_front();
+    if (!output.ok() || !step.draws) return output;
+    const size_t first = step.length - step.draft.size();  // the place of what is drawn first
     engine::ItemOutput& item = output->items.front();
-    item.token.token = script_[length_];
+    item.token.token = script_[first];
     item.further.clear();
-    for (size_t i = 0; i < draft_.size() && draft_[i] == script_[length_ + i]; ++i) {
-      item.further.push_back({.token = script_[length_ + i + 1]});
+    for (size_t i = 0; i < step.draft.size() && step.draft[i] == script_[first + i]; ++i) {
+      item.further.push_back({.token = script_[first + i + 1]});
     }
     return output;
   }
 
  private:
+  struct Step {
+    bool draws = false;
+    size_t length = 0;  // of the sequence, its draft included
+    std::vector<int32_t> draft;
+  };
+
   engine::ModelRunner* const inner_;
   const std::vector<int32_t> script_;
-  bool draws_ = false;
-  size_t length_ = 0;
-  std::vector<int32_t> draft_;
+  std::deque<Step> steps_;  // launched and not collected
 };
 
 struct Result {
@@ -143,14 +152,14 @@ std::vector<int32_t> WordsOf(const std::string& path) {
 }
 
 int Main(int argc, char** argv) {
-  if (AnswerHelp(argc, argv, "speculation_bench [TEXT] [MODEL] [TOKENS]")) return 0;
+  if (AnswerHelp(argc, argv, "speculation_bench [TEXT] [MODEL] [TOKENS] [DEVICE]")) return 0;
   const std::string text = argc > 1 ? argv[1] : "docs/life_of_a_request.md";
   engine::EngineOptions options;
   options.model_dir = argc > 2 ? argv[2] : "models/demo";
   const int tokens = argc > 3 ? std::atoi(argv[3]) : 300;
   TANDEM_CHECK(tokens > 0 && tokens <= kPromptTokens, "TOKENS is 1 to {}", kPromptTokens);
   options.load_format = "dummy";
-  options.device = "cpu";
+  options.device = argc > 4 ? argv[4] : "cpu";
   options.enable_prefix_caching = false;
   options.max_model_len = 2 * kPromptTokens + 16;
   options.kv_cache_memory_bytes = int64_t{256} << 20;
