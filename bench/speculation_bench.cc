@@ -1,7 +1,8 @@
 // What speculation (--speculative ngram) gains where an answer repeats its prompt, and what it
 // costs where it does not.
 //
-//   speculation_bench [TEXT=docs/life_of_a_request.md] [MODEL=models/demo] [TOKENS=300] [DEVICE=cpu]
+//   speculation_bench [TEXT] [MODEL] [TOKENS] [DEVICE]
+//     default: docs/life_of_a_request.md models/demo 300 cpu
 //
 // A decode loop with one request, on dummy weights of MODEL.s shape: every step is computed, but
 // the tokens are those of a written answer. Words of TEXT are the tokens. *edit*: the prompt is a
@@ -45,7 +46,8 @@ class ScriptedRunner final : public engine::ModelRunner {
 
   absl::StatusOr<engine::LaunchedStep> Launch(const engine::Batch& batch) override {
     const engine::BatchItem& item = batch.items.front();
-    steps_.push_back({item.sampling != nullptr, static_cast<size_t>(item.length()),
+    steps_.push_back({item.sampling != nullptr,
+                      static_cast<size_t>(item.length()),
                       {item.draft.begin(), item.draft.end()}});
     return inner_->Launch(batch);
   }
