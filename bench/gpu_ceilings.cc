@@ -175,6 +175,11 @@ void FillRandom(void* data, size_t bytes, uint64_t seed) {
   TANDEM_CUDA_CHECK(cudaDeviceSynchronize());
 }
 
+void FillRandomE4M3(void* data, size_t bytes, uint64_t seed) {
+  TANDEM_CUDA_CHECK(LaunchFillRandomE4M3(data, bytes, seed));
+  TANDEM_CUDA_CHECK(cudaDeviceSynchronize());
+}
+
 absl::StatusOr<double> ReadBandwidth() {
   constexpr size_t kBytes = size_t{8} << 30;
   const DeviceArray data(kBytes), sum(sizeof(uint32_t));

@@ -34,6 +34,8 @@ class Matmul {
 };
 // Random bfloat16 numbers in [-1, 1).
 void FillRandom(void* data, size_t bytes, uint64_t seed);
+// Random e4m3 numbers in (-2, 2).
+void FillRandomE4M3(void* data, size_t bytes, uint64_t seed);
 // "NVIDIA H200, driver CUDA 13.0".
 std::string DescribeGpu();
 

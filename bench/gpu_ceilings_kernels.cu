@@ -21,6 +21,15 @@ __global__ void FillRandomKernel(__nv_bfloat16* data, size_t count, uint64_t see
   }
 }
 
+// By fours. Without the highest bit of the exponent none is NaN.
+__global__ void FillRandomE4M3Kernel(uint32_t* data, size_t count, uint64_t seed) {
+  const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += stride) {
+    data[i] = Mix(seed + i * 0x9e3779b97f4a7c15ull) & 0xbfbfbfbfu;
+  }
+}
+
 // Sums what it reads, so that nothing is left out.
 __global__ void __launch_bounds__(512) ReadKernel(const uint4* data, size_t count, uint32_t* sum) {
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
@@ -42,6 +51,11 @@ __global__ void __launch_bounds__(512) ReadKernel(const uint4* data, size_t coun
 
 cudaError_t LaunchFillRandom(void* data, size_t bytes, uint64_t seed) {
   FillRandomKernel<<<2048, 256>>>(static_cast<__nv_bfloat16*>(data), bytes / 2, seed);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchFillRandomE4M3(void* data, size_t bytes, uint64_t seed) {
+  FillRandomE4M3Kernel<<<2048, 256>>>(static_cast<uint32_t*>(data), bytes / 4, seed);
   return cudaGetLastError();
 }
 

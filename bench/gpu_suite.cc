@@ -76,7 +76,8 @@ struct Work {
 
 struct Row {
   std::string name;
-  std::string unit;  // of value, floor and bound: "ratio", "ms", "s", "us"
+  // Of value and bound: "ratio", "ms", "s", "us"; "share" and "times" are the better the larger.
+  std::string unit;
   double ms = 0;     // measured
   double floor = 0;  // ms; 0: the row has none
   double value = 0;  // what the bound is for
@@ -115,12 +116,13 @@ class Suite {
     AddRow({"start with dummy weights to ready", "s", (Seconds() - start) * 1e3, 0,
             Seconds() - start, 15});
     fmt::print("{}\n", engine_->Banner());
-    cuda::FillRandom(engine_->region().base, engine_->region().TotalBytes(), 3);
+    FillPool();
     for (const auto& [batch, bound] : {std::pair{1, 1.12}, {16, 1.15}, {64, 1.15}, {256, 1.15}}) {
       Decode(batch, 2048, bound);
     }
     Decode(1, 32768, 1.15);
     Decode(1, 131008, 1.15);
+    Decode(16, 32768, 1.15);
     Prefill("prefill 4096", 1, 4096, 0, 5, 1.15);
     Prefill("prefill 8 x 512", 8, 512, 0, 5, 1.18);
     const double rate = Prefill("prefill 32768", 1, 32768, 0, 3, 1.18);
@@ -128,6 +130,7 @@ class Suite {
     Prefill("second turn: 512 after 4096", 1, 512, 4096, 9, 1.40);
     HostTime(64);
     MixedLoad(rate);
+    if (const int status = Fp8KvRows(); status != 0) return status;
     if (const int status = Int4Rows(); status != 0) return status;
     PrintTable();
     return WriteJson() ? 0 : 1;
@@ -143,10 +146,11 @@ class Suite {
   }
   static std::string Verdict(const Row& row) {
     return fmt::format("{:8.3f} {:5} (must reach {}{}) {}", row.value, row.unit,
-                       row.unit == "share" ? ">= " : "<= ", row.bound, Reached(row) ? "" : "SHORT");
+                       LargerIsBetter(row) ? ">= " : "<= ", row.bound, Reached(row) ? "" : "SHORT");
   }
+  static bool LargerIsBetter(const Row& row) { return row.unit == "share" || row.unit == "times"; }
   static bool Reached(const Row& row) {
-    return row.unit == "share" ? row.value >= row.bound : row.value <= row.bound;
+    return LargerIsBetter(row) ? row.value >= row.bound : row.value <= row.bound;
   }
 
   int Load() {
@@ -159,6 +163,7 @@ class Suite {
     options.enable_prefix_caching = false;
     options.batch_invariant = options_.batch_invariant;
     options.pad_query_heads = options_.pad_query_heads;
+    if (fp8_kv_) options.kv_cache_dtype = "fp8";
     absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Load(options);
     if (!engine.ok()) {
       fmt::print(stderr, "engine_bench: {}\n", engine.status().ToString());
@@ -173,33 +178,90 @@ class Suite {
     return 0;
   }
 
-  // The same shape with weights of 4 bits. Nothing is fitted to these rows, so they say no `work`.
-  int Int4Rows() {
-    constexpr const char* kPrefill = "INT4 prefill 4096";
-    const auto wanted = [this](const std::string& name) { return Wanted(name); };
-    const std::vector<std::string> names = {"INT4 decode batch 1, 2048",
-                                            "INT4 decode batch 16, 2048",
-                                            "INT4 decode batch 64, 2048", kPrefill};
-    if (std::none_of(names.begin(), names.end(), wanted)) return 0;
-    int4_ = true;
-    engine_.reset();  // before the other takes the card
+  void FillPool() {
+    const KvRegion pool = engine_->region();
+    (fp8_kv_ ? cuda::FillRandomE4M3 : cuda::FillRandom)(pool.base, pool.TotalBytes(), 3);
+  }
+  // Whether rows of another engine are wanted, which then takes the card.
+  bool AnyWanted(const std::vector<std::string>& names) const {
+    return std::any_of(names.begin(), names.end(),
+                       [this](const std::string& name) { return Wanted(name); });
+  }
+  int LoadOther() {
+    engine_.reset();
     if (const int status = Load(); status != 0) return status;
     fmt::print("{}\n", engine_->Banner());
-    cuda::FillRandom(engine_->region().base, engine_->region().TotalBytes(), 3);
+    FillPool();
+    return 0;
+  }
+  // Milliseconds of a row that was measured before; 0: it was not.
+  double Measured(const std::string& name) const {
+    const auto row = std::find_if(rows_.begin(), rows_.end(),
+                                  [&](const Row& other) { return other.name == name; });
+    return row == rows_.end() ? 0 : row->ms;
+  }
+  // What differs from the first engine, before the names of its rows.
+  std::string Prefix() const {
+    if (int4_) return fp8_kv_ ? "INT4, fp8 KV " : "INT4 ";
+    return fp8_kv_ ? "fp8 KV " : "";
+  }
+
+  // The same weights with KV in e4m3. Nothing is fitted to these rows and those of 4 bits, so they
+  // say no `work`.
+  int Fp8KvRows() {
+    const std::string long_decode = "decode batch 16, 32768", prefill = "prefill 4096";
+    const std::string fp8_long_decode = "fp8 KV " + long_decode, fp8_prefill = "fp8 KV " + prefill;
+    if (!AnyWanted({"fp8 KV decode batch 1, 2048", "fp8 KV decode batch 64, 2048", fp8_long_decode,
+                    fp8_prefill})) {
+      return 0;
+    }
+    fp8_kv_ = true;
+    if (const int status = LoadOther(); status != 0) return status;
+    Decode(1, 2048, 1.12);
+    Decode(64, 2048, 1.15);
+    Decode(16, 32768, 1.15);
+    Prefill(fp8_prefill, 1, 4096, 0, 5, 1.15);
+    fp8_kv_ = false;
+    AddSpeedUp(long_decode, fp8_long_decode, 1.5);
+    AddRatio(fp8_prefill, prefill, "bf16 KV", 1.03);
+    return 0;
+  }
+
+  // The same shape with weights of 4 bits, with KV in bfloat16 and then in e4m3.
+  int Int4Rows() {
+    const std::string long_decode = "INT4 decode batch 16, 32768", prefill = "INT4 prefill 4096";
+    const std::string fp8_long_decode = "INT4, fp8 KV decode batch 16, 32768";
+    if (!AnyWanted({"INT4 decode batch 1, 2048", "INT4 decode batch 16, 2048",
+                    "INT4 decode batch 64, 2048", long_decode, prefill, fp8_long_decode})) {
+      return 0;
+    }
+    int4_ = true;
+    if (const int status = LoadOther(); status != 0) return status;
     for (const auto& [batch, bound] : {std::pair{1, 1.35}, {16, 1.35}, {64, 1.40}}) {
       Decode(batch, 2048, bound);
     }
-    const auto whole = std::find_if(rows_.begin(), rows_.end(),
-                                    [](const Row& row) { return row.name == "prefill 4096"; });
-    const double bfloat16_ms = whole == rows_.end() ? 0 : whole->ms;
-    const size_t before = rows_.size();
-    Prefill(kPrefill, 1, 4096, 0, 5, 1.22);
-    if (bfloat16_ms > 0 && rows_.size() > before) {
-      const double ms = rows_.back().ms;
-      AddRow(
-          {fmt::format("{} / bf16", kPrefill), "ratio", ms, bfloat16_ms, ms / bfloat16_ms, 1.05});
-    }
+    Decode(16, 32768, 1.35);
+    Prefill(prefill, 1, 4096, 0, 5, 1.22);
+    AddRatio(prefill, "prefill 4096", "bf16", 1.05);
+    if (!Wanted(fp8_long_decode)) return 0;
+    fp8_kv_ = true;
+    if (const int status = LoadOther(); status != 0) return status;
+    Decode(16, 32768, 1.35);
+    AddSpeedUp(long_decode, fp8_long_decode, 1.5);
     return 0;
+  }
+
+  // How many times as fast `name` is as the same with KV in bfloat16, where both were measured.
+  void AddSpeedUp(const std::string& bf16_name, const std::string& name, double bound) {
+    const double before = Measured(bf16_name), ms = Measured(name);
+    if (before > 0 && ms > 0) AddRow({"bf16 KV / " + name, "times", ms, 0, before / ms, bound});
+  }
+  void AddRatio(const std::string& name, const std::string& usual, const std::string& usual_kind,
+                double bound) {
+    const double before = Measured(usual), ms = Measured(name);
+    if (before > 0 && ms > 0) {
+      AddRow({name + " / " + usual_kind, "ratio", ms, before, ms / before, bound});
+    }
   }
 
   // Block tables of `sequences` sequences of `length` tokens, over blocks in a random order.
@@ -247,8 +309,7 @@ class Suite {
   }
 
   void Decode(int batch, int context, double bound) {
-    const std::string name =
-        fmt::format("{}decode batch {}, {}", int4_ ? "INT4 " : "", batch, context);
+    const std::string name = fmt::format("{}decode batch {}, {}", Prefix(), batch, context);
     if (!Wanted(name)) return;
     constexpr int kWarm = 8, kSteps = 40;
     const int length = context + kWarm + kSteps + 2;
@@ -270,7 +331,7 @@ class Suite {
                       (context + kWarm + kSteps / 2.0) * batch;
     const double floor = (WeightBytes() + kv) / bandwidth_ * 1e3;
     AddRow({name, "ratio", Median(times), floor, Median(times) / floor, bound,
-            int4_ ? Work{} : Work{batch, context + kWarm + kSteps / 2, 1, 1}});
+            Prefix().empty() ? Work{batch, context + kWarm + kSteps / 2, 1, 1} : Work{}});
   }
   // Of the layers.
   double LayerParameters() const {
@@ -336,7 +397,7 @@ class Suite {
     if (Wanted(name)) {
       const auto ratio_at = [&](double rate) { return Median(times) / (flops / rate * 1e3); };
       AddRow({name, "ratio", Median(times), floor, ratio_at(rate_), bound,
-              int4_ ? Work{} : Work{sequences, start, count, kChunk / sequences},
+              Prefix().empty() ? Work{sequences, start, count, kChunk / sequences} : Work{},
               ratio_at(hot_rate_), ratio_at(Median(rates)), Median(rates)});
     }
     return sequences * t / Median(times) * 1e3;
@@ -527,7 +588,8 @@ class Suite {
   double rate_ = 0;       // FLOP per second, while the card is cool
   double hot_rate_ = 0;   // that it keeps up
   std::unique_ptr<cuda::Matmul> matmul_;
-  bool int4_ = false;  // the engine's weights
+  bool int4_ = false;    // the engine's weights
+  bool fp8_kv_ = false;  // its KV
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;
   SamplingParams greedy_;

@@ -164,7 +164,7 @@ int RunInspect(const Arguments& arguments) {
   flags.AddChoice("--dtype", &dtype, kDTypeChoices,
                   "weights and KV; auto: bfloat16, or float32 of a checkpoint that is");
   flags.AddChoice("--kv-cache-dtype", &kv_cache_dtype, kKvCacheDTypeChoices,
-                  "KV; auto: as the weights; fp8: on CPUs only so far");
+                  "KV; auto: as the weights; fp8: a byte a number");
   flags.AddBytes("--memory", &memory,
                  "memory for weights and KV; 0: this machine's, or its control group's");
   flags.Add("--json", &json, "one JSON object instead of text");

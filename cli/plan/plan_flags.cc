@@ -279,7 +279,7 @@ void PlanFlags::AddTo(FlagSet* flags) {
   flags->AddChoice("--quantisation", &quantisation, NamesOf(simulation::Quantisations()),
                    "of the layers' weights; KV stays bf16 (fp32: fp32)");
   flags->AddChoice("--kv-cache-dtype", &kv_cache_dtype, kKvCacheDTypeChoices,
-                   "of KV; auto: as --quantisation says; fp8: half of bf16, on CPUs only so far");
+                   "of KV; auto: as --quantisation says; fp8: half of bf16");
 
   flags->Add("--card", &card,
              absl::StrJoin(NamesOf(simulation::KnownCards()), ", ") +

@@ -51,7 +51,8 @@ struct OpsShape {
   // A row's results are bit-identical whatever else is in the batch, and however its sequence was
   // cut into steps.
   bool batch_invariant = false;
-  bool int4 = false;  // some weights may have 4 bits
+  bool int4 = false;    // some weights may have 4 bits
+  bool fp8_kv = false;  // pages may be of Element::kFloat8E4M3
 };
 
 // y = x W^T + bias.

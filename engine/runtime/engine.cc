@@ -194,12 +194,6 @@ class LoadedEngine final : public Engine {
           "worker holds the whole model; more GPUs serve more with --prefill N and --decode N",
           shard_.size, options_.device);
     }
-    if (options_.kv_cache_dtype == "fp8" && device_memory()) {
-      return InvalidArgument(
-          "--kv-cache-dtype=fp8 works with --device=cpu only so far, not yet on GPUs ({}); use "
-          "--kv-cache-dtype=auto",
-          options_.device);
-    }
     ResolveDtype(backend_->device(), &options_);
     return ResolveBatch(backend_->batch_defaults(), &options_);
   }
@@ -250,6 +244,7 @@ class LoadedEngine final : public Engine {
     OpsShape shape =
         OpsShapeOf(config_, float32 ? Element::kFloat32 : Element::kBFloat16, Limits());
     shape.batch_invariant = options_.batch_invariant;
+    shape.fp8_kv = kv_dtype == DType::kFloat8E4M3;
     absl::StatusOr<std::unique_ptr<Ops>> ops = backend_->MakeOps(shape);
     if (!ops.ok()) return WithRemedy(ops.status(), "scratch memory", options_);
     ops_ = *std::move(ops);

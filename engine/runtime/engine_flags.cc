@@ -49,7 +49,7 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
   flags->AddChoice(
       "--kv-cache-dtype", &options->kv_cache_dtype, kKvCacheDTypeChoices,
       "Type of KV; auto: that of --dtype; fp8: e4m3, a byte each, rounded to 4 bits of "
-      "precision; CPU only so far");
+      "precision");
   flags->Add("--gpu-memory-utilization", &options->gpu_memory_utilization,
              "Share of a GPU's whole memory for this process; the KV pool takes what weights and "
              "workspaces leave of it");

@@ -44,10 +44,11 @@ struct Case {
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
-// The kernels that may be used.
+// The kernels that may be used, and the element of pages on both sides.
 struct Variant {
   const char* name;
   CudaOpsOptions options;
+  bool fp8_kv = false;
 };
 void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 
@@ -101,6 +102,19 @@ class Side {
     for (size_t i = 0; i < count; ++i) values[i] = BF16ToFloat(bits[i]);
     return values;
   }
+  // A pool's pages: of the side's element, or e4m3.
+  std::byte* PutPages(const std::vector<float>& values, bool fp8) {
+    if (!fp8) return static_cast<std::byte*>(PutElements(values));
+    std::vector<std::byte> codes;
+    for (const float value : values) codes.push_back(std::byte{FloatToE4M3(value)});
+    return Put(codes);
+  }
+  std::vector<float> GetPages(const void* from, size_t count, bool fp8) {
+    if (!fp8) return GetElements(from, count);
+    std::vector<float> values;
+    for (const uint8_t code : Get<uint8_t>(from, count)) values.push_back(E4M3ToFloat(code));
+    return values;
+  }
   Projection PutProjection(const std::vector<uint16_t>& weight, size_t n, size_t k,
                            const std::vector<float>& bias) {
     buffers_.push_back(device_->Allocate(ops_->PackedWeightBytes(n, k)).value());
@@ -144,6 +158,7 @@ class CudaOpsTest : public ::testing::TestWithParam<std::tuple<Case, Variant>> {
     shape.vocab = Size(case_.vocab);
     shape.qk_norm = case_.qk_norm;
     shape.output_bias = shape.mlp_bias = case_.biases > 1;
+    shape.fp8_kv = fp8_kv_;
     shape.element = Element::kFloat32;
     Buffer scratch = cpu_device_.Allocate(CpuOps::ScratchBytes(shape)).value();
     cpu_ = std::make_unique<Side>(
@@ -265,7 +280,28 @@ class CudaOpsTest : public ::testing::TestWithParam<std::tuple<Case, Variant>> {
     worst_ = 0;
   }
 
+  // As Compare. Numbers that are nearly the same may round to neighbours, an eighth apart.
+  void CompareRounded(const char* what, const std::vector<float>& got,
+                      const std::vector<float>& want, size_t rows, size_t width) {
+    int wrong = 0, different = 0;
+    for (size_t row = 0; row < rows; ++row) {
+      double norm = 0;
+      for (size_t i = row * width; i < (row + 1) * width; ++i) norm += std::pow(want[i], 2);
+      const double room = 2 * kTolerance * std::sqrt(norm / static_cast<double>(width));
+      for (size_t i = row * width; i < (row + 1) * width; ++i) {
+        const double size = std::max(std::abs(got[i]), std::abs(want[i]));
+        different += got[i] != want[i];
+        wrong += !(std::abs(static_cast<double>(got[i]) - static_cast<double>(want[i])) <=
+                   size / 8 + room);
+      }
+    }
+    fmt::print("  {:<20} {} of {} rounded to a neighbour\n", what, different, rows * width);
+    EXPECT_EQ(wrong, 0) << what;
+    EXPECT_LT(different, static_cast<double>(rows * width) / 8) << what;
+  }
+
   const Case& case_ = std::get<0>(GetParam());
+  const bool fp8_kv_ = std::get<1>(GetParam()).fp8_kv;
   const Sizes sizes_{std::get<0>(GetParam())};
   std::mt19937 random_{7};
   CpuDevice cpu_device_{{.num_threads = 2}};
@@ -284,14 +320,14 @@ TEST_P(CudaOpsTest, AStep) {
   const Case& c = case_;
   const size_t hidden = Size(c.hidden), inner = Size(c.inner), vocab = Size(c.vocab);
   const std::vector<float> pool = MakePool();
-  const KvPages cpu_pages{static_cast<std::byte*>(cpu_->PutElements(pool)),
-                          Element::kFloat32,
+  const KvPages cpu_pages{cpu_->PutPages(pool, fp8_kv_),
+                          fp8_kv_ ? Element::kFloat8E4M3 : Element::kFloat32,
                           c.kv_heads,
                           c.head_dim,
                           c.block_size,
                           num_blocks_};
-  const KvPages cuda_pages{static_cast<std::byte*>(cuda_->PutElements(pool)),
-                           Element::kBFloat16,
+  const KvPages cuda_pages{cuda_->PutPages(pool, fp8_kv_),
+                           fp8_kv_ ? Element::kFloat8E4M3 : Element::kBFloat16,
                            c.kv_heads,
                            c.head_dim,
                            c.block_size,
@@ -362,14 +398,21 @@ TEST_P(CudaOpsTest, AStep) {
   }
   Compare("queries", q, want_q, rows_, sizes_.q);
   // Pages: written where the CPU writes, and nowhere else.
-  std::vector<float> got_pool = cuda_->GetElements(cuda_pages.base, PoolElements());
-  const std::vector<float> want_pool = cpu_->Get<float>(cpu_pages.base, PoolElements());
+  std::vector<float> got_pool = cuda_->GetPages(cuda_pages.base, PoolElements(), fp8_kv_);
+  const std::vector<float> want_pool = cpu_->GetPages(cpu_pages.base, PoolElements(), fp8_kv_);
   std::vector<float> got_kv = got_pool, want_kv = want_pool;
   for (size_t i = 0; i < got_kv.size(); ++i) {
     if (std::isnan(want_kv[i]) && std::isnan(got_kv[i])) got_kv[i] = want_kv[i] = 0;
   }
-  Compare("keys and values", got_kv, want_kv, got_kv.size() / Size(c.head_dim), Size(c.head_dim));
-  cpu_->stream()->CopyToDevice(cpu_pages.base, got_pool.data(), got_pool.size() * sizeof(float));
+  const size_t heads_of_pool = got_kv.size() / Size(c.head_dim);
+  if (fp8_kv_) {
+    CompareRounded("keys and values", got_kv, want_kv, heads_of_pool, Size(c.head_dim));
+    const auto codes = cuda_->Get<uint8_t>(cuda_pages.base, PoolElements());
+    cpu_->stream()->CopyToDevice(cpu_pages.base, codes.data(), codes.size());
+  } else {
+    Compare("keys and values", got_kv, want_kv, heads_of_pool, Size(c.head_dim));
+    cpu_->stream()->CopyToDevice(cpu_pages.base, got_pool.data(), got_pool.size() * sizeof(float));
+  }
   cpu_->stream()->CopyToDevice(qkv.queries, cpu_qkv.data(), cpu_qkv.size() * sizeof(float));
 
   AttentionArgs attention;
@@ -517,7 +560,11 @@ std::vector<Variant> Variants() {
           {"Skinny", skinny},
           {"Hopper", hopper},
           {"Generic", generic},
-          {"Plain", plain}};
+          {"Plain", plain},
+          {"ChosenKvInFp8", {}, true},
+          {"SkinnyKvInFp8", skinny, true},
+          {"HopperKvInFp8", hopper, true},
+          {"PlainKvInFp8", plain, true}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaOpsTest,

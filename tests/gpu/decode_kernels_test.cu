@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/e4m3.cuh"
 #include "engine/kernels/cuda/skinny_linear.h"
 #include "engine/kernels/cuda/step.h"
+#include "engine/kernels/element.h"
 #include "tests/gpu/device_array.h"
 
 namespace tandem::engine::cuda {
@@ -52,6 +54,60 @@ void ExpectClose(const std::vector<T>& got, const std::vector<U>& wanted, double
 // Rounding of a result to bfloat16 costs 2^-9 at most, 0.29 of that on average.
 constexpr double kBFloat16Limit = 2.5e-3;
 constexpr double kFloat32Limit = 2e-5;
+
+__global__ void PackAll(const float* values, size_t pairs, uint16_t* codes) {
+  const size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+  if (i < pairs) codes[i] = PackE4M3(values[2 * i], values[2 * i + 1]);
+}
+
+// Of the pair (code, 255 - code).
+__global__ void WidenAll(float2* floats, uint32_t* pairs) {
+  const auto two = static_cast<uint16_t>(threadIdx.x | (255 - threadIdx.x) << 8);
+  floats[threadIdx.x] = FloatsOf(two);
+  pairs[threadIdx.x] = BFloat16sOf(two);
+}
+
+bool IsNanCode(uint32_t code) { return (code & 0x7f) == 0x7f; }
+bool SameNumber(float a, float b) {
+  return std::isnan(a) ? std::isnan(b) : std::memcmp(&a, &b, sizeof(a)) == 0;
+}
+
+// Conversions to and from e4m3 against element.h's.
+void E4M3Matches() {
+  std::vector<float> values = {NAN, -NAN, INFINITY, -INFINITY, 448, 464, 480, 1e30f, -1e30f, 0};
+  for (uint32_t high = 0; high < 1 << 16; ++high) {  // every bfloat16, and what is next to it
+    for (const uint32_t low : {0u, 1u, 0xffffu}) {
+      const uint32_t bits = high << 16 | low;
+      float value;
+      std::memcpy(&value, &bits, sizeof(value));
+      values.push_back(value);
+    }
+  }
+  const DeviceArray<float> device_values(values);
+  DeviceArray<uint16_t> codes(values.size() / 2);
+  PackAll<<<static_cast<unsigned>(codes.size() / 128 + 1), 128>>>(device_values.get(), codes.size(),
+                                                                  codes.get());
+  const auto got = codes.ToHost();
+  int different = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint32_t code = got[i / 2] >> (i % 2 * 8) & 0xff, wanted = FloatToE4M3(values[i]);
+    different += code != wanted && !(IsNanCode(code) && IsNanCode(wanted)) ? 1 : 0;
+  }
+  Expect(different == 0, "to e4m3: differ: " + std::to_string(different));
+  DeviceArray<float2> floats(256);
+  DeviceArray<uint32_t> pairs(256);
+  WidenAll<<<1, 256>>>(floats.get(), pairs.get());
+  const auto got_floats = floats.ToHost();
+  const auto got_pairs = pairs.ToHost();
+  for (size_t code = 0; code < 256; ++code) {
+    const float low = E4M3ToFloat(static_cast<uint8_t>(code));
+    const float high = E4M3ToFloat(static_cast<uint8_t>(255 - code));
+    Expect(SameNumber(got_floats[code].x, low) && SameNumber(got_floats[code].y, high) &&
+               SameNumber(BF16ToFloat(static_cast<uint16_t>(got_pairs[code])), low) &&
+               SameNumber(BF16ToFloat(static_cast<uint16_t>(got_pairs[code] >> 16)), high),
+           "from e4m3 " + std::to_string(code));
+  }
+}
 
 // out[row][n] = sum_k w[n][k] x[row][k] / rms[row].
 __global__ void ReferenceLinear(const BFloat16* w, const BFloat16* x, int outputs, int inputs,
@@ -220,14 +276,22 @@ void QkvMatches(const Fixture& f, int rows) {
   DeviceArray<BFloat16> kv(blocks * 2ull * kv_heads * page);
   q.Poison();
   kv.Poison();
-  TANDEM_CUDA_CHECK(SkinnyQkv(
-      {w.get(), bias.get(), x.get(), q.get(), kv.get(), cos.get(), sin.get(), device_slots.get(),
-       rows, heads, kv_heads, dim, kBlockSize, hidden, norm.Squares(), Norm::kEpsilon},
-      f.Scratch(), f.options));
+  DeviceArray<uint8_t> fp8_kv(kv.size());
+  fp8_kv.Poison();
+  QkvArgs args = {w.get(),    bias.get(), x.get(),        q.get(),
+                  kv.get(),   cos.get(),  sin.get(),      device_slots.get(),
+                  rows,       heads,      kv_heads,       dim,
+                  kBlockSize, hidden,     norm.Squares(), Norm::kEpsilon};
+  TANDEM_CUDA_CHECK(SkinnyQkv(args, f.Scratch(), f.options));
+  args.kv = fp8_kv.get();
+  args.fp8_kv = true;
+  TANDEM_CUDA_CHECK(SkinnyQkv(args, f.Scratch(), f.options));
   const auto sums = Reference(w, x, rows, outputs, hidden, norm.inverse_rms);
   const auto b = bias.ToHost();
   const auto c = cos.ToHost(), s = sin.ToHost();
   const auto got_q = q.ToHost(), got_kv = kv.ToHost();
+  const auto codes = fp8_kv.ToHost();
+  int wrong_codes = 0;
   std::vector<double> wanted;
   std::vector<BFloat16> got;
   for (int row = 0; row < rows; ++row) {
@@ -242,14 +306,23 @@ void QkvMatches(const Fixture& f, int rows) {
         wanted.push_back(head < heads + kv_heads ? value(i) * c[at] + other * s[at] : value(i));
         got.push_back(head < heads ? got_q[(static_cast<size_t>(row) * heads + head) * dim + i]
                                    : got_kv[slots[row] + (head - heads) * page + i]);
+        if (head < heads) continue;
+        const uint8_t code = FloatToE4M3(static_cast<float>(wanted.back()));
+        wrong_codes += codes[slots[row] + (head - heads) * page + i] != code ? 1 : 0;
       }
     }
   }
   ExpectClose(got, wanted, kBFloat16Limit, f.Name("qkv", rows));
   const size_t written = std::count_if(got_kv.begin(), got_kv.end(),
                                        [](BFloat16 v) { return !std::isnan(__bfloat162float(v)); });
-  Expect(written == static_cast<size_t>(rows) * 2 * kv_heads * dim,
-         f.Name("qkv", rows) + ": only the new positions' slots are written");
+  const size_t numbers = static_cast<size_t>(rows) * 2 * kv_heads * dim;
+  Expect(written == numbers, f.Name("qkv", rows) + ": only the new positions' slots are written");
+  // Sums in another order are now and then on the other side of where e4m3 rounds.
+  Expect(wrong_codes <= static_cast<int>(numbers / 100),
+         f.Name("qkv", rows) + ": wrong in e4m3: " + std::to_string(wrong_codes));
+  const size_t coded =
+      std::count_if(codes.begin(), codes.end(), [](uint8_t code) { return code != 0xff; });
+  Expect(coded == numbers, f.Name("qkv", rows) + ": e4m3 goes to the new positions' slots alone");
   f.ExpectCountersZero(f.Name("qkv", rows));
 }
 
@@ -289,8 +362,9 @@ __global__ void ReferenceAttention(DecodeAttentionArgs a, double* out) {
   const auto element = [&](int position, int value, int d) {
     const int64_t block = a.blocks[item.first_block + position / a.block_size];
     const int64_t page = (block * 2 + value) * a.kv_heads + kv_head;
-    return static_cast<double>(
-        __bfloat162float(a.kv[(page * a.block_size + position % a.block_size) * a.head_dim + d]));
+    const int64_t at = (page * a.block_size + position % a.block_size) * a.head_dim + d;
+    return static_cast<double>(a.fp8_kv ? ToFloat(static_cast<const E4M3*>(a.kv)[at])
+                                        : ToFloat(static_cast<const BFloat16*>(a.kv)[at]));
   };
   const BFloat16* q = a.q + (static_cast<int64_t>(item.row) * a.heads + head) * a.head_dim;
   for (int p = threadIdx.x; p < length; p += blockDim.x) {
@@ -312,7 +386,8 @@ __global__ void ReferenceAttention(DecodeAttentionArgs a, double* out) {
 }
 
 // A length of 0 stands for an item that the kernel must leave alone.
-void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int block_size) {
+void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int block_size,
+                      bool fp8_kv) {
   const auto [name, hidden, heads, kv_heads, dim, inner, vocab] = f.shape;
   const int num_items = static_cast<int>(lengths.size());
   const int longest = *std::max_element(lengths.begin(), lengths.end());
@@ -343,7 +418,10 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
       }
     }
   }
+  std::vector<uint8_t> codes;
+  for (const BFloat16 number : pages) codes.push_back(FloatToE4M3(__bfloat162float(number)));
   const DeviceArray<BFloat16> kv(pages);
+  const DeviceArray<uint8_t> coded_kv(codes);
   const auto q = RandomArray<BFloat16>(static_cast<size_t>(num_items) * heads * dim, 12, 4);
   const DeviceArray<int32_t> device_blocks(order);
   const DeviceArray<DecodeItem> device_items(items);
@@ -352,8 +430,9 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
   DeviceArray<uint32_t> launches(static_cast<size_t>(f.options.multiprocessors));
   parts.Poison();
   launches.Zero();
+  const void* const kv_of = fp8_kv ? static_cast<const void*>(coded_kv.get()) : kv.get();
   const DecodeAttentionArgs args = {q.get(),
-                                    kv.get(),
+                                    kv_of,
                                     device_items.get(),
                                     device_blocks.get(),
                                     out.get(),
@@ -362,7 +441,8 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
                                     kv_heads,
                                     dim,
                                     block_size,
-                                    1 / std::sqrt(static_cast<float>(dim))};
+                                    1 / std::sqrt(static_cast<float>(dim)),
+                                    fp8_kv};
   // The second launch finds the first one's parts in the scratch memory.
   for (int launch = 0; launch < 2; ++launch) {
     out.Poison();
@@ -377,7 +457,7 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
   ReferenceAttention<<<dim3(num_items, heads), dim, shared>>>(args, wanted.get());
   TANDEM_CUDA_CHECK(cudaGetLastError());
   const std::string what = f.Name("attention", num_items) + " longest " + std::to_string(longest) +
-                           " block size " + std::to_string(block_size);
+                           " block size " + std::to_string(block_size) + (fp8_kv ? " e4m3" : "");
   const std::vector<BFloat16> got = out.ToHost();
   const std::vector<double> values = wanted.ToHost();
   const size_t width = static_cast<size_t>(heads) * dim;
@@ -391,7 +471,7 @@ void AttentionMatches(const Fixture& f, const std::vector<int>& lengths, int blo
              what + ": another's row is left alone");
       continue;
     }
-    // Probabilities are rounded to bfloat16 before they meet the values.
+    // Probabilities are rounded to bfloat16, or to halves, before they meet the values.
     ExpectClose(mine, std::vector<double>(values.begin() + begin, values.begin() + end),
                 2 * kBFloat16Limit, what + " item " + std::to_string(i));
   }
@@ -545,6 +625,7 @@ void TilesFit() {
 
 // `only`: the name of a shape, or null for all.
 void RunAll(const char* only) {
+  E4M3Matches();
   int device_bytes = 0;
   TANDEM_CUDA_CHECK(
       cudaDeviceGetAttribute(&device_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
@@ -561,14 +642,16 @@ void RunAll(const char* only) {
       }
       for (const int rows : {1, 7, 16, 32, 64}) LogitsMatch(f, rows);
       PrepareStepMatches(f);
-      AttentionMatches(f, {1}, 16);
-      AttentionMatches(f, {0, 5, 40, 1, 16, 0, 0, 17, 300, 64, 0}, 64);
-      if (std::strcmp(shape.name, "small") == 0) continue;
-      AttentionMatches(f, {2048}, 16);
-      AttentionMatches(f, {20000}, 32);
-      AttentionMatches(f, {0, 5, 2048, 1, 16, 0, 0, 17, 777, 4096, 0}, 64);
-      AttentionMatches(f, RandomLengths(64, 2048), 16);
-      AttentionMatches(f, RandomLengths(256, 600), 16);
+      for (const bool fp8_kv : {false, true}) {
+        AttentionMatches(f, {1}, 16, fp8_kv);
+        AttentionMatches(f, {0, 5, 40, 1, 16, 0, 0, 17, 300, 64, 0}, 64, fp8_kv);
+        if (std::strcmp(shape.name, "small") == 0) continue;
+        AttentionMatches(f, {2048}, 16, fp8_kv);
+        AttentionMatches(f, {20000}, 32, fp8_kv);
+        AttentionMatches(f, {0, 5, 2048, 1, 16, 0, 0, 17, 777, 4096, 0}, 64, fp8_kv);
+        AttentionMatches(f, RandomLengths(64, 2048), 16, fp8_kv);
+        AttentionMatches(f, RandomLengths(256, 600), 16, fp8_kv);
+      }
     }
   }
 }

@@ -9,9 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "engine/kernels/cuda/e4m3.cuh"
 #include "engine/kernels/cuda/flash_prefill_attention.h"
 #include "engine/kernels/cuda/prefill_attention.h"
 #include "engine/kernels/cuda/ptx.cuh"
+#include "engine/kernels/cuda/wide_pages.h"
+#include "engine/kernels/element.h"
 #include "tests/gpu/device_array.h"
 
 namespace tandem::engine::cuda {
@@ -29,6 +32,7 @@ struct Item {
 
 struct Shape {
   int heads = 28, kv_heads = 4, head_dim = 128, block_size = 16;
+  bool fp8_kv = false;
 };
 
 struct Case {
@@ -57,38 +61,40 @@ __global__ void FillQueries(Shape s, int first_row, Item item, BFloat16* q) {
 }
 
 // One block of threads per (position, KV head).
-__global__ void FillPages(Shape s, const int32_t* blocks, Item item, BFloat16* kv) {
+__global__ void FillPages(Shape s, const int32_t* blocks, Item item, void* kv) {
   const int position = blockIdx.x, kv_head = blockIdx.y, d = threadIdx.x;
   const int64_t block = blocks[position / s.block_size];
   for (int value = 0; value < 2; ++value) {
     const int64_t row =
         ((block * 2 + value) * s.kv_heads + kv_head) * s.block_size + position % s.block_size;
-    kv[row * s.head_dim + d] =
-        __float2bfloat16(PageAt(s, item.sequence, position, kv_head, value, d));
+    StoreElement(kv, s.fp8_kv, row * s.head_dim + d,
+                 PageAt(s, item.sequence, position, kv_head, value, d));
   }
 }
 
 constexpr int kReferenceThreads = 128;
 
 // Of one item; one block of threads per (row, head).
-__global__ void Reference(Shape s, const BFloat16* q, const BFloat16* kv, const int32_t* blocks,
+__global__ void Reference(Shape s, const BFloat16* q, const void* kv, const int32_t* blocks,
                           int first_row, int start, double scale, float* out) {
   extern __shared__ double scores[];
   __shared__ double shared_sum[kReferenceThreads];
   const int row = first_row + blockIdx.x, head = blockIdx.y;
   const int kv_head = head / (s.heads / s.kv_heads), positions = start + blockIdx.x + 1;
   const BFloat16* query = q + (static_cast<int64_t>(row) * s.heads + head) * s.head_dim;
-  const auto page = [&](int position, int value) {
+  const auto element = [&](int position, int value, int d) {
     const int64_t block = blocks[position / s.block_size];
-    return kv +
-           (((block * 2 + value) * s.kv_heads + kv_head) * s.block_size + position % s.block_size) *
-               s.head_dim;
+    const int64_t at =
+        (((block * 2 + value) * s.kv_heads + kv_head) * s.block_size + position % s.block_size) *
+            s.head_dim +
+        d;
+    return static_cast<double>(s.fp8_kv ? ToFloat(static_cast<const E4M3*>(kv)[at])
+                                        : ToFloat(static_cast<const BFloat16*>(kv)[at]));
   };
   for (int p = threadIdx.x / 32; p < positions; p += kReferenceThreads / 32) {
     double dot = 0;
     for (int d = threadIdx.x % 32; d < s.head_dim; d += 32) {
-      dot += static_cast<double>(__bfloat162float(query[d])) *
-             static_cast<double>(__bfloat162float(page(p, 0)[d]));
+      dot += static_cast<double>(__bfloat162float(query[d])) * element(p, 0, d);
     }
     for (int lanes = 16; lanes > 0; lanes /= 2) dot += __shfl_xor_sync(~0u, dot, lanes);
     if (threadIdx.x % 32 == 0) scores[p] = dot * scale;
@@ -108,7 +114,7 @@ __global__ void Reference(Shape s, const BFloat16* q, const BFloat16* kv, const 
   if (threadIdx.x < s.head_dim) {
     double value = 0;
     for (int p = 0; p < positions; ++p) {
-      value += scores[p] * static_cast<double>(__bfloat162float(page(p, 1)[threadIdx.x]));
+      value += scores[p] * element(p, 1, static_cast<int>(threadIdx.x));
     }
     out[(static_cast<int64_t>(row) * s.heads + head) * s.head_dim + threadIdx.x] =
         static_cast<float>(value / sum);
@@ -147,8 +153,8 @@ struct Batch {
     const size_t width = static_cast<size_t>(shape.heads) * shape.head_dim;
     q = DeviceArray<BFloat16>(rows * width);
     out = DeviceArray<BFloat16>(rows * width);
-    kv = DeviceArray<BFloat16>(static_cast<size_t>(pool_blocks) * 2 * shape.kv_heads *
-                               shape.block_size * shape.head_dim);
+    kv = DeviceArray<uint8_t>(static_cast<size_t>(pool_blocks) * 2 * shape.kv_heads *
+                              shape.block_size * shape.head_dim * (shape.fp8_kv ? 1 : 2));
     partial = DeviceArray<float>(PrefillAttentionPartialFloats(shape.head_dim, multiprocessors));
     q.Poison();
     out.Poison();
@@ -190,6 +196,7 @@ struct Batch {
     args.num_pool_blocks = pool_blocks;
     args.skip_single_rows = c.skip_single_rows;
     args.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
+    args.fp8_kv = shape.fp8_kv;
     return args;
   }
 
@@ -197,7 +204,8 @@ struct Batch {
   int rows = 0, pool_blocks = 0, max_item_rows = 0, max_length = 0;
   std::vector<int32_t> host_first_rows, host_first_blocks;
   DeviceArray<int32_t> first_rows, starts, first_blocks, blocks;
-  DeviceArray<BFloat16> q, kv, out;
+  DeviceArray<BFloat16> q, out;
+  DeviceArray<uint8_t> kv;
   DeviceArray<float> partial;
   DeviceArray<uint32_t> flags;
 };
@@ -288,7 +296,8 @@ void Test(Kernel kernel, const Case& c) {
   const bool passed = error <= kLimit && bad == 0 && touched == 0 && flags_left == 0;
   if (!passed) ++failures;
   std::printf("%s %s: error %.2e, worst row %.2e, bad rows %d, touched %d, flags left %d\n",
-              passed ? "passed" : "FAILED", c.name.c_str(), error, worst, bad, touched, flags_left);
+              passed ? "passed" : "FAILED", (c.name + (s.fp8_kv ? ", e4m3" : "")).c_str(), error,
+              worst, bad, touched, flags_left);
   std::fflush(stdout);
 }
 
@@ -442,8 +451,8 @@ std::vector<Case> Cases() {
 }
 
 // Writes queries and pages late, having let its successor start.
-__global__ void CopyLate(const BFloat16* q, size_t q_count, BFloat16* to_q, const BFloat16* kv,
-                         size_t kv_count, BFloat16* to_kv) {
+__global__ void CopyLate(const BFloat16* q, size_t q_count, BFloat16* to_q, const uint8_t* kv,
+                         size_t kv_count, uint8_t* to_kv) {
   WaitForPredecessor();
   LetSuccessorStart();
   const long long start = clock64();
@@ -455,11 +464,13 @@ __global__ void CopyLate(const BFloat16* q, size_t q_count, BFloat16* to_q, cons
 }
 
 // The kernel waits for its predecessor before it reads what that writes.
-void TestOverlap(Kernel kernel, bool split) {
-  const Case c{"", {}, {{700, 60, 1}, {0, 50, 2}}, false, split};
+void TestOverlap(Kernel kernel, bool split, bool fp8_kv) {
+  Case c{"", {}, {{700, 60, 1}, {0, 50, 2}}, false, split};
+  c.shape.fp8_kv = fp8_kv;
   const Batch batch(c);
   const std::vector<BFloat16> wanted = Run(kernel, c, batch);
-  DeviceArray<BFloat16> late_q(batch.q.size()), late_kv(batch.kv.size());
+  DeviceArray<BFloat16> late_q(batch.q.size());
+  DeviceArray<uint8_t> late_kv(batch.kv.size());
   int different = 0;
   for (int repeat = 0; repeat < 3; ++repeat) {
     late_q.Poison();
@@ -476,8 +487,50 @@ void TestOverlap(Kernel kernel, bool split) {
     different += std::memcmp(got.data(), wanted.data(), got.size() * sizeof(BFloat16)) != 0 ? 1 : 0;
   }
   if (different != 0) ++failures;
-  std::printf("%s overlap%s: %d of 3 runs differ\n", different == 0 ? "passed" : "FAILED",
-              split ? ", split" : "", different);
+  std::printf("%s overlap%s%s: %d of 3 runs differ\n", different == 0 ? "passed" : "FAILED",
+              split ? ", split" : "", fp8_kv ? ", e4m3" : "", different);
+}
+
+// Every number of the runs' pages, and no others' place.
+void TestWidePages() {
+  Case c{"", {14, 2, 64, 32}, {{-1, 1, 0}, {9, 1, 1}, {0, 260, 2}, {1000, 1, 3}, {31, 2, 4}}};
+  c.shape.fp8_kv = true;
+  const Batch batch(c);
+  const int num_items = static_cast<int>(c.items.size());
+  const size_t elements = size_t{2} * 2 * 32 * 64;  // of a block
+  DeviceArray<int32_t> first_wide(c.items.size() + 1);
+  TANDEM_CUDA_CHECK(NumberWideBlocks({batch.first_rows.get(), batch.starts.get(), num_items, 32},
+                                     first_wide.get(), Options()));
+  const std::vector<int32_t> numbers = first_wide.ToHost();
+  bool right = numbers == std::vector<int32_t>{0, 0, 0, 9, 9, 11};
+  DeviceArray<BFloat16> wide(11 * elements);
+  wide.Poison();
+  WidenPagesArgs args;
+  args.kv = batch.kv.get();
+  args.first_blocks = batch.first_blocks.get();
+  args.blocks = batch.blocks.get();
+  args.first_wide_blocks = first_wide.get();
+  args.wide = wide.get();
+  args.num_items = num_items;
+  args.num_wide_blocks = 11;
+  args.block_elements = static_cast<int>(elements);
+  TANDEM_CUDA_CHECK(WidenPages(args, Options()));
+  const std::vector<BFloat16> got = wide.ToHost();
+  const std::vector<uint8_t> codes = batch.kv.ToHost();
+  const std::vector<int32_t> blocks = batch.blocks.ToHost();
+  int different = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const size_t block = i / elements, item = block < 9 ? 2 : 4;
+    const size_t in_item = block < 9 ? block : block - 9;
+    const auto from =
+        static_cast<size_t>(blocks[static_cast<size_t>(batch.host_first_blocks[item]) + in_item]);
+    const float wanted = E4M3ToFloat(codes[from * elements + i % elements]);
+    const float number = __bfloat162float(got[i]);
+    different += std::isnan(wanted) ? !std::isnan(number) : number != wanted;
+  }
+  right = right && different == 0;
+  if (!right) ++failures;
+  std::printf("%s wide pages: %d numbers differ\n", right ? "passed" : "FAILED", different);
 }
 
 // As on devices with less shared memory.
@@ -486,21 +539,23 @@ cudaError_t FlashInSmallSteps(const PrefillAttentionArgs& args, const LaunchOpti
 }
 
 void TestAll(const char* name, Kernel kernel, const std::vector<int>& head_dims,
-             const char* pattern) {
+             const char* pattern, bool fp8_kv = false) {
   std::printf("%s\n", name);
-  for (const Case& c : Cases()) {
+  for (Case c : Cases()) {
+    c.shape.fp8_kv = fp8_kv;
     if (std::count(head_dims.begin(), head_dims.end(), c.shape.head_dim) == 0) continue;
     if (pattern == nullptr || c.name.find(pattern) != std::string::npos) Test(kernel, c);
   }
   if (pattern != nullptr) return;
   for (const int head_dim : head_dims) {
-    const Shape shape = head_dim == 128 ? Shape{} : Shape{14, 2, head_dim, 32};
+    Shape shape = head_dim == 128 ? Shape{} : Shape{14, 2, head_dim, 32};
+    shape.fp8_kv = fp8_kv;
     TestInvariance(kernel, shape, false, 1000);
     TestInvariance(kernel, shape, true, 1000);
     TestInvariance(kernel, shape, true, 5000);
   }
-  TestOverlap(kernel, false);
-  TestOverlap(kernel, true);
+  TestOverlap(kernel, false, fp8_kv);
+  TestOverlap(kernel, true, fp8_kv);
 }
 
 int Main(int argc, char** argv) {
@@ -515,6 +570,9 @@ int Main(int argc, char** argv) {
   const char* pattern = argc < 2 ? nullptr : argv[1];
   TestAll("FlashPrefillAttention", FlashPrefillAttention, {64, 128}, pattern);
   TestAll("FlashPrefillAttention in small steps", FlashInSmallSteps, {128}, pattern);
+  TestAll("FlashPrefillAttention of e4m3", FlashPrefillAttention, {64, 128}, pattern, true);
+  TestAll("FlashPrefillAttention of e4m3 in small steps", FlashInSmallSteps, {128}, pattern, true);
+  TestWidePages();
   if (properties.major == 9) {
     TestAll("HopperPrefillAttention", HopperPrefillAttention, {64, 128}, pattern);
   }

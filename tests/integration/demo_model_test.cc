@@ -78,10 +78,7 @@ TEST(DemoModel, AnswersHeldOutPromptsOfEachKind) {
   CheckAnswers("auto", SanitizerShare(kOfEachKind));
 }
 
-TEST(DemoModel, AnswersThemWithKvInFp8) {
-  if (OnGpu()) GTEST_SKIP() << "--kv-cache-dtype=fp8 is for CPUs so far";
-  CheckAnswers("fp8", SanitizerShare(kOfEachKind / 4));
-}
+TEST(DemoModel, AnswersThemWithKvInFp8) { CheckAnswers("fp8", SanitizerShare(kOfEachKind / 4)); }
 
 }  // namespace
 }  // namespace tandem

@@ -197,10 +197,7 @@ TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
   ExpectSameEverywhere("auto", RequestCount());
 }
 
-TEST(Equality, NorDoTheyWithKvInFp8) {
-  if (OnGpu()) GTEST_SKIP() << "--kv-cache-dtype=fp8 is for CPUs so far";
-  ExpectSameEverywhere("fp8", kFewestRequests);
-}
+TEST(Equality, NorDoTheyWithKvInFp8) { ExpectSameEverywhere("fp8", kFewestRequests); }
 
 }  // namespace
 }  // namespace tandem

@@ -107,10 +107,7 @@ TEST(PrefixReuse, ASecondTurnComputesNothingButItsNewTokens) {
   CheckReturnedAnswer([](ClusterSpec spec) { return spec; });
 }
 
-TEST(PrefixReuse, NorWithKvInFp8) {
-  if (OnGpu()) GTEST_SKIP() << "--kv-cache-dtype=fp8 is for CPUs so far";
-  CheckReturnedAnswer(WithFp8Kv);
-}
+TEST(PrefixReuse, NorWithKvInFp8) { CheckReturnedAnswer(WithFp8Kv); }
 
 TEST(PrefixReuse, DecodeServesAShortSecondTurnFromItsOwnCache) {
   ClusterSpec spec = SmallCluster();

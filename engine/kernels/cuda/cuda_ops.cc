@@ -18,9 +18,12 @@
 // part by hopper_int4_linear.h. For more, and for what their epilogues do not know, the weight is
 // made bfloat16 in scratch memory, and the product is as any other.
 //
+// KV in e4m3: all writers and readers of pages but Hopper's prefill attention take it as it is. For
+// the runs of a step that are worth it the pages are made bfloat16 (wide_pages.h) in front of that.
+//
 // --batch-invariant: the hopper products without their scratch memory, else cuBLASLt with one
-// algorithm for all numbers of rows; all attention by the kernels for runs, which split positions
-// at fixed ones or never.
+// algorithm for all numbers of rows; all attention by one of the kernels for runs, which split
+// positions at fixed ones or never.
 #include "engine/kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
@@ -29,6 +32,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <map>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,6 +52,7 @@
 #include "engine/kernels/cuda/sample.h"
 #include "engine/kernels/cuda/skinny_linear.h"
 #include "engine/kernels/cuda/step.h"
+#include "engine/kernels/cuda/wide_pages.h"
 
 namespace tandem::engine::cuda {
 namespace {
@@ -62,6 +67,13 @@ constexpr int kSkinnyRowsOnHopper = 8;
 // Up to how many rows FlashInfer's prefill attention is faster on Hopper too: 8 rows over 8,192
 // positions take 19 us, not 21, but 16 take 28, not 21.
 constexpr int kFewPrefillRows = 8;
+
+// Pages of e4m3 are made bfloat16 for Hopper's prefill attention where a run has as many rows, and
+// up to as many bytes of them: what is saved is more than the copy takes. That is 131,072 positions
+// of a model with 4 KV heads of 128.
+constexpr int kWidenedRows = 64;
+constexpr size_t kWideBytes = size_t{256} << 20;
+constexpr size_t kLeastBlockSize = 16;
 
 constexpr size_t kRowBuckets = 32;  // powers of two
 // Rows from which the library is worth a try against Hopper's kernels.
@@ -212,6 +224,9 @@ class CudaOps final : public Ops {
     __nv_bfloat16* ordered = nullptr;      // [kMaxInt4Rows][the most inputs]
     __nv_bfloat16* dequantised = nullptr;  // the largest of a layer's weights
     DecodeAttentionScratch decode;
+    __nv_bfloat16* wide_pages = nullptr;   // of the runs of a step
+    int32_t* first_wide_blocks = nullptr;  // [max_items + 1]
+    int32_t* wide_blocks = nullptr;        // 0, 1, ...
     float* prefill_partial = nullptr;
     uint32_t* prefill_flags = nullptr;
     std::byte* sample = nullptr;
@@ -226,6 +241,18 @@ class CudaOps final : public Ops {
   bool DecodeTakes(const AttentionArgs& args, Stream* stream) const;
   void DecodeRows(const AttentionArgs& args, Stream* stream);
   void Runs(const AttentionArgs& args, bool skip_single_rows, Stream* stream);
+  cudaError_t FastRuns(const PrefillAttentionArgs& runs, Stream* stream);
+
+  // Pages of e4m3 for Hopper's prefill attention: whether a step's runs may have wide ones, for how
+  // many positions there is room, how many blocks those of the step that begins take; and the same
+  // runs over these.
+  bool MayWiden() const {
+    return shape_.fp8_kv && options_.hopper && options_.prefill_attention &&
+           !shape_.batch_invariant && (shape_.head_dim == 64 || shape_.head_dim == 128);
+  }
+  size_t WidePositions() const { return kWideBytes / (4 * shape_.kv_width); }
+  void CountWideBlocks(const BeginArgs& args, Stream* stream);
+  PrefillAttentionArgs Widened(PrefillAttentionArgs runs, Stream* stream);
 
   // Makes scaled and shares those of `norm` over `rows` rows of `hidden`, or those that row_ids
   // names, unless they are that already.
@@ -262,6 +289,7 @@ class CudaOps final : public Ops {
   // Of the step that is being given to the stream.
   int single_rows_ = 0;  // items of one row, padding included
   bool has_decode_items_ = false;
+  int num_wide_blocks_ = 0;  // 0: pages are read as they are
   // The norm that scratch_.scaled is made for, and its square sums; null: of none.
   const float* scaled_for_ = nullptr;
   SquareSums squares_;
@@ -335,6 +363,9 @@ size_t CudaOps::Carve(std::byte* base) {
   carver.Take(DecodeAttentionParts(head_dim, multiprocessors), &m.decode.parts);
   carver.Take(static_cast<size_t>(multiprocessors), &m.decode.launches);
   m.decode.turns = m.skinny.turns;
+  carver.Take(MayWiden() ? WidePositions() * 2 * s.kv_width : 0, &m.wide_pages);
+  carver.Take(MayWiden() ? s.max_items + 1 : 0, &m.first_wide_blocks);
+  carver.Take(MayWiden() ? WidePositions() / kLeastBlockSize : 0, &m.wide_blocks);
   carver.Take(PrefillAttentionPartialFloats(head_dim, multiprocessors), &m.prefill_partial);
   carver.Take(PrefillAttentionFlags(multiprocessors), &m.prefill_flags);
   carver.Take(SampleScratchBytes(AsInt(s.max_logit_rows), AsInt(s.vocab)), &m.sample);
@@ -347,6 +378,13 @@ absl::Status CudaOps::Prepare() {
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
   Carve(memory_.as<std::byte>());
+  if (scratch_.wide_blocks != nullptr) {
+    std::vector<int32_t> numbers(WidePositions() / kLeastBlockSize);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    const std::unique_ptr<Stream> stream = device_->NewStream();
+    stream->CopyToDevice(scratch_.wide_blocks, numbers.data(), numbers.size() * sizeof(int32_t));
+    stream->Synchronize();
+  }
   return TimeProducts();
 }
 
@@ -596,6 +634,7 @@ void CudaOps::Begin(const BeginArgs& args, Stream* stream) {
   } else {
     BeginGeneric(args, stream);
   }
+  CountWideBlocks(args, stream);
   scaled_for_ = args.next_norm.weight;
   squares_ = {scratch_.shares, 1, AsInt(square_stride_)};
 }
@@ -628,6 +667,23 @@ void CudaOps::BeginFused(const BeginArgs& args, Stream* stream) {
   step.block_size = args.pages.block_size;
   step.rope_scale = args.rope_scale;
   TANDEM_CUDA_CHECK(PrepareStep(step, Beside(stream)));
+}
+
+void CudaOps::CountWideBlocks(const BeginArgs& args, Stream* stream) {
+  const RaggedBatch& host = *args.host;
+  num_wide_blocks_ = 0;
+  if (scratch_.wide_pages == nullptr || args.pages.element != Element::kFloat8E4M3 ||
+      host.max_item_rows < kWidenedRows) {
+    return;
+  }
+  const WideRuns runs = {host.first_rows, host.starts, host.num_items, args.pages.block_size};
+  size_t blocks = 0;
+  for (int i = 0; i < host.num_items; ++i) blocks += static_cast<size_t>(WideBlocksOf(runs, i));
+  if (blocks * static_cast<size_t>(args.pages.block_size) > WidePositions()) return;
+  num_wide_blocks_ = AsInt(blocks);
+  TANDEM_CUDA_CHECK(NumberWideBlocks(
+      {args.batch->first_rows, args.batch->starts, args.batch->num_items, args.pages.block_size},
+      scratch_.first_wide_blocks, After(stream)));
 }
 
 // For an embedding that is not bfloat16.
@@ -680,7 +736,8 @@ void CudaOps::Qkv(const engine::QkvArgs& args, Stream* stream) {
   qkv.bias = args.projection.bias;
   qkv.x = scratch_.scaled;
   qkv.q = static_cast<__nv_bfloat16*>(args.queries);
-  qkv.kv = reinterpret_cast<__nv_bfloat16*>(args.pages.base);
+  qkv.kv = args.pages.base;
+  qkv.fp8_kv = args.pages.element == Element::kFloat8E4M3;
   qkv.cos = scratch_.cos;
   qkv.sin = scratch_.sin;
   qkv.slots = scratch_.slots;
@@ -718,7 +775,8 @@ void CudaOps::QkvGeneric(const engine::QkvArgs& args, Stream* stream) {
   finish.sin = scratch_.sin;
   finish.slots = scratch_.slots;
   finish.q = static_cast<__nv_bfloat16*>(args.queries);
-  finish.kv = reinterpret_cast<__nv_bfloat16*>(args.pages.base);
+  finish.kv = args.pages.base;
+  finish.fp8_kv = args.pages.element == Element::kFloat8E4M3;
   finish.rows = rows;
   finish.heads = args.heads;
   finish.kv_heads = args.pages.kv_heads;
@@ -745,7 +803,8 @@ bool CudaOps::DecodeTakes(const AttentionArgs& args, Stream* stream) const {
 void CudaOps::DecodeRows(const AttentionArgs& args, Stream* stream) {
   DecodeAttentionArgs decode;
   decode.q = BFloat16(args.queries);
-  decode.kv = reinterpret_cast<const __nv_bfloat16*>(args.pages.base);
+  decode.kv = args.pages.base;
+  decode.fp8_kv = args.pages.element == Element::kFloat8E4M3;
   decode.items = scratch_.decode_items;
   decode.blocks = args.batch->blocks;
   decode.out = static_cast<__nv_bfloat16*>(args.out);
@@ -763,7 +822,8 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
   if (options_.prefill_attention) {
     PrefillAttentionArgs runs;
     runs.q = BFloat16(args.queries);
-    runs.kv = reinterpret_cast<const __nv_bfloat16*>(args.pages.base);
+    runs.kv = args.pages.base;
+    runs.fp8_kv = args.pages.element == Element::kFloat8E4M3;
     runs.first_rows = batch.first_rows;
     runs.starts = batch.starts;
     runs.first_blocks = batch.first_blocks;
@@ -783,18 +843,14 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
     runs.num_pool_blocks = args.pages.num_blocks;
     runs.skip_single_rows = skip_single_rows;
     runs.scale = args.scale;
-    // Few rows fill FlashInfer's smaller tiles better, and it cuts a long sequence into more parts.
-    // The one or the other, with other bits: only where a row's company may count.
-    const bool few_rows = !runs.batch_invariant && runs.rows <= kFewPrefillRows;
-    const cudaError_t error = options_.hopper && !few_rows
-                                  ? HopperPrefillAttention(runs, Beside(stream))
-                                  : FlashPrefillAttention(runs, Beside(stream));
+    const cudaError_t error = FastRuns(runs, stream);
     if (error == cudaSuccess) return;
     if (error != cudaErrorNotSupported) TANDEM_CUDA_CHECK(error);
   }
   PlainAttentionArgs plain;
   plain.q = BFloat16(args.queries);
-  plain.kv = reinterpret_cast<const __nv_bfloat16*>(args.pages.base);
+  plain.kv = args.pages.base;
+  plain.fp8_kv = args.pages.element == Element::kFloat8E4M3;
   plain.first_rows = batch.first_rows;
   plain.starts = batch.starts;
   plain.first_blocks = batch.first_blocks;
@@ -809,6 +865,37 @@ void CudaOps::Runs(const AttentionArgs& args, bool skip_single_rows, Stream* str
   plain.skip_single_rows = skip_single_rows;
   plain.scale = args.scale;
   TANDEM_CUDA_CHECK(PlainAttention(plain, Beside(stream)));
+}
+
+// The one kernel or the other, with other bits: only where a row's company may count.
+cudaError_t CudaOps::FastRuns(const PrefillAttentionArgs& runs, Stream* stream) {
+  // Few rows fill FlashInfer's smaller tiles better, and it cuts a long sequence into more parts.
+  const bool few_rows = !runs.batch_invariant && runs.rows <= kFewPrefillRows;
+  // Items of one row have no wide pages.
+  const bool wide = num_wide_blocks_ > 0 && (runs.skip_single_rows || single_rows_ == 0);
+  if (!options_.hopper || few_rows || (runs.fp8_kv && !wide)) {
+    return FlashPrefillAttention(runs, Beside(stream));
+  }
+  return HopperPrefillAttention(runs.fp8_kv ? Widened(runs, stream) : runs, Beside(stream));
+}
+
+PrefillAttentionArgs CudaOps::Widened(PrefillAttentionArgs runs, Stream* stream) {
+  WidenPagesArgs widen;
+  widen.kv = runs.kv;
+  widen.first_blocks = runs.first_blocks;
+  widen.blocks = runs.blocks;
+  widen.first_wide_blocks = scratch_.first_wide_blocks;
+  widen.wide = scratch_.wide_pages;
+  widen.num_items = runs.num_items;
+  widen.num_wide_blocks = num_wide_blocks_;
+  widen.block_elements = 2 * runs.kv_heads * runs.block_size * runs.head_dim;
+  TANDEM_CUDA_CHECK(WidenPages(widen, Beside(stream)));
+  runs.kv = scratch_.wide_pages;
+  runs.fp8_kv = false;
+  runs.first_blocks = scratch_.first_wide_blocks;
+  runs.blocks = scratch_.wide_blocks;
+  runs.num_pool_blocks = num_wide_blocks_;
+  return runs;
 }
 
 // --- the residual stream ---

@@ -14,6 +14,10 @@
 // Gimelshein, 2018, arXiv:1805.02867), whose base follows the maximum only where that has left it
 // behind by 2^8; there is no barrier between tiles.
 //
+// Pages of e4m3 are made halves, not bfloat16, on the way from shared memory to the tensor core:
+// that is one instruction for two numbers. Queries are brought to the range of halves, exactly but
+// for elements below a 2^-28th of their head's largest.
+//
 // Order of summation: fixed by the lengths of all sequences of the batch and the number of
 // multiprocessors, so the last bits of a sequence's result depend on the batch it is in.
 #pragma once
@@ -42,13 +46,14 @@ struct alignas(16) DecodeItem {
 
 struct DecodeAttentionArgs {
   const __nv_bfloat16* q = nullptr;   // [rows][heads][head_dim]
-  const __nv_bfloat16* kv = nullptr;  // pages [block][K|V][kv_head][block_size][head_dim]
+  const void* kv = nullptr;           // pages [block][K|V][kv_head][block_size][head_dim]
   const DecodeItem* items = nullptr;  // [num_items + 1]; the last has the number of all tiles
   const int32_t* blocks = nullptr;    // the items' pool blocks, in the order of positions
   __nv_bfloat16* out = nullptr;       // [rows][heads][head_dim]; rows of no item stay as they are
   int num_items = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int block_size = 0;
-  float scale = 0;  // of the scores
+  float scale = 0;      // of the scores
+  bool fp8_kv = false;  // pages are of e4m3; else of bfloat16
 };
 
 // Memory that the launches of one stream share, for one head_dim and number of multiprocessors;

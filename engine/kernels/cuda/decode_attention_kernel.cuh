@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "engine/kernels/cuda/decode_attention.h"
+#include "engine/kernels/cuda/e4m3.cuh"
 #include "engine/kernels/cuda/ptx.cuh"
 #include "engine/kernels/cuda/turns.cuh"
 
@@ -40,11 +41,12 @@ __device__ inline void StorePair(uint64_t* to, uint64_t first, uint64_t second) 
                : "memory");
 }
 
-// kStages: tiles in a warp's ring.
-template <int kDim, int kWarps_, int kStages_>
+// Kv: elements of pages. kStages: tiles in a warp's ring.
+template <typename Kv_, int kDim, int kWarps_, int kStages_>
 struct AttentionLayout {
+  using Kv = Kv_;
   static constexpr int kWarps = kWarps_, kStages = kStages_, kThreads = kWarps * 32;
-  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Kv));
   static constexpr int kHalfBytes = kAttentionTile * kRowBytes;  // keys, or values, of a tile
   static constexpr int kRingBytes = kStages * 2 * kHalfBytes;    // of a warp
   // Where the newest position of a ring's tile lies.
@@ -64,10 +66,10 @@ struct AttentionLayout {
 
 // One thread block's part of the attention. Begin fetches pages and may run before the newest
 // position's keys and values are written, Finish needs them and the queries.
-template <int kDim, int kWarps, int kStages>
+template <typename Kv, int kDim, int kWarps, int kStages>
 class Attention {
  public:
-  using L = AttentionLayout<kDim, kWarps, kStages>;
+  using L = AttentionLayout<Kv, kDim, kWarps, kStages>;
 
   __device__ Attention(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                        unsigned char* shared)
@@ -134,6 +136,7 @@ class Attention {
     int index, kv_head, first_unit, tiles;
   };
 
+  static constexpr bool kFp8 = sizeof(Kv) == 1;
   static constexpr int kFewItems = 32;  // a lane for each
 
   // Tiles of the lane's item, where items are few.
@@ -233,8 +236,11 @@ class Attention {
 
   static constexpr int kChunks = L::kRowBytes / 16;  // of a position's keys, or values
 
+  // Swizzled, so that the same chunk of eight rows in turn lies in all banks.
   __device__ static uint32_t Offset(int row, int chunk) {
-    return static_cast<uint32_t>(row * L::kRowBytes + ((chunk ^ (row & 7)) << 4));
+    constexpr int kRowsOfBanks = L::kRowBytes < 128 ? 128 / L::kRowBytes : 1;
+    const int swizzle = row / kRowsOfBanks % 8 % kChunks;
+    return static_cast<uint32_t>(row * L::kRowBytes + ((chunk ^ swizzle) << 4));
   }
 
   // Fetches the warp's next tile; an empty group of copies if there is none. Of an item's last
@@ -253,8 +259,9 @@ class Attention {
     const bool last = next_load_ >= end_ && next_load_ < end_ + kWarps;
     if (last && threadIdx.x == 0) EndTurn(scratch_.turns);
     if (offset >= 0) {
-      const __nv_bfloat16* keys = a_.kv + offset;
-      const __nv_bfloat16* values = keys + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kDim;
+      const unsigned char* keys = BytesOf(offset);
+      const unsigned char* values =
+          BytesOf(offset + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kDim);
       const uint32_t to = ring_ + stage * 2 * L::kHalfBytes;
       if (valid <= kAttentionTile && lane_ == 0) newest_[stage] = offset + (valid - 1) * kDim;
       const bool whole = valid > kAttentionTile;
@@ -263,28 +270,70 @@ class Attention {
         const int index = i * 32 + lane_, row = index / kChunks, chunk = index % kChunks;
         const uint32_t at = to + Offset(row, chunk);
         if (whole) {
-          CopyAsync(at, keys + index * 8);
-          CopyAsync(at + L::kHalfBytes, values + index * 8);
+          CopyAsync(at, keys + index * 16);
+          CopyAsync(at + L::kHalfBytes, values + index * 16);
         } else {
-          CopyAsync(at, keys + index * 8, row + 1 < valid);
-          CopyAsync(at + L::kHalfBytes, values + index * 8, row + 1 < valid);
+          CopyAsync(at, keys + index * 16, row + 1 < valid);
+          CopyAsync(at + L::kHalfBytes, values + index * 16, row + 1 < valid);
         }
       }
     }
     CommitCopies();
   }
 
+  __device__ const unsigned char* BytesOf(int64_t element) const {
+    return static_cast<const unsigned char*>(a_.kv) + element * static_cast<int64_t>(sizeof(Kv));
+  }
+
   // Queries as the tensor core's B operand: lane holds head lane / 4, elements of its column pair.
   __device__ void LoadQueries(const Item& item) {
     const int group = a_.heads / a_.kv_heads, head = lane_ / 4;
-    const __nv_bfloat16* q =
-        a_.q +
-        (static_cast<int64_t>(items_[item.index].row) * a_.heads + item.kv_head * group + head) *
-            kDim +
-        lane_ % 4 * 2;
+    const __nv_bfloat16* q = a_.q + (static_cast<int64_t>(items_[item.index].row) * a_.heads +
+                                     item.kv_head * group + head) *
+                                        kDim;
+    score_scale_[0] = score_scale_[1] = a_.scale * kLog2E;
+    if constexpr (kFp8) {
+      // AddTile brings dimensions in another order to the products.
+#pragma unroll
+      for (int i = 0; i < kDim / 8; i += 2) {
+        const auto* from = reinterpret_cast<const uint2*>(q + i * 8 + lane_ % 4 * 4);
+        const uint2 four = head < group ? __ldcg(from) : uint2{};
+        q_[i] = four.x;
+        q_[i + 1] = four.y;
+      }
+      BringToHalves();
+    } else {
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) {
+        const auto* from = reinterpret_cast<const unsigned*>(q + i * 8 + lane_ % 4 * 2);
+        q_[i] = head < group ? __ldcg(from) : 0u;
+      }
+    }
+  }
+
+  // Scales each head's queries by a power of two that leaves the largest between 2^14 and 2^15, and
+  // its scores back.
+  __device__ void BringToHalves() {
+    // As bits, of which those of larger numbers are larger.
+    uint32_t largest = 0;
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
-      q_[i] = head < group ? __ldcg(reinterpret_cast<const unsigned*>(q + i * 8)) : 0u;
+      largest = max(largest, max(q_[i] & 0x7fff0000u, (q_[i] & 0x7fffu) << 16));
+    }
+    largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = max(largest, __shfl_xor_sync(~0u, largest, 2));
+    constexpr int kBias = 127;
+    const int power = min(14 - (static_cast<int>(largest >> 23) - kBias), kBias - 1);
+    const float scale = __uint_as_float(static_cast<uint32_t>(kBias + power) << 23);
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      q_[i] = PackHalves(__uint_as_float(q_[i] << 16) * scale,
+                         __uint_as_float(q_[i] & 0xffff0000u) * scale);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int of_head = __shfl_sync(~0u, power, lane_ % 4 * 8 + i * 4);
+      score_scale_[i] *= __uint_as_float(static_cast<uint32_t>(kBias - of_head) << 23);
     }
   }
 
@@ -330,10 +379,9 @@ class Attention {
   // The lane's share of key and value of an item's last position, whose tile lies in `stage`.
   __device__ uint4 LoadNewest(int stage) const {
     if (lane_ >= 2 * kChunks) return {};
-    const __nv_bfloat16* from =
-        a_.kv + newest_[stage] +
-        static_cast<int64_t>(lane_ / kChunks) * a_.kv_heads * a_.block_size * kDim +
-        lane_ % kChunks * 8;
+    const unsigned char* from = BytesOf(newest_[stage] + static_cast<int64_t>(lane_ / kChunks) *
+                                                             a_.kv_heads * a_.block_size * kDim) +
+                                lane_ % kChunks * 16;
     return __ldcg(reinterpret_cast<const uint4*>(from));
   }
   // Brings it into row `row` of the tile.
@@ -354,19 +402,28 @@ class Attention {
 #pragma unroll
     for (int step = 0; step < kDim / 16; step += 2) {
       uint32_t k[4];
-      LoadMatrices(k, keys + Offset(lane_ % 16, step * 2 + lane_ / 16));
-      MultiplyAdd(s, k, q_[step * 2], q_[step * 2 + 1]);
-      LoadMatrices(k, keys + Offset(lane_ % 16, step * 2 + 2 + lane_ / 16));
-      MultiplyAdd(s_odd, k, q_[step * 2 + 2], q_[step * 2 + 3]);
+      if constexpr (kFp8) {
+        // Two chunks of 16 dimensions, of positions 0-7 and 8-15. Lanes have four neighbouring
+        // dimensions of each, which the products take for two pairs that lie 8 apart.
+        LoadMatrices(k, keys + Offset(lane_ % 16, step + lane_ / 16));
+        MultiplyAddHalves(s, {Low(k[0]), Low(k[1]), High(k[0]), High(k[1])}, q_[step * 2],
+                          q_[step * 2 + 1]);
+        MultiplyAddHalves(s_odd, {Low(k[2]), Low(k[3]), High(k[2]), High(k[3])}, q_[step * 2 + 2],
+                          q_[step * 2 + 3]);
+      } else {
+        LoadMatrices(k, keys + Offset(lane_ % 16, step * 2 + lane_ / 16));
+        MultiplyAdd(s, k, q_[step * 2], q_[step * 2 + 1]);
+        LoadMatrices(k, keys + Offset(lane_ % 16, step * 2 + 2 + lane_ / 16));
+        MultiplyAdd(s_odd, k, q_[step * 2 + 2], q_[step * 2 + 3]);
+      }
     }
     // s[0], s[1]: position lane / 4, heads lane % 4 * 2 and + 1; s[2], s[3]: position + 8.
-    const float scale = a_.scale * kLog2E;
     float p[4];
     bool above = false;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool exists = lane_ / 4 + i / 2 * 8 < valid;
-      p[i] = exists ? (s[i] + s_odd[i]) * scale : kNone;
+      p[i] = exists ? (s[i] + s_odd[i]) * score_scale_[i % 2] : kNone;
       above = above || p[i] > base_[i % 2] + kBaseLag;
     }
     if (__any_sync(~0u, above)) RaiseBases(p);
@@ -374,17 +431,38 @@ class Attention {
     for (int i = 0; i < 4; ++i) p[i] = Exp2(p[i] - base_[i % 2]);
 #pragma unroll
     for (int head = 0; head < 2; ++head) sum_[head] += p[head] + p[head + 2];  // this lane's share
-    const uint32_t b0 = TransposeMatrix(PackBFloat16(p[0], p[1]));
-    const uint32_t b1 = TransposeMatrix(PackBFloat16(p[2], p[3]));
+    const uint32_t b0 = TransposeMatrix(kFp8 ? PackHalves(p[0], p[1]) : PackBFloat16(p[0], p[1]));
+    const uint32_t b1 = TransposeMatrix(kFp8 ? PackHalves(p[2], p[3]) : PackBFloat16(p[2], p[3]));
+    // Transposed: dimensions become rows. Matrices: positions 0-7 of one chunk of dimensions and of
+    // the next, then positions 8-15.
+    const int row = lane_ / 16 * 8 + lane_ % 8, next = lane_ / 8 % 2;
+    constexpr int kMatrixRows = kFp8 ? 2 : 1;  // rows of o_ that two chunks make
 #pragma unroll
-    for (int m = 0; m < kDim / 16; ++m) {
+    for (int m = 0; m < kDim / 16; m += kMatrixRows) {
       uint32_t v[4];
-      // Transposed: dimensions become rows. Matrices: (positions 0-7, dimensions 0-7), (0-7, 8-15),
-      // (8-15, 0-7), (8-15, 8-15).
-      const int row = lane_ / 16 * 8 + lane_ % 8, chunk = m * 2 + lane_ / 8 % 2;
+      const int chunk = (kFp8 ? m : m * 2) + next;
       LoadMatricesTransposed(v, keys + L::kHalfBytes + Offset(row, chunk));
-      MultiplyAdd(o_[m], v, b0, b1);
+      if constexpr (kFp8) {
+        // Of two positions a lane has two neighbouring dimensions, the first one's bytes lowest.
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = __byte_perm(v[i], 0, 0x3120);
+        MultiplyAddHalves(o_[m], {Low(v[0]), High(v[0]), Low(v[2]), High(v[2])}, b0, b1);
+        MultiplyAddHalves(o_[m + 1], {Low(v[1]), High(v[1]), Low(v[3]), High(v[3])}, b0, b1);
+      } else {
+        MultiplyAdd(o_[m], v, b0, b1);
+      }
     }
+  }
+
+  // Two of four e4m3 as halves.
+  __device__ static uint32_t Low(uint32_t four) { return HalvesOf(static_cast<uint16_t>(four)); }
+  __device__ static uint32_t High(uint32_t four) {
+    return HalvesOf(static_cast<uint16_t>(four >> 16));
+  }
+
+  // Whose value o_[m][i] is.
+  __device__ int DimensionOf(int m, int i) const {
+    return m * 16 + (kFp8 ? lane_ / 4 * 2 + i / 2 : lane_ / 4 + i / 2 * 8);
   }
 
   // Raises the bases to the highest of the scores so far.
@@ -414,7 +492,7 @@ class Attention {
     for (int m = 0; m < kDim / 16; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        to[(lane_ % 4 * 2 + i % 2) * L::kHeadStride + m * 16 + lane_ / 4 + i / 2 * 8] = o_[m][i];
+        to[(lane_ % 4 * 2 + i % 2) * L::kHeadStride + DimensionOf(m, i)] = o_[m][i];
       }
     }
     if (lane_ < 4) {
@@ -621,8 +699,8 @@ class Attention {
   int locate_ = 0, found_block_ = 0, found_valid_ = 0, found_offset_ = 0;
   Item continued_ = {}, unfinished_ = {};  // shared with other thread blocks; no tiles: none
   uint32_t q_[kDim / 8];
-  float base_[2], sum_[2];  // of heads lane % 4 * 2 and + 1
-  float o_[kDim / 16][4];   // [dimension][head], as the tensor core leaves them
+  float base_[2], sum_[2], score_scale_[2];  // of heads lane % 4 * 2 and + 1
+  float o_[kDim / 16][4];                    // [dimension][head], as the tensor core leaves them
 };
 
 }  // namespace tandem::engine::cuda

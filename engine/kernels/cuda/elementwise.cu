@@ -1,5 +1,6 @@
 #include <cuda_fp16.h>
 
+#include "engine/kernels/cuda/e4m3.cuh"
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/item_of_row.cuh"
 #include "engine/kernels/cuda/ptx.cuh"
@@ -193,15 +194,15 @@ __global__ __launch_bounds__(kThreads) void FinishQkvKernel(
       high[p] *= scale * norm[i + half];
     }
   }
-  __nv_bfloat16* to;
-  if (head < a.heads) {
-    to = a.q + (static_cast<int64_t>(row) * a.heads + head) * a.head_dim;
-  } else {
-    // K heads then V heads, as the pages lie in a block.
-    const int64_t slot = a.slots[row];
-    if (slot < 0) return;
-    to = a.kv + slot + static_cast<int64_t>(head - a.heads) * a.block_size * a.head_dim;
-  }
+  const bool query = head < a.heads;
+  const int64_t slot = query ? 0 : a.slots[row];
+  if (slot < 0) return;
+  // K heads then V heads, as the pages lie in a block.
+  const int64_t at = query
+                         ? (static_cast<int64_t>(row) * a.heads + head) * a.head_dim
+                         : slot + static_cast<int64_t>(head - a.heads) * a.block_size * a.head_dim;
+  void* const to = query ? a.q : a.kv;
+  const bool fp8 = !query && a.fp8_kv;
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {
     const int i = lane + p * 32;
@@ -213,8 +214,8 @@ __global__ __launch_bounds__(kThreads) void FinishQkvKernel(
       first = low[p] * c - high[p] * s;
       second = high[p] * c + low[p] * s;
     }
-    to[i] = __float2bfloat16_rn(first);
-    to[i + half] = __float2bfloat16_rn(second);
+    StoreElement(to, fp8, at + i, first);
+    StoreElement(to, fp8, at + i + half, second);
   }
 }
 

@@ -65,9 +65,10 @@ struct FinishQkvArgs {
   const float* cos = nullptr;  // of BeginStep, as the next three
   const float* sin = nullptr;
   const int64_t* slots = nullptr;
-  __nv_bfloat16* q = nullptr;   // out: [rows][heads][head_dim]
-  __nv_bfloat16* kv = nullptr;  // this layer's pages
+  __nv_bfloat16* q = nullptr;  // out: [rows][heads][head_dim]
+  void* kv = nullptr;          // this layer's pages
   int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, block_size = 0;  // head_dim even, <= 256
+  bool fp8_kv = false;  // pages are of e4m3; else of bfloat16
 };
 cudaError_t FinishQkv(const FinishQkvArgs& args, const LaunchOptions& options);
 

@@ -5,6 +5,7 @@
 // elements and whole sectors are written.
 #pragma once
 
+#include "engine/kernels/cuda/e4m3.cuh"
 #include "engine/kernels/cuda/hopper_linear_kernel.cuh"
 
 namespace tandem::engine::cuda {
@@ -39,6 +40,17 @@ __device__ inline void StoreBlocks(const float (&values)[4][2], __nv_bfloat16* t
   if (valid && first < columns) {
     *reinterpret_cast<uint4*>(to + first) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
   }
+}
+
+// The same in e4m3.
+__device__ inline void StoreE4M3Blocks(const float (&values)[4][2], uint8_t* to, bool valid) {
+  uint32_t pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pairs[i] = PackE4M3(values[i][0], values[i][1]);
+  TradeBlocks(pairs);
+  if (!valid) return;
+  *reinterpret_cast<uint2*>(to + threadIdx.x % 4 * 8) =
+      make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
 }
 
 // Of two neighbouring blocks each of four lanes has a pair; afterwards each has four consecutive
@@ -80,6 +92,9 @@ __device__ inline float4 Add(float4 a, float4 b) {
 }
 __device__ inline uint2 Pack(float4 v) {
   return make_uint2(PackBFloat16(v.x, v.y), PackBFloat16(v.z, v.w));
+}
+__device__ inline uint32_t PackE4M3(float4 v) {
+  return PackE4M3(v.x, v.y) | static_cast<uint32_t>(PackE4M3(v.z, v.w)) << 16;
 }
 
 struct HopperGateUpOp : GateUpArgs {
@@ -162,15 +177,15 @@ struct HopperQkvOp : QkvArgs, PlainRows {
 #pragma unroll
     for (int line = 0; line < 2; ++line) {
       bool valid = lines.valid[line];
-      __nv_bfloat16* to;
-      if (head < heads) {
-        to = q + (static_cast<int64_t>(lines.row[line]) * heads + head) * kHeadDim;
-      } else {
+      const bool query = head < heads;
+      int64_t at = (static_cast<int64_t>(lines.row[line]) * heads + head) * kHeadDim;
+      if (!query) {
         // K heads then V heads, as the pages lie in a block.
         const int64_t slot = valid ? __ldg(slots + lines.row[line]) : -1;
         valid = slot >= 0;
-        to = kv + slot + static_cast<int64_t>(head - heads) * block_size * kHeadDim;
+        at = slot + static_cast<int64_t>(head - heads) * block_size * kHeadDim;
       }
+      void* const to = query ? q : kv;
 #pragma unroll
       for (int b = 0; b < kHeadDim / 8; b += 4) {
         float values[4][2];
@@ -179,7 +194,11 @@ struct HopperQkvOp : QkvArgs, PlainRows {
           values[i][0] = sums[(b + i) * 4 + line * 2];
           values[i][1] = sums[(b + i) * 4 + line * 2 + 1];
         }
-        StoreBlocks(values, to + b * 8, valid, 32);
+        if (!query && fp8_kv) {
+          StoreE4M3Blocks(values, static_cast<uint8_t*>(to) + at + b * 8, valid);
+        } else {
+          StoreBlocks(values, static_cast<__nv_bfloat16*>(to) + at + b * 8, valid, 32);
+        }
       }
     }
   }
@@ -261,12 +280,18 @@ struct HopperQkvOp : QkvArgs, PlainRows {
       }
       const bool query = head < heads;
       if (!line.valid || (!query && early.slot < 0)) continue;
-      __nv_bfloat16* const to =
-          query ? q + (static_cast<int64_t>(line.row) * heads + head) * kHeadDim
-                : kv + early.slot + static_cast<int64_t>(head - heads) * block_size * kHeadDim;
+      const int64_t at =
+          LaneColumn() +
+          (query ? (static_cast<int64_t>(line.row) * heads + head) * kHeadDim
+                 : early.slot + static_cast<int64_t>(head - heads) * block_size * kHeadDim);
+      void* const to = query ? q : kv;
 #pragma unroll
       for (int i = 0; i < kHeadPieces; ++i) {
-        *reinterpret_cast<uint2*>(to + i * 32 + LaneColumn()) = Pack(v[i]);
+        if (!query && fp8_kv) {
+          *reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(to) + at + i * 32) = PackE4M3(v[i]);
+        } else {
+          *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(to) + at + i * 32) = Pack(v[i]);
+        }
       }
     }
   }

@@ -63,7 +63,7 @@ EncodeFunction FindEncode() {
 // A map of a dense row-major tensor, sizes from the innermost, in boxes of 64 columns of it,
 // swizzled as wgmma reads them.
 template <int kRank>
-cudaError_t MakeMap(const __nv_bfloat16* base, const std::array<int64_t, kRank>& sizes,
+cudaError_t MakeMap(const void* base, const std::array<int64_t, kRank>& sizes,
                     const std::array<int, kRank>& box, CUtensorMap* map) {
   static const EncodeFunction encode = FindEncode();
   if (encode == nullptr) return cudaErrorNotSupported;
@@ -75,10 +75,10 @@ cudaError_t MakeMap(const __nv_bfloat16* base, const std::array<int64_t, kRank>&
     boxes[i] = static_cast<cuuint32_t>(box[i]);
     steps[i] = 1;
   }
-  const CUresult result = encode(
-      map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<__nv_bfloat16*>(base), extents,
-      strides + 1, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(base), extents,
+             strides + 1, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -173,7 +173,7 @@ cudaError_t HopperPrefillAttention(const PrefillAttentionArgs& args, const Launc
   if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.block_size % kMinPiece != 0) {
     return cudaErrorInvalidValue;
   }
-  if (!IsHopper()) return cudaErrorNotSupported;
+  if (args.fp8_kv || !IsHopper()) return cudaErrorNotSupported;
   if (args.rows / kUnitRows + args.num_items > kMaxRuns) return cudaErrorNotSupported;
   if (args.head_dim == 128) return LaunchShape<128, 128>(args, options);
   if (args.head_dim == 64) return LaunchShape<64, 128>(args, options);

@@ -37,7 +37,7 @@ struct QkvArgs {
   const float* bias = nullptr;            // [(heads + 2 * kv_heads) * head_dim] or null
   const __nv_bfloat16* x = nullptr;       // [rows][inputs]: norm weight * residual stream
   __nv_bfloat16* q = nullptr;             // out: [rows][heads][head_dim]
-  __nv_bfloat16* kv = nullptr;     // this layer's pages [block][K|V][kv_head][block_size][head_dim]
+  void* kv = nullptr;              // this layer's pages [block][K|V][kv_head][block_size][head_dim]
   const float* cos = nullptr;      // [rows][head_dim / 2]
   const float* sin = nullptr;      // [rows][head_dim / 2]
   const int64_t* slots = nullptr;  // [rows]: element offset in `kv` of (position, K, head 0); < 0:
@@ -45,6 +45,7 @@ struct QkvArgs {
   int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, block_size = 0, inputs = 0;
   SquareSums squares;
   float epsilon = 0;
+  bool fp8_kv = false;  // pages are of e4m3; else of bfloat16
 };
 
 // residual += x W^T; then what the next norm needs: scaled = norm_weight * residual, and `squares`.

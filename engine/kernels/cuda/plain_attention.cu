@@ -1,3 +1,4 @@
+#include "engine/kernels/cuda/e4m3.cuh"
 #include "engine/kernels/cuda/item_of_row.cuh"
 #include "engine/kernels/cuda/plain_attention.h"
 #include "engine/kernels/cuda/ptx.cuh"
@@ -12,8 +13,8 @@ constexpr int kTurn = 4;  // positions of a warp at a time
 // Maximum of no scores; finite, so that differences stay numbers.
 constexpr float kNone = -1e30f;
 
-// kParts: elements of a head that a lane holds: lane, lane + 32, ...
-template <int kParts>
+// Kv: elements of pages. kParts: those of a head that a lane holds: lane, lane + 32, ...
+template <typename Kv, int kParts>
 __global__ __launch_bounds__(kThreads) void PlainAttentionKernel(
     const __grid_constant__ PlainAttentionArgs a) {
   __shared__ float maxima[kWarps], sums[kWarps], values[kWarps][kParts * 32];
@@ -41,18 +42,18 @@ __global__ __launch_bounds__(kThreads) void PlainAttentionKernel(
   float maximum = kNone, weight_sum = 0;
   for (int first = warp * kTurn; first < length; first += kWarps * kTurn) {
     float scores[kTurn];
-    const __nv_bfloat16* at[kTurn];  // the position's key
+    const Kv* at[kTurn];  // the position's key
 #pragma unroll
     for (int t = 0; t < kTurn; ++t) {
       const int position = min(first + t, length - 1);
       const int64_t block = blocks[position / a.block_size];
-      at[t] = a.kv + (block * 2 * a.kv_heads + kv_head) * page +
+      at[t] = static_cast<const Kv*>(a.kv) + (block * 2 * a.kv_heads + kv_head) * page +
               static_cast<int64_t>(position % a.block_size) * a.head_dim;
       float score = 0;
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
         const int i = lane + p * 32;
-        if (i < a.head_dim) score += query[p] * __bfloat162float(at[t][i]);
+        if (i < a.head_dim) score += query[p] * ToFloat(at[t][i]);
       }
       scores[t] = first + t < length ? WarpSum(score) : kNone;
     }
@@ -69,11 +70,11 @@ __global__ __launch_bounds__(kThreads) void PlainAttentionKernel(
       if (first + t >= length) continue;
       const float weight = expf(scores[t] - maximum);
       weight_sum += weight;
-      const __nv_bfloat16* value = at[t] + page * a.kv_heads;
+      const Kv* value = at[t] + page * a.kv_heads;
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
         const int i = lane + p * 32;
-        if (i < a.head_dim) sum[p] += weight * __bfloat162float(value[i]);
+        if (i < a.head_dim) sum[p] += weight * ToFloat(value[i]);
       }
     }
   }
@@ -94,17 +95,22 @@ __global__ __launch_bounds__(kThreads) void PlainAttentionKernel(
   }
 }
 
+template <typename Kv>
+cudaError_t LaunchParts(const PlainAttentionArgs& args, const LaunchOptions& options) {
+  const dim3 grid(static_cast<unsigned>(args.rows), static_cast<unsigned>(args.heads));
+  const auto kernel = args.head_dim <= 64    ? PlainAttentionKernel<Kv, 2>
+                      : args.head_dim <= 128 ? PlainAttentionKernel<Kv, 4>
+                                             : PlainAttentionKernel<Kv, 8>;
+  return Launch(kernel, grid, kThreads, 0, options, args);
+}
+
 }  // namespace
 
 cudaError_t PlainAttention(const PlainAttentionArgs& args, const LaunchOptions& options) {
   if (args.rows < 1 || args.head_dim < 1 || args.head_dim > kMaxHeadDim) {
     return cudaErrorInvalidValue;
   }
-  const dim3 grid(static_cast<unsigned>(args.rows), static_cast<unsigned>(args.heads));
-  const auto kernel = args.head_dim <= 64    ? PlainAttentionKernel<2>
-                      : args.head_dim <= 128 ? PlainAttentionKernel<4>
-                                             : PlainAttentionKernel<8>;
-  return Launch(kernel, grid, kThreads, 0, options, args);
+  return args.fp8_kv ? LaunchParts<E4M3>(args, options) : LaunchParts<__nv_bfloat16>(args, options);
 }
 
 }  // namespace tandem::engine::cuda

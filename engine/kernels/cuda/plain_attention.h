@@ -16,7 +16,7 @@ namespace tandem::engine::cuda {
 
 struct PlainAttentionArgs {
   const __nv_bfloat16* q = nullptr;       // [rows][heads][head_dim]
-  const __nv_bfloat16* kv = nullptr;      // pages [block][K|V][kv_head][block_size][head_dim]
+  const void* kv = nullptr;               // pages [block][K|V][kv_head][block_size][head_dim]
   const int32_t* first_rows = nullptr;    // [num_items + 1]
   const int32_t* starts = nullptr;        // [num_items]; -1: padding, its rows are left alone
   const int32_t* first_blocks = nullptr;  // [num_items + 1]
@@ -26,6 +26,7 @@ struct PlainAttentionArgs {
   bool skip_single_rows = false;  // rows that are an item by themselves are another kernel's
   bool only_single_rows = false;  // all other rows are
   float scale = 0;                // of the scores
+  bool fp8_kv = false;            // pages are of e4m3; else of bfloat16
 };
 cudaError_t PlainAttention(const PlainAttentionArgs& args, const LaunchOptions& options);
 

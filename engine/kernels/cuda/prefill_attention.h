@@ -26,7 +26,7 @@ namespace tandem::engine::cuda {
 
 struct PrefillAttentionArgs {
   const __nv_bfloat16* q = nullptr;     // [rows][heads][head_dim], 16-byte aligned
-  const __nv_bfloat16* kv = nullptr;    // this layer's [block][K|V][kv_head][block_size][head_dim]
+  const void* kv = nullptr;             // this layer's [block][K|V][kv_head][block_size][head_dim]
   const int32_t* first_rows = nullptr;  // [num_items + 1]
   const int32_t* starts = nullptr;      // [num_items]
   const int32_t* first_blocks = nullptr;  // [num_items + 1], into `blocks`
@@ -49,14 +49,15 @@ struct PrefillAttentionArgs {
   int num_pool_blocks = 0;        // of the layer
   bool skip_single_rows = false;  // items of one row are left to the decode kernel
   float scale = 0;                // of the scores
+  bool fp8_kv = false;            // pages are of e4m3; else of bfloat16
 };
 
 // How many floats `partial` has room for.
 size_t PrefillAttentionPartialFloats(int head_dim, int multiprocessors);
 size_t PrefillAttentionFlags(int multiprocessors);
 
-// sm_90a only: head_dim 64 or 128, any number of heads per KV head. cudaErrorNotSupported for other
-// shapes and devices: nothing is launched then.
+// sm_90a only: head_dim 64 or 128, any number of heads per KV head, pages of bfloat16.
+// cudaErrorNotSupported for other shapes and devices: nothing is launched then.
 //
 // Order of summation: positions in tiles of a fixed size, counted from position 0, from a row's own
 // position downwards. With `batch_invariant`, and also without `partial`, nothing else enters a

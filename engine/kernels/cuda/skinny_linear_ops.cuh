@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "engine/kernels/cuda/argmax.cuh"
+#include "engine/kernels/cuda/e4m3.cuh"
 #include "engine/kernels/cuda/skinny_linear_kernel.cuh"
 
 namespace tandem::engine::cuda {
@@ -111,16 +112,15 @@ struct QkvOp : QkvArgs {
       high = high * f.cos + low * f.sin;
       low = rotated;
     }
-    __nv_bfloat16* to;
-    if (head < heads) {
-      to = q + (static_cast<int64_t>(row) * heads + head) * head_dim;
-    } else {
-      // K heads then V heads, as the pages lie in a block.
-      if (f.slot < 0) return;
-      to = kv + f.slot + static_cast<int64_t>(head - heads) * block_size * head_dim;
-    }
-    to[element] = __float2bfloat16_rn(low);
-    to[element + half] = __float2bfloat16_rn(high);
+    const bool query = head < heads;
+    if (!query && f.slot < 0) return;
+    // K heads then V heads, as the pages lie in a block.
+    const int64_t at =
+        element + (query ? (static_cast<int64_t>(row) * heads + head) * head_dim
+                         : f.slot + static_cast<int64_t>(head - heads) * block_size * head_dim);
+    void* const to = query ? q : kv;
+    StoreElement(to, !query && fp8_kv, at, low);
+    StoreElement(to, !query && fp8_kv, at + half, high);
   }
 };
 

@@ -38,6 +38,7 @@ struct ModelUnderTest {
     TANDEM_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Load(dir));
     OpsShape shape = OpsShapeOf(config, element, limits);
     shape.batch_invariant = batch_invariant;
+    shape.fp8_kv = fp8_kv;
     TANDEM_ASSIGN_OR_RETURN(test.ops, test.backend->MakeOps(shape));
     TANDEM_ASSIGN_OR_RETURN(
         ModelWeights weights,
