@@ -54,9 +54,12 @@ template <class Layout, int kDim>
 cudaError_t LaunchLayout(const DecodeAttentionArgs& args, const DecodeAttentionScratch& scratch,
                          const LaunchOptions& options) {
   auto kernel = DecodeAttentionKernel<Layout, kDim>;
-  static const cudaError_t prepared = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::SharedBytes(kMaxDecodeItems));
-  if (prepared != cudaSuccess) return prepared;
+  static PerDevice<cudaError_t> prepared;
+  const cudaError_t refused = prepared.Get([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                Layout::SharedBytes(kMaxDecodeItems));
+  });
+  if (refused != cudaSuccess) return refused;
   const int bytes = Layout::SharedBytes(args.num_items);
   return Launch(kernel, dim3(static_cast<unsigned>(options.multiprocessors)), Layout::kThreads,
                 static_cast<size_t>(bytes), options, args, scratch);

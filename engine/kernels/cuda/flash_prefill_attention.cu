@@ -253,9 +253,12 @@ cudaError_t LaunchTiles(const PrefillAttentionArgs& args, const LaunchOptions& o
   using KernelTraits = Traits<Kv, kDim, kRows, kPositions>;
   constexpr size_t kSharedBytes = sizeof(typename KernelTraits::SharedStorage);
   auto kernel = FlashPrefillKernel<KernelTraits>;
-  static const cudaError_t prepared = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedBytes));
-  if (prepared != cudaSuccess) return prepared;
+  static PerDevice<cudaError_t> prepared;
+  const cudaError_t refused = prepared.Get([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(kSharedBytes));
+  });
+  if (refused != cudaSuccess) return refused;
   const int group = args.heads / args.kv_heads;
   const int slots = args.rows * group / kRows + args.num_items;
   dim3 grid(static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(slots));
@@ -303,13 +306,13 @@ cudaError_t FlashPrefillAttention(const PrefillAttentionArgs& args, const Launch
 }
 
 cudaError_t FlashPrefillAttention(const PrefillAttentionArgs& args, const LaunchOptions& options) {
-  // Of the first device that asks.
-  static const int shared_bytes = [] {
+  static PerDevice<int> of_device;
+  const int shared_bytes = of_device.Get([] {
     int device = 0, value = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     return value;
-  }();
+  });
   // So that two thread blocks share a multiprocessor: sm_86, sm_89 and sm_120 have 100 KB.
   const bool small = args.head_dim == 128 && shared_bytes < 128 * 1024;
   return FlashPrefillAttention(args, options, small ? 32 : 64);

@@ -137,11 +137,10 @@ struct Prepared {
   int resident[kMostParts + 1] = {};  // clusters of so many parts
 };
 
-// The same device for the whole life of a process.
 template <class Tile, class Op>
 const Prepared<Tile, Op>& Prepare(const LaunchOptions& options) {
-  static const Prepared<Tile, Op> prepared(options);
-  return prepared;
+  static PerDevice<Prepared<Tile, Op>> prepared;
+  return prepared.Get([&] { return Prepared<Tile, Op>(options); });
 }
 
 template <class Tile, class Op>

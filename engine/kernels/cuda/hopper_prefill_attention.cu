@@ -93,9 +93,12 @@ template <int kDim, int kTile>
 cudaError_t LaunchShape(const PrefillAttentionArgs& args, const LaunchOptions& options) {
   using L = Layout<kDim, kTile>;
   auto kernel = HopperPrefillKernel<kDim, kTile>;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes);
-  if (prepared != cudaSuccess) return prepared;
+  static PerDevice<cudaError_t> prepared;
+  const cudaError_t refused = prepared.Get([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                L::kSharedBytes);
+  });
+  if (refused != cudaSuccess) return refused;
 
   KernelArgs kept{args};
   const int group = args.heads / args.kv_heads;

@@ -49,10 +49,9 @@ WidePlan PlanFor(int rows, int units, int inputs, int clusters) {
 template <class Op>
 class WideLauncher {
  public:
-  // The same device for the whole life of a process.
   static const WideLauncher& Get(const LaunchOptions& options) {
-    static const WideLauncher launcher(options);
-    return launcher;
+    static PerDevice<WideLauncher> launcher;
+    return launcher.Get([&] { return WideLauncher(options); });
   }
 
   cudaError_t Launch(const Op& op, int units, int weight_rows, const LaunchOptions& options) const {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 
 #include "engine/kernels/cuda/int4_linear_kernel.cuh"
@@ -53,13 +52,9 @@ cudaError_t LaunchInt4(const Op& op, const Int4Matrix& matrix, const Int4Plan& p
   const int shared_bytes =
       std::min(std::max(Tile::kSharedBytes, kInt4LeastShared<Tile>), options.shared_bytes);
   static_assert(Tile::kPartialFloats <= kMostInt4PartialFloats);
-  static std::atomic<int> allowed = 0;
-  if (allowed < shared_bytes) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-    allowed = shared_bytes;
-  }
+  const cudaError_t refused =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (refused != cudaSuccess) return refused;
   return Launch(kernel, dim3(static_cast<unsigned>(plan.grid)), Tile::kThreads,
                 static_cast<size_t>(shared_bytes), options, op, matrix, plan, scratch);
 }

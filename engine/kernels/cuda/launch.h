@@ -3,7 +3,10 @@
 // captured in a graph.
 #pragma once
 
+#include <array>
 #include <cuda_runtime.h>
+#include <mutex>
+#include <optional>
 
 namespace tandem::engine::cuda {
 
@@ -18,6 +21,28 @@ struct LaunchOptions {
   // for it. Every kernel of such a chain must be one of this folder's: see ptx.cuh for the rule
   // they keep.
   bool overlap = false;
+};
+
+// A value for each device, made by the first thread that asks for it there: attributes of functions
+// and what follows from them belong to the calling thread's device.
+template <typename T>
+class PerDevice {
+ public:
+  template <typename Make>  // T()
+  const T& Get(const Make& make) {
+    int device = 0;
+    cudaGetDevice(&device);
+    Entry& entry = entries_[static_cast<size_t>(device) % entries_.size()];
+    std::call_once(entry.made, [&] { entry.value.emplace(make()); });
+    return *entry.value;
+  }
+
+ private:
+  struct Entry {
+    std::once_flag made;
+    std::optional<T> value;
+  };
+  std::array<Entry, 64> entries_;
 };
 
 // Launches kernel<<<grid, threads, shared_bytes>>>(args...).

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "engine/kernels/cuda/ptx.cuh"
@@ -1017,8 +1018,8 @@ void SetTeam(int team, Task* task) {
 // Teams of this size that run at once, of a device with clusters (compute capability 9.0); they
 // must lie in one of its parts, so that there are fewer than blocks would tell.
 int TeamsAtOnce(int team, Task task) {
-  static int known[kMaxTeam + 1] = {};
-  if (known[team] == 0) {
+  static std::array<PerDevice<int>, kMaxTeam + 1> known;
+  return known[static_cast<size_t>(team)].Get([&] {
     int device = 0, major = 0, teams = 0;
     SetTeam(team, &task);
     cudaLaunchAttribute cluster = {};
@@ -1027,9 +1028,8 @@ int TeamsAtOnce(int team, Task task) {
         cudaGetDevice(&device) == cudaSuccess &&
         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
         major >= 9 && cudaOccupancyMaxActiveClusters(&teams, SampleKernel, &config) == cudaSuccess;
-    known[team] = has && teams > 0 ? teams : -1;
-  }
-  return known[team];
+    return has ? teams : 0;
+  });
 }
 
 }  // namespace

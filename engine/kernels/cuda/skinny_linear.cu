@@ -66,9 +66,12 @@ auto VisitTile(int rows, int shared_bytes, const Visit& visit) {
 template <class Tile, class Op>
 cudaError_t LaunchTile(const Op& op, const SkinnyScratch& scratch, const LaunchOptions& options) {
   auto kernel = SkinnyLinearKernel<Tile, Op>;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
-  if (prepared != cudaSuccess) return prepared;
+  static PerDevice<cudaError_t> prepared;
+  const cudaError_t refused = prepared.Get([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                Tile::kSharedBytes);
+  });
+  if (refused != cudaSuccess) return refused;
   const SkinnyPlan plan =
       PlanFor<Tile>(op.granules, Op::kPaired, op.inputs, options.multiprocessors);
   if (plan.blocks > kSkinnyCounters && Tile::kCut) return cudaErrorInvalidValue;
