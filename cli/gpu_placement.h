@@ -12,11 +12,12 @@ namespace tandem::cli {
 int CountGpus(const std::string& device_folder, const char* visible_devices);
 
 struct GpuPlace {
-  int gpu = 0;
-  double memory_share = 1;  // 1 / workers on this GPU
+  int gpu = 0;              // the first of a worker's
+  double memory_share = 1;  // 1 / workers on these GPUs
 };
 
-// In turns over the GPUs, in the order of the workers. Empty where there is no GPU.
-std::vector<GpuPlace> PlaceOnGpus(int workers, int gpus);
+// In turns over groups of so many GPUs, in the order of the workers. Empty where there is no GPU;
+// where there is not even one group, all are placed on the first GPU.
+std::vector<GpuPlace> PlaceOnGpus(int workers, int gpus, int gpus_each = 1);
 
 }  // namespace tandem::cli

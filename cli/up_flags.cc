@@ -35,7 +35,9 @@ constexpr std::array<ManagedFlag, 17> kManaged = {{
     {"--health-listen", "up watches its workers itself"},
     {"--kv-listen", kChosen},
     {"--shared-weights", "use --share-weights"},
-    {"--gpu", "workers take the GPUs in turn; CUDA_VISIBLE_DEVICES says which there are"},
+    {"--gpu",
+     "workers take the GPUs in turn, as many as their model has ranks; CUDA_VISIBLE_DEVICES says "
+     "which there are"},
     {"--advertise-host", "all workers are local"},
 }};
 

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <sched.h>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/strip.h"
 #include "fmt/format.h"
 
 #include "cli/metrics_targets.h"
@@ -99,7 +101,8 @@ void UpPlan::GiveMemory(const StartPlan& plan) {
   }
 }
 
-// One GPU each, in turn; those that share one share its memory, unless the user said how much.
+// As many GPUs each as a model has ranks, in turn; workers that share some share their memory,
+// unless the user said how much.
 void UpPlan::PlaceWorkers(int gpus) {
   const std::vector<std::string>& given = given_[kDecodeProgram];
   const auto says = [&given](const std::string& start) {
@@ -108,7 +111,14 @@ void UpPlan::PlaceWorkers(int gpus) {
     });
   };
   if (says("--device=cpu")) return;
-  places_ = PlaceOnGpus(static_cast<int>(start_.workers.size()), gpus);
+  int ranks = 1;
+  for (const std::string& argument : given) {
+    absl::string_view value = argument;
+    if (absl::ConsumePrefix(&value, "--tensor-parallel-size="))
+      (void)absl::SimpleAtoi(value, &ranks);
+  }
+  places_ = PlaceOnGpus(static_cast<int>(start_.workers.size()), gpus,
+                        says("--devices=") ? gpus : std::max(1, ranks));
   shares_memory_ = !says("--gpu-memory-utilization=") && !says("--kv-cache-memory-bytes=");
 }
 

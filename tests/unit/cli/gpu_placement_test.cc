@@ -35,5 +35,15 @@ TEST(PlaceOnGpus, InTurnsWithEqualShares) {
   for (const GpuPlace& place : PlaceOnGpus(4, 4)) EXPECT_EQ(place.memory_share, 1);
 }
 
+TEST(PlaceOnGpus, AsManyEachAsAModelHasRanks) {
+  const auto places = PlaceOnGpus(3, 5, 2);
+  ASSERT_EQ(places.size(), 3u);
+  for (size_t i = 0; i < places.size(); ++i) {
+    EXPECT_EQ(places[i].gpu, static_cast<int>(i % 2 * 2));
+    EXPECT_DOUBLE_EQ(places[i].memory_share, i == 1 ? 1 : 0.5);
+  }
+  EXPECT_EQ(PlaceOnGpus(2, 1, 4)[1].gpu, 0);  // a worker says that these are too few
+}
+
 }  // namespace
 }  // namespace tandem::cli

@@ -27,7 +27,10 @@ class UpPlanTest : public testing::Test {
     for (const char* program : {kRouterProgram, kPrefillProgram, kDecodeProgram}) {
       FlagTable table{.program = program};
       if (program != kRouterProgram) {
-        table.flags = {{.name = "--num-threads"}, {.name = "--kv-cache-memory-bytes"}};
+        table.flags = {{.name = "--num-threads"},
+                       {.name = "--kv-cache-memory-bytes"},
+                       {.name = "--tensor-parallel-size"},
+                       {.name = "--devices"}};
       }
       programs_.push_back(table);
     }
@@ -94,6 +97,18 @@ TEST_F(UpPlanTest, WorkersTakeTheGpusInTurnAndShareTheirMemory) {
   EXPECT_EQ(plan->Worker("decode-2", "decode", 4, "127.0.0.1:7000").status().code(),
             absl::StatusCode::kResourceExhausted);
   EXPECT_OK(plan->CheckWorkers(100, {}));  // each worker asks its own card
+}
+
+TEST_F(UpPlanTest, AWorkerHasAGpuForEachRank) {
+  machine_.gpus = 4;
+  flags_.forwarded = {"--tensor-parallel-size=2"};
+  EXPECT_THAT(Worker(*Plan(), "prefill", 1),
+              AllOf(Contains("--gpu=2"), Contains("--tensor-parallel-size=2"),
+                    Contains("--gpu-memory-utilization=0.4500")));
+  // Who names them has all workers on the same ones.
+  flags_.forwarded.emplace_back("--devices=0,0");
+  EXPECT_THAT(Worker(*Plan(), "prefill", 1),
+              AllOf(Contains("--gpu=0"), Contains("--gpu-memory-utilization=0.2250")));
 }
 
 // `tandem scale` started whatever it was asked for.
