@@ -25,6 +25,7 @@
 #include "common/rpc/load_wire.h"
 #include "common/rpc/server.h"
 #include "common/trace/otlp_client.h"
+#include "engine/runtime/tensor_parallel.h"
 #include "engine/wire/cluster_wire.h"
 #include "worker/cluster_metrics.h"
 #include "worker/engine_metrics.h"
@@ -137,7 +138,9 @@ absl::Status Worker::Init(const engine::EngineOptions& options) {
   cluster_metrics_ = std::make_unique<ClusterMetrics>(&metrics_);
   AddEngineMetrics(&metrics_, FactsOf(*engine_, Clock::Real()->Now() - load_start));
   if (engine_->options().device == "cuda") {
-    auto gauge = OpenGpuGauge(engine_->options().gpu);
+    // Of several, the first rank's.
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<int> devices, engine::DevicesOf(engine_->options()));
+    auto gauge = OpenGpuGauge(devices.front());
     if (gauge.has_value()) AddGpuMetrics(&metrics_, labels, *std::move(gauge));
   }
   watchdog_ = MakeWatchdog();

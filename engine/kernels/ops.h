@@ -53,6 +53,9 @@ struct OpsShape {
   bool batch_invariant = false;
   bool int4 = false;    // some weights may have 4 bits
   bool fp8_kv = false;  // pages may be of Element::kFloat8E4M3
+  // Ranks that the model is split over (engine/device/collective.h). With several, AddProjection
+  // adds to a part of a sum, and logits of the same rows have the same bits on devices of one kind.
+  int ranks = 1;
 };
 
 // y = x W^T + bias.
@@ -137,7 +140,9 @@ struct AddProjectionArgs {
   int rows = 0;
   const void* x = nullptr;  // [rows][projection.weight.k]
   Projection projection;
-  Norm next_norm;  // that will read this `hidden`, so that a device may prepare it
+  // That will read this `hidden`, so that a device may prepare it; with several ranks it reads the
+  // sum of theirs.
+  Norm next_norm;
   float* hidden = nullptr;
 };
 

@@ -1,5 +1,6 @@
 #include "engine/model/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -79,7 +80,8 @@ absl::Status Decoder::Allocate(const DecoderLimits& limits, Device* device) {
   const std::unique_ptr<Stream> stream = device->NewStream();
   stream->CopyToDevice(frequencies_.data(), rope.frequencies.data(), bytes);
   stream->Synchronize();
-  return absl::OkStatus();
+  if (collective_ == nullptr) return absl::OkStatus();
+  return collective_->Prepare(device, std::max(rows, shape.max_logit_rows) * shape.hidden);
 }
 
 Norm Decoder::NormOf(const VectorWeights& weight) const {
@@ -141,8 +143,9 @@ void Decoder::FinishLayer(const LayerWeights& layer, const Norm& next_norm, cons
 void Decoder::AddProjection(const AddProjectionArgs& args, Stream* stream) {
   if (collective_ == nullptr) return ops_->AddProjection(args, stream);
   const size_t count = static_cast<size_t>(args.rows) * static_cast<size_t>(config_.hidden_size);
-  collective_->BeginSum(args.hidden, count, stream);
-  ops_->AddProjection(args, stream);
+  AddProjectionArgs part = args;
+  part.hidden = collective_->BeginSum(args.hidden, count, stream);
+  ops_->AddProjection(part, stream);
   collective_->EndSum(args.hidden, count, stream);
 }
 

@@ -60,6 +60,11 @@ class Decoder {
   // pointers lead into memory of the device. Where that was told the wanted rows, of these.
   void Logits(const int32_t* row_ids, int count, float* out, Stream* stream);
 
+  // Where there are ranks: Collective::Meet().
+  void MeetRanks() {
+    if (collective_ != nullptr) collective_->Meet();
+  }
+
   // Layers of all passes that were given to a stream: where streams work at once, computed. May be
   // read by any thread.
   const std::atomic<uint64_t>& layers_done() const { return layers_done_; }

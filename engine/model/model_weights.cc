@@ -301,7 +301,8 @@ class Loader {
   // Whether the parts could stay of 4 bits: all are, in the same groups, and the device reads them.
   absl::StatusOr<bool> PackInt4(const std::vector<Part>& parts, size_t columns, int64_t inputs,
                                 Int4Pairs pairs, LinearWeights* out) {
-    if (device_->shares_host_memory()) return false;
+    // A rank's part is dequantised: it need not be whole groups, nor its inputs in their order.
+    if (device_->shares_host_memory() || !source_->shard().whole()) return false;
     if (makes_dummies_) return PackDummyInt4(parts, columns, inputs, pairs, out);
     for (const Part& part : parts) {
       if (!source_->IsQuantised(part.name)) return false;
@@ -410,7 +411,7 @@ class Loader {
         QuantisedLinear linear,
         source_->GetQuantised(part.name, part.columns * (rows_split ? shard.size : 1),
                               inputs * (columns_split ? shard.size : 1)));
-    if (!device_->shares_host_memory()) {
+    if (!device_->shares_host_memory() && shard.whole()) {
       stager_.Pack(std::move(linear), first_column, out->memory.data());
       return absl::OkStatus();
     }
@@ -431,6 +432,7 @@ class Loader {
       }
       ops_->PackWeightRows(values.data(), Element::kFloat32, count, k, first_column + row,
                            out->memory.data(), stream_.get());
+      if (device_->asynchronous()) stream_->Synchronize();  // the values are used again
     }
     progress_->Add(linear.Bytes());
     return absl::OkStatus();

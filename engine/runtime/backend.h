@@ -2,11 +2,13 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
+#include "engine/device/collective.h"
 #include "engine/device/device.h"
 #include "engine/kernels/ops.h"
 
@@ -32,6 +34,11 @@ class Backend {
   // For one model; the backend outlives them. RESOURCE_EXHAUSTED where there is no room for their
   // scratch memory.
   virtual absl::StatusOr<std::unique_ptr<Ops>> MakeOps(const OpsShape& shape) = 0;
+  // The ranks of a model, one on each of `all`, which are backends of this kind, outlive them and
+  // have made nothing yet. Errors say which devices cannot work together.
+  virtual absl::StatusOr<std::unique_ptr<Ranks>> MakeRanks(std::span<Backend* const> /*all*/) {
+    return absl::UnimplementedError(name() + " has no ranks");
+  }
   // Steps that a loop should keep launched: more than one only pays where the device is
   // asynchronous.
   virtual int max_in_flight() const = 0;

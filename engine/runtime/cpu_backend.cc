@@ -1,5 +1,6 @@
 #include "common/base/status.h"
 #include "engine/device/cpu/cpu_device.h"
+#include "engine/device/cpu/host_ranks.h"
 #include "engine/kernels/cpu/cpu_ops.h"
 #include "engine/runtime/backend.h"
 
@@ -15,6 +16,9 @@ class CpuBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<Ops>> MakeOps(const OpsShape& shape) override {
     TANDEM_ASSIGN_OR_RETURN(Buffer scratch, device_.Allocate(CpuOps::ScratchBytes(shape)));
     return std::make_unique<CpuOps>(shape, std::move(scratch), &device_.threads());
+  }
+  absl::StatusOr<std::unique_ptr<Ranks>> MakeRanks(std::span<Backend* const> all) override {
+    return std::make_unique<HostRanks>(static_cast<int>(all.size()));
   }
   int max_in_flight() const override { return 1; }
 

@@ -1,6 +1,9 @@
+#include <vector>
+
 #include "common/base/status.h"
 #include "engine/device/cuda/cuda_device.h"
 #include "engine/kernels/cuda/cuda_ops.h"
+#include "engine/kernels/cuda/cuda_ranks.h"
 #include "engine/runtime/backend.h"
 
 namespace tandem::engine {
@@ -18,6 +21,13 @@ class CudaBackend final : public Backend {
           "--device=cuda computes in bfloat16 only: give --dtype=bfloat16, or --device=cpu");
     }
     return cuda::MakeCudaOps(shape, device_.get());
+  }
+  absl::StatusOr<std::unique_ptr<Ranks>> MakeRanks(std::span<Backend* const> all) override {
+    std::vector<cuda::CudaDevice*> devices;
+    for (Backend* backend : all) {
+      devices.push_back(static_cast<CudaBackend*>(backend)->device_.get());
+    }
+    return cuda::MakeCudaRanks(devices);
   }
   int max_in_flight() const override { return 2; }
   BatchDefaults batch_defaults() const override { return {8192, 256}; }

@@ -231,6 +231,7 @@ std::byte* DecoderRunner::Upload(const StepInput& input) {
     TANDEM_CHECK(larger.ok(), "{}", larger.status().ToString());
     device_inputs_ = *std::move(larger);
     if (!sizes_.empty()) RecordDecodeSteps();  // the old ones lead into memory that is gone
+    decoder_->MeetRanks();
   }
   stream_->CopyToDevice(device_inputs_.data(), input.data(), input.bytes());
   return device_inputs_.as<std::byte>();

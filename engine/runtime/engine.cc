@@ -145,9 +145,11 @@ size_t WeightBytes(const ModelConfig& config, const EngineOptions& options) {
   return static_cast<size_t>(config.NumParameters()) * element;
 }
 
-// Of a GPU, which keeps weights of 4 bits.
+// Of a GPU, which keeps weights of 4 bits where they are whole.
 size_t DeviceWeightBytes(const ModelConfig& config, const EngineOptions& options) {
-  if (options.load_format == "dummy") return WeightBytes(config, options);
+  if (options.load_format == "dummy" || options.tensor_parallel_size > 1) {
+    return WeightBytes(config, options);
+  }
   return static_cast<size_t>(config.KeptWeightBytes(DType::kBFloat16));
 }
 
@@ -178,22 +180,18 @@ absl::Status WithRemedy(const absl::Status& status, const char* what,
 // Made by the steps of Load, in their order there; each uses what those before it settled.
 class LoadedEngine final : public Engine {
  public:
-  LoadedEngine(EngineOptions options, const Shard& shard, Collective* collective)
-      : options_(std::move(options)), shard_(shard), collective_(collective) {}
+  LoadedEngine(EngineOptions options, Rank rank)
+      : options_(std::move(options)),
+        shard_(rank.shard),
+        ranks_on_device_(static_cast<size_t>(rank.on_device)),
+        collective_(rank.collective),
+        backend_(std::move(rank.backend)),
+        used_before_(rank.used_before) {}
 
-  absl::Status OpenDevice() {
+  absl::Status SettleDevice() {
     if (options_.num_threads == 0) options_.num_threads = PhysicalCores();
     options_.num_threads = std::max(1, options_.num_threads / shard_.size);
-    TANDEM_ASSIGN_OR_RETURN(
-        backend_,
-        OpenBackend(options_.device, {.num_threads = options_.num_threads, .gpu = options_.gpu}));
     options_.device = backend_->name();
-    if (!shard_.whole() && device_memory()) {
-      return InvalidArgument(
-          "--tensor-parallel-size={} works with --device=cpu only so far, not with {}, where every "
-          "worker holds the whole model; more GPUs serve more with --prefill N and --decode N",
-          shard_.size, options_.device);
-    }
     ResolveDtype(backend_->device(), &options_);
     return ResolveBatch(backend_->batch_defaults(), &options_);
   }
@@ -240,11 +238,12 @@ class LoadedEngine final : public Engine {
                               PlanHostPool(config_, region_.layout, device, &options_));
       TANDEM_RETURN_IF_ERROR(AllocatePool(plan));
     }
-    used_before_ = device.TotalMemory() - std::min(device.TotalMemory(), device.AvailableMemory());
     OpsShape shape =
         OpsShapeOf(config_, float32 ? Element::kFloat32 : Element::kBFloat16, Limits());
     shape.batch_invariant = options_.batch_invariant;
     shape.fp8_kv = kv_dtype == DType::kFloat8E4M3;
+    shape.ranks = shard_.size;
+    shape.int4 = shape.int4 && shard_.whole();
     absl::StatusOr<std::unique_ptr<Ops>> ops = backend_->MakeOps(shape);
     if (!ops.ok()) return WithRemedy(ops.status(), "scratch memory", options_);
     ops_ = *std::move(ops);
@@ -282,12 +281,11 @@ class LoadedEngine final : public Engine {
     TANDEM_ASSIGN_OR_RETURN(
         const PoolPlan plan,
         PlanDevicePool(region_.layout, memory, options_.max_model_len, config_.MaxModelLen()));
-    options_.kv_cache_memory_bytes =
-        static_cast<int64_t>(static_cast<size_t>(plan.num_blocks) * region_.layout.BlockBytes());
+    const size_t pool = static_cast<size_t>(plan.num_blocks) * region_.layout.BlockBytes();
+    options_.kv_cache_memory_bytes = static_cast<int64_t>(pool * ranks());
     spdlog::info("memory of {}: {} in use before, weights {}, workspaces {}, KV pool {}",
                  FormatBytes(memory.total), FormatBytes(memory.used_before),
-                 FormatBytes(memory.weights), FormatBytes(memory.workspace),
-                 FormatBytes(options_.kv_cache_memory_bytes));
+                 FormatBytes(memory.weights), FormatBytes(memory.workspace), FormatBytes(pool));
     return AllocatePool(plan);
   }
 
@@ -297,7 +295,8 @@ class LoadedEngine final : public Engine {
                               decoder_.get(), ops_.get());
     if (!runner.ok()) return WithRemedy(runner.status(), "workspace of steps", options_);
     runner_ = *std::move(runner);
-    if (!options_.enforce_eager) runner_->RecordDecodeSteps();
+    const bool recordable = collective_ == nullptr || collective_->recordable();
+    if (recordable && !options_.enforce_eager) runner_->RecordDecodeSteps();
     if (options_.min_step_ms > 0) {
       paced_ =
           std::make_unique<PacedRunner>(runner_.get(), absl::Milliseconds(options_.min_step_ms));
@@ -332,6 +331,8 @@ class LoadedEngine final : public Engine {
   }
 
  private:
+  size_t ranks() const { return static_cast<size_t>(shard_.size); }
+
   DecoderRunner::Options RunnerOptions(int max_model_len) const {
     DecoderRunner::Options options{options_.max_num_batched_tokens, options_.max_num_seqs,
                                    max_model_len, options_.valid_vocab_size,
@@ -345,12 +346,14 @@ class LoadedEngine final : public Engine {
   }
 
   DeviceMemory MemoryOf(size_t weights) const {
+    // Ranks on one device have equal shares of it.
     DeviceMemory memory;
-    memory.total = backend_->device().TotalMemory();
-    memory.used_before = used_before_;
+    memory.total = backend_->device().TotalMemory() / ranks_on_device_;
+    memory.used_before = used_before_ / ranks_on_device_;
+    memory.ranks = shard_.size;
     memory.weights = weights;
     memory.utilization = options_.gpu_memory_utilization;
-    memory.pool = static_cast<size_t>(options_.kv_cache_memory_bytes);
+    memory.pool = static_cast<size_t>(options_.kv_cache_memory_bytes) / ranks();
     return memory;
   }
 
@@ -396,6 +399,7 @@ class LoadedEngine final : public Engine {
     for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i) % kTrialBlocks;
     const std::vector<int32_t> tokens(static_cast<size_t>(longest), 0);
     const SamplingParams sampling;
+    decoder_->MeetRanks();
     for (const bool prefill : {true, false}) {
       Batch batch;
       for (int i = 0; i < (prefill ? full : items); ++i) {
@@ -414,11 +418,12 @@ class LoadedEngine final : public Engine {
   // Constant once loaded; destroyed last to first.
   EngineOptions options_;
   const Shard shard_;
+  const size_t ranks_on_device_;
   Collective* const collective_;  // null: the only rank
   ModelConfig config_;            // with the heads of the padding, of the shard
   HeadPadding padding_;
-  std::unique_ptr<Backend> backend_;
-  size_t used_before_ = 0;  // bytes of the device, when this process had opened it
+  const std::shared_ptr<Backend> backend_;
+  const size_t used_before_;  // bytes of the device, when this process had opened it
   Buffer kv_memory_;
   KvRegion region_;
   std::unique_ptr<Ops> ops_;
@@ -433,14 +438,14 @@ class LoadedEngine final : public Engine {
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
   TANDEM_RETURN_IF_ERROR(CheckOptions(options));
-  return options.tensor_parallel_size == 1 ? LoadRank(options, {}, nullptr)
-                                           : LoadTensorParallel(options);
+  if (options.tensor_parallel_size > 1) return LoadTensorParallel(options);
+  TANDEM_ASSIGN_OR_RETURN(std::vector<Rank> only, OpenRanks(options));
+  return LoadRank(options, std::move(only.front()));
 }
 
-absl::StatusOr<std::unique_ptr<Engine>> LoadRank(const EngineOptions& options, const Shard& shard,
-                                                 Collective* collective) {
-  auto engine = std::make_unique<LoadedEngine>(options, shard, collective);
-  TANDEM_RETURN_IF_ERROR(engine->OpenDevice());
+absl::StatusOr<std::unique_ptr<Engine>> LoadRank(const EngineOptions& options, Rank rank) {
+  auto engine = std::make_unique<LoadedEngine>(options, std::move(rank));
+  TANDEM_RETURN_IF_ERROR(engine->SettleDevice());
   TANDEM_RETURN_IF_ERROR(engine->ReadConfig());
   TANDEM_RETURN_IF_ERROR(engine->MakeOps());
   TANDEM_RETURN_IF_ERROR(engine->LoadModel());

@@ -27,6 +27,7 @@ struct EngineOptions {
   int max_num_batched_tokens = 0;       // per step; 0: the device's default (backend.h)
   int max_num_seqs = 0;                 // per step; 0: the device's default
   int gpu = 0;                          // its number among those that the process may see
+  std::string devices;  // the GPU of each rank, as "0,1"; "": `gpu` and those behind it
   double gpu_memory_utilization = 0.9;  // of a GPU's whole memory, for this process
   int64_t kv_cache_memory_bytes = 0;    // 0: chosen from the memory available
   bool enable_prefix_caching = true;

@@ -19,9 +19,14 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
                    "Type of weights, and of KV but for --kv-cache-dtype; auto: bfloat16 where the "
                    "device has it");
   flags->Add("--gpu", &options->gpu, "Number of the GPU, among those of CUDA_VISIBLE_DEVICES");
-  flags->Add("--tensor-parallel-size", &options->tensor_parallel_size,
-             "Ranks that the model is split over, by heads; they share the compute threads; CPU "
-             "only so far");
+  flags->Add(
+      "--tensor-parallel-size", &options->tensor_parallel_size,
+      "Ranks that the model is split over, by heads; on a CPU they share the compute threads, "
+      "on GPUs each has one");
+  flags->Add("--devices", &options->devices,
+             "GPU of each rank, among those of CUDA_VISIBLE_DEVICES; one may be named again, which "
+             "is slow and for tests; empty: --gpu and those behind it",
+             "0,1,...");
   flags->Add("--num-threads", &options->num_threads, "Compute threads; 0: one per physical core");
   flags->Add("--batch-invariant", &options->batch_invariant,
              "Same tokens whatever else is in the batch and however a prompt is cut; slower on a "

@@ -28,11 +28,16 @@ std::string Figures(const DeviceMemory& m) {
                      FormatBytes(m.workspace));
 }
 
+// Of the pool's flag, which speaks of all ranks.
+size_t OfAllRanks(const DeviceMemory& m, size_t pool) {
+  return pool * static_cast<size_t>(m.ranks);
+}
+
 // What would make room for a pool of `pool_wanted` bytes.
 std::string Remedy(const DeviceMemory& m, size_t pool_wanted) {
   const size_t wanted = m.weights + m.workspace + pool_wanted;
   if (m.pool != 0 && wanted <= FreeOf(m)) {
-    return fmt::format("give --kv-cache-memory-bytes={}", pool_wanted);
+    return fmt::format("give --kv-cache-memory-bytes={}", OfAllRanks(m, pool_wanted));
   }
   const double share = std::ceil(ShareOf(m, wanted) * 100) / 100;
   const double free = m.used_before > kQuietUse ? ShareOf(m, FreeOf(m)) : 1;
@@ -85,8 +90,9 @@ absl::StatusOr<PoolPlan> PlanDevicePool(const KvLayout& layout, const DeviceMemo
   if (memory.pool != 0) {
     if (model + memory.pool > free) {
       return ResourceExhausted("--kv-cache-memory-bytes={} ({}) does not fit: {}, which leaves {}",
-                               memory.pool, FormatBytes(memory.pool), Figures(memory),
-                               FormatBytes(free - std::min(free, model)));
+                               OfAllRanks(memory, memory.pool),
+                               FormatBytes(OfAllRanks(memory, memory.pool)), Figures(memory),
+                               FormatBytes(OfAllRanks(memory, free - std::min(free, model))));
     }
     return PlanPool(layout, memory.pool, max_model_len, limit, Remedy(memory, least));
   }

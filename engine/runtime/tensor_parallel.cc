@@ -6,12 +6,14 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "fmt/format.h"
 
 #include "common/base/ready_event.h"
 #include "common/base/status.h"
-#include "engine/device/cpu/host_ranks.h"
+#include "engine/device/cpu/threads.h"
 #include "engine/runtime/rank_threads.h"
 
 namespace tandem::engine {
@@ -56,11 +58,11 @@ bool DrawnAlike(const ItemOutput& a, const ItemOutput& b) {
 class RankedRunner final : public ModelRunner {
  public:
   // All outlive it.
-  RankedRunner(std::vector<ModelRunner*> ranks, RankThreads* threads)
-      : ranks_(std::move(ranks)), threads_(threads) {}
+  RankedRunner(std::vector<ModelRunner*> runners, const Ranks* ranks, RankThreads* threads)
+      : runners_(std::move(runners)), ranks_(ranks), threads_(threads) {}
 
-  int max_in_flight() const override { return ranks_.front()->max_in_flight(); }
-  const std::atomic<uint64_t>* progress() const override { return ranks_.front()->progress(); }
+  int max_in_flight() const override { return runners_.front()->max_in_flight(); }
+  const std::atomic<uint64_t>* progress() const override { return runners_.front()->progress(); }
 
   absl::StatusOr<LaunchedStep> Launch(const Batch& batch) override {
     auto steps = OnAll<LaunchedStep>([&](ModelRunner* rank) { return rank->Launch(batch); });
@@ -78,6 +80,7 @@ class RankedRunner final : public ModelRunner {
 
   absl::StatusOr<StepOutput> Collect(StepId id) override {
     auto outputs = OnAll<StepOutput>([&](ModelRunner* rank) { return rank->Collect(id); });
+    TANDEM_RETURN_IF_ERROR(ranks_->status());
     for (const auto& output : outputs) TANDEM_RETURN_IF_ERROR(output.status());
     for (size_t rank = 1; rank < outputs.size(); ++rank) {
       TANDEM_RETURN_IF_ERROR(CheckAgreement(*outputs.front(), *outputs[rank], rank));
@@ -88,35 +91,43 @@ class RankedRunner final : public ModelRunner {
  private:
   template <typename T>
   std::vector<absl::StatusOr<T>> OnAll(absl::FunctionRef<absl::StatusOr<T>(ModelRunner*)> call) {
-    std::vector<absl::StatusOr<T>> results(ranks_.size(), absl::StatusOr<T>(T()));
+    std::vector<absl::StatusOr<T>> results(runners_.size(), absl::StatusOr<T>(T()));
     threads_->Run([&](int rank) {
       const auto i = static_cast<size_t>(rank);
-      results[i] = call(ranks_[i]);
+      results[i] = call(runners_[i]);
     });
     return results;
   }
 
-  const std::vector<ModelRunner*> ranks_;
+  const std::vector<ModelRunner*> runners_;
+  const Ranks* const ranks_;
   RankThreads* const threads_;
 };
 
 class RankedEngine final : public Engine {
  public:
-  explicit RankedEngine(int size) : collective_(size), threads_(size) {}
+  explicit RankedEngine(int size) : threads_(size) {}
 
   absl::Status Load(EngineOptions options) {
     options.shared_weights.clear();  // of whole models
-    const int size = options.tensor_parallel_size;
-    std::vector<absl::StatusOr<std::unique_ptr<Engine>>> loaded(static_cast<size_t>(size));
+    TANDEM_ASSIGN_OR_RETURN(std::vector<Rank> opened, OpenRanks(options));
+    std::vector<Backend*> backends;
+    for (const Rank& rank : opened) {
+      backends_.push_back(rank.backend);
+      backends.push_back(rank.backend.get());
+    }
+    TANDEM_ASSIGN_OR_RETURN(collectives_, backends.front()->MakeRanks(backends));
+    std::vector<absl::StatusOr<std::unique_ptr<Engine>>> loaded(opened.size());
     threads_.Run([&](int rank) {
+      const auto i = static_cast<size_t>(rank);
+      opened[i].collective = collectives_->at(rank);
       EngineOptions own = options;
       own.report_loading = options.report_loading && rank == 0;
-      loaded[static_cast<size_t>(rank)] = LoadRank(own, {rank, size}, collective_.at(rank));
+      loaded[i] = LoadRank(own, std::move(opened[i]));
+      if (!loaded[i].ok()) collectives_->Abort();
     });
-    for (auto& rank : loaded) {
-      TANDEM_RETURN_IF_ERROR(rank.status());
-      ranks_.push_back(*std::move(rank));
-    }
+    TANDEM_RETURN_IF_ERROR(CauseOf(loaded));
+    for (auto& rank : loaded) ranks_.push_back(*std::move(rank));
     Settle();
     return absl::OkStatus();
   }
@@ -138,6 +149,15 @@ class RankedEngine final : public Engine {
   }
 
  private:
+  // Why ranks could not be loaded; those that gave up because another one did know nothing of it.
+  static absl::Status CauseOf(const std::vector<absl::StatusOr<std::unique_ptr<Engine>>>& loaded) {
+    absl::Status cause;
+    for (const auto& rank : loaded) {
+      if (cause.ok() || absl::IsAborted(cause)) cause = rank.ok() ? cause : rank.status();
+    }
+    return cause;
+  }
+
   // What is said of all ranks follows from what each found to fit.
   void Settle() {
     const int size = static_cast<int>(ranks_.size());
@@ -148,6 +168,7 @@ class RankedEngine final : public Engine {
     config_.num_kv_heads *= size;
     config_.intermediate_size *= size;
     region_ = {};
+    region_.memory = ranks_.front()->region().memory;
     region_.layout = ranks_.front()->region().layout;
     region_.layout.num_kv_heads *= size;
     region_.num_blocks = ranks_.front()->region().num_blocks;
@@ -157,14 +178,18 @@ class RankedEngine final : public Engine {
       region_.num_blocks = std::min(region_.num_blocks, rank->region().num_blocks);
       runners.push_back(&rank->runner());
     }
+    if (region_.memory == KvMemoryKind::kDevice) {
+      options_.kv_cache_memory_bytes = static_cast<int64_t>(region_.TotalBytes());
+    }
     pool_ = std::make_unique<BlockPool>(region_.num_blocks);
     cache_ = std::make_unique<PrefixCache>(pool_.get(), options_.block_size,
                                            options_.enable_prefix_caching);
-    runner_ = std::make_unique<RankedRunner>(std::move(runners), &threads_);
+    runner_ = std::make_unique<RankedRunner>(std::move(runners), collectives_.get(), &threads_);
   }
 
   // Destroyed last to first.
-  HostRanks collective_;
+  std::vector<std::shared_ptr<Backend>> backends_;
+  std::unique_ptr<Ranks> collectives_;
   RankThreads threads_;
   std::vector<std::unique_ptr<Engine>> ranks_;
   EngineOptions options_;
@@ -184,6 +209,47 @@ absl::Status CheckAgreement(const StepOutput& first, const StepOutput& other, si
     }
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int>> DevicesOf(const EngineOptions& options) {
+  const auto size = static_cast<size_t>(options.tensor_parallel_size);
+  std::vector<int> devices;
+  for (const absl::string_view text : absl::StrSplit(options.devices, ',', absl::SkipEmpty())) {
+    int device = -1;
+    if (!absl::SimpleAtoi(text, &device) || device < 0) {
+      return InvalidArgument("--devices must be numbers of GPUs, as 0,1; got \"{}\"",
+                             options.devices);
+    }
+    devices.push_back(device);
+  }
+  if (!devices.empty() && devices.size() != size) {
+    return InvalidArgument("--devices={} names {} GPUs, and --tensor-parallel-size={} needs {}",
+                           options.devices, devices.size(), size, size);
+  }
+  while (devices.size() < size) devices.push_back(options.gpu + static_cast<int>(devices.size()));
+  return devices;
+}
+
+absl::StatusOr<std::vector<Rank>> OpenRanks(const EngineOptions& options) {
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<int> devices, DevicesOf(options));
+  const int size = options.tensor_parallel_size;
+  const int threads = options.num_threads == 0 ? PhysicalCores() : options.num_threads;
+  std::vector<Rank> ranks;
+  std::string name = options.device;
+  for (const int device : devices) {
+    Rank& rank = ranks.emplace_back();
+    rank.shard = {static_cast<int>(ranks.size()) - 1, size};
+    rank.on_device = static_cast<int>(std::count(devices.begin(), devices.end(), device));
+    TANDEM_ASSIGN_OR_RETURN(
+        rank.backend,
+        OpenBackend(name, {.num_threads = std::max(1, threads / size), .gpu = device}));
+    name = rank.backend->name();  // what auto is for one, it is for all
+  }
+  for (Rank& rank : ranks) {
+    const size_t total = rank.backend->device().TotalMemory();
+    rank.used_before = total - std::min(total, rank.backend->device().AvailableMemory());
+  }
+  return ranks;
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> LoadTensorParallel(const EngineOptions& options) {

@@ -13,6 +13,7 @@
 #include "fmt/format.h"
 #include "gtest/gtest.h"
 
+#include "engine/model/shard.h"
 #include "engine/runtime/engine.h"
 #include "tests/support/paths.h"
 #include "tests/unit/engine/runtime/model_under_test.h"
@@ -200,8 +201,10 @@ class Generations {
   bool finished_ = false;
 };
 
-void CheckGeneration(const std::string& dir) {
+void CheckGeneration(const std::string& dir, int ranks = 1, const std::string& devices = "") {
   EngineOptions options;
+  options.tensor_parallel_size = ranks;
+  options.devices = devices;
   options.model_dir = dir;
   options.device = "cuda";
   options.kv_cache_memory_bytes = 256 << 20;
@@ -429,6 +432,91 @@ TEST(CudaEngineTest, DummiesOfAConfigWith4BitsHave4Bits) {
   const std::vector<float> last = gpu->Run({{&tokens, 65, 5, &blocks}});
   const std::vector<float> want(whole.end() - static_cast<ptrdiff_t>(last.size()), whole.end());
   EXPECT_LT(RelativeL2().Add(last, want), 2 * kFixtures.prompt);
+}
+
+// The ranks of each model that can be split: all on the first card, and each on its own where there
+// are so many. Draws that differ between ranks are errors.
+TEST(CudaEngineTest, RanksSayWhatTheWholeModelSays) {
+  TANDEM_REQUIRE_CUDA();
+  std::vector<std::string> models = ReferenceModels(SourcePath("tests/data/engine"));
+  if (!SharedDir().empty()) {
+    for (const std::string& dir : ReferenceModels(SharedDir() + "/reference"))
+      models.push_back(dir);
+  }
+  int split = 0;
+  for (const std::string& dir : models) {
+    const auto config = ModelConfig::Load(dir);
+    ASSERT_OK(config);
+    for (const int ranks : {2, 3, 4}) {
+      if (!ShardOf(*config, {0, ranks}).ok()) continue;
+      ++split;
+      std::string devices = "0";
+      for (int rank = 1; rank < ranks; ++rank) devices += ",0";
+      SCOPED_TRACE(fmt::format("{}, {} ranks", dir, ranks));
+      fmt::print("{}, {} ranks\n", dir, ranks);
+      CheckGeneration(dir, ranks, devices);
+      if (!OpenBackend("cuda", {.gpu = ranks - 1}).ok()) continue;
+      fmt::print("  each on its own card\n");
+      CheckGeneration(dir, ranks);
+    }
+  }
+  EXPECT_GE(split, 3);
+}
+
+// Split, they are bfloat16.
+TEST(CudaEngineTest, WeightsOf4BitsAreSplitToo) {
+  TANDEM_REQUIRE_CUDA();
+  for (const char* name : {"awq", "gptq"}) {
+    SCOPED_TRACE(name);
+    std::vector<std::vector<float>> logprobs;
+    for (const int ranks : {1, 2}) {
+      EngineOptions options;
+      options.model_dir = SourcePath(std::string("tests/data/quantised/") + name);
+      options.device = "cuda";
+      options.kv_cache_memory_bytes = 64 << 20;
+      options.max_num_batched_tokens = 512;
+      options.max_num_seqs = 64;
+      options.tensor_parallel_size = ranks;
+      options.devices = ranks == 1 ? "0" : "0,0";
+      const auto engine = Engine::Load(options);
+      ASSERT_OK(engine);
+      const BlockLease lease = *(*engine)->pool().Reserve(8);
+      std::vector<int32_t> tokens;
+      for (int i = 0; i < 100; ++i) tokens.push_back(i * 7 % (*engine)->config().vocab_size);
+      Batch batch;
+      BatchItem& item = batch.items.emplace_back();
+      item.tokens = tokens;
+      item.num_tokens = 99;  // what follows is known
+      item.prompt_length = 100;
+      item.prompt_logprobs = 0;
+      item.block_table = lease.blocks();
+      const auto output = (*engine)->runner().Run(batch);
+      ASSERT_OK(output);
+      std::vector<float>& own = logprobs.emplace_back();
+      for (const TokenLogprob& token : output->items[0].prompt_logprobs) {
+        own.push_back(token.logprob);
+      }
+    }
+    ASSERT_GE(logprobs[0].size(), 99u);
+    EXPECT_LT(RelativeL2().Add(logprobs[1], logprobs[0]), 2 * kFixtures.prompt);
+  }
+}
+
+TEST(CudaEngineTest, RanksThatCannotBeAreRefused) {
+  TANDEM_REQUIRE_CUDA();
+  EngineOptions options;
+  options.model_dir = SourcePath("tests/data/engine/qwen3-gqa");
+  options.device = "cuda";
+  options.tensor_parallel_size = 2;
+  options.devices = "0";
+  EXPECT_NE(Engine::Load(options).status().ToString().find("--devices=0 names 1 GPUs"),
+            std::string::npos);
+  options.devices = "0,99";
+  EXPECT_NE(Engine::Load(options).status().ToString().find("GPU 99: this process sees"),
+            std::string::npos);
+  options.devices = "0,0";
+  options.kv_cache_memory_bytes = int64_t{1} << 50;
+  EXPECT_TRUE(absl::IsResourceExhausted(Engine::Load(options).status()));
 }
 
 TEST(CudaEngineTest, SharedModels) {

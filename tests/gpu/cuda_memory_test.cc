@@ -143,6 +143,30 @@ TEST_F(CudaMemoryTest, APoolOfAGivenSize) {
                     HasSubstr("does not fit")));
 }
 
+TEST_F(CudaMemoryTest, RanksOnOneCardShareItsUtilization) {
+  EngineOptions options = Small();
+  options.tensor_parallel_size = 2;
+  options.devices = "0,0";
+  const double before = UsedBytes();
+  {
+    const auto engine = Engine::Load(options);
+    ASSERT_OK(engine);
+    EXPECT_LT(UsedBytes() - before, 0.2 * total_);
+    EXPECT_GT(UsedBytes() - before, 0.2 * total_ - 2 * kGiB);
+    const auto regions = (*engine)->regions();
+    ASSERT_EQ(regions.size(), 2u);
+    EXPECT_NEAR(static_cast<double>(regions[0].TotalBytes()),
+                static_cast<double>(regions[1].TotalBytes()), 0.05 * kGiB);
+    EXPECT_EQ((*engine)->options().kv_cache_memory_bytes,
+              static_cast<int64_t>((*engine)->region().TotalBytes()));
+  }
+  // A size that is given is that of all pieces.
+  options.kv_cache_memory_bytes = int64_t{1} << 30;
+  const auto engine = Engine::Load(options);
+  ASSERT_OK(engine);
+  EXPECT_NEAR(static_cast<double>((*engine)->region().TotalBytes()), kGiB, 0.01 * kGiB);
+}
+
 // 512 KiB of KV a token. Nothing is loaded for this answer.
 TEST_F(CudaMemoryTest, ALengthThatCannotFitIsRefusedBeforeTheWeightsAreRead) {
   EngineOptions options = Qwen15(32);
@@ -193,9 +217,9 @@ TEST_F(CudaMemoryTest, ACardThatOthersFillIsRefusedWithFigures) {
 TEST_F(CudaMemoryTest, ACardThatThereIsNotIsRefusedAlsoByAuto) {
   EngineOptions options = Small();
   options.gpu = 99;
-  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: --gpu=99: this process sees "));
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: GPU 99: this process sees "));
   options.device = "auto";
-  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: --gpu=99: this process sees "));
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--device=cuda: GPU 99: this process sees "));
 }
 
 TEST_F(CudaMemoryTest, Float32IsRefused) {

@@ -26,9 +26,15 @@ bool HaveCard() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
+using Flags = std::vector<std::string>;
+
+// A worker's model on two ranks, which share the card.
+const Flags kTwoRanks = {"--tensor-parallel-size=2", "--devices=0,0"};
+
 std::unique_ptr<TestCluster> StartOnCard(const std::string& model, int prefill, int decode,
                                          int unified, const std::string& pool = "128MiB",
-                                         const std::vector<std::string>& flags = {}) {
+                                         const Flags& flags = {}, const Flags& prefill_flags = {},
+                                         const Flags& decode_flags = {}) {
   ClusterSpec spec;
   spec.model_dir = model;
   spec.prefill = prefill;
@@ -39,7 +45,9 @@ std::unique_ptr<TestCluster> StartOnCard(const std::string& model, int prefill, 
     spec.worker_flags.push_back("--load-format=dummy");
   }
   spec.worker_flags.insert(spec.worker_flags.end(), flags.begin(), flags.end());
-  spec.decode_flags = {"--local-prefill-max-tokens=0"};
+  spec.prefill_flags = prefill_flags;
+  spec.decode_flags = decode_flags;
+  spec.decode_flags.push_back("--local-prefill-max-tokens=0");
   return TestCluster::Start(spec);
 }
 
@@ -64,10 +72,11 @@ TEST_F(GpuCluster, WorkersTellOfTheirCard) {
 // Bit for bit, which only --batch-invariant promises: otherwise each process chooses the products
 // that were the fastest when it started.
 void ExpectSameAnswers(const std::string& model, const std::string& transport,
-                       const std::string& carrier) {
-  const auto split =
-      StartOnCard(model, 1, 1, 0, "128MiB", {"--batch-invariant", "--kv-transport=" + transport});
-  const auto unified = StartOnCard(model, 0, 0, 1, "128MiB", {"--batch-invariant"});
+                       const std::string& carrier, Flags flags = {}) {
+  flags.push_back("--batch-invariant");
+  const auto unified = StartOnCard(model, 0, 0, 1, "128MiB", flags);
+  flags.push_back("--kv-transport=" + transport);
+  const auto split = StartOnCard(model, 1, 1, 0, "128MiB", flags);
   ASSERT_NE(split, nullptr);
   ASSERT_NE(unified, nullptr);
   TestClient split_client(split->channel()), unified_client(unified->channel());
@@ -119,6 +128,10 @@ TEST_F(GpuCluster, SplitAndUnifiedAnswerTheSameOverNccl) {
   ExpectSameAnswers(SourcePath("models/demo"), "nccl", "nccl");
 }
 
+TEST_F(GpuCluster, SplitAndUnifiedOfTwoRanksAnswerTheSame) {
+  ExpectSameAnswers(SourcePath("models/demo"), "tcp", "tcp", kTwoRanks);
+}
+
 // Heads of 64 and 128, one query head a KV head and seven, YaRN, tied embeddings.
 class GpuClusterOf : public GpuCluster, public ::testing::WithParamInterface<std::string> {};
 TEST_P(GpuClusterOf, SplitAndUnifiedAnswerTheSame) {
@@ -155,8 +168,7 @@ TEST_F(GpuCluster, SaysWhatShippingCosts) {
   }
 }
 
-TEST_F(GpuCluster, AnswersHeldOutPrompts) {
-  const auto cluster = StartOnCard(SourcePath("models/demo"), 1, 1, 0);
+void ExpectRightAnswers(TestCluster* cluster) {
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
   std::ifstream in(SourcePath("tests/data/demo/heldout.json"));
@@ -184,6 +196,20 @@ TEST_F(GpuCluster, AnswersHeldOutPrompts) {
   std::printf("%zu of %zu held-out prompts\n", right, prompts.size());
   EXPECT_GE(static_cast<double>(right), 0.95 * static_cast<double>(prompts.size()))
       << cluster->Logs();
+}
+
+TEST_F(GpuCluster, AnswersHeldOutPrompts) {
+  ExpectRightAnswers(StartOnCard(SourcePath("models/demo"), 1, 1, 0).get());
+}
+
+TEST_F(GpuCluster, AnswersHeldOutPromptsWithTwoRanksThatPrefill) {
+  ExpectRightAnswers(
+      StartOnCard(SourcePath("models/demo"), 1, 1, 0, "128MiB", {}, kTwoRanks).get());
+}
+
+TEST_F(GpuCluster, AnswersHeldOutPromptsWithTwoRanksThatDecode) {
+  ExpectRightAnswers(
+      StartOnCard(SourcePath("models/demo"), 1, 1, 0, "128MiB", {}, {}, kTwoRanks).get());
 }
 
 }  // namespace

@@ -11,8 +11,9 @@ class HostRanks::End final : public Collective {
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(ranks_->values_.size()); }
 
-  void BeginSum(float* values, size_t count, Stream* /*stream*/) override {
+  float* BeginSum(float* values, size_t count, Stream* /*stream*/) override {
     if (rank_ > 0) std::fill_n(values, count, 0.0f);
+    return values;
   }
 
   // Each rank adds up a part of the values and gives it to all.

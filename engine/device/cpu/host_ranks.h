@@ -11,12 +11,12 @@
 namespace tandem::engine {
 
 // Outlives the use of its ends.
-class HostRanks {
+class HostRanks final : public Ranks {
  public:
   explicit HostRanks(int size);
-  ~HostRanks();
+  ~HostRanks() override;
 
-  Collective* at(int rank) const;
+  Collective* at(int rank) const override;
 
  private:
   class End;

@@ -34,12 +34,13 @@ std::string Version(int version) {
   return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
-// Makes `ordinal` the calling thread's card.
+// Makes `ordinal` the calling thread's card. Others may have made it another one: CUDA is asked.
 void UseCard(int ordinal) {
-  thread_local int current = -1;
-  if (current == ordinal) return;
+  thread_local bool has_context = false;
+  int current = -1;
+  if (has_context && cudaGetDevice(&current) == cudaSuccess && current == ordinal) return;
   TANDEM_CUDA_CHECK(cudaSetDevice(ordinal));
-  current = ordinal;
+  has_context = true;
 }
 
 // A thread's sleeps otherwise last 50 us longer than asked for.
@@ -192,12 +193,12 @@ struct CudaGraph final : public Graph {
 
 }  // namespace
 
-CudaStream::CudaStream(int ordinal) : ordinal_(ordinal) {
-  UseCard(ordinal_);
-  TANDEM_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+CudaStream::SharedHandle CudaStream::NewHandle(int ordinal) {
+  UseCard(ordinal);
+  cudaStream_t stream = nullptr;
+  TANDEM_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return {stream, [](cudaStream_t ended) { cudaStreamDestroy(ended); }};
 }
-
-CudaStream::~CudaStream() { cudaStreamDestroy(stream_); }
 
 void CudaStream::BeginStep(int64_t step) {
   UseCard(ordinal_);
@@ -210,41 +211,41 @@ void CudaStream::BeginStep(int64_t step) {
 void CudaStream::CopyToDevice(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
   UseCard(ordinal_);
-  TANDEM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
+  TANDEM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, handle()));
 }
 
 void CudaStream::CopyToHost(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
   UseCard(ordinal_);
-  TANDEM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
+  TANDEM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, handle()));
 }
 
 void CudaStream::Record(Event* event) {
   UseCard(ordinal_);
-  static_cast<CudaDevice::CudaEvent*>(event)->RecordOn(stream_);
+  static_cast<CudaDevice::CudaEvent*>(event)->RecordOn(handle());
 }
 
 std::unique_ptr<Graph> CudaStream::Capture(const std::function<void()>& work) {
   UseCard(ordinal_);
-  TANDEM_CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  TANDEM_CUDA_CHECK(cudaStreamBeginCapture(handle(), cudaStreamCaptureModeThreadLocal));
   work();
   cudaGraph_t graph = nullptr;
-  TANDEM_CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  TANDEM_CUDA_CHECK(cudaStreamEndCapture(handle(), &graph));
   auto recorded = std::make_unique<CudaGraph>();
   TANDEM_CUDA_CHECK(cudaGraphInstantiate(&recorded->exec, graph, 0));
   TANDEM_CUDA_CHECK(cudaGraphDestroy(graph));
-  TANDEM_CUDA_CHECK(cudaGraphUpload(recorded->exec, stream_));
+  TANDEM_CUDA_CHECK(cudaGraphUpload(recorded->exec, handle()));
   return recorded;
 }
 
 void CudaStream::Launch(Graph* graph) {
   UseCard(ordinal_);
-  TANDEM_CUDA_CHECK(cudaGraphLaunch(static_cast<CudaGraph*>(graph)->exec, stream_));
+  TANDEM_CUDA_CHECK(cudaGraphLaunch(static_cast<CudaGraph*>(graph)->exec, handle()));
 }
 
 void CudaStream::Synchronize() {
   UseCard(ordinal_);
-  TANDEM_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  TANDEM_CUDA_CHECK(cudaStreamSynchronize(handle()));
 }
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
@@ -261,8 +262,7 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
                               cudaGetErrorString(error));
   }
   if (ordinal < 0 || ordinal >= count) {
-    return InvalidArgument("--gpu={}: this process sees {} GPUs, 0 to {}", ordinal, count,
-                           count - 1);
+    return InvalidArgument("GPU {}: this process sees {} GPUs, 0 to {}", ordinal, count, count - 1);
   }
   cudaDeviceProp properties;
   error = cudaGetDeviceProperties(&properties, ordinal);
@@ -371,7 +371,21 @@ absl::StatusOr<Buffer> CudaDevice::AllocateStaging(size_t bytes) {
   });
 }
 
-std::unique_ptr<Stream> CudaDevice::NewStream() { return std::make_unique<CudaStream>(ordinal_); }
+std::unique_ptr<Stream> CudaDevice::NewStream() {
+  return std::make_unique<CudaStream>(
+      ordinal_, common_stream_ != nullptr ? common_stream_ : CudaStream::NewHandle(ordinal_));
+}
+
+bool CudaDevice::IsOfKind(const CudaDevice& other) const {
+  return compute_capability() == other.compute_capability() &&
+         multiprocessors() == other.multiprocessors() &&
+         properties_.sharedMemPerBlockOptin == other.properties_.sharedMemPerBlockOptin;
+}
+
+void CudaDevice::ShareStream(CudaDevice* other) {
+  if (other->common_stream_ == nullptr) other->common_stream_ = CudaStream::NewHandle(ordinal_);
+  common_stream_ = other->common_stream_;
+}
 
 std::shared_ptr<Event> CudaDevice::NewEvent() {
   return std::make_shared<CudaEvent>(ordinal_, events_);

@@ -9,6 +9,8 @@
 #include <cuda_runtime.h>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "absl/status/statusor.h"
 
@@ -23,13 +25,15 @@ absl::Status CheckDriver(int driver, int built_with);
 // FAILED_PRECONDITION where a card has no bfloat16 arithmetic (compute capability below 8.0).
 absl::Status CheckCard(const std::string& name, int compute_capability);
 
-// Work runs in order, and beside the work of all other streams.
+// Work runs in order, and beside the work of all other streams but for those of one handle.
 class CudaStream final : public Stream {
  public:
-  explicit CudaStream(int ordinal);
-  ~CudaStream() override;
+  using SharedHandle = std::shared_ptr<std::remove_pointer_t<cudaStream_t>>;
+  static SharedHandle NewHandle(int ordinal);
 
-  cudaStream_t handle() const { return stream_; }
+  CudaStream(int ordinal, SharedHandle handle) : ordinal_(ordinal), stream_(std::move(handle)) {}
+
+  cudaStream_t handle() const { return stream_.get(); }
 
   void BeginStep(int64_t step) override;
   void CopyToDevice(void* to, const void* from, size_t bytes) override;
@@ -41,7 +45,7 @@ class CudaStream final : public Stream {
 
  private:
   const int ordinal_;
-  cudaStream_t stream_ = nullptr;
+  const SharedHandle stream_;
 };
 
 // Thread-safe; any thread may use it and its events.
@@ -56,8 +60,13 @@ class CudaDevice final : public Device {
   int multiprocessors() const { return properties_.multiProcessorCount; }
   int compute_capability() const { return 10 * properties_.major + properties_.minor; }  // 90
   // Makes the card the calling thread's: what launches kernels or calls the runtime itself needs
-  // it once. Costs nothing where it is already.
+  // it once. Costs next to nothing where it is already.
   void Use() const;
+  // Whether the same kernels compute the same bits on both.
+  bool IsOfKind(const CudaDevice& other) const;
+  // From now on all streams of this and of `other`, which is the same card, are one: their work
+  // does not run side by side. Before either is used by a second thread.
+  void ShareStream(CudaDevice* other);
 
   std::string Describe() const override;
   bool asynchronous() const override { return true; }
@@ -91,6 +100,7 @@ class CudaDevice final : public Device {
   const cudaDeviceProp properties_;
   const int driver_version_;
   const std::shared_ptr<EventPool> events_;
+  CudaStream::SharedHandle common_stream_;                // null: every stream has its own
   const std::shared_ptr<std::atomic<size_t>> allocated_;  // bytes; its buffers count it down
 };
 

@@ -7,8 +7,8 @@
 //
 // Norms. The fused products (skinny, hopper) read `scaled`, the residual stream times the norm's
 // weight, and the sums of its squares (linear_args.h). Who changes the residual stream by a fused
-// product leaves both for the next norm; after a generic one they are made when a fused product
-// asks for them. So each op chooses for itself.
+// product leaves both for the next norm; after a generic one, and after a sum over ranks, they are
+// made when a fused product asks for them. So each op chooses for itself.
 //
 // Where many rows can be computed both by Hopper's kernels and by cuBLASLt's with those of
 // elementwise.h, both are timed at start and the faster is taken, by buckets of rows. That is so
@@ -165,6 +165,11 @@ class CudaOps final : public Ops {
     const LaunchOptions launch{nullptr, device_->multiprocessors(), shared_bytes_, overlap_};
     return options_.hopper && SupportsHopperInt4Linear(rows, inputs, launch);
   }
+  // How many clusters run at once differs between cards of one kind, and with it where a sum would
+  // be cut: without scratch memory none is.
+  HopperScratch LogitsScratch() const {
+    return shape_.ranks == 1 ? scratch_.hopper : HopperScratch{};
+  }
   // The activations as the weight's inputs are ordered.
   const __nv_bfloat16* Ordered(const PackedMatrix& weight, const __nv_bfloat16* x, int rows,
                                Stream* stream);
@@ -238,6 +243,8 @@ class CudaOps final : public Ops {
   void QkvGeneric(const engine::QkvArgs& args, Stream* stream);
   void GateUpGeneric(const engine::GateUpArgs& args, Stream* stream);
   void AddProjectionGeneric(const AddProjectionArgs& args, Stream* stream);
+  // What a fused product leaves for the next norm, unless that reads a sum over ranks.
+  void LeaveNorm(const AddProjectionArgs& args, const SquareSums& squares);
   bool DecodeTakes(const AttentionArgs& args, Stream* stream) const;
   void DecodeRows(const AttentionArgs& args, Stream* stream);
   void Runs(const AttentionArgs& args, bool skip_single_rows, Stream* stream);
@@ -411,7 +418,8 @@ absl::Status CudaOps::TimeProducts() {
   may_add(generic_gate_up_, GateUpShape(), mlp_tile_);
   may_add(choose || s.mlp_bias || !HopperTakes(s.hidden, s.inner, 0), AddShape(s.inner),
           s.max_rows);
-  may_add(!HopperTakes(s.vocab, s.hidden, 0), LogitsShape(), s.max_logit_rows);
+  // Ranks must choose alike, or they draw different tokens, and timings differ.
+  may_add(s.ranks == 1 && !HopperTakes(s.vocab, s.hidden, 0), LogitsShape(), s.max_logit_rows);
   size_t bytes = 0;
   for (const auto& [product, rows] : products) {
     bytes = std::max(bytes, CublasLinear::PrepareBytes(product, AsInt(rows)));
@@ -931,10 +939,9 @@ void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
     const bool hopper = HopperInt4Takes(args.rows, inputs);
     TANDEM_CUDA_CHECK((hopper ? HopperInt4Residual : Int4Residual)(residual, matrix, scratch_.int4,
                                                                    Beside(stream)));
-    scaled_for_ = args.next_norm.weight;
     const int parts =
         (hopper ? HopperInt4SquareParts : Int4SquareParts)(matrix, args.rows, Beside(stream));
-    squares_ = {scratch_.shares, parts, residual.square_stride};
+    LeaveNorm(args, {scratch_.shares, parts, residual.square_stride});
     return;
   }
   residual.weight = WeightOf(Plain(args.projection, Int4Pairs::kRows, stream));
@@ -943,8 +950,12 @@ void CudaOps::AddProjection(const AddProjectionArgs& args, Stream* stream) {
                            : HopperResidual(residual, scratch_.hopper, launch));
   const int parts = skinny ? ResidualSquareParts(args.rows, outputs, inputs, Beside(stream))
                            : HopperSquareParts(outputs);
-  scaled_for_ = args.next_norm.weight;
-  squares_ = {scratch_.shares, parts, residual.square_stride};
+  LeaveNorm(args, {scratch_.shares, parts, residual.square_stride});
+}
+
+void CudaOps::LeaveNorm(const AddProjectionArgs& args, const SquareSums& squares) {
+  scaled_for_ = shape_.ranks == 1 ? args.next_norm.weight : nullptr;
+  squares_ = squares;
 }
 
 void CudaOps::AddProjectionGeneric(const AddProjectionArgs& args, Stream* stream) {
@@ -1019,7 +1030,7 @@ void CudaOps::Logits(const engine::LogitsArgs& args, Stream* stream) {
     logits.epsilon = args.norm.epsilon;
     TANDEM_CUDA_CHECK(path == Path::kSkinny
                           ? SkinnyLogits(logits, scratch_.skinny, Beside(stream))
-                          : HopperLogits(logits, scratch_.hopper, Beside(stream)));
+                          : HopperLogits(logits, LogitsScratch(), Beside(stream)));
     return;
   }
   Product(LogitsShape(), args.count,

@@ -1,5 +1,6 @@
 #include "engine/runtime/memory_plan.h"
 
+#include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -124,6 +125,19 @@ TEST(MemoryPlanTest, ProcessesShareACard) {
   EXPECT_EQ(first->num_blocks, second->num_blocks);
   memory.used_before += 36 * kGiB;
   EXPECT_FALSE(PlanDevicePool(Qwen25(), memory, 0, 131072).ok());
+}
+
+// What is planned is a rank's piece; who reads the error gives flags for all of them.
+TEST(MemoryPlanTest, TheFlagsThatAreAdvisedSpeakOfAllPieces) {
+  DeviceMemory memory = Card();
+  memory.ranks = 2;
+  memory.pool = 10 * kGiB;
+  EXPECT_THAT(ErrorOf(PlanDevicePool(Qwen25(), memory, 0, 131072)),
+              HasSubstr("--kv-cache-memory-bytes=21474836480 (20.0 GiB) does not fit"));
+  memory.pool = 1 * kGiB;
+  const size_t piece = size_t{57344} * 32768;  // of the length asked for
+  EXPECT_THAT(ErrorOf(PlanDevicePool(Qwen25(), memory, 32768, 131072)),
+              HasSubstr(fmt::format("give --kv-cache-memory-bytes={}", 2 * piece)));
 }
 
 // The context and the desktop are no reason to refuse a large share.

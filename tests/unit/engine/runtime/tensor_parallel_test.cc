@@ -192,6 +192,22 @@ TEST_F(TensorParallelTest, ALayerIsReadyOnceItIsOnAllRanks) {
   for (const auto& event : step->layer_ready) EXPECT_TRUE(event->Ready());
 }
 
+TEST(DevicesOfTest, AreThoseNamedOrThoseBehindTheFirst) {
+  EngineOptions options;
+  options.tensor_parallel_size = 3;
+  options.gpu = 2;
+  EXPECT_THAT(*DevicesOf(options), ::testing::ElementsAre(2, 3, 4));
+  options.devices = "5,0,0";
+  EXPECT_THAT(*DevicesOf(options), ::testing::ElementsAre(5, 0, 0));
+  options.devices = "0,1";
+  EXPECT_THAT(std::string(DevicesOf(options).status().message()),
+              ::testing::HasSubstr("--devices=0,1 names 2 GPUs, and --tensor-parallel-size=3"));
+  for (const char* wrong : {"0,1,b", "0,1,-1", "0,1,2.5"}) {
+    options.devices = wrong;
+    EXPECT_TRUE(absl::IsInvalidArgument(DevicesOf(options).status())) << wrong;
+  }
+}
+
 TEST(CheckAgreementTest, FindsEveryTokenThatDiffers) {
   StepOutput first;
   first.items.resize(3);
