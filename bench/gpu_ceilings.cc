@@ -171,8 +171,14 @@ class LtMatmul final : public Matmul {
 }  // namespace
 
 void FillRandom(void* data, size_t bytes, uint64_t seed) {
+  int before = 0;
+  cudaPointerAttributes place;
+  TANDEM_CUDA_CHECK(cudaGetDevice(&before));
+  TANDEM_CUDA_CHECK(cudaPointerGetAttributes(&place, data));
+  TANDEM_CUDA_CHECK(cudaSetDevice(place.device));
   TANDEM_CUDA_CHECK(LaunchFillRandom(data, bytes, seed));
   TANDEM_CUDA_CHECK(cudaDeviceSynchronize());
+  TANDEM_CUDA_CHECK(cudaSetDevice(before));
 }
 
 void FillRandomE4M3(void* data, size_t bytes, uint64_t seed) {
@@ -194,6 +200,12 @@ absl::StatusOr<double> ReadBandwidth() {
 }
 
 absl::StatusOr<std::unique_ptr<Matmul>> Matmul::Create(int n) { return LtMatmul::Create(n); }
+
+int CountGpus() {
+  int count = 0;
+  TANDEM_CUDA_CHECK(cudaGetDeviceCount(&count));
+  return count;
+}
 
 std::string DescribeGpu() {
   cudaDeviceProp properties;

@@ -36,6 +36,7 @@ class Matmul {
 void FillRandom(void* data, size_t bytes, uint64_t seed);
 // Random e4m3 numbers in (-2, 2).
 void FillRandomE4M3(void* data, size_t bytes, uint64_t seed);
+int CountGpus();
 // "NVIDIA H200, driver CUDA 13.0".
 std::string DescribeGpu();
 

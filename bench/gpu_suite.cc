@@ -1,6 +1,7 @@
 #include "bench/gpu_suite.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -36,6 +37,9 @@ double Quantile(std::vector<double> values, double part) {
   return values[std::min(last, static_cast<size_t>(part * static_cast<double>(values.size())))];
 }
 double Median(const std::vector<double>& values) { return Quantile(values, 0.5); }
+
+// What is measured of one card and of two, and wanted where its row of two is.
+constexpr std::array kRankRows = {"decode batch 1, 2048", "decode batch 64, 2048", "prefill 4096"};
 
 // Of weights of 4 bits: inputs with a scale in common, and a scale's bytes on the device.
 constexpr int kInt4Group = 128;
@@ -130,6 +134,7 @@ class Suite {
     Prefill("second turn: 512 after 4096", 1, 512, 4096, 9, 1.40);
     HostTime(64);
     MixedLoad(rate);
+    if (const int status = RankRows(); status != 0) return status;
     if (const int status = Fp8KvRows(); status != 0) return status;
     if (const int status = Int4Rows(); status != 0) return status;
     PrintTable();
@@ -138,7 +143,9 @@ class Suite {
 
  private:
   bool Wanted(const std::string& name) const {
-    return options_.rows.empty() || name.find(options_.rows) != std::string::npos;
+    const bool beside_ranks =
+        std::find(kRankRows.begin(), kRankRows.end(), name) != kRankRows.end();
+    return (beside_ranks ? "TP 2 " + name : name).find(options_.rows) != std::string::npos;
   }
   void AddRow(Row row) {
     fmt::print("  {:36} {:10.3f} ms   {}\n", row.name, row.ms, Verdict(row));
@@ -156,6 +163,7 @@ class Suite {
   int Load() {
     EngineOptions options;
     options.model_dir = WriteConfig(int4_);
+    options.tensor_parallel_size = ranks_;
     options.load_format = "dummy";
     options.device = "cuda";
     options.max_num_batched_tokens = kChunk;
@@ -179,8 +187,9 @@ class Suite {
   }
 
   void FillPool() {
-    const KvRegion pool = engine_->region();
-    (fp8_kv_ ? cuda::FillRandomE4M3 : cuda::FillRandom)(pool.base, pool.TotalBytes(), 3);
+    for (const KvRegion& pool : engine_->regions()) {
+      (fp8_kv_ ? cuda::FillRandomE4M3 : cuda::FillRandom)(pool.base, pool.TotalBytes(), 3);
+    }
   }
   // Whether rows of another engine are wanted, which then takes the card.
   bool AnyWanted(const std::vector<std::string>& names) const {
@@ -202,6 +211,7 @@ class Suite {
   }
   // What differs from the first engine, before the names of its rows.
   std::string Prefix() const {
+    if (ranks_ > 1) return fmt::format("TP {} ", ranks_);
     if (int4_) return fp8_kv_ ? "INT4, fp8 KV " : "INT4 ";
     return fp8_kv_ ? "fp8 KV " : "";
   }
@@ -222,8 +232,28 @@ class Suite {
     Decode(16, 32768, 1.15);
     Prefill(fp8_prefill, 1, 4096, 0, 5, 1.15);
     fp8_kv_ = false;
-    AddSpeedUp(long_decode, fp8_long_decode, 1.5);
+    AddSpeedUp(long_decode, "bf16 KV", fp8_long_decode, 1.5);
     AddRatio(fp8_prefill, prefill, "bf16 KV", 1.03);
+    return 0;
+  }
+
+  // The same weights over two cards, beside one. Floors are those of a card with half of the layers
+  // and all of the head.
+  int RankRows() {
+    if (!AnyWanted({kRankRows.begin(), kRankRows.end()})) return 0;
+    if (cuda::CountGpus() < 2) {
+      fmt::print("  rows of two cards are left out: there is one\n");
+      return 0;
+    }
+    ranks_ = 2;
+    if (const int status = LoadOther(); status != 0) return status;
+    Decode(1, 2048, 1.12);
+    Decode(64, 2048, 1.15);
+    Prefill("TP 2 prefill 4096", 1, 4096, 0, 5, 1.15);
+    ranks_ = 1;
+    for (const char* name : kRankRows) {
+      AddSpeedUp(name, "TP 1", fmt::format("TP 2 {}", name), 1.6);
+    }
     return 0;
   }
 
@@ -247,14 +277,17 @@ class Suite {
     fp8_kv_ = true;
     if (const int status = LoadOther(); status != 0) return status;
     Decode(16, 32768, 1.35);
-    AddSpeedUp(long_decode, fp8_long_decode, 1.5);
+    AddSpeedUp(long_decode, "bf16 KV", fp8_long_decode, 1.5);
     return 0;
   }
 
-  // How many times as fast `name` is as the same with KV in bfloat16, where both were measured.
-  void AddSpeedUp(const std::string& bf16_name, const std::string& name, double bound) {
-    const double before = Measured(bf16_name), ms = Measured(name);
-    if (before > 0 && ms > 0) AddRow({"bf16 KV / " + name, "times", ms, 0, before / ms, bound});
+  // How many times as fast `name` is as `usual`, where both were measured.
+  void AddSpeedUp(const std::string& usual, const std::string& usual_kind, const std::string& name,
+                  double bound) {
+    const double before = Measured(usual), ms = Measured(name);
+    if (before > 0 && ms > 0) {
+      AddRow({usual_kind + " / " + name, "times", ms, 0, before / ms, bound});
+    }
   }
   void AddRatio(const std::string& name, const std::string& usual, const std::string& usual_kind,
                 double bound) {
@@ -329,7 +362,7 @@ class Suite {
     Collect(before);
     const double kv = static_cast<double>(engine_->region().layout.BytesPerToken()) *
                       (context + kWarm + kSteps / 2.0) * batch;
-    const double floor = (WeightBytes() + kv) / bandwidth_ * 1e3;
+    const double floor = (WeightBytes() + kv / ranks_) / bandwidth_ * 1e3;
     AddRow({name, "ratio", Median(times), floor, Median(times) / floor, bound,
             Prefix().empty() ? Work{batch, context + kWarm + kSteps / 2, 1, 1} : Work{}});
   }
@@ -341,10 +374,10 @@ class Suite {
     const ModelConfig& c = engine_->config();
     return static_cast<double>(c.vocab_size) * static_cast<double>(c.hidden_size);
   }
-  // All but the embedding, of which a step reads a row per token.
+  // Of a card: all but the embedding, of which a step reads a row per token.
   double WeightBytes() const {
     const double layer_bytes = int4_ ? 0.5 + kInt4ScaleBytes / kInt4Group : 2;
-    return layer_bytes * LayerParameters() + 2 * HeadParameters();
+    return layer_bytes * LayerParameters() / ranks_ + 2 * HeadParameters();
   }
 
   // Time from launch to the first token of `sequences` prompts of `count` tokens after `start`
@@ -393,9 +426,11 @@ class Suite {
     const ModelConfig& c = engine_->config();
     const double flops = sequences * (2 * LayerParameters() * t +
                                       4.0 * c.num_layers * c.num_heads * c.head_dim * pairs);
-    const double floor = flops / rate_ * 1e3;
+    const double floor = flops / ranks_ / rate_ * 1e3;
     if (Wanted(name)) {
-      const auto ratio_at = [&](double rate) { return Median(times) / (flops / rate * 1e3); };
+      const auto ratio_at = [&](double rate) {
+        return Median(times) / (flops / ranks_ / rate * 1e3);
+      };
       AddRow({name, "ratio", Median(times), floor, ratio_at(rate_), bound,
               Prefix().empty() ? Work{sequences, start, count, kChunk / sequences} : Work{},
               ratio_at(hot_rate_), ratio_at(Median(rates)), Median(rates)});
@@ -590,6 +625,7 @@ class Suite {
   std::unique_ptr<cuda::Matmul> matmul_;
   bool int4_ = false;    // the engine's weights
   bool fp8_kv_ = false;  // its KV
+  int ranks_ = 1;      // the engine's
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;
   SamplingParams greedy_;
