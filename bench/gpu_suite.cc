@@ -625,7 +625,7 @@ class Suite {
   std::unique_ptr<cuda::Matmul> matmul_;
   bool int4_ = false;    // the engine's weights
   bool fp8_kv_ = false;  // its KV
-  int ranks_ = 1;      // the engine's
+  int ranks_ = 1;        // the engine's
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;
   SamplingParams greedy_;
