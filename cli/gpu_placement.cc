@@ -29,9 +29,10 @@ int CountGpus(const std::string& device_folder, const char* visible_devices) {
 }
 
 std::vector<GpuPlace> PlaceOnGpus(int workers, int gpus, int gpus_each) {
-  const int groups = std::max(1, gpus / gpus_each);
   std::vector<GpuPlace> places;
-  for (int i = 0; gpus > 0 && i < workers; ++i) {
+  if (gpus == 0) return places;
+  const int groups = std::max(1, gpus / gpus_each);
+  for (int i = 0; i < workers; ++i) {
     const int group = i % groups;
     const int sharing = workers / groups + (group < workers % groups ? 1 : 0);
     places.push_back({group * gpus_each, 1.0 / sharing});

@@ -171,7 +171,9 @@ absl::StatusOr<LaunchedStep> DecoderRunner::Launch(const Batch& batch) {
   step->id = last_launched_;
   const int recorded_size = RecordedSizeOf(batch);
   step->recorded = recorded_size > 0;
+  const size_t capacity = step->input.capacity();
   step->input.Fill(batch, kv_.layout.block_size, recorded_size);
+  if (step->input.capacity() != capacity) decoder_->MeetRanks();
   step->layer_ready.clear();
   step->done = device_->NewEvent();
   LaunchedStep launched{.id = step->id};

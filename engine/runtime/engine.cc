@@ -279,8 +279,12 @@ class LoadedEngine final : public Engine {
     DeviceMemory memory = MemoryOf(decoder_->weights().PackedBytes());
     memory.workspace = taken - std::min(taken, memory.weights) + kDeviceReserve;
     TANDEM_ASSIGN_OR_RETURN(
-        const PoolPlan plan,
+        PoolPlan plan,
         PlanDevicePool(region_.layout, memory, options_.max_model_len, config_.MaxModelLen()));
+    if (collective_ != nullptr) {
+      plan.num_blocks = collective_->Least(plan.num_blocks);
+      plan.max_model_len = collective_->Least(plan.max_model_len);
+    }
     const size_t pool = static_cast<size_t>(plan.num_blocks) * region_.layout.BlockBytes();
     options_.kv_cache_memory_bytes = static_cast<int64_t>(pool * ranks());
     spdlog::info("memory of {}: {} in use before, weights {}, workspaces {}, KV pool {}",

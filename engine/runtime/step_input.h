@@ -65,6 +65,7 @@ class StepInput {
   // What Fill wrote: memory of Device::AllocateStaging.
   const std::byte* data() const { return memory_.as<std::byte>(); }
   size_t bytes() const { return bytes_; }
+  size_t capacity() const { return memory_.size(); }  // Fill() makes it larger where it must
   const StepShape& shape() const { return shape_; }
   // Of these bytes, wherever they were copied to.
   StepView ViewAt(std::byte* base) const;

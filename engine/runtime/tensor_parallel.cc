@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "fmt/format.h"
 
+#include "common/base/check.h"
 #include "common/base/ready_event.h"
 #include "common/base/status.h"
 #include "engine/device/cpu/threads.h"
@@ -80,7 +81,8 @@ class RankedRunner final : public ModelRunner {
 
   absl::StatusOr<StepOutput> Collect(StepId id) override {
     auto outputs = OnAll<StepOutput>([&](ModelRunner* rank) { return rank->Collect(id); });
-    TANDEM_RETURN_IF_ERROR(ranks_->status());
+    // Nothing that the ranks compute from here on means anything: a new process does better.
+    TANDEM_CHECK(ranks_->status().ok(), "{}", ranks_->status().ToString());
     for (const auto& output : outputs) TANDEM_RETURN_IF_ERROR(output.status());
     for (size_t rank = 1; rank < outputs.size(); ++rank) {
       TANDEM_RETURN_IF_ERROR(CheckAgreement(*outputs.front(), *outputs[rank], rank));
@@ -127,6 +129,7 @@ class RankedEngine final : public Engine {
       if (!loaded[i].ok()) collectives_->Abort();
     });
     TANDEM_RETURN_IF_ERROR(CauseOf(loaded));
+    TANDEM_RETURN_IF_ERROR(collectives_->status());
     for (auto& rank : loaded) ranks_.push_back(*std::move(rank));
     Settle();
     return absl::OkStatus();

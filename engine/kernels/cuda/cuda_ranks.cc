@@ -62,7 +62,7 @@ class CudaRanks final : public Ranks {
   absl::Status status() const override {
     const uint32_t why = __atomic_load_n(&broken()->why, __ATOMIC_ACQUIRE);
     if (why < SumBreak::kMissing) return absl::OkStatus();
-    return Internal("rank {} of the model did not come to a sum over ranks within a minute",
+    return Internal("rank {} of the model did not come to a sum over ranks within 20 s",
                     why - SumBreak::kMissing);
   }
 
@@ -76,6 +76,7 @@ class CudaRanks final : public Ranks {
   HostMeeting meeting_;
   // By rank; what a thread writes of its own the others read behind a meeting.
   std::vector<RankMailbox*> mailboxes_;
+  std::vector<int> offers_;
   std::vector<SumPlace> places_;                    // of the sum under way, where cards are shared
   std::vector<std::array<cudaEvent_t, 2>> events_;  // before and behind the addition
   std::vector<std::unique_ptr<Collective>> ends_;
@@ -98,6 +99,13 @@ class CudaRanks::End final : public Collective {
   int size() const override { return static_cast<int>(ranks_->ends_.size()); }
   bool recordable() const override { return !ranks_->shared_; }
   void Meet() override { ranks_->meeting_.Meet(); }
+  int Least(int value) override {
+    ranks_->offers_[index()] = value;
+    Meet();
+    const int least = *std::min_element(ranks_->offers_.begin(), ranks_->offers_.end());
+    Meet();  // before any makes its next offer
+    return least;
+  }
 
   absl::Status Prepare(Device* device, size_t most) override {
     // Rank 0 adds to the values themselves.
@@ -187,6 +195,7 @@ CudaRanks::CudaRanks(std::span<CudaDevice* const> devices, bool shared, Buffer b
       broken_(std::move(broken)),
       meeting_(static_cast<int>(devices.size())),
       mailboxes_(devices.size()),
+      offers_(devices.size()),
       places_(devices.size()),
       events_(devices.size()) {
   for (size_t rank = 0; rank < devices.size(); ++rank) {

@@ -10,7 +10,7 @@ constexpr int kThreads = 512;
 constexpr int kOwn = kSumBlockFloats / kThreads;  // values of a thread in a one-shot sum
 static_assert(kOwn % 4 == 0);
 // Between ranks that are given the same step at the same time.
-constexpr uint64_t kMostWait = 60'000'000'000;  // ns
+constexpr uint64_t kMostWait = 20'000'000'000;  // ns; less than --step-timeout, which names no rank
 constexpr int kSpinsPerLook = 1024;
 
 __device__ void StoreRelease(uint32_t* to, uint32_t value) {

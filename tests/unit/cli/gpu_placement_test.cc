@@ -43,6 +43,7 @@ TEST(PlaceOnGpus, AsManyEachAsAModelHasRanks) {
     EXPECT_DOUBLE_EQ(places[i].memory_share, i == 1 ? 1 : 0.5);
   }
   EXPECT_EQ(PlaceOnGpus(2, 1, 4)[1].gpu, 0);  // a worker says that these are too few
+  EXPECT_TRUE(PlaceOnGpus(2, 0, 0).empty());  // as --devices has it where no GPU is known of
 }
 
 }  // namespace
