@@ -101,8 +101,9 @@ add_library(tandem_cuda_options INTERFACE)
 target_compile_options(tandem_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-Wno-missing-field-initializers,-fno-omit-frame-pointer>")
 
-# What all but Hopper's own files are built for by default. None of them has code for RTX 40 that A100 does not run, or uses
-# what sm_90a adds to sm_90: two translations are enough for the three kinds of machine code and PTX.
+# What all but Hopper's own files are built for by default. None of them uses what sm_90a adds to sm_90, and of what RTX 40 adds
+# to A100 only the conversion of e4m3 (e4m3.cuh), which is made of other instructions there: two translations are enough for the
+# three kinds of machine code and PTX.
 set(tandem_every_card_options -gencode=arch=compute_80,code=[sm_80,sm_89] -gencode=arch=compute_90,code=[sm_90,compute_90])
 
 function(tandem_build_for_every_card NAME)

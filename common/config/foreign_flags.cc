@@ -8,9 +8,7 @@ namespace {
 
 using Hint = std::pair<std::string_view, std::string_view>;
 
-constexpr std::string_view kWorkersNotParts =
-    "every worker holds the whole model on one GPU; more GPUs serve more with --prefill N and "
-    "--decode N";
+constexpr std::string_view kRanks = "use --tensor-parallel-size: models are split by heads";
 constexpr std::string_view kCheckpointSays =
     "the checkpoint says what it is quantised with: 4-bit GPTQ or AWQ (docs/quantisation.md)";
 constexpr std::string_view kOneModel = "a cluster serves one model without adapters";
@@ -34,12 +32,12 @@ constexpr std::array kHints = std::to_array<Hint>({
     {"--batch-size", "use --max-num-batched-tokens"},
     {"--cpu-offload-gb", "weights stay on the device"},
     {"--ctx-size", kLonger},
-    {"--cuda-graphs", "CUDA graphs are recorded where they help"},
+    {"--cuda-graphs", "CUDA graphs are recorded where they help; not with --enforce-eager"},
     {"--cuda-memory-fraction", kDeviceMemory},
-    {"--data-parallel-size", kWorkersNotParts},
+    {"--data-parallel-size", "more workers serve more: --prefill N and --decode N"},
     {"--disable-log-requests", "use --log-level warn"},
     {"--disable-log-stats", "use --log-level warn"},
-    {"--distributed-executor-backend", kWorkersNotParts},
+    {"--distributed-executor-backend", kRanks},
     {"--download-dir", kDirectoryOnly},
     {"--enable-chunked-prefill", kAlwaysChunked},
     {"--enable-lora", kOneModel},
@@ -60,15 +58,15 @@ constexpr std::array kHints = std::to_array<Hint>({
     {"--model-impl", "the model's family is read from config.json"},
     {"--n-gpu-layers", "use --device cuda or cpu; a model is on one of them as a whole"},
     {"--num-gpu-blocks-override", "use --kv-cache-memory-bytes"},
-    {"--num-shard", kWorkersNotParts},
+    {"--num-shard", kRanks},
     {"--otlp-service-name", "a span's service.name is its program: tandem_router, ..."},
     {"--otlp-traces-endpoint", "use --otlp-endpoint HOST:PORT, which is spoken to over gRPC"},
     {"--parallel", kStreams},
-    {"--pipeline-parallel-size", kWorkersNotParts},
+    {"--pipeline-parallel-size", kRanks},
     {"--quantization", kCheckpointSays},
     {"--quantize", kCheckpointSays},
     {"--revision", "give the directory of that snapshot as --model"},
-    {"--sharded", kWorkersNotParts},
+    {"--sharded", kRanks},
     {"--shutdown-timeout", "use --drain-timeout"},
     {"--swap-space", "a sequence whose blocks are needed is computed again, not swapped out"},
     {"--threads", "use --num-threads"},

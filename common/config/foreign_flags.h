@@ -9,8 +9,7 @@
 
 namespace tandem {
 
-// "one worker is one GPU here; ..." for --tensor-parallel-size; nullopt where the flag is not
-// known.
+// "use --max-model-len" for --ctx-size; nullopt where the flag is not known.
 std::optional<std::string_view> ForeignFlagHint(std::string_view name);
 
 // All of them, by name, for the documents.
