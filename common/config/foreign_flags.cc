@@ -8,7 +8,9 @@ namespace {
 
 using Hint = std::pair<std::string_view, std::string_view>;
 
-constexpr std::string_view kRanks = "use --tensor-parallel-size: models are split by heads";
+constexpr std::string_view kRanks =
+    "use --tensor-parallel-size to split a model; more GPUs serve more with --prefill N and "
+    "--decode N";
 constexpr std::string_view kCheckpointSays =
     "the checkpoint says what it is quantised with: 4-bit GPTQ or AWQ (docs/quantisation.md)";
 constexpr std::string_view kOneModel = "a cluster serves one model without adapters";
