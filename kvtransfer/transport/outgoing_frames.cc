@@ -102,7 +102,8 @@ void OutgoingFrames::Stop() {
 bool OutgoingFrames::SendAtOnce(Frame* frame) {
   {
     absl::MutexLock lock(&mutex_);
-    if (!waiting_.empty() || under_way_ > 0) return false;
+    // What waited for room may have been given up, and the thread waits on.
+    if (!waiting_.empty() || under_way_ > 0 || awaits_room_) return false;
   }
   // The thread has nothing to do until the caller, who alone adds to `waiting_`, gives it some.
   if (!way_.take_room()) return false;
@@ -139,6 +140,8 @@ void OutgoingFrames::SendAll() {
       stuck_since = std::min(stuck_since, now);
       if (now - stuck_since >= io_timeout_) FailWaiting();
       way_.await_room();
+      absl::MutexLock lock(&mutex_);
+      awaits_room_ = false;
       continue;
     }
     stuck_since = absl::InfiniteFuture();
@@ -167,7 +170,8 @@ std::shared_ptr<OutgoingFrames::Frame> OutgoingFrames::StartNext() {
   std::shared_ptr<Frame> frame;
   {
     absl::MutexLock lock(&mutex_);
-    if (waiting_.empty() || !way_.take_room()) return nullptr;
+    awaits_room_ = !waiting_.empty() && !way_.take_room();
+    if (waiting_.empty() || awaits_room_) return nullptr;
     frame = std::move(waiting_.front());
     waiting_.pop_front();
     ++under_way_;

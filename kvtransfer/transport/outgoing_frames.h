@@ -60,7 +60,8 @@ class OutgoingFrames {
   const Way way_;  // the thread's, while something waits or is under way
   absl::Mutex mutex_;
   std::deque<std::shared_ptr<Frame>> waiting_ ABSL_GUARDED_BY(mutex_);
-  size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;  // started by the thread
+  size_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;      // started by the thread
+  bool awaits_room_ ABSL_GUARDED_BY(mutex_) = false;  // the thread, of the way
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: starts when everything else is there
 };
