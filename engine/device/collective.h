@@ -34,8 +34,9 @@ class Collective {
   // Returns when the threads of all ranks have called it: between what a rank allocates or frees,
   // for which the driver may wait for a device, and sums in which that device waits for the rank.
   virtual void Meet() {}
-  // The least of what the ranks say. Where each rank allocates for itself, as much as the others
-  // must be agreed upon: what grows later then grows on all of them in the same step (Meet()).
+  // The least value that any rank gives. What ranks size by the memory that each finds must be
+  // equal on all, so that it later grows on all in the same step (Meet()). On the host nothing
+  // depends on that, and each keeps its own.
   virtual int Least(int value) { return value; }
   // Whether sums can be recorded (Stream::Capture).
   virtual bool recordable() const { return true; }

@@ -32,8 +32,8 @@ struct DeviceMemory {
   size_t workspace = 0;      // all else but the pool, with what is kept in reserve
   double utilization = 0.9;  // --gpu-memory-utilization: of `total`, for this process
   size_t pool = 0;           // --kv-cache-memory-bytes; 0: what the others leave of the utilization
-  int ranks =
-      1;  // over which the pool is split; `pool` is one's piece, the flag's value all of them
+  // Over which the pool is split: `pool` is one's piece, the flag's value that of all.
+  int ranks = 1;
 };
 
 // As PlanPool. RESOURCE_EXHAUSTED with all figures where the share is not free or leaves nothing
