@@ -30,6 +30,7 @@
 #endif
 #include "bench/usage.h"
 #include "common/base/cpu_features.h"
+#include "common/base/locks.h"
 #include "engine/kernels/cpu/linear.h"
 #include "engine/model/mapped_file.h"
 #include "engine/runtime/engine.h"
@@ -175,6 +176,7 @@ int RunOnGpu(int argc, char** argv) {
 #endif
 
 int Main(int argc, char** argv) {
+  WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(
           argc, argv,
           "engine_bench [--dtype float32|bfloat16] [--kv-cache-dtype auto|fp8] [--threads N]\n"

@@ -7,6 +7,7 @@
 
 #include "bench/usage.h"
 #include "common/base/clock.h"
+#include "common/base/locks.h"
 #include "common/base/model_digest.h"
 #include "common/base/status.h"
 #include "engine/model/model_weights.h"
@@ -56,6 +57,7 @@ absl::Status Measure(const std::string& dir, const std::string& device, bool dum
 }  // namespace tandem::engine
 
 int main(int argc, char** argv) {
+  tandem::WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(argc, argv, "load_bench MODEL_DIR DEVICE [dummy]")) {
     return 0;
   }

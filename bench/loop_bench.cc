@@ -21,6 +21,7 @@
 
 #include "bench/usage.h"
 #include "common/base/check.h"
+#include "common/base/locks.h"
 #include "common/rpc/server.h"
 #include "decode_worker/decode_service.h"
 #include "decode_worker/intake.h"
@@ -176,6 +177,7 @@ class Bench {
 };
 
 int Main(int argc, char** argv) {
+  WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(argc, argv, "loop_bench [NUM_STREAMS] [STEPS]")) {
     return 0;
   }

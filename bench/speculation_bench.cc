@@ -26,6 +26,7 @@
 
 #include "bench/usage.h"
 #include "common/base/check.h"
+#include "common/base/locks.h"
 #include "decode_worker/loop.h"
 #include "decode_worker/ngram_drafter.h"
 #include "engine/runtime/engine.h"
@@ -154,6 +155,7 @@ std::vector<int32_t> WordsOf(const std::string& path) {
 }
 
 int Main(int argc, char** argv) {
+  WatchNoLockOrders();  // as the programs do
   if (AnswerHelp(argc, argv, "speculation_bench [TEXT] [MODEL] [TOKENS] [DEVICE]")) return 0;
   const std::string text = argc > 1 ? argv[1] : "docs/life_of_a_request.md";
   engine::EngineOptions options;

@@ -17,6 +17,7 @@
 
 #include "bench/usage.h"
 #include "common/base/check.h"
+#include "common/base/locks.h"
 #include "engine/device/cpu/cpu_device.h"
 #include "engine/kernels/cpu/cpu_ops.h"
 #include "engine/runtime/decoder_runner.h"
@@ -146,6 +147,7 @@ int Main(int batch, int context, int steps, const std::string& dir) {
 }  // namespace tandem::engine
 
 int main(int argc, char** argv) {
+  tandem::WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(argc, argv, "step_bench [BATCH] [CONTEXT] [STEPS] [MODEL_DIR]")) {
     return 0;
   }

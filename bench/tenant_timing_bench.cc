@@ -18,6 +18,7 @@
 
 #include "bench/usage.h"
 #include "common/base/clock.h"
+#include "common/base/locks.h"
 #include "tests/support/cluster.h"
 #include "tests/support/paths.h"
 
@@ -133,6 +134,7 @@ int Main(int trials) {
 }  // namespace tandem
 
 int main(int argc, char** argv) {
+  tandem::WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(argc, argv, "tenant_timing_bench [TRIALS]")) return 0;
   return tandem::Main(argc > 1 ? std::max(20, std::atoi(argv[1])) : 400);
 }

@@ -26,6 +26,7 @@
 #include "bench/usage.h"
 #include "common/base/check.h"
 #include "common/base/clock.h"
+#include "common/base/locks.h"
 #include "kvtransfer/channel/kv_endpoints.h"
 #include "kvtransfer/transport/kv_connection.h"
 
@@ -212,6 +213,7 @@ void Run(const std::string& name, const KvLayout& layout, int num_blocks, int re
 }  // namespace tandem::kvtransfer
 
 int main(int argc, char** argv) {
+  tandem::WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(argc, argv, "transfer_bench [REPEATS]")) {
     return 0;
   }

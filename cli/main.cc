@@ -13,6 +13,7 @@
 #include "spdlog/spdlog.h"
 
 #include "cli/command.h"
+#include "common/base/locks.h"
 #include "common/base/nearest_name.h"
 #include "common/config/foreign_flags.h"
 
@@ -97,6 +98,7 @@ int CheckOutput(int exit_code) {
 }  // namespace tandem::cli
 
 int main(int argc, char** argv) {
+  tandem::WatchNoLockOrders();
   tandem::cli::FillStandardStreams();
   tandem::cli::KeepLogOutOfAnswers();
   try {

@@ -10,6 +10,7 @@
 
 #include "common/base/build_info.h"
 #include "common/base/heap.h"
+#include "common/base/locks.h"
 #include "common/base/log.h"
 #include "common/base/model_digest.h"
 #include "common/base/model_dir.h"
@@ -184,6 +185,7 @@ absl::Status Run(const RouterFlags& flags, SignalWaiter* signals) {
 
 int Main(int argc, char** argv) {
   KeepFewHeaps();
+  WatchNoLockOrders();
   SignalWaiter signals;
   RouterFlags flags;
   FlagSet set(kRouterProgram, kRouterSummary);

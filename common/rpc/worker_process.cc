@@ -9,6 +9,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/heap.h"
+#include "common/base/locks.h"
 #include "common/base/status.h"
 #include "common/base/transfer_id.h"
 #include "common/config/log_flags.h"
@@ -96,6 +97,7 @@ absl::StatusOr<std::string> AdvertisedAddress(const WorkerProcessOptions& option
 
 int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv) {
   KeepFewHeaps();
+  WatchNoLockOrders();
   SignalWaiter signals;
   WorkerProcessOptions& options = *parts.options;
   const auto fail = [&](int code, const absl::Status& status) {
