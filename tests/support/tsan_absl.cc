@@ -4,9 +4,12 @@
 // sanitizer, and call the library's.
 //
 // Linked into tests of -DTANDEM_SANITIZE=thread builds only.
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
+#include <random>
+#include <unistd.h>
 
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
@@ -28,6 +31,17 @@ class IgnoreReads {
   IgnoreReads() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__); }
   ~IgnoreReads() { AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
 };
+
+// A shaken run: with TANDEM_SHAKE_US=N one in a hundred locks and unlocks comes up to N
+// microseconds late, so that threads meet in orders that an undisturbed run shows once in
+// thousands.
+void Shake() {
+  static const char* const most = std::getenv("TANDEM_SHAKE_US");
+  static const int most_us = most != nullptr ? std::atoi(most) : 0;
+  if (most_us <= 0) return;
+  thread_local std::minstd_rand random(static_cast<uint32_t>(gettid()));
+  if (random() % 100 == 0) usleep(random() % static_cast<uint32_t>(most_us) + 1);
+}
 
 template <typename Function>
 Function* Real(const char* name) {
@@ -61,6 +75,7 @@ ABSL_NAMESPACE_BEGIN
 
 void Mutex::Lock() {
   TANDEM_REAL(void(Mutex*), "5Mutex4LockEv");
+  Shake();
   {
     IgnoreReads ignore;
     real(this);
@@ -78,8 +93,11 @@ bool Mutex::TryLock() {
 void Mutex::Unlock() {
   TANDEM_REAL(void(Mutex*), "5Mutex6UnlockEv");
   __tsan_release(this);
-  IgnoreReads ignore;
-  real(this);
+  {
+    IgnoreReads ignore;
+    real(this);
+  }
+  Shake();
 }
 
 void Mutex::ReaderLock() { Lock(); }
