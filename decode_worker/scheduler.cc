@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "worker/prompt_batch.h"
+
 namespace tandem::decode {
 namespace {
 
@@ -96,25 +98,22 @@ class Planner {
       if (CanRun(i) && Remaining(i) > 1) prefills.push_back(i);
     }
     if (prefills.empty() || budget_ == 0) return;
-    const std::vector<int> tokens = Split(prefills, PacedBudget(prefills));
-    for (size_t k = 0; k < prefills.size(); ++k) {
-      if (tokens[k] > 0) plan_.runs.push_back({.sequence = prefills[k], .num_tokens = tokens[k]});
+    // A chunk never needs more blocks than the sequence got when it was admitted or resumed.
+    for (const worker::PromptChunk& chunk : Share(prefills, PacedBudget(prefills))) {
+      plan_.runs.push_back({.sequence = prefills[static_cast<size_t>(chunk.prompt)],
+                            .num_tokens = chunk.num_tokens});
     }
   }
 
-  // Tokens for each of `prefills` out of `budget`.
-  std::vector<int> Split(const std::vector<int>& prefills, int budget) const {
-    const int share = std::max(1, budget / static_cast<int>(prefills.size()));
-    std::vector<int> tokens(prefills.size(), 0);
-    for (int part : {share, budget}) {
-      for (size_t k = 0; k < prefills.size(); ++k) {
-        // A chunk never needs more blocks than the sequence got when it was admitted or resumed.
-        const int more = std::min({part, budget, Remaining(prefills[k]) - tokens[k]});
-        tokens[k] += more;
-        budget -= more;
-      }
+  // `budget` >= 1 among `prefills`; chunks name their indices.
+  std::vector<worker::PromptChunk> Share(const std::vector<int>& prefills, int budget) const {
+    std::vector<worker::PromptView> prompts;
+    prompts.reserve(prefills.size());
+    for (int i : prefills) {
+      prompts.push_back({.remaining = Remaining(i), .arrival = static_cast<uint64_t>(i)});
     }
-    return tokens;
+    return worker::NextPromptBatch(prompts, {.max_num_batched_tokens = budget,
+                                             .max_num_seqs = static_cast<int>(prefills.size())});
   }
 
   // The most tokens with which the step stays within its time. What a step takes grows with every
@@ -127,8 +126,9 @@ class Planner {
     }
     const auto fits = [&](int budget) {
       StepWork work = decode_steps;
-      const std::vector<int> tokens = Split(prefills, budget);
-      for (size_t k = 0; k < prefills.size(); ++k) work.Add(At(prefills[k]).computed, tokens[k]);
+      for (const worker::PromptChunk& chunk : Share(prefills, budget)) {
+        work.Add(At(prefills[static_cast<size_t>(chunk.prompt)]).computed, chunk.num_tokens);
+      }
       return pace_->cost.Milliseconds(work) <= pace_->target_ms;
     };
     int low = std::min(kLeastChunk, budget_);

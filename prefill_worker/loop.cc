@@ -37,7 +37,8 @@ void Loop::Run() {
 
 bool Loop::Step(absl::Duration wait) {
   AdmitArrivals(wait);
-  const std::vector<PromptChunk> chunks = NextBatch(MakeView(), options_.limits);
+  const std::vector<worker::PromptChunk> chunks =
+      worker::NextPromptBatch(MakeView(), options_.limits);
   const bool launched = Launch(chunks);
   return CollectAndPublish(launched) || launched;
 }
@@ -260,9 +261,9 @@ void Loop::ShareNewlyCached(Sequence* s) {
 
 // ---- plan and launch ----
 
-std::vector<PromptView> Loop::MakeView() {
+std::vector<worker::PromptView> Loop::MakeView() {
   in_view_.clear();
-  std::vector<PromptView> view;
+  std::vector<worker::PromptView> view;
   if (stop_) return view;
   for (Sequence* s : running_) {
     if (!s->has_started()) ShareNewlyCached(s);
@@ -275,12 +276,12 @@ std::vector<PromptView> Loop::MakeView() {
   return view;
 }
 
-bool Loop::Launch(const std::vector<PromptChunk>& chunks) {
+bool Loop::Launch(const std::vector<worker::PromptChunk>& chunks) {
   if (chunks.empty()) return false;
   const absl::Time now = parts_.clock->Now();
   engine::Batch batch;
   std::vector<worker::LaunchedRun> runs;
-  for (const PromptChunk& chunk : chunks) {
+  for (const worker::PromptChunk& chunk : chunks) {
     Sequence* s = in_view_[static_cast<size_t>(chunk.prompt)];
     if (!s->has_started()) s->started = now;
     const int end = s->launched + chunk.num_tokens;

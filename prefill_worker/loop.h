@@ -47,17 +47,17 @@
 #include "prefill_worker/event.h"
 #include "prefill_worker/prefill_metrics.h"
 #include "prefill_worker/returns.h"
-#include "prefill_worker/scheduler.h"
 #include "prefill_worker/sequence.h"
 #include "prefill_worker/shipper.h"
 #include "prefill_worker/waiting_prompts.h"
 #include "worker/launched_steps.h"
+#include "worker/prompt_batch.h"
 #include "worker/reporter.h"
 
 namespace tandem::prefill {
 
 struct LoopOptions {
-  Limits limits;
+  worker::PromptLimits limits;
   KvLayout layout;
   int max_waiting = 1024;  // prompts waiting for blocks; more are refused
   ReturnOptions returns;
@@ -126,8 +126,8 @@ class Loop {
   void ShareNewlyCached(Sequence* sequence);
 
   // Plan and launch.
-  std::vector<PromptView> MakeView();
-  bool Launch(const std::vector<PromptChunk>& chunks);
+  std::vector<worker::PromptView> MakeView();
+  bool Launch(const std::vector<worker::PromptChunk>& chunks);
 
   // Collect and publish.
   bool CollectAndPublish(bool launched);

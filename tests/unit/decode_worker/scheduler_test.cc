@@ -40,12 +40,12 @@ TEST(SchedulerTest, EveryRunningSequenceSteps) {
 }
 
 TEST(SchedulerTest, PrefillsShareTheRestOfTheBudget) {
-  // 16 tokens: one step, then 15 for three prefills: 5 each, what the short one leaves goes to the
-  // oldest.
+  // 16 tokens: one step, then 15 for three prefills: a quarter for the oldest, the rest to those
+  // that have the least left.
   const Plan plan = NextBatch(
       {{Prefilling(100, 0), Running(3, 1), Prefilling(3, 0), Prefilling(50, 20)}, 5}, kLimits);
   EXPECT_THAT(Runs(plan),
-              ElementsAre(std::pair(1, 1), std::pair(0, 7), std::pair(2, 3), std::pair(3, 5)));
+              ElementsAre(std::pair(1, 1), std::pair(0, 3), std::pair(2, 3), std::pair(3, 9)));
 }
 
 TEST(SchedulerTest, TheYoungestIsPreemptedForTheOldest) {

@@ -1,4 +1,5 @@
 #include "prefill_worker/loop.h"
+#include "prefill_worker/scheduler.h"
 
 #include <numeric>
 
