@@ -303,6 +303,8 @@ class TcpConnection : public KvConnection {
 
   absl::Status AwaitWritable(absl::Duration timeout, bool may_give_up)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(send_mutex_) {
+    // An interrupt that came while the rest of another frame went out is not heard again.
+    if (interrupted_ && may_give_up && !still_wanted_()) return Cancelled("given up");
     const absl::Time deadline = Clock::Real()->Now() + timeout;
     while (true) {
       pollfd entries[2] = {{fd_.get(), POLLOUT, 0}, {interrupt_.get(), POLLIN, 0}};

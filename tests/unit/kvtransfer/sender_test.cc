@@ -1,5 +1,8 @@
 // The sender against peers that refuse, stall, vanish or are not there at all.
+#include <atomic>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -303,6 +306,44 @@ TEST_F(KvSenderTest, AnAbortDoesNotWaitForASend) {
   ASSERT_OK(ends.sender->Open(Target(stuck.address(), 3, {})));
   EXPECT_EQ(stuck.ReadUntil(FrameType::kOpen).epoch, 3u);
   EXPECT_EQ(ends.record.Sent(id_, 1).done, 1);
+}
+
+// The rest of a frame that was given up goes out before the next one, which may be given up too:
+// also where that is said while the rest still waits.
+TEST(TcpConnection, AFrameIsGivenUpBehindTheRestOfAnother) {
+  const auto listener = TcpNetwork()->Listen("127.0.0.1", 0);
+  ASSERT_OK(listener);
+  const auto sender = TcpNetwork()->Dial((*listener)->address(), kPatience);
+  ASSERT_OK(sender);
+  const auto peer = (*listener)->Accept(kPatience);
+  ASSERT_OK(peer);
+  std::atomic<int> asked = 0;
+  (*sender)->SetStillWanted([&] {
+    ++asked;
+    return false;
+  });
+  const std::vector<std::byte> payload(64 << 20);  // more than sockets hold
+  FrameHeader header;
+  header.type = FrameType::kData;
+  header.ordinal_count = header.layer_count = header.head_count = 1;
+  header.payload_bytes = static_cast<uint32_t>(payload.size());
+  const auto send = [&] {
+    const ConstBytes part = payload;
+    return (*sender)->Send(header, {&part, 1}, kPatience);
+  };
+  (*sender)->Interrupt();  // is remembered: the first wait is told
+  EXPECT_TRUE(absl::IsCancelled(send()));
+  asked = 0;
+  absl::Status second;
+  std::thread behind([&] { second = send(); });
+  for (const absl::Time begin = absl::Now(); asked == 0 && absl::Now() - begin < kPatience;) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_OK((*peer)->ReceiveHeader(kPatience));
+  std::vector<std::byte> came(payload.size());
+  EXPECT_OK(ReceiveAll(peer->get(), came, kPatience));
+  behind.join();
+  EXPECT_TRUE(absl::IsCancelled(second)) << second;
 }
 
 TEST_F(KvSenderTest, LostPeerFailsItsTransfersAndTheNextConnects) {
