@@ -183,8 +183,13 @@ class KvReceiverImpl : public KvReceiver {
     if (NumStrangers() < options_.max_strangers) return absl::OkStatus();
     return ResourceExhausted("{} connections have proved nothing yet", NumStrangers());
   }
+  // Of those that have ended none counts: a worker that comes back need not wait for a housekeeper
+  // that is in a callback.
   int NumProved() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return static_cast<int>(connections_.size()) - NumStrangers();
+    return static_cast<int>(
+        std::count_if(connections_.begin(), connections_.end(), [](const Served& served) {
+          return served.connection->proved() && !served.connection->finished();
+        }));
   }
   int NumStrangers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return static_cast<int>(

@@ -714,6 +714,33 @@ TEST_F(KvReceiverTest, ConnectionsAreBounded) {
   EXPECT_EQ(ends_.receiver->Counters().refused_connections, 1);
 }
 
+// Whoever should clear it away is in a callback.
+TEST_F(KvReceiverTest, AConnectionThatHasEndedTakesNoPlace) {
+  absl::Notification failing, handled;
+  options().max_connections = 1;
+  options().incomplete_timeout = absl::Milliseconds(1);
+  options().on_failed = [&](const TransferId&, uint64_t, const absl::Status&) {
+    failing.Notify();
+    EXPECT_TRUE(handled.WaitForNotificationWithTimeout(2 * kPatience));
+  };
+  Start();
+  Speaker speaker(ends_);
+  speaker.Greet();
+  speaker.Open(ends_.Expect(id_, 1, {9}));
+  speaker.Finish(id_, 1, {6});
+  ASSERT_TRUE(failing.WaitForNotificationWithTimeout(kPatience));
+  speaker.Close();
+  absl::Status heard = absl::UnknownError("nobody was asked");
+  for (const absl::Time begin = absl::Now(); !heard.ok() && absl::Now() - begin < kPatience;) {
+    auto next = TcpNetwork()->Dial(ends_.receiver->address(), kPatience);
+    heard = next.ok() ? (*next)->ReceiveHeader(kPatience).status() : next.status();
+    if (!heard.ok()) absl::SleepFor(absl::Milliseconds(10));
+  }
+  EXPECT_OK(heard);
+  handled.Notify();
+  ends_.receiver.reset();  // before what its callback uses
+}
+
 TEST_P(KvReceiverOver, ClosingEndsEverything) {
   Start();
   Speaker speaker(ends_);
