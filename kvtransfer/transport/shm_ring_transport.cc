@@ -116,17 +116,17 @@ class ShmRingReader : public KvReader {
     const RingPlace place = RingPlace::Decode(header.payload_digest);
     const uint64_t bytes = header.payload_bytes;
     TANDEM_ASSIGN_OR_RETURN(const RingReaderSlots::Use use, slots_.Take(place, bytes));
+    // Its bytes may be another's by now, and those of the first are perhaps still on their way: it
+    // is that one's end that counts.
+    if (use == RingReaderSlots::Use::kRepeated) return absl::OkStatus();
     IncomingFrames::Frame frame;
-    // The bytes of a repeated frame may be another's by now: only its end is told.
-    if (use == RingReaderSlots::Use::kNew) {
-      if (AnyWanted(reception.get())) {
-        frame.fetch = [this, place, bytes] {
-          return window_->Fetch(ring_.OffsetOf(place.slot), bytes);
-        };
-        frame.release = [this, place] { slots_.Release(place); };
-      } else {
-        slots_.Release(place);  // it need not wait for those before it
-      }
+    if (AnyWanted(reception.get())) {
+      frame.fetch = [this, place, bytes] {
+        return window_->Fetch(ring_.OffsetOf(place.slot), bytes);
+      };
+      frame.release = [this, place] { slots_.Release(place); };
+    } else {
+      slots_.Release(place);  // it need not wait for those before it
     }
     frame.reception = std::move(reception);
     frames_.Take(std::move(frame), bytes);

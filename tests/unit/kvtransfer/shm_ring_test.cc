@@ -2,12 +2,14 @@
 // does. Between processes: shm_process_test.cc. On cards: tests/gpu/shm_ring_test.cc.
 #include "kvtransfer/transport/shm_ring.h"
 
+#include <atomic>
 #include <filesystem>
 #include <random>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "kvtransfer/transport/faulty_network.h"
 #include "tests/support/paths.h"
 #include "tests/unit/kvtransfer/endpoint_fixture.h"
 
@@ -125,9 +127,11 @@ class HeldStore : public HostStore {
     if (!plain.ok()) return plain.status();
     return std::make_unique<Window>(this, *std::move(plain));
   }
-  void AwaitHeld() const {
+  // `frames` of them: each in a thread.
+  void AwaitHeld(int frames = 1) const {
     absl::MutexLock lock(&mutex_);
-    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&held_), kPatience));
+    const auto held = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return held_ >= frames; };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&held), kPatience));
   }
   void LetGo() const {
     absl::MutexLock lock(&mutex_);
@@ -163,7 +167,7 @@ class HeldStore : public HostStore {
     absl::Status Wait() override {
       absl::Status came = plain_->Wait();
       absl::MutexLock lock(&store_->mutex_);
-      store_->held_ = true;
+      ++store_->held_;
       store_->mutex_.Await(absl::Condition(&store_->go_));
       return came;
     }
@@ -174,7 +178,7 @@ class HeldStore : public HostStore {
     const std::unique_ptr<Fetched> plain_;
   };
   mutable absl::Mutex mutex_;
-  mutable bool held_ ABSL_GUARDED_BY(mutex_) = false;
+  mutable int held_ ABSL_GUARDED_BY(mutex_) = 0;
   mutable bool go_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
@@ -199,6 +203,27 @@ TEST(ShmRing, FramesThatAreOnTheirWayWhenATransferIsCancelledNeverLand) {
     EXPECT_EQ(ends.target.BlockBytes(block), std::string(kLarge.BlockBytes(), '\x5a'))
         << "a late byte landed";
   }
+}
+
+// Its header comes again while its bytes are on their way into the pool.
+TEST(ShmRing, ARepeatedFrameIsNotThereBeforeItsBytes) {
+  std::atomic<bool> repeated = false;
+  const auto network = MakeFaultyNetwork(TcpNetwork(), [&](const FrameHeader& header, uint64_t) {
+    const bool first = header.type == FrameType::kData && !repeated.exchange(true);
+    return first ? Fault::kDuplicate : Fault::kNone;
+  });
+  RingEnds ends;
+  const HeldStore store(ends.target.region());
+  ends.receiver_options.store = &store;
+  ends.sender_options.network = network.get();
+  ends.Start();
+  const TransferId id = ends.Ship(4);  // two frames that threads bring in
+  store.AwaitHeld(2);                  // and what lay between them was taken
+  EXPECT_EQ(ends.receiver->BytesArrived(id, 1), 0u);
+  store.LetGo();
+  EXPECT_EQ(ends.record.AwaitQuiet(id, 1).sealed, 1);
+  ends.ExpectEqualBlocks({0, 1, 2, 3}, {0, 1, 2, 3});
+  ends.sender.reset();  // before its network
 }
 
 // A receiver that takes nothing holds up no abort: what has no slot yet is not read any more.
