@@ -58,6 +58,13 @@ Resolver::Resolver(Ask ask) : state_(new State{.ask = std::move(ask)}) {}
 absl::StatusOr<std::vector<std::string>> Resolver::Hosts(const std::string& host) {
   using Answer = std::optional<absl::StatusOr<std::vector<std::string>>>;
   const auto answer = std::make_shared<Answer>();  // guarded by the state's mutex
+  const auto stopped = [&host] {
+    return Cancelled("nobody waits for the hosts of '{}' any more", host);
+  };
+  {
+    absl::MutexLock lock(&state_->mutex);
+    if (state_->stopped) return stopped();
+  }
   std::thread([state = state_, answer, host] {
     auto hosts = state->ask(host);
     absl::MutexLock lock(&state->mutex);
@@ -69,7 +76,7 @@ absl::StatusOr<std::vector<std::string>> Resolver::Hosts(const std::string& host
     return state.stopped || answer->has_value();
   };
   state.mutex.Await(absl::Condition(&over));
-  if (!answer->has_value()) return Cancelled("nobody waits for the hosts of '{}' any more", host);
+  if (state.stopped) return stopped();  // also where the answer has come since
   return *std::move(*answer);
 }
 

@@ -60,6 +60,29 @@ TEST(Resolver, StopsWhileTheServiceIsAsked) {
   answers->Notify();
 }
 
+TEST(Resolver, WhatComesAfterAStopIsNoAnswer) {
+  for (int i = 0; i < 100; ++i) {
+    Resolver* stopped = nullptr;
+    Resolver resolver([&stopped](const std::string& host) {
+      stopped->Stop();
+      return absl::StatusOr<std::vector<std::string>>(std::vector<std::string>{host});
+    });
+    stopped = &resolver;
+    ASSERT_TRUE(absl::IsCancelled(resolver.Hosts("a.name").status()));
+  }
+}
+
+TEST(Resolver, AsksNobodyOnceItWasStopped) {
+  const auto asked = std::make_shared<absl::Notification>();
+  Resolver resolver([asked](const std::string& host) {
+    asked->Notify();
+    return absl::StatusOr<std::vector<std::string>>(std::vector<std::string>{host});
+  });
+  resolver.Stop();
+  EXPECT_TRUE(absl::IsCancelled(resolver.Hosts("a.name").status()));
+  EXPECT_FALSE(asked->WaitForNotificationWithTimeout(absl::Milliseconds(50)));
+}
+
 TEST(Resolver, AnswersAsItIsAnswered) {
   Resolver resolver([](const std::string& host) {
     return host == "none" ? absl::StatusOr<std::vector<std::string>>(absl::UnavailableError("none"))
