@@ -1,5 +1,6 @@
 #include "common/base/host_port.h"
 
+#include <arpa/inet.h>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -40,7 +41,10 @@ absl::StatusOr<HostPort> ParseHostPort(std::string_view address) {
 }
 
 bool IsLoopback(std::string_view host) {
-  return host == "localhost" || host == "::1" || host.starts_with("127.");
+  if (host == "localhost" || host == "::1") return true;
+  // A name may begin with "127." too, and stand for anything.
+  in_addr address{};
+  return host.starts_with("127.") && inet_pton(AF_INET, std::string(host).c_str(), &address) == 1;
 }
 
 std::string WhyCannotListen(const std::string& address) {

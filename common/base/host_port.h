@@ -19,7 +19,7 @@ struct HostPort {
 // "127.0.0.1:8000", "name:0", "[::1]:8000". InvalidArgument names what is wrong.
 absl::StatusOr<HostPort> ParseHostPort(std::string_view address);
 
-// Whether only processes of this machine reach what listens on `host`.
+// Whether only processes of this machine reach what listens on `host`, an address or "localhost".
 bool IsLoopback(std::string_view host);
 
 // Tries to bind `address` and says what is in the way ("address already in use: another process
