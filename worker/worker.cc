@@ -252,7 +252,7 @@ absl::Status Worker::Join() {
   TANDEM_ASSIGN_OR_RETURN(const std::string address,
                           AdvertisedAddress(process_, server_->address()));
   TANDEM_ASSIGN_OR_RETURN(const std::string metrics,
-                          AdvertisedAddress(process_, metrics_.address()));
+                          AdvertisedMetricsAddress(process_, metrics_.address()));
   ClusterClientsOptions cluster;
   cluster.routers = std::move(routers);
   cluster.credentials = credentials_;

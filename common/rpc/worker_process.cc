@@ -95,6 +95,12 @@ absl::StatusOr<std::string> AdvertisedAddress(const WorkerProcessOptions& option
   return address.ToString();
 }
 
+absl::StatusOr<std::string> AdvertisedMetricsAddress(const WorkerProcessOptions& options,
+                                                     const std::string& bound) {
+  TANDEM_ASSIGN_OR_RETURN(const HostPort address, ParseHostPort(bound));
+  return IsLoopback(address.host) ? bound : AdvertisedAddress(options, bound);
+}
+
 int RunWorkerProcess(const WorkerMain& parts, int argc, const char* const* argv) {
   KeepFewHeaps();
   WatchNoLockOrders();

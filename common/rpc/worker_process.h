@@ -66,6 +66,10 @@ absl::StatusOr<std::vector<HostPort>> RoutersOf(const WorkerProcessOptions& opti
 std::string AdvertisedHost(const WorkerProcessOptions& options, const std::string& bound_host);
 absl::StatusOr<std::string> AdvertisedAddress(const WorkerProcessOptions& options,
                                               const std::string& bound);
+// The same for /metrics, which may be for this machine alone where the worker is not: then as it
+// was bound, for under no other name it is reached.
+absl::StatusOr<std::string> AdvertisedMetricsAddress(const WorkerProcessOptions& options,
+                                                     const std::string& bound);
 
 // The whole of main(): parses `flags`, starts the worker, prints "listening HOST:PORT metrics
 // HOST:PORT", and "health HOST:PORT" where there is one, waits for a signal or for the worker to

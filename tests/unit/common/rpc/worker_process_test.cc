@@ -26,6 +26,19 @@ TEST(AdvertisedAddress, IsTheBoundOneUnlessThatNamesNoHost) {
   EXPECT_FALSE(AdvertisedAddress(options, "no port").ok());
 }
 
+TEST(AdvertisedMetricsAddress, IsTheBoundOneWhereNobodyElseReachesIt) {
+  WorkerProcessOptions options;
+  options.advertise_host = "worker-7.cluster";
+  for (const char* bound : {"127.0.0.1:900", "[::1]:900"}) {
+    const auto address = AdvertisedMetricsAddress(options, bound);
+    ASSERT_OK(address);
+    EXPECT_EQ(*address, bound);
+  }
+  const auto address = AdvertisedMetricsAddress(options, "0.0.0.0:900");
+  ASSERT_OK(address);
+  EXPECT_EQ(*address, "worker-7.cluster:900");
+}
+
 TEST(RoutersOf, TakesLists) {
   WorkerProcessOptions options;
   auto routers = RoutersOf(options);
