@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "fmt/format.h"
+#include "spdlog/spdlog.h"
 
 #include "common/base/check.h"
 #include "common/base/ready_event.h"
@@ -111,7 +112,11 @@ class RankedEngine final : public Engine {
   explicit RankedEngine(int size) : threads_(size) {}
 
   absl::Status Load(EngineOptions options) {
-    options.shared_weights.clear();  // of whole models
+    if (!options.shared_weights.empty()) {
+      spdlog::warn(
+          "--shared-weights is left aside: ranks keep their parts of the weights for themselves");
+      options.shared_weights.clear();
+    }
     TANDEM_ASSIGN_OR_RETURN(std::vector<Rank> opened, OpenRanks(options));
     std::vector<Backend*> backends;
     for (const Rank& rank : opened) {
@@ -225,6 +230,11 @@ absl::StatusOr<std::vector<int>> DevicesOf(const EngineOptions& options) {
     }
     devices.push_back(device);
   }
+  if (!devices.empty() && options.gpu != 0) {
+    return InvalidArgument(
+        "--gpu={} beside --devices={}, which names the GPU of every rank: leave --gpu out",
+        options.gpu, options.devices);
+  }
   if (!devices.empty() && devices.size() != size) {
     return InvalidArgument("--devices={} names {} GPUs, and --tensor-parallel-size={} needs {}",
                            options.devices, devices.size(), size, size);
@@ -247,6 +257,18 @@ absl::StatusOr<std::vector<Rank>> OpenRanks(const EngineOptions& options) {
         rank.backend,
         OpenBackend(name, {.num_threads = std::max(1, threads / size), .gpu = device}));
     name = rank.backend->name();  // what auto is for one, it is for all
+    if (name == "cpu" && !options.devices.empty()) {
+      return InvalidArgument(
+          "--devices={} names GPUs, and this worker computes on the CPU (--device={}): leave "
+          "--devices out",
+          options.devices, options.device);
+    }
+  }
+  if (name == "cpu" && threads < size) {
+    spdlog::warn(
+        "{} compute threads (--num-threads) for {} ranks (--tensor-parallel-size): each gets one "
+        "of its own, {} in all",
+        threads, size, size);
   }
   for (Rank& rank : ranks) {
     const size_t total = rank.backend->device().TotalMemory();

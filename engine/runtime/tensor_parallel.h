@@ -36,7 +36,8 @@ struct Rank {
 // options.tensor_parallel_size of them, each on its device, without collectives.
 absl::StatusOr<std::vector<Rank>> OpenRanks(const EngineOptions& options);
 
-// The GPUs of the ranks: --devices, or --gpu and those that follow it.
+// The GPUs of the ranks: --devices, or --gpu and those that follow it. INVALID_ARGUMENT names the
+// flag.
 absl::StatusOr<std::vector<int>> DevicesOf(const EngineOptions& options);
 
 // Of options.tensor_parallel_size ranks. Errors as Engine::Load.

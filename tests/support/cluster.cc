@@ -134,7 +134,9 @@ void TestCluster::StartWorker(const std::string& id) {
   for (const std::string& flag : TlsFlags()) args.push_back(flag);
   const std::vector<std::string> of_the_run = FlagsOfTheRun();
   args.insert(args.end(), of_the_run.begin(), of_the_run.end());
-  if (std::find(args.begin(), args.end(), "--device=cuda") != args.end()) {
+  const auto names_gpus = [](const std::string& arg) { return arg.starts_with("--devices="); };
+  if (std::find(args.begin(), args.end(), "--device=cuda") != args.end() &&
+      std::none_of(args.begin(), args.end(), names_gpus)) {
     args.push_back("--gpu=" + std::to_string(number % GpusOfTheRun()));
   }
   Launch(member.get(), args);

@@ -5,11 +5,15 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "spdlog/sinks/ostream_sink.h"
+#include "spdlog/spdlog.h"
 
 #include "engine/device/cpu/host_ranks.h"
 #include "engine/runtime/rank_threads.h"
@@ -49,6 +53,19 @@ class TensorParallelTest : public ::testing::Test {
   }
 
   std::string dir_;
+};
+
+// What is logged while it lives.
+class LogSeen {
+ public:
+  LogSeen() { spdlog::default_logger()->sinks().push_back(sink_); }
+  ~LogSeen() { spdlog::default_logger()->sinks().pop_back(); }
+  std::string text() const { return out_.str(); }
+
+ private:
+  std::ostringstream out_;
+  const std::shared_ptr<spdlog::sinks::ostream_sink_mt> sink_ =
+      std::make_shared<spdlog::sinks::ostream_sink_mt>(out_);
 };
 
 // Some sequences together: prompts in pieces, then tokens one by one, every other one drawn with a
@@ -163,6 +180,29 @@ TEST_F(TensorParallelTest, ThePoolIsTheSameInPieces) {
   EXPECT_EQ(regions[0].TotalBytes() + regions[1].TotalBytes(), (*split)->region().TotalBytes());
 }
 
+TEST_F(TensorParallelTest, WhatRanksOnACpuDoNotTakeIsSaid) {
+  for (const int ranks : {1, 2}) {
+    EngineOptions options = Options(ranks);
+    options.devices = ranks == 1 ? "0" : "0,1";
+    EXPECT_THAT(std::string(Engine::Load(options).status().message()),
+                ::testing::HasSubstr("names GPUs, and this worker computes on the CPU "
+                                     "(--device=cpu): leave --devices out"));
+  }
+  {
+    const LogSeen log;
+    ASSERT_OK(Engine::Load(Options(2)));
+    EXPECT_EQ(log.text().find("--num-threads"), std::string::npos);
+    EXPECT_EQ(log.text().find("--shared-weights"), std::string::npos);
+  }
+  const LogSeen log;
+  EngineOptions options = Options(2);
+  options.num_threads = 1;
+  options.shared_weights = "/dev/null";
+  ASSERT_OK(Engine::Load(options));
+  EXPECT_THAT(log.text(), ::testing::HasSubstr("1 compute threads (--num-threads) for 2 ranks"));
+  EXPECT_THAT(log.text(), ::testing::HasSubstr("--shared-weights is left aside"));
+}
+
 TEST_F(TensorParallelTest, ABadBatchIsRefusedByAllRanks) {
   const auto split = Engine::Load(Options(2));
   ASSERT_OK(split);
@@ -198,6 +238,9 @@ TEST(DevicesOfTest, AreThoseNamedOrThoseBehindTheFirst) {
   options.gpu = 2;
   EXPECT_THAT(*DevicesOf(options), ::testing::ElementsAre(2, 3, 4));
   options.devices = "5,0,0";
+  EXPECT_THAT(std::string(DevicesOf(options).status().message()),
+              ::testing::HasSubstr("--gpu=2 beside --devices=5,0,0"));
+  options.gpu = 0;
   EXPECT_THAT(*DevicesOf(options), ::testing::ElementsAre(5, 0, 0));
   options.devices = "0,1";
   EXPECT_THAT(std::string(DevicesOf(options).status().message()),
