@@ -81,6 +81,8 @@ absl::Status ReadFlags(const std::vector<std::string>& flags, StartInputs* in) {
   in->max_num_batched_tokens = tokens > 0 ? tokens : std::max(kBatchedTokens, sequences);
   in->max_num_seqs = sequences > 0 ? sequences : std::min(kSequences, in->max_num_batched_tokens);
   TANDEM_ASSIGN_OR_RETURN(in->kv_bytes, BytesOf(flags, "--kv-cache-memory-bytes"));
+  TANDEM_ASSIGN_OR_RETURN(const int ranks, CountOf(flags, "--tensor-parallel-size"));
+  in->ranks = std::max(1, ranks);
   return absl::OkStatus();
 }
 

@@ -102,7 +102,7 @@ std::vector<std::string> Remedies(const StartInputs& in) {
   const auto consider = [&out](const StartInputs& changed, std::string flag) {
     if (Fits(changed)) out.push_back(std::move(flag));
   };
-  if (!in.share_weights) {
+  if (!in.share_weights && in.ranks == 1) {
     StartInputs changed = in;
     changed.share_weights = true;
     consider(changed, "--share-weights=on");

@@ -29,6 +29,7 @@ struct StartInputs {
   int max_num_batched_tokens = 512;  // in a step
   int64_t kv_bytes = 0;              // of each worker's pool, as given; 0: chosen here
   int workers = 2;
+  int ranks = 1;  // of each; those of split models share no weights
   bool share_weights = true;
   HostMemory memory;
 };

@@ -66,7 +66,8 @@ void AddUpFlags(FlagSet* parser, const std::vector<FlagTable>& programs, UpFlags
               "s");
   parser->AddChoice("--share-weights", &flags->share_weights, {"auto", "on", "off"},
                     "workers on the CPU keep one copy of the weights together instead of one "
-                    "each; auto: where shared memory has huge pages, or copies would not fit");
+                    "each; auto: where shared memory has huge pages, or copies would not fit; not "
+                    "with --tensor-parallel-size");
   parser->Add("--dry-run", &flags->dry_run,
               "check model, flags and memory, say what each worker would take, and end");
   for (const FlagTable& program : programs) parser->AddForeign(program, &flags->forwarded);

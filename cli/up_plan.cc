@@ -65,7 +65,13 @@ absl::Status UpPlan::Settle(const std::vector<FlagTable>& programs, const Machin
 
 // Also settles whether weights are shared: where that costs no speed, or where it must be.
 absl::StatusOr<CheckedStart> UpPlan::Check(const Machine& machine) {
-  const bool may = !weights_.path().empty();
+  const bool may = !weights_.path().empty() && Ranks() == 1;
+  if (start_.on_cpu && flags_.share_weights == "on" && Ranks() > 1) {
+    return InvalidArgument(
+        "--share-weights=on: the weights of a model that is split over ranks are not shared "
+        "(--tensor-parallel-size={}): leave one of the two out",
+        Ranks());
+  }
   const bool automatic = flags_.share_weights == "auto";
   start_.share_weights =
       may && (flags_.share_weights == "on" || (automatic && machine.shared_huge_pages));
@@ -101,6 +107,16 @@ void UpPlan::GiveMemory(const StartPlan& plan) {
   }
 }
 
+int UpPlan::Ranks() const {
+  int ranks = 1;
+  for (const std::string& argument : given_.at(kDecodeProgram)) {
+    absl::string_view value = argument;
+    if (absl::ConsumePrefix(&value, "--tensor-parallel-size="))
+      (void)absl::SimpleAtoi(value, &ranks);
+  }
+  return std::max(1, ranks);
+}
+
 // As many GPUs each as a model has ranks, in turn; workers that share some share their memory,
 // unless the user said how much.
 void UpPlan::PlaceWorkers(int gpus) {
@@ -111,14 +127,8 @@ void UpPlan::PlaceWorkers(int gpus) {
     });
   };
   if (says("--device=cpu")) return;
-  int ranks = 1;
-  for (const std::string& argument : given) {
-    absl::string_view value = argument;
-    if (absl::ConsumePrefix(&value, "--tensor-parallel-size="))
-      (void)absl::SimpleAtoi(value, &ranks);
-  }
   places_ = PlaceOnGpus(static_cast<int>(start_.workers.size()), gpus,
-                        says("--devices=") ? gpus : std::max(1, ranks));
+                        says("--devices=") ? gpus : Ranks());
   shares_memory_ = !says("--gpu-memory-utilization=") && !says("--kv-cache-memory-bytes=");
 }
 

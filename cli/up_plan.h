@@ -58,6 +58,7 @@ class UpPlan {
 
   absl::Status Settle(const std::vector<FlagTable>& programs, const Machine& machine);
   absl::StatusOr<CheckedStart> Check(const Machine& machine);
+  int Ranks() const;  // of each worker's model
   void PlaceWorkers(int gpus);
   void GiveMemory(const StartPlan& plan);
   std::vector<std::string> WorkerNames() const;

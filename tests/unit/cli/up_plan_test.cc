@@ -111,6 +111,19 @@ TEST_F(UpPlanTest, AWorkerHasAGpuForEachRank) {
               AllOf(Contains("--gpu=0"), Contains("--gpu-memory-utilization=0.2250")));
 }
 
+TEST_F(UpPlanTest, WorkersThatAreSplitShareNoWeights) {
+  machine_.shared_huge_pages = true;
+  EXPECT_THAT(Worker(*Plan(), "decode", 0), Contains(StartsWith("--shared-weights=")));
+  flags_.forwarded = {"--tensor-parallel-size=2"};
+  const auto plan = Plan();
+  EXPECT_THAT(Worker(*plan, "decode", 0), Not(Contains(StartsWith("--shared-weights="))));
+  EXPECT_THAT(plan->Text(), Not(HasSubstr("one copy for all workers")));
+  flags_.share_weights = "on";
+  EXPECT_THAT(std::string(UpPlan::Make(flags_, programs_, machine_).status().message()),
+              HasSubstr("--share-weights=on: the weights of a model that is split over ranks are "
+                        "not shared (--tensor-parallel-size=2)"));
+}
+
 // `tandem scale` started whatever it was asked for.
 TEST_F(UpPlanTest, MoreWorkersMustFitToo) {
   flags_.forwarded = {"--kv-cache-memory-bytes=512MiB"};
