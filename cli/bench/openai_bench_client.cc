@@ -257,6 +257,8 @@ absl::StatusOr<BenchModel> OpenAiBenchClient::Describe() {
     const std::string id = model["id"];
     if (!options_.model.empty() && id != options_.model) continue;
     model_ = id;
+    // Each count is a prompt that is computed, perhaps on a CPU and behind others.
+    http.set_read_timeout(std::chrono::minutes(5));
     LearnTokens(&http);
     const auto length = model.find("max_model_len");  // as vLLM says it
     const bool told = length != model.end() && length->is_number_unsigned();
