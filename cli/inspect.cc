@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/model_check.h"
 #include "cli/units.h"
+#include "cli/wide_pages.h"
 #include "common/base/checkpoint_quantisation.h"
 #include "common/base/file.h"
 #include "common/base/host_memory.h"
@@ -24,6 +25,7 @@ namespace {
 // Cards that people have, by their makers' figure, and what a worker on one leaves of it for
 // weights and KV: --gpu-memory-utilization, and its context, kernels and workspaces.
 constexpr int kCardGigabytes[] = {24, 48, 80};
+constexpr int kHopperGigabytes = 80;  // and of an A100, which keeps nothing for wide pages
 constexpr double kCardUtilisation = 0.9;
 constexpr int64_t kCardReserve = int64_t{768} << 20;
 
@@ -45,7 +47,8 @@ struct Findings {
   int64_t TokensIn(int64_t bytes) const { return TokensOf(KvBytesIn(bytes)); }
   int64_t TokensOnCard(int gigabytes) const {
     const auto share = static_cast<int64_t>(kCardUtilisation * gigabytes * (1 << 30));
-    return TokensOf(std::max<int64_t>(0, share - kCardReserve - gpu_weight_bytes));
+    const int64_t wide = gigabytes == kHopperGigabytes ? WidePageBytes(config, layout.dtype) : 0;
+    return TokensOf(std::max<int64_t>(0, share - kCardReserve - wide - gpu_weight_bytes));
   }
 };
 

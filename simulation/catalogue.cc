@@ -8,8 +8,9 @@ namespace {
 constexpr double kGB = 1e9, kTera = 1e12;
 constexpr double kPcie4 = 20 * kGB, kPcie5 = 40 * kGB;
 
-Card MakeCard(const char* name, double read_gb, double tflops, int64_t memory_gib, double link) {
-  return {name, read_gb * kGB, tflops * kTera, memory_gib << 30, link};
+Card MakeCard(const char* name, double read_gb, double tflops, int64_t memory_gib, double link,
+              bool hopper = false) {
+  return {name, read_gb * kGB, tflops * kTera, memory_gib << 30, link, hopper};
 }
 
 // The shape of a Qwen2, Qwen3 or Llama decoder: what the cost of a step depends on.
@@ -41,11 +42,11 @@ const Named* FindByName(const std::vector<Named>& all, const std::string& name) 
 
 const std::vector<Card>& KnownCards() {
   static const auto* const cards = new std::vector<Card>{
-      MakeCard("rtx-3090", 936, 71, 24, kPcie4),    MakeCard("rtx-4090", 1008, 165, 24, kPcie4),
-      MakeCard("rtx-4090d", 1008, 165, 24, kPcie4), MakeCard("rtx-5090", 1792, 209, 32, kPcie5),
-      MakeCard("l4", 300, 121, 24, kPcie4),         MakeCard("l40s", 864, 362, 48, kPcie4),
-      MakeCard("a100-40g", 1555, 312, 40, kPcie4),  MakeCard("a100", 2039, 312, 80, kPcie4),
-      MakeCard("h100", 3350, 989, 80, kPcie5),      MakeCard("h200", 4800, 989, 140, kPcie5),
+      MakeCard("rtx-3090", 936, 71, 24, kPcie4),     MakeCard("rtx-4090", 1008, 165, 24, kPcie4),
+      MakeCard("rtx-4090d", 1008, 165, 24, kPcie4),  MakeCard("rtx-5090", 1792, 209, 32, kPcie5),
+      MakeCard("l4", 300, 121, 24, kPcie4),          MakeCard("l40s", 864, 362, 48, kPcie4),
+      MakeCard("a100-40g", 1555, 312, 40, kPcie4),   MakeCard("a100", 2039, 312, 80, kPcie4),
+      MakeCard("h100", 3350, 989, 80, kPcie5, true), MakeCard("h200", 4800, 989, 140, kPcie5, true),
   };
   return *cards;
 }

@@ -79,6 +79,7 @@ struct Card {
   double flops = 0;  // dense bfloat16 with float32 sums, per second
   int64_t memory_bytes = 0;
   double link_bytes_per_second = 0;  // KV to another card, through pinned memory of the host
+  bool hopper = false;
 };
 
 // A host whose cores and memory all its workers share, as those without cards do.

@@ -13,6 +13,7 @@
 #include "cli/bench/arrivals.h"
 #include "cli/bench/trace.h"
 #include "cli/bench/workload.h"
+#include "cli/wide_pages.h"
 #include "common/base/file.h"
 #include "common/base/nearest_name.h"
 #include "common/base/status.h"
@@ -226,7 +227,9 @@ absl::StatusOr<int64_t> KvBytes(const PlanFlags& flags, const Model& model,
   const auto usable =
       static_cast<int64_t>(static_cast<double>(task.card.memory_bytes) * flags.memory_utilization);
   const int64_t weights = task.model.WeightBytes();
-  const int64_t work = WorkspaceBytes(model.config, task.worker) + kContextBytes;
+  const DType kv_dtype = KvCacheDType(flags.kv_cache_dtype, quantisation.activations);
+  const int64_t work = WorkspaceBytes(model.config, task.worker) + kContextBytes +
+                       (task.card.hopper ? WidePageBytes(model.config, kv_dtype) : 0);
   const int64_t left = usable - weights - work;
   if (left > 0) return left;
   return FailedPrecondition(

@@ -1,5 +1,6 @@
 // `tandem plan`: what it says of cards that are not there.
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -119,6 +120,14 @@ TEST(PlanTest, SaysWithFiguresWhatDoesNotFit) {
   EXPECT_EQ(plan.exit_code, 1);
   EXPECT_THAT(plan.err, HasSubstr("weights take 65.5 GB as bf16"));
   EXPECT_THAT(plan.err, HasSubstr("--quantisation"));
+  // Hopper makes pages of e4m3 bfloat16 in memory of their own.
+  for (const auto& [card, steps] :
+       {std::pair("h100", "1.8 GB"), std::pair("rtx-4090d", "1.5 GB")}) {
+    plan = Plan(
+        {"--model", "Qwen2.5-7B", "--card", card, "--memory", "17GB", "--kv-cache-dtype", "fp8"});
+    EXPECT_EQ(plan.exit_code, 1);
+    EXPECT_THAT(plan.err, HasSubstr(std::string("and its steps ") + steps));
+  }
   plan = Plan(FourCards({"--random-input-len", "200000"}));
   EXPECT_EQ(plan.exit_code, 1);
   EXPECT_THAT(plan.err, HasSubstr("requests have up to 200512 tokens"));

@@ -507,6 +507,11 @@ TEST_F(InspectTest, KvInFp8TakesHalf) {
   EXPECT_EQ(out["kv_dtype"], "fp8");
   EXPECT_EQ(out["kv_bytes_per_token"], 28'672);
   EXPECT_EQ(out["weight_bytes"], 15'231'233'024);
+  // Of a card of 80 GB 256 MiB are for wide pages: 133,564 whole blocks would fit into 0.9 of it
+  // less 0.75 GiB, and 585 of them are not there.
+  EXPECT_EQ(out["cards"], json::parse(R"([{"gigabytes": 24, "tokens_that_fit": 249584},
+                                          {"gigabytes": 48, "tokens_that_fit": 1058480},
+                                          {"gigabytes": 80, "tokens_that_fit": 2127664}])"));
 }
 
 TEST_F(InspectTest, SaysWhatWeightsAreQuantisedWith) {
