@@ -116,10 +116,10 @@ absl::Status ResolveVocabulary(const ModelConfig& config, EngineOptions* options
   return CheckRange("valid_vocab_size", options->valid_vocab_size, 1, config.vocab_size);
 }
 
-// For a pool in the host's memory; settles its size where nobody gave it. `layout` is a rank's,
-// sizes are those of all.
+// For a pool in the host's memory, of which `available` was there before this process took any of
+// it; settles its size where nobody gave it. `layout` is a rank's, sizes are those of all.
 absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout& layout,
-                                      const Device& device, EngineOptions* options) {
+                                      size_t available, EngineOptions* options) {
   const int limit = config.MaxModelLen();
   const int wanted_len = options->max_model_len > 0 ? options->max_model_len : limit;
   const auto ranks = static_cast<size_t>(options->tensor_parallel_size);
@@ -127,12 +127,11 @@ absl::StatusOr<PoolPlan> PlanHostPool(const ModelConfig& config, const KvLayout&
       static_cast<size_t>(layout.BlocksFor(wanted_len)) * layout.BlockBytes() * ranks;
   if (options->kv_cache_memory_bytes == 0) {
     const size_t enough = static_cast<size_t>(options->max_num_seqs) * sequence_bytes;
-    const size_t share =
-        static_cast<size_t>(static_cast<double>(device.AvailableMemory()) * kDefaultMemoryShare);
+    const size_t share = static_cast<size_t>(static_cast<double>(available) * kDefaultMemoryShare);
     options->kv_cache_memory_bytes = static_cast<int64_t>(std::min(enough, share));
   }
   const size_t bytes = static_cast<size_t>(options->kv_cache_memory_bytes);
-  if (const size_t available = device.AvailableMemory(); bytes > available) {
+  if (bytes > available) {
     return ResourceExhausted("a KV pool of {} (--kv-cache-memory-bytes) does not fit: {} available",
                              FormatBytes(bytes), FormatBytes(available));
   }
@@ -153,13 +152,14 @@ size_t DeviceWeightBytes(const ModelConfig& config, const EngineOptions& options
   return static_cast<size_t>(config.KeptWeightBytes(DType::kBFloat16));
 }
 
-absl::Status CheckWeightMemory(const ModelConfig& config, const Device& device,
+// `before`: bytes of the host that were there before this process took any.
+absl::Status CheckWeightMemory(const ModelConfig& config, size_t before,
                                const EngineOptions& options) {
   // Of all ranks, about: what is not split is there several times.
   const size_t needed =
       WeightBytes(config, options) * static_cast<size_t>(options.tensor_parallel_size);
   // What is shared and there already is not needed again.
-  const size_t available = device.AvailableMemory() + SharedWeightsSize(options.shared_weights);
+  const size_t available = before + SharedWeightsSize(options.shared_weights);
   if (needed <= available) return absl::OkStatus();
   return ResourceExhausted("{}: weights in {} take {}, of which {} is available{}",
                            options.model_dir, options.dtype, FormatBytes(needed),
@@ -233,9 +233,13 @@ class LoadedEngine final : public Engine {
     region_.first_kv_head = shard_.rank * config_.num_kv_heads;
     const Device& device = backend_->device();
     if (!device_memory()) {
-      TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config_, device, options_));
+      // As it was when all ranks were opened: some may have loaded their parts by now, and all that
+      // ranks take is compared with all that there was.
+      const size_t total = device.TotalMemory();
+      const size_t available = total - std::min(total, used_before_);
+      TANDEM_RETURN_IF_ERROR(CheckWeightMemory(config_, available, options_));
       TANDEM_ASSIGN_OR_RETURN(const PoolPlan plan,
-                              PlanHostPool(config_, region_.layout, device, &options_));
+                              PlanHostPool(config_, region_.layout, available, &options_));
       TANDEM_RETURN_IF_ERROR(AllocatePool(plan));
     }
     OpsShape shape =

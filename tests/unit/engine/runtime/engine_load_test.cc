@@ -7,6 +7,7 @@
 #include "engine/runtime/backend.h"
 #include "engine/runtime/engine.h"
 #include "engine/runtime/engine_flags.h"
+#include "engine/runtime/tensor_parallel.h"
 #include "tests/support/paths.h"
 
 namespace tandem::engine {
@@ -138,6 +139,19 @@ TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   o = Options();
   o.kv_cache_memory_bytes = int64_t{1} << 49;
   EXPECT_THAT(ErrorOf(o), HasSubstr("--kv-cache-memory-bytes"));
+}
+
+// Of ranks that load beside each other some have taken their parts when others look.
+TEST(EngineLoadTest, MemoryOfTheHostIsThatBeforeAnyRankTookSome) {
+  const auto load = [](size_t left) {
+    auto ranks = OpenRanks(Options());
+    EXPECT_OK(ranks);
+    Rank& rank = ranks->front();
+    rank.used_before = rank.backend->device().TotalMemory() - left;
+    return LoadRank(Options(), std::move(rank)).status();
+  };
+  EXPECT_OK(load(size_t{64} << 20));
+  EXPECT_THAT(load(1000).ToString(), HasSubstr("weights in float32 take"));
 }
 
 TEST(EngineLoadTest, FlagsReachTheOptions) {
