@@ -3,14 +3,21 @@
 #include <array>
 #include <dlfcn.h>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "prometheus/collectable.h"
 #include "prometheus/metric_family.h"
 
 namespace tandem::worker {
 namespace {
+
+// Of a page for its part of the card; the driver takes some milliseconds.
+constexpr absl::Duration kPatience = absl::Seconds(2);
 
 // A library of the driver. No program links one, so that all start on a machine without; nor does
 // every build have their headers, of which little is needed.
@@ -97,15 +104,48 @@ class Nvml {
       library_.Find<int(NvmlDevice, unsigned*)>("nvmlDeviceGetPowerUsage");
 };
 
+// Reads on a thread of its own: a card that is lost can hang whoever asks the driver for it, and
+// the page has other things to say. Such a thread is left behind, with all that it needs.
+class PatientReader {
+ public:
+  explicit PatientReader(std::function<GpuReading()> read)
+      : state_(new State{.read = std::move(read)}) {}
+
+  // Nothing known where it takes long, and while what was asked before has not come.
+  GpuReading Read() const {
+    State& state = *state_;
+    absl::MutexLock lock(&state.mutex);
+    if (std::exchange(state.reading, true)) return {};
+    std::thread([kept = state_] {
+      const GpuReading reading = kept->read();
+      absl::MutexLock kept_lock(&kept->mutex);
+      kept->last = reading;
+      kept->reading = false;
+    }).detach();
+    const auto came = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state.mutex) { return !state.reading; };
+    const bool in_time = state.mutex.AwaitWithTimeout(absl::Condition(&came), kPatience);
+    return in_time ? state.last : GpuReading();
+  }
+
+ private:
+  struct State {
+    const std::function<GpuReading()> read;
+    absl::Mutex mutex;
+    bool reading ABSL_GUARDED_BY(mutex) = false;
+    GpuReading last ABSL_GUARDED_BY(mutex);
+  };
+  const std::shared_ptr<State> state_;
+};
+
 class GpuMetrics final : public prometheus::Collectable {
  public:
-  GpuMetrics(const MetricLabels& labels, GpuGauge gauge) : gauge_(std::move(gauge)) {
+  GpuMetrics(const MetricLabels& labels, GpuGauge gauge) : reader_(std::move(gauge.read)) {
     for (const auto& [name, value] : labels) labels_.push_back({name, value});
-    labels_.push_back({"gpu", gauge_.bus});
+    labels_.push_back({"gpu", gauge.bus});
   }
 
   std::vector<prometheus::MetricFamily> Collect() const override {
-    const GpuReading reading = gauge_.read();
+    const GpuReading reading = reader_.Read();
     std::vector<prometheus::MetricFamily> out;
     const auto add = [&](const char* name, const char* help, std::optional<double> value) {
       if (!value.has_value()) return;
@@ -128,7 +168,7 @@ class GpuMetrics final : public prometheus::Collectable {
   }
 
  private:
-  const GpuGauge gauge_;
+  const PatientReader reader_;
   std::vector<prometheus::ClientMetric::Label> labels_;
 };
 
