@@ -5,6 +5,7 @@
 
 #include "absl/strings/numbers.h"
 
+#include "common/base/checkpoint_quantisation.h"
 #include "common/base/cpu_features.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
@@ -72,6 +73,9 @@ absl::Status ReadFlags(const std::vector<std::string>& flags, StartInputs* in) {
   TANDEM_ASSIGN_OR_RETURN(const std::string kv_dtype,
                           ChoiceOf(flags, "--kv-cache-dtype", kKvCacheDTypeChoices));
   in->kv_dtype = KvCacheDType(kv_dtype, in->dtype);
+  TANDEM_ASSIGN_OR_RETURN(const std::string quantization,
+                          ChoiceOf(flags, "--quantization", kQuantizationChoices));
+  in->fp8_weights = quantization == "fp8";
   TANDEM_ASSIGN_OR_RETURN(const std::string block_size,
                           ChoiceOf(flags, "--block-size", {"16", "32", "64", "128", "256"}));
   (void)absl::SimpleAtoi(block_size, &in->block_size);
@@ -86,18 +90,35 @@ absl::Status ReadFlags(const std::vector<std::string>& flags, StartInputs* in) {
   return absl::OkStatus();
 }
 
+// As a worker has it, but before one is started.
+absl::Status CheckQuantisation(const std::string& model_dir, const CheckedStart& start) {
+  const std::optional<CheckpointQuantisation>& found = start.model.config.quantisation;
+  if (!start.inputs.fp8_weights || !found.has_value()) return absl::OkStatus();
+  return InvalidArgument(
+      "--quantization=fp8 is for weights that are not quantised, those of {} are ({}); leave the "
+      "flag out",
+      model_dir, found->Describe());
+}
+
 }  // namespace
 
 absl::StatusOr<CheckedStart> CheckStart(const StartRequest& request, const HostMemory& memory) {
   CheckedStart start;
   TANDEM_RETURN_IF_ERROR(ReadFlags(request.flags, &start.inputs));
   TANDEM_ASSIGN_OR_RETURN(start.model, CheckModel(request.model_dir, start.inputs.dummy));
+  TANDEM_RETURN_IF_ERROR(CheckQuantisation(request.model_dir, start));
   start.warnings = start.model.warnings;
   start.inputs.model = start.model.config;
   start.inputs.workers = static_cast<int>(request.workers.size());
   start.inputs.share_weights = request.share_weights;
   start.inputs.memory = memory;
   if (!request.on_cpu) return start;
+  if (start.inputs.fp8_weights) {
+    start.warnings.push_back(
+        fmt::format("--quantization=fp8 rounds the weights and saves nothing on a CPU, which keeps "
+                    "them as {}",
+                    DTypeName(start.inputs.dtype)));
+  }
   absl::StatusOr<StartPlan> plan = PlanStart(start.inputs);
   if (!plan.ok()) {
     return absl::Status(plan.status().code(),

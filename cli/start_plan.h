@@ -23,6 +23,7 @@ struct StartInputs {
   bool dummy = false;             // weights are made up
   DType dtype = DType::kFloat32;  // of weights
   DType kv_dtype = DType::kFloat32;
+  bool fp8_weights = false;          // rounded, and kept as `dtype`
   int block_size = 16;               // tokens
   int max_model_len = 0;             // tokens; 0: the model's
   int max_num_seqs = 64;             // in a step

@@ -113,6 +113,7 @@ RouterServerOptions MakeOptions(const RouterFlags& flags) {
   if (flags.dtype != "auto") options.core.dtype = flags.dtype;
   options.core.kv_dtype =
       flags.kv_cache_dtype == "auto" ? options.core.dtype : flags.kv_cache_dtype;
+  if (flags.quantization != "auto") options.core.quantization = flags.quantization;
   options.core.block_size = flags.block_size;
   options.core.migrate = flags.migrate;
   options.core.dispatcher.stalled_after = absl::Seconds(flags.worker_stalled_after);

@@ -26,6 +26,8 @@ void AddRouterFlags(FlagSet* set, RouterFlags* flags) {
   set->AddChoice("--kv-cache-dtype", &flags->kv_cache_dtype, kKvCacheDTypeChoices,
                  "what workers must keep KV in; auto: --dtype, and where that is auto what the "
                  "first one does");
+  set->AddChoice("--quantization", &flags->quantization, kQuantizationChoices,
+                 "what workers must round weights to; auto: what the first one does");
   set->Add("--block-size", &flags->block_size,
            "the workers' KV block size; 0: what the first one has", "tokens");
   set->Group("Network");

@@ -26,6 +26,7 @@ struct RouterFlags {
   uint64_t seed = 0;
   std::string dtype = "auto";
   std::string kv_cache_dtype = "auto";
+  std::string quantization = "auto";
   int block_size = 16;
   std::string listen = "127.0.0.1:0";
   std::string internal_listen = "127.0.0.1:0";

@@ -1,4 +1,4 @@
-// What --dtype and --kv-cache-dtype take, in every program.
+// What --dtype, --kv-cache-dtype and --quantization take, in every program.
 #pragma once
 
 #include <string>
@@ -11,6 +11,7 @@ namespace tandem {
 
 inline const std::vector<std::string> kDTypeChoices = {"auto", "bfloat16", "float32"};
 inline const std::vector<std::string> kKvCacheDTypeChoices = {"auto", "fp8"};
+inline const std::vector<std::string> kQuantizationChoices = {"auto", "fp8"};
 
 // The type of KV under a choice of --kv-cache-dtype: that of the weights, or fp8.
 constexpr DType KvCacheDType(std::string_view choice, DType weights) {

@@ -11,8 +11,9 @@ using Hint = std::pair<std::string_view, std::string_view>;
 constexpr std::string_view kRanks =
     "use --tensor-parallel-size to split a model; more GPUs serve more with --prefill N and "
     "--decode N";
-constexpr std::string_view kCheckpointSays =
-    "the checkpoint says what it is quantised with: 4-bit GPTQ or AWQ (docs/quantisation.md)";
+constexpr std::string_view kQuantization =
+    "use --quantization fp8; a checkpoint says itself that it is 4-bit GPTQ or AWQ "
+    "(docs/quantisation.md)";
 constexpr std::string_view kOneModel = "a cluster serves one model without adapters";
 constexpr std::string_view kDirectoryOnly =
     "nothing is downloaded; --model takes a directory, also one of the Hugging Face cache";
@@ -65,8 +66,7 @@ constexpr std::array kHints = std::to_array<Hint>({
     {"--otlp-traces-endpoint", "use --otlp-endpoint HOST:PORT, which is spoken to over gRPC"},
     {"--parallel", kStreams},
     {"--pipeline-parallel-size", kRanks},
-    {"--quantization", kCheckpointSays},
-    {"--quantize", kCheckpointSays},
+    {"--quantize", kQuantization},
     {"--revision", "give the directory of that snapshot as --model"},
     {"--sharded", kRanks},
     {"--shutdown-timeout", "use --drain-timeout"},

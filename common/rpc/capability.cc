@@ -60,6 +60,12 @@ std::string KvDTypeRemedy(const Capability& cluster, const Capability& worker) {
   return fmt::format("--dtype={}", Shown(cluster.kv_dtype()));
 }
 
+// What the checkpoint has goes by its digest.
+std::string QuantizationRemedy(const Capability& cluster) {
+  const std::string& quantization = cluster.quantization();
+  return fmt::format("--quantization={}", quantization.empty() ? "auto" : Shown(quantization));
+}
+
 // The flag that says the field, where there is one whose value is the field's own.
 std::string_view FlagOf(const FieldDescriptor* field) {
   static constexpr std::pair<std::string_view, std::string_view> kFlags[] = {
@@ -112,6 +118,8 @@ std::string DifferenceRemedy(const Capability& cluster, const Capability& worker
   for (const FieldDescriptor* field : DifferingFields(cluster, worker)) {
     if (field->name() == "kv_dtype") {
       AddOnce(KvDTypeRemedy(cluster, worker), &flags);
+    } else if (field->name() == "quantization") {
+      AddOnce(QuantizationRemedy(cluster), &flags);
     } else if (const std::string_view flag = FlagOf(field); !flag.empty()) {
       AddOnce(fmt::format("{}={}", flag, Shown(FieldText(cluster, field))), &flags);
     } else {

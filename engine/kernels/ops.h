@@ -52,6 +52,7 @@ struct OpsShape {
   // cut into steps.
   bool batch_invariant = false;
   bool int4 = false;    // some weights may have 4 bits
+  bool fp8 = false;     // those of layers are rounded to 8 bits (fp8_rows.h)
   bool fp8_kv = false;  // pages may be of Element::kFloat8E4M3
   // Ranks that the model is split over (engine/device/collective.h). With several, AddProjection
   // adds to a part of a sum, and logits of the same rows have the same bits on devices of one kind.

@@ -19,6 +19,7 @@
 #include "engine/device/cpu/threads.h"
 #include "engine/kernels/dummy_value.h"
 #include "engine/model/dummy_weights.h"
+#include "engine/model/fp8_weights.h"
 #include "engine/model/load_progress.h"
 #include "engine/model/quantised_linear.h"
 #include "engine/model/shared_weights.h"
@@ -41,12 +42,13 @@ class TensorSource {
  public:
   TensorSource(const Checkpoint* checkpoint,
                const std::optional<CheckpointQuantisation>& quantisation,
-               const HeadPadding& padding, const Shard& shard, uint64_t seed, Threads* threads)
+               const LoadOptions& options, Threads* threads)
       : checkpoint_(checkpoint),
         quantisation_(quantisation),
-        padding_(padding),
-        shard_(shard),
-        seed_(seed),
+        padding_(options.padding),
+        shard_(options.shard),
+        fp8_(options.fp8),
+        seed_(options.seed),
         threads_(threads) {
     if (!Has(prefix_ + "embed_tokens.weight") && Has("embed_tokens.weight")) prefix_.clear();
   }
@@ -58,7 +60,9 @@ class TensorSource {
   absl::StatusOr<TensorView> Get(const std::string& name, std::vector<int64_t> shape) {
     const std::optional<size_t> split = shard_.whole() ? std::nullopt : ShardedDimension(name);
     if (split.has_value()) shape[*split] *= shard_.size;
-    TANDEM_ASSIGN_OR_RETURN(const TensorView view, GetPadded(name, std::move(shape)));
+    TANDEM_ASSIGN_OR_RETURN(TensorView view, GetPadded(name, std::move(shape)));
+    // Whole rows, so that all ranks have the scales of the whole model.
+    if (fp8_ && IsFp8Weight(name)) view = RoundToFp8(view, threads_, &rounded_);
     return split.has_value() ? ShardOf(view, *split, shard_, &part_) : view;
   }
   // Whether another rank has a tensor for all.
@@ -176,10 +180,11 @@ class TensorSource {
   const std::optional<CheckpointQuantisation> quantisation_;
   const HeadPadding padding_;
   const Shard shard_;
+  const bool fp8_;
   const uint64_t seed_;
   Threads* threads_;
   MemoryBlock scratch_;
-  MemoryBlock padded_, part_;
+  MemoryBlock padded_, rounded_, part_;
   std::string prefix_ = "model.";
   std::set<std::string> used_;
 };
@@ -580,8 +585,8 @@ absl::StatusOr<std::string> PackingDigest(Device* device, Ops* ops) {
 absl::StatusOr<std::string> SharedKey(const LoadOptions& options, const ModelWeights& weights,
                                       Device* device, Ops* ops) {
   TANDEM_ASSIGN_OR_RETURN(std::string key, PackingDigest(device, ops));
-  key += fmt::format(" {} {} {} {}/{}", weights.digest, static_cast<int>(options.element),
-                     options.padding.padded, options.shard.rank, options.shard.size);
+  key += fmt::format(" {} {} {} {} {}/{}", weights.digest, static_cast<int>(options.element),
+                     options.fp8, options.padding.padded, options.shard.rank, options.shard.size);
   if (weights.checkpoint == nullptr) return key;
   for (const Checkpoint::File& file : weights.checkpoint->files()) {
     std::error_code error;
@@ -657,10 +662,9 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const L
     weights.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
     TANDEM_ASSIGN_OR_RETURN(weights.digest, CheckpointDigest(options.model_dir));
   }
-  const bool computed = options.dummy || config.quantisation.has_value();
+  const bool computed = options.dummy || options.fp8 || config.quantisation.has_value();
   Threads threads(!computed ? 1 : options.num_threads > 0 ? options.num_threads : PhysicalCores());
-  TensorSource source(weights.checkpoint.get(), config.quantisation, options.padding, options.shard,
-                      options.seed, &threads);
+  TensorSource source(weights.checkpoint.get(), config.quantisation, options, &threads);
   const absl::Status status = Load(config, options, &source, device, ops, &weights);
   if (status.ok()) {
     if (config.quantisation.has_value() && !options.dummy) WarnOfSize(config, options, weights);

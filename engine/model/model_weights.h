@@ -6,14 +6,14 @@
 //
 // Memory: every matrix is copied once into the form that the device's products read (4 bytes per
 // parameter in float32, 2 in bfloat16). Quantised ones (quantised_linear.h) keep their 4 bits where
-// the device's products read them so (Ops::PackedInt4Bytes), and are dequantised elsewhere. Vectors
-// become float32. The embedding table is read in
-// place from the mapped checkpoint where the device shares the host's memory; with tied embeddings
-// a packed copy of it serves as the output head, or the table itself where products read plain
-// rows. The packed form may lie in memory that all workers of a host share (shared_weights.h). The
-// checkpoint's pages are the kernel's to drop once they are packed. A device with memory
-// of its own is given them by several threads (weight_stager.h), and makes dummy weights itself
-// where it can (Ops::FillDummy).
+// the device's products read them so (Ops::PackedInt4Bytes), and are dequantised elsewhere. What is
+// rounded to 8 bits (fp8_weights.h) keeps its place in either type. Vectors become float32. The
+// embedding table is read in place from the mapped checkpoint where the device shares the host's
+// memory; with tied embeddings a packed copy of it serves as the output head, or the table itself
+// where products read plain rows. The packed form may lie in memory that all workers of a host
+// share (shared_weights.h). The checkpoint's pages are the kernel's to drop once they are packed. A
+// device with memory of its own is given them by several threads (weight_stager.h), and makes dummy
+// weights itself where it can (Ops::FillDummy).
 #pragma once
 
 #include <cstdint>
@@ -94,6 +94,8 @@ struct LoadOptions {
   HeadPadding padding = {};
   // The part that is loaded; the config is that of the part (ShardOf).
   Shard shard = {};
+  // Rounds the matrices of layers to e4m3 (fp8_weights.h). Not with quantised weights.
+  bool fp8 = false;
 };
 
 // Errors name every kind of mismatch by tensor: missing, extra, or of another shape than the config

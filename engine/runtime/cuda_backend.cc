@@ -20,6 +20,12 @@ class CudaBackend final : public Backend {
       return InvalidArgument(
           "--device=cuda computes in bfloat16 only: give --dtype=bfloat16, or --device=cpu");
     }
+    if (shape.fp8) {
+      return InvalidArgument(
+          "--quantization=fp8 is for CPUs: GPUs do not read weights of 8 bits yet; leave it out, "
+          "or "
+          "give --device=cpu");
+    }
     return cuda::MakeCudaOps(shape, device_.get());
   }
   absl::StatusOr<std::unique_ptr<Ranks>> MakeRanks(std::span<Backend* const> all) override {

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "spdlog/spdlog.h"
 
+#include "common/base/checkpoint_quantisation.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
 #include "common/config/dtype_choices.h"
@@ -52,6 +54,9 @@ absl::Status CheckOptions(const EngineOptions& o) {
   }
   if (o.kv_cache_dtype != "auto" && o.kv_cache_dtype != "fp8") {
     return InvalidArgument("--kv-cache-dtype must be auto or fp8, got \"{}\"", o.kv_cache_dtype);
+  }
+  if (o.quantization != "auto" && o.quantization != "fp8") {
+    return InvalidArgument("--quantization must be auto or fp8, got \"{}\"", o.quantization);
   }
   if (o.block_size != 16 && o.block_size != 32 && o.block_size != 64 && o.block_size != 128 &&
       o.block_size != 256) {
@@ -198,11 +203,26 @@ class LoadedEngine final : public Engine {
 
   absl::Status ReadConfig() {
     TANDEM_ASSIGN_OR_RETURN(config_, ModelConfig::Load(options_.model_dir));
+    TANDEM_RETURN_IF_ERROR(SettleQuantisation());
     if (options_.pad_query_heads) TANDEM_RETURN_IF_ERROR(PadQueryHeads());
     if (!shard_.whole()) {
       TANDEM_ASSIGN_OR_RETURN(config_, ShardOf(config_, shard_));
     }
     return ResolveVocabulary(config_, &options_);
+  }
+
+  bool fp8_weights() const { return options_.quantization == "fp8"; }
+  absl::Status SettleQuantisation() {
+    const std::optional<CheckpointQuantisation>& found = config_.quantisation;
+    if (fp8_weights() && found.has_value()) {
+      return InvalidArgument(
+          "--quantization=fp8 is for weights that are not quantised, those of {} are ({}); leave "
+          "the flag out",
+          options_.model_dir, found->Describe());
+    }
+    if (fp8_weights()) return absl::OkStatus();
+    options_.quantization = found.has_value() ? found->MethodName() : "none";
+    return absl::OkStatus();
   }
 
   absl::Status PadQueryHeads() {
@@ -248,6 +268,7 @@ class LoadedEngine final : public Engine {
     shape.fp8_kv = kv_dtype == DType::kFloat8E4M3;
     shape.ranks = shard_.size;
     shape.int4 = shape.int4 && shard_.whole();
+    shape.fp8 = fp8_weights();
     absl::StatusOr<std::unique_ptr<Ops>> ops = backend_->MakeOps(shape);
     if (!ops.ok()) return WithRemedy(ops.status(), "scratch memory", options_);
     ops_ = *std::move(ops);
@@ -263,11 +284,12 @@ class LoadedEngine final : public Engine {
   absl::Status LoadModel() {
     const Element element = options_.dtype == "float32" ? Element::kFloat32 : Element::kBFloat16;
     Device* device = &backend_->device();
-    absl::StatusOr<ModelWeights> weights = LoadModelWeights(
-        config_,
-        {options_.model_dir, options_.load_format == "dummy", options_.seed, element,
-         options_.num_threads, options_.shared_weights, options_.report_loading, padding_, shard_},
-        device, ops_.get());
+    absl::StatusOr<ModelWeights> weights =
+        LoadModelWeights(config_,
+                         {options_.model_dir, options_.load_format == "dummy", options_.seed,
+                          element, options_.num_threads, options_.shared_weights,
+                          options_.report_loading, padding_, shard_, fp8_weights()},
+                         device, ops_.get());
     if (!weights.ok()) return WithRemedy(weights.status(), "weights", options_);
     absl::StatusOr<std::unique_ptr<Decoder>> decoder =
         Decoder::Create(config_, *std::move(weights), Limits(), device, ops_.get(), collective_);
@@ -326,15 +348,17 @@ class LoadedEngine final : public Engine {
   std::string Banner() const override {
     const int64_t tokens = int64_t{region_.num_blocks} * region_.layout.block_size;
     return fmt::format(
-        "model {} ({}, {:.1f} M parameters, digest {}), dtype {}, device {}, weights {}; KV pool "
+        "model {} ({}, {:.1f} M parameters, digest {}), dtype {}, quantization {}, device {}, "
+        "weights {}; KV pool "
         "{}: {} blocks of {} tokens, {} bytes per token ({}); max_model_len {}, {:.1f} sequences "
         "of "
         "that length at once",
         options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
         static_cast<double>(config_.NumParameters()) / 1e6, model_digest(), options_.dtype,
-        backend_->device().Describe(), FormatBytes(decoder_->weights().PackedBytes()),
-        FormatBytes(region_.TotalBytes()), region_.num_blocks, region_.layout.block_size,
-        region_.layout.BytesPerToken(), options_.kv_cache_dtype, options_.max_model_len,
+        options_.quantization, backend_->device().Describe(),
+        FormatBytes(decoder_->weights().PackedBytes()), FormatBytes(region_.TotalBytes()),
+        region_.num_blocks, region_.layout.block_size, region_.layout.BytesPerToken(),
+        options_.kv_cache_dtype, options_.max_model_len,
         static_cast<double>(tokens) / options_.max_model_len);
   }
 

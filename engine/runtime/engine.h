@@ -22,6 +22,7 @@ struct EngineOptions {
   std::string device = "auto";          // of backend.h; auto: the best there is
   std::string dtype = "auto";           // auto: bfloat16 where the device has it; float32, bfloat16
   std::string kv_cache_dtype = "auto";  // auto: that of the weights; fp8
+  std::string quantization = "auto";    // of weights. auto: the checkpoint's; fp8: made of others
   int block_size = 16;                  // tokens
   int max_model_len = 0;                // tokens; 0: as long as the model allows and the pool holds
   int max_num_batched_tokens = 0;       // per step; 0: the device's default (backend.h)

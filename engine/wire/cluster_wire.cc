@@ -13,6 +13,8 @@ internal::v1::Capability CapabilityOf(const Engine& engine, const std::string& s
   out.set_model_digest(engine.model_digest());
   out.set_dtype(engine.options().dtype);
   out.set_kv_dtype(std::string(DTypeName(layout.dtype)));
+  // What a checkpoint brings is in its digest.
+  if (engine.options().quantization == "fp8") out.set_quantization("fp8");
   out.set_num_layers(static_cast<uint32_t>(layout.num_layers));
   out.set_num_kv_heads(static_cast<uint32_t>(layout.num_kv_heads));
   out.set_head_dim(static_cast<uint32_t>(layout.head_dim));

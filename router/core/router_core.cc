@@ -22,6 +22,7 @@ RegistryOptions MakeRegistryOptions(const RouterCoreOptions& core, const ServedM
   options.model_digest = core.model_digest;
   options.dtype = core.dtype;
   options.kv_dtype = core.kv_dtype;
+  options.quantization = core.quantization;
   options.block_size = static_cast<uint32_t>(core.block_size);
   options.protocol_version = kProtocolVersion;
   options.model = model.name;

@@ -40,6 +40,7 @@ struct RouterCoreOptions {
   std::string model_digest;
   std::string dtype;
   std::string kv_dtype;
+  std::string quantization;
   int block_size = 0;  // tokens
   DispatcherOptions dispatcher;
   CostPolicyOptions policy;

@@ -28,9 +28,11 @@ int64_t KvBytesPerToken(const Capability& c) {
 }
 
 std::string CapabilityLine(const Capability& c) {
-  return fmt::format("{} {}, kv {}, {} layers, {} kv heads of {}, block size {}, layout {}, tp {}",
-                     c.model(), c.dtype(), c.kv_dtype(), c.num_layers(), c.num_kv_heads(),
-                     c.head_dim(), c.block_size(), c.layout(), c.tensor_parallel_size());
+  return fmt::format(
+      "{} {}, {}kv {}, {} layers, {} kv heads of {}, block size {}, layout {}, tp {}", c.model(),
+      c.dtype(), c.quantization().empty() ? "" : fmt::format("weights {}, ", c.quantization()),
+      c.kv_dtype(), c.num_layers(), c.num_kv_heads(), c.head_dim(), c.block_size(), c.layout(),
+      c.tensor_parallel_size());
 }
 
 }  // namespace
@@ -48,6 +50,7 @@ absl::Status Registry::CheckCapability(const Capability& got) {
   if (!options_.model_digest.empty()) own.set_model_digest(options_.model_digest);
   if (!options_.dtype.empty()) own.set_dtype(options_.dtype);
   if (!options_.kv_dtype.empty()) own.set_kv_dtype(options_.kv_dtype);
+  if (!options_.quantization.empty()) own.set_quantization(options_.quantization);
   if (options_.block_size != 0) own.set_block_size(options_.block_size);
   if (options_.protocol_version != 0) own.set_protocol_version(options_.protocol_version);
   if (options_.vocab_size != 0) own.set_vocab_size(options_.vocab_size);
@@ -83,6 +86,9 @@ void Registry::TakeCapability(const std::string& worker_id, const Capability& ca
   if (options_.dtype.empty()) taken.push_back(fmt::format("{} (--dtype)", capability.dtype()));
   if (options_.kv_dtype.empty() && capability.kv_dtype() != capability.dtype()) {
     taken.push_back(fmt::format("KV in {} (--kv-cache-dtype)", capability.kv_dtype()));
+  }
+  if (options_.quantization.empty() && !capability.quantization().empty()) {
+    taken.push_back(fmt::format("weights in {} (--quantization)", capability.quantization()));
   }
   if (options_.block_size == 0) {
     taken.push_back(fmt::format("blocks of {} tokens (--block-size)", capability.block_size()));

@@ -36,6 +36,7 @@ struct RegistryOptions {
   std::string tokenizer_digest;  // also not compared with a worker that has no tokenizer
   std::string dtype;
   std::string kv_dtype;
+  std::string quantization;
   uint32_t block_size = 0;  // tokens
   uint32_t protocol_version = 0;
   uint32_t vocab_size = 0;

@@ -41,11 +41,10 @@ std::vector<Prompt> HeldOut(int of_each_kind) {
   return prompts;
 }
 
-void CheckAnswers(const std::string& kv_cache_dtype, int of_each_kind) {
+void CheckAnswers(const std::string& flag, int of_each_kind) {
   ClusterSpec spec;
   spec.model_dir = SourcePath("models/demo");
-  spec.worker_flags = {"--num-threads=1", "--kv-cache-memory-bytes=128MiB",
-                       "--kv-cache-dtype=" + kv_cache_dtype};
+  spec.worker_flags = {"--num-threads=1", "--kv-cache-memory-bytes=128MiB", flag};
   auto cluster = TestCluster::Start(spec);
   ASSERT_NE(cluster, nullptr);
   TestClient client(cluster->channel());
@@ -75,10 +74,17 @@ void CheckAnswers(const std::string& kv_cache_dtype, int of_each_kind) {
 }
 
 TEST(DemoModel, AnswersHeldOutPromptsOfEachKind) {
-  CheckAnswers("auto", SanitizerShare(kOfEachKind));
+  CheckAnswers("--kv-cache-dtype=auto", SanitizerShare(kOfEachKind));
 }
 
-TEST(DemoModel, AnswersThemWithKvInFp8) { CheckAnswers("fp8", SanitizerShare(kOfEachKind / 4)); }
+TEST(DemoModel, AnswersThemWithKvInFp8) {
+  CheckAnswers("--kv-cache-dtype=fp8", SanitizerShare(kOfEachKind / 4));
+}
+
+TEST(DemoModel, AnswersThemWithWeightsInFp8) {
+  if (OnGpu()) GTEST_SKIP() << "--quantization=fp8 is for CPUs";
+  CheckAnswers("--quantization=fp8", SanitizerShare(kOfEachKind / 4));
+}
 
 }  // namespace
 }  // namespace tandem

@@ -101,7 +101,7 @@ struct Topology {
   std::string speculative = "none";
 };
 
-Outcome RunThrough(const Topology& topology, const std::string& kv_cache_dtype, int requests) {
+Outcome RunThrough(const Topology& topology, const std::vector<std::string>& flags, int requests) {
   ClusterSpec spec;
   spec.model_dir = SourcePath("models/demo");
   spec.prefill = topology.prefill;
@@ -109,12 +109,9 @@ Outcome RunThrough(const Topology& topology, const std::string& kv_cache_dtype, 
   spec.unified = topology.unified;
   // Everything but the unified run goes over the wire; small budgets, so that prompts are cut and
   // mixed.
-  spec.worker_flags = {"--dtype=float32",
-                       "--max-num-batched-tokens=384",
-                       "--num-threads=1",
-                       "--kv-cache-memory-bytes=256MiB",
-                       "--kv-transport=" + topology.transport,
-                       "--kv-cache-dtype=" + kv_cache_dtype};
+  spec.worker_flags = {"--dtype=float32", "--max-num-batched-tokens=384", "--num-threads=1",
+                       "--kv-cache-memory-bytes=256MiB", "--kv-transport=" + topology.transport};
+  spec.worker_flags.insert(spec.worker_flags.end(), flags.begin(), flags.end());
   spec.decode_flags = {"--local-prefill-max-tokens=0", "--speculative=" + topology.speculative};
   spec.router_flags = {"--max-wait=300"};  // nobody is refused, however slow the machine
   auto cluster = TestCluster::Start(spec);
@@ -167,19 +164,17 @@ std::string Carrier(const std::string& transport) {
   return OnGpu() && transport == "shm" ? "shm_ring" : transport;
 }
 
-void ExpectSameEverywhere(const std::string& kv_cache_dtype, int requests) {
-  const Outcome unified = RunThrough({.unified = 1}, kv_cache_dtype, requests);
+void ExpectSameEverywhere(const std::vector<std::string>& flags, int requests) {
+  const Outcome unified = RunThrough({.unified = 1}, flags, requests);
   ASSERT_EQ(unified.answers.size(), static_cast<size_t>(requests));
   EXPECT_EQ(unified.kv_bytes, 0u);
   const char* wanted = std::getenv("TANDEM_EQUALITY_TRANSPORT");
   const std::string first = wanted != nullptr ? wanted : "tcp";
-  const Outcome one =
-      RunThrough({.prefill = 1, .decode = 1, .transport = first}, kv_cache_dtype, requests);
+  const Outcome one = RunThrough({.prefill = 1, .decode = 1, .transport = first}, flags, requests);
   ExpectSame(unified, one, "unified and 1 + 1");
   const std::string other = wanted != nullptr ? wanted : OnGpu() ? "cuda_ipc" : "shm";
-  const Outcome two =
-      RunThrough({.prefill = 2, .decode = 2, .transport = other, .speculative = "ngram"},
-                 kv_cache_dtype, requests);
+  const Outcome two = RunThrough(
+      {.prefill = 2, .decode = 2, .transport = other, .speculative = "ngram"}, flags, requests);
   ExpectSame(unified, two, "unified and 2 + 2");
   // "" is of what went by no wire at all.
   EXPECT_THAT(one.transports, ::testing::ElementsAre(Carrier(first)));
@@ -193,11 +188,13 @@ void ExpectSameEverywhere(const std::string& kv_cache_dtype, int requests) {
   }
 }
 
-TEST(Equality, TokensDoNotDependOnTopologyOrTransport) {
-  ExpectSameEverywhere("auto", RequestCount());
-}
+TEST(Equality, TokensDoNotDependOnTopologyOrTransport) { ExpectSameEverywhere({}, RequestCount()); }
 
-TEST(Equality, NorDoTheyWithKvInFp8) { ExpectSameEverywhere("fp8", kFewestRequests); }
+TEST(Equality, NorDoTheyWithKvAndWeightsInFp8) {
+  std::vector<std::string> flags = {"--kv-cache-dtype=fp8"};
+  if (!OnGpu()) flags.push_back("--quantization=fp8");
+  ExpectSameEverywhere(flags, kFewestRequests);
+}
 
 }  // namespace
 }  // namespace tandem

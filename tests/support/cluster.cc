@@ -33,8 +33,8 @@ int GpusOfTheRun() {
 
 // What the router must know of its workers, as `tandem up` tells it.
 bool IsForTheRouterToo(const std::string& flag) {
-  const std::vector<std::string> names = {"--load-format", "--seed", "--dtype", "--kv-cache-dtype",
-                                          "--block-size"};
+  const std::vector<std::string> names = {"--load-format",    "--seed",         "--dtype",
+                                          "--kv-cache-dtype", "--quantization", "--block-size"};
   const std::string name = flag.substr(0, flag.find('='));
   return flag.size() > name.size() && std::find(names.begin(), names.end(), name) != names.end();
 }

@@ -11,6 +11,7 @@ namespace tandem::cli {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -159,12 +160,29 @@ TEST_F(StartCheckTest, ReadsTheWorkersFlags) {
   EXPECT_THAT(start->warnings, IsEmpty());
 }
 
+TEST_F(StartCheckTest, SaysThatWeightsInFp8SaveNothingOnACpu) {
+  const auto start = Check({"--dtype=float32", "--quantization=fp8"});
+  ASSERT_OK(start);
+  EXPECT_THAT(start->warnings, Contains(AllOf(HasSubstr("--quantization=fp8"),
+                                              HasSubstr("saves nothing on a CPU, which keeps them "
+                                                        "as float32"))));
+}
+
 // On 9b27710 a worker refused them once the router was up.
 TEST_F(StartCheckTest, RefusesWhatAWorkerWould) {
   EXPECT_THAT(std::string(Check({"--dtype=fp16"}).status().message()),
               HasSubstr("--dtype=fp16: must be one of auto, float32, bfloat16"));
   EXPECT_THAT(std::string(Check({"--kv-cache-dtype=fp16"}).status().message()),
               HasSubstr("--kv-cache-dtype=fp16: must be one of auto, fp8"));
+  EXPECT_THAT(std::string(Check({"--quantization=gptq"}).status().message()),
+              HasSubstr("--quantization=gptq: must be one of auto, fp8"));
+  EXPECT_THAT(std::string(CheckStart({.model_dir = SourcePath("tests/data/quantised/gptq"),
+                                      .flags = {"--quantization=fp8"},
+                                      .workers = {"prefill-0", "decode-0"}},
+                                     {4 * kGiB, 4 * kGiB, "this machine"})
+                              .status()
+                              .message()),
+              HasSubstr("--quantization=fp8 is for weights that are not quantised"));
   EXPECT_THAT(std::string(Check({"--block-size=17"}).status().message()),
               HasSubstr("--block-size=17: must be one of 16, 32"));
   EXPECT_THAT(std::string(Check({"--kv-cache-memory-bytes=much"}).status().message()),

@@ -62,6 +62,15 @@ TEST(CapabilityTest, KvInFp8HasAFlagOfItsOwn) {
   EXPECT_EQ(DifferenceRemedy(plain, fp8), "start it with --dtype=float32 --kv-cache-dtype=auto");
 }
 
+TEST(CapabilityTest, WeightsInFp8HaveAFlagOfTheirOwn) {
+  Capability fp8;
+  fp8.set_quantization("fp8");
+  const Capability plain;
+  EXPECT_EQ(DescribeDifference(fp8, plain), "quantization: this worker (none), cluster fp8");
+  EXPECT_EQ(DifferenceRemedy(fp8, plain), "start it with --quantization=fp8");
+  EXPECT_EQ(DifferenceRemedy(plain, fp8), "start it with --quantization=auto");
+}
+
 TEST(CapabilityTest, ShowsNoDigestAndNothingLongOrForged) {
   Capability here;
   here.set_model_digest("0123456789");

@@ -58,7 +58,7 @@ class SharedWeightsTest : public testing::Test {
  protected:
   absl::StatusOr<ModelWeights> Load(const std::string& shared,
                                     const std::string& name = "qwen2-gqa", bool dummy = false,
-                                    Element element = Element::kFloat32) {
+                                    Element element = Element::kFloat32, bool fp8 = false) {
     const std::string dir = SourcePath("tests/data/engine/" + name);
     LoadOptions options;
     options.model_dir = dir;
@@ -66,6 +66,7 @@ class SharedWeightsTest : public testing::Test {
     options.element = element;
     options.num_threads = 2;
     options.shared_memory = shared;
+    options.fp8 = fp8;
     OpsShape shape;
     shape.element = element;
     CpuOps ops(shape, Buffer(), &device_.threads());  // only packs
@@ -168,12 +169,13 @@ TEST_F(SharedWeightsTest, WhoDiesFillingThemLeavesThemToTheNext) {
   EXPECT_TRUE(memory.sealed());
 }
 
-// Another checkpoint, another dtype, changed bytes, no weights at all: sealed, so that they can not
-// be filled anew. The worker has its own.
+// Another checkpoint, another dtype, weights that are not rounded, changed bytes, no weights at
+// all: sealed, so that they can not be filled anew. The worker has its own.
 TEST_F(SharedWeightsTest, WhatHoldsSomethingElseIsNotUsed) {
-  const auto expect_own = [&](const std::string& path, Element element = Element::kFloat32) {
-    const auto own = Load("", "qwen2-gqa", false, element);
-    const auto weights = Load(path, "qwen2-gqa", false, element);
+  const auto expect_own = [&](const std::string& path, Element element = Element::kFloat32,
+                              bool fp8 = false) {
+    const auto own = Load("", "qwen2-gqa", false, element, fp8);
+    const auto weights = Load(path, "qwen2-gqa", false, element, fp8);
     ASSERT_OK(weights);
     ExpectSame(*weights, *own);
     EXPECT_FALSE(IsReadOnlyMemfd(weights->layers[0].down.memory.data()));
@@ -184,6 +186,7 @@ TEST_F(SharedWeightsTest, WhatHoldsSomethingElseIsNotUsed) {
   const Memfd finished;
   ASSERT_OK(Load(finished.path()));
   expect_own(finished.path(), Element::kBFloat16);
+  expect_own(finished.path(), Element::kFloat32, true);
   for (const size_t at : {size_t{0}, size_t{4096}, finished.Content().size() - 1}) {
     const Memfd changed;
     std::string content = finished.Content();

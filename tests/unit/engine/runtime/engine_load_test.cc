@@ -13,6 +13,7 @@
 namespace tandem::engine {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 EngineOptions Options() {
@@ -90,6 +91,27 @@ TEST(EngineLoadTest, KvInFp8HoldsFourTimesTheTokensOfFloat32) {
   EXPECT_EQ((*fp8)->region().num_blocks, share * (*half)->region().num_blocks);
 }
 
+TEST(EngineLoadTest, QuantizationIsTheCheckpointsUnlessItIsMade) {
+  EngineOptions options = Options();
+  const auto plain = Engine::Load(options);
+  ASSERT_OK(plain);
+  EXPECT_EQ((*plain)->options().quantization, "none");
+  options.quantization = "fp8";
+  const auto fp8 = Engine::Load(options);
+  ASSERT_OK(fp8);
+  EXPECT_EQ((*fp8)->options().quantization, "fp8");
+  EXPECT_EQ((*fp8)->model_digest(), (*plain)->model_digest());
+  EXPECT_THAT((*fp8)->Banner(), HasSubstr("dtype float32, quantization fp8"));
+  options.model_dir = SourcePath("tests/data/quantised/awq");
+  EXPECT_THAT(ErrorOf(options),
+              AllOf(HasSubstr("--quantization=fp8 is for weights that are not quantised"),
+                    HasSubstr("AWQ, 4 bits"), HasSubstr("leave the flag out")));
+  options.quantization = "auto";
+  const auto awq = Engine::Load(options);
+  ASSERT_OK(awq);
+  EXPECT_EQ((*awq)->options().quantization, "awq");
+}
+
 TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   EngineOptions o = Options();
   o.block_size = 24;
@@ -114,6 +136,9 @@ TEST(EngineLoadTest, RefusesWithFlagLimitAndWhatWouldFit) {
   o = Options();
   o.kv_cache_dtype = "fp16";
   EXPECT_THAT(ErrorOf(o), HasSubstr("--kv-cache-dtype must be auto or fp8, got \"fp16\""));
+  o = Options();
+  o.quantization = "int8";
+  EXPECT_THAT(ErrorOf(o), HasSubstr("--quantization must be auto or fp8, got \"int8\""));
   o = Options();
   o.max_num_batched_tokens = 3;
   EXPECT_THAT(ErrorOf(o), HasSubstr("less than --max-num-seqs=4"));
@@ -160,11 +185,12 @@ TEST(EngineLoadTest, FlagsReachTheOptions) {
   AddEngineFlags(&flags, &options);
   ASSERT_OK(flags.Parse({"--model", "m", "--block-size=32", "--dtype=float32",
                          "--kv-cache-memory-bytes=2MiB", "--no-enable-prefix-caching",
-                         "--pad-query-heads", "--kv-cache-dtype=fp8"}));
+                         "--pad-query-heads", "--kv-cache-dtype=fp8", "--quantization=fp8"}));
   EXPECT_EQ(options.model_dir, "m");
   EXPECT_EQ(options.block_size, 32);
   EXPECT_EQ(options.dtype, "float32");
   EXPECT_EQ(options.kv_cache_dtype, "fp8");
+  EXPECT_EQ(options.quantization, "fp8");
   EXPECT_EQ(options.kv_cache_memory_bytes, 2 << 20);
   EXPECT_FALSE(options.enable_prefix_caching);
   EXPECT_TRUE(options.pad_query_heads);

@@ -25,12 +25,14 @@ struct Loaded {
   absl::StatusOr<ModelWeights> weights;
 };
 
-Loaded Load(std::unique_ptr<Backend> backend, const std::string& dir, bool dummy, Element element) {
+Loaded Load(std::unique_ptr<Backend> backend, const std::string& dir, bool dummy, Element element,
+            bool fp8 = false) {
   Loaded loaded{std::move(backend), nullptr, absl::UnknownError("")};
   const ModelConfig config = ModelConfig::Load(dir).value();
   loaded.ops = loaded.backend->MakeOps(OpsShapeOf(config, element, {16, 16, 16})).value();
-  loaded.weights = LoadModelWeights(config, {dir, dummy, 3, element, /*num_threads=*/2},
-                                    &loaded.backend->device(), loaded.ops.get());
+  LoadOptions options{dir, dummy, 3, element, /*num_threads=*/2};
+  options.fp8 = fp8;
+  loaded.weights = LoadModelWeights(config, options, &loaded.backend->device(), loaded.ops.get());
   return loaded;
 }
 
@@ -66,6 +68,26 @@ TEST(StagedLoad, OfQuantisedLayersToo) {
     ASSERT_OK(cpu.weights);
     ASSERT_OK(staged.weights);
     ExpectSame(*staged.weights, *cpu.weights);
+  }
+}
+
+TEST(StagedLoad, OfWeightsThatAreRoundedToo) {
+  const std::string dir = SourcePath("tests/data/engine/qwen2-yarn-tied");
+  for (const bool dummy : {false, true}) {
+    const Loaded plain =
+        Load(OpenBackend("cpu", {.num_threads = 2}).value(), dir, dummy, Element::kBFloat16);
+    const Loaded cpu =
+        Load(OpenBackend("cpu", {.num_threads = 2}).value(), dir, dummy, Element::kBFloat16, true);
+    const Loaded staged = Load(Deferred(), dir, dummy, Element::kBFloat16, true);
+    ASSERT_OK(plain.weights);
+    ASSERT_OK(cpu.weights);
+    ASSERT_OK(staged.weights);
+    ExpectSame(*staged.weights, *cpu.weights);
+    for (const auto part :
+         {&LayerWeights::qkv, &LayerWeights::output, &LayerWeights::gate_up, &LayerWeights::down}) {
+      EXPECT_FALSE(Same(plain.weights->layers[1].*part, cpu.weights->layers[1].*part));
+    }
+    EXPECT_TRUE(Same(plain.weights->head, cpu.weights->head));
   }
 }
 

@@ -142,6 +142,26 @@ TEST_F(TensorParallelTest, RanksSayWhatTheWholeModelSays) {
   }
 }
 
+TEST_F(TensorParallelTest, WeightsThatAreRoundedAreTheWholeModels) {
+  EngineOptions options = Options(1);
+  const auto plain = Engine::Load(options);
+  options.quantization = "fp8";
+  const auto whole = Engine::Load(options);
+  options.tensor_parallel_size = options.num_threads = 2;
+  const auto split = Engine::Load(options);
+  ASSERT_OK(plain);
+  ASSERT_OK(whole);
+  ASSERT_OK(split);
+  const std::vector<TokenLogprob> want = Generate(whole->get());
+  ExpectSame(Generate(split->get()), want);
+  const std::vector<TokenLogprob> other = Generate(plain->get());
+  EXPECT_FALSE(std::equal(want.begin(), want.end(), other.begin(), other.end(),
+                          [](const TokenLogprob& a, const TokenLogprob& b) {
+                            return a.token == b.token && a.logprob == b.logprob;
+                          }))
+      << "nothing was rounded";
+}
+
 TEST_F(TensorParallelTest, WeightsOf4BitsAreSplitToo) {
   for (const char* name : {"gptq", "awq"}) {
     SCOPED_TRACE(name);

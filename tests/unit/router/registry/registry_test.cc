@@ -121,11 +121,14 @@ TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheCluster) {
                      .model_digest = "digest",
                      .dtype = "float32",
                      .kv_dtype = "float32",
+                     .quantization = "fp8",
                      .block_size = 16,
                      .protocol_version = kProtocolVersion},
                     &index_, &clock_);
+  internal::v1::Capability fits = FakeCapability("m", 512);
+  fits.set_quantization("fp8");
   const auto refusal = [&](auto change) {
-    internal::v1::Capability odd = FakeCapability("m", 512);
+    internal::v1::Capability odd = fits;
     change(&odd);
     return std::string(
         registry.Join(MakeIdentity("a", 1, WorkerRole::kDecode), odd, nullptr).status().message());
@@ -145,11 +148,13 @@ TEST_F(RegistryTest, TheFirstToJoinDoesNotDefineTheCluster) {
   EXPECT_EQ(refusal([](Capability* c) { c->set_kv_dtype("fp8"); }),
             "the worker does not fit the cluster: kv_dtype: this worker fp8, cluster float32; "
             "start it with --kv-cache-dtype=auto");
+  EXPECT_EQ(refusal([](Capability* c) { c->set_quantization(""); }),
+            "the worker does not fit the cluster: quantization: this worker (none), cluster fp8; "
+            "start it with --quantization=fp8");
   EXPECT_THAT(refusal([](Capability* c) { c->set_protocol_version(0); }),
               HasSubstr("the release of Tandem"));
   // None of them is in the way of one that fits.
-  EXPECT_OK(
-      registry.Join(MakeIdentity("b", 1, WorkerRole::kDecode), FakeCapability("m", 512), nullptr));
+  EXPECT_OK(registry.Join(MakeIdentity("b", 1, WorkerRole::kDecode), fits, nullptr));
 }
 
 TEST_F(RegistryTest, NobodyLowersTheLimitOfTheCluster) {
