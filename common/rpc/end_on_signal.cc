@@ -13,6 +13,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/check.h"
+#include "common/base/log.h"
 
 namespace tandem {
 namespace {
@@ -49,6 +50,7 @@ void EndOnSignal::Run() const {
   // A signal that is not read stays for who waits next.
   if (fds[1].revents != 0) return;
   spdlog::info("stopped by a signal while {}", doing_);
+  FlushLog();
   // Other threads are at work: no destructors, which would take what they use.
   _exit(0);
 }

@@ -1,11 +1,11 @@
 #include "prefill_worker/loop.h"
-#include "prefill_worker/scheduler.h"
 
 #include <numeric>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "prefill_worker/scheduler.h"
 #include "tests/unit/prefill_worker/loop_harness.h"
 
 namespace tandem::prefill {

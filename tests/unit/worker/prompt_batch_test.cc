@@ -71,7 +71,8 @@ class PromptBatchProperty : public testing::TestWithParam<uint64_t> {};
 TEST_P(PromptBatchProperty, EveryPromptEnds) {
   std::mt19937_64 random(GetParam());
   const auto pick = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
-  const PromptLimits limits = {.max_num_batched_tokens = 1 + pick(2048), .max_num_seqs = 1 + pick(16)};
+  const PromptLimits limits = {.max_num_batched_tokens = 1 + pick(2048),
+                               .max_num_seqs = 1 + pick(16)};
   std::vector<PromptView> prompts;
   uint64_t last_arrival = 0;
   int arrivals = 150;

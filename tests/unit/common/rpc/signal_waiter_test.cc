@@ -4,6 +4,7 @@
 
 #include "gtest/gtest.h"
 
+#include "common/base/log.h"
 #include "common/rpc/end_on_signal.h"
 #include "common/rpc/server.h"
 
@@ -33,11 +34,12 @@ TEST(EndOnSignalDeathTest, ASignalEndsTheProcessAtOnce) {
   EXPECT_EXIT(
       {
         SignalWaiter signals;
+        StartLog("worker", {});
         const EndOnSignal end_on_signal("loading the model");
         kill(getpid(), SIGTERM);
         pause();  // only another signal would end this
       },
-      testing::ExitedWithCode(0), "");
+      testing::ExitedWithCode(0), "stopped by a signal while loading the model");
 }
 
 TEST(EndOnSignalTest, ALaterSignalIsWaitedFor) {
