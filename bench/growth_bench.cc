@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 
 #include "bench/usage.h"
+#include "common/base/locks.h"
 #include "common/rpc/pending_blocks.h"
 #include "engine/kv/block_pool.h"
 #include "engine/kv/prefix_cache.h"
@@ -82,6 +83,7 @@ void MeasureLooks(int prompt_tokens) {
 }  // namespace tandem
 
 int main(int argc, char** argv) {
+  tandem::WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(argc, argv, "growth_bench")) {
     return 0;
   }

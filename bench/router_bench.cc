@@ -23,6 +23,7 @@
 #include "bench/usage.h"
 #include "common/base/check.h"
 #include "common/base/clock.h"
+#include "common/base/locks.h"
 #include "common/rpc/cluster_client.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/policy/cost_policy.h"
@@ -286,6 +287,7 @@ void Run(int max_workers, int max_blocks) {
 }  // namespace tandem::router
 
 int main(int argc, char** argv) {
+  tandem::WatchNoLockOrders();  // as the programs do
   if (tandem::AnswerHelp(argc, argv, "router_bench [MAX_WORKERS >= 10] [MAX_BLOCKS >= 10000]")) {
     return 0;
   }

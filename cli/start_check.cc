@@ -100,11 +100,28 @@ absl::Status CheckQuantisation(const std::string& model_dir, const CheckedStart&
       model_dir, found->Describe());
 }
 
+absl::Status CheckDevice(const StartRequest& request, const StartInputs& inputs) {
+  const std::optional<std::string> devices = ValueOf(request.flags, "--devices");
+  if (request.on_cpu && devices.has_value()) {
+    return InvalidArgument(
+        "--devices={} names GPUs, and workers would compute on the CPU: there is no usable GPU, or "
+        "--device=cpu; leave --devices out",
+        *devices);
+  }
+  if (!request.on_cpu && inputs.fp8_weights) {
+    return InvalidArgument(
+        "--quantization=fp8 is for CPUs: GPUs do not read weights of 8 bits yet; leave it out, or "
+        "give --device=cpu");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<CheckedStart> CheckStart(const StartRequest& request, const HostMemory& memory) {
   CheckedStart start;
   TANDEM_RETURN_IF_ERROR(ReadFlags(request.flags, &start.inputs));
+  TANDEM_RETURN_IF_ERROR(CheckDevice(request, start.inputs));
   TANDEM_ASSIGN_OR_RETURN(start.model, CheckModel(request.model_dir, start.inputs.dummy));
   TANDEM_RETURN_IF_ERROR(CheckQuantisation(request.model_dir, start));
   start.warnings = start.model.warnings;

@@ -48,6 +48,7 @@ View RunningSet::MakeView() const {
                               // Launched and not collected is what the two counters differ in.
                               .in_flight = s->launched > s->computed,
                               .max_length = s->max_length,
+                              .streaming = s->generated() > 0,
                               .draft = s->num_drafted()});
   }
   return view;

@@ -110,7 +110,9 @@ class Planner {
     std::vector<worker::PromptView> prompts;
     prompts.reserve(prefills.size());
     for (int i : prefills) {
-      prompts.push_back({.remaining = Remaining(i), .arrival = static_cast<uint64_t>(i)});
+      prompts.push_back({.remaining = Remaining(i),
+                         .priority = At(i).streaming ? 1 : 0,
+                         .arrival = static_cast<uint64_t>(i)});
     }
     return worker::NextPromptBatch(prompts, {.max_num_batched_tokens = budget,
                                              .max_num_seqs = static_cast<int>(prefills.size())});

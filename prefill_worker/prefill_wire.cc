@@ -32,8 +32,9 @@ absl::StatusOr<Work> WorkFromProto(const internal::v1::PrefillRequest& request,
                                    const RequestLimits& limits) {
   if (request.capability_digest() != limits.capability_digest) {
     return FailedPrecondition(
-        "capability_digest of the caller and of prefill worker {} differ: model, dtype, block size "
-        "or protocol version",
+        "capability_digest of the caller and of prefill worker {} differ: model, dtype, "
+        "quantization, "
+        "block size or protocol version",
         limits.worker_id);
   }
   if (request.token_ids().empty()) {

@@ -145,7 +145,8 @@ absl::Status CheckCompatible(const Hello& receiver, const Hello& sender) {
   }
   if (receiver.capability_digest != sender.capability_digest) {
     return FailedPrecondition(
-        "capability digest of {} and {} differ: model, dtype, block size or protocol version",
+        "capability digest of {} and {} differ: model, dtype, quantization, block size or protocol "
+        "version",
         receiver.worker_id, sender.worker_id);
   }
   return absl::OkStatus();

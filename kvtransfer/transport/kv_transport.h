@@ -132,7 +132,7 @@ class KvReader {
   virtual ~KvReader() = default;
   // Takes the payload of the DATA frame whose header was just received. May return before
   // `reception` is done: the next Receive() may come before that. An error ends the connection;
-  // Done() is not called then, nor for a frame that has come before.
+  // Done() is not called then, and need not be for a frame that has come before.
   virtual absl::Status Receive(const FrameHeader& header, std::shared_ptr<Reception> reception) = 0;
 
   // Takes what the PROBE brought whose header was just received, before the first OPEN. Its

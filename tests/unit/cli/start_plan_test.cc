@@ -168,6 +168,19 @@ TEST_F(StartCheckTest, SaysThatWeightsInFp8SaveNothingOnACpu) {
                                                         "as float32"))));
 }
 
+TEST_F(StartCheckTest, RefusesWhatTheDeviceDoesNotTake) {
+  EXPECT_THAT(std::string(Check({"--devices", "0,1"}).status().message()),
+              HasSubstr("--devices=0,1 names GPUs, and workers would compute on the CPU"));
+  EXPECT_THAT(std::string(CheckStart({.model_dir = SourcePath("models/demo"),
+                                      .flags = {"--quantization=fp8"},
+                                      .workers = {"prefill-0"},
+                                      .on_cpu = false},
+                                     {4 * kGiB, 4 * kGiB, "this machine"})
+                              .status()
+                              .message()),
+              HasSubstr("--quantization=fp8 is for CPUs"));
+}
+
 // On 9b27710 a worker refused them once the router was up.
 TEST_F(StartCheckTest, RefusesWhatAWorkerWould) {
   EXPECT_THAT(std::string(Check({"--dtype=fp16"}).status().message()),

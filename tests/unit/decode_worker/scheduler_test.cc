@@ -48,6 +48,13 @@ TEST(SchedulerTest, PrefillsShareTheRestOfTheBudget) {
               ElementsAre(std::pair(1, 1), std::pair(0, 3), std::pair(2, 3), std::pair(3, 9)));
 }
 
+TEST(SchedulerTest, WhoHasHadTokensComesBeforePrompts) {
+  SequenceView again = Prefilling(100, 0);
+  again.streaming = true;
+  const Plan plan = NextBatch({{Prefilling(100, 0), Prefilling(3, 0), again}, 50}, kLimits);
+  EXPECT_THAT(Runs(plan), ElementsAre(std::pair(0, 4), std::pair(2, 12)));
+}
+
 TEST(SchedulerTest, TheYoungestIsPreemptedForTheOldest) {
   const Plan plan = NextBatch({{Running(4, 1), Running(5, 2), Running(9, 3)}, 0}, kLimits);
   EXPECT_THAT(plan.preempt, ElementsAre(2));

@@ -1,7 +1,10 @@
+#include <string>
+
 #include "gmock/gmock.h"
 #include "google/protobuf/descriptor.h"
 #include "gtest/gtest.h"
 
+#include "common/base/block_hash.h"
 #include "common/rpc/cluster_client.h"
 
 namespace tandem {
@@ -17,6 +20,20 @@ TEST(CapabilityTest, EqualHasNoDifference) {
   EXPECT_EQ(DescribeDifference(capability, capability), "");
   EXPECT_EQ(CapabilityDigest(capability), CapabilityDigest(capability));
   EXPECT_EQ(CapabilityDigest(capability).size(), 32u);
+}
+
+// While releases that share a protocol replace each other their workers compare digests.
+TEST(CapabilityTest, TheDigestIsThatOfBuildsWithoutTheNewestField) {
+  Capability capability;
+  capability.set_model("m");
+  capability.set_block_size(16);
+  const std::string before =
+      "model=1:m;model_digest=6:(none);dtype=6:(none);kv_dtype=6:(none);num_layers=1:0;"
+      "num_kv_heads=1:0;head_dim=1:0;block_size=2:16;layout=6:(none);tokenizer_digest=6:(none);"
+      "protocol_version=1:0;vocab_size=1:0;";
+  EXPECT_EQ(CapabilityDigest(capability), HashBytes(before).ToHex());
+  capability.set_quantization("fp8");
+  EXPECT_NE(CapabilityDigest(capability), HashBytes(before).ToHex());
 }
 
 TEST(CapabilityTest, NamesWhatDiffers) {
