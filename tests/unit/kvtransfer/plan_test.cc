@@ -157,8 +157,8 @@ TEST(Hello, SaysWhatDiffers) {
   peer.shape.layout = kLayout;
   peer.capability_digest = "abd";
   EXPECT_EQ(std::string(CheckCompatible(here, peer).message()),
-            "capability digest of decode-0 and prefill-0 differ: model, dtype, block size or "
-            "protocol version");
+            "capability digest of decode-0 and prefill-0 differ: model, dtype, quantization, block "
+            "size or protocol version");
 }
 
 }  // namespace
