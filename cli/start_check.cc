@@ -5,8 +5,8 @@
 
 #include "absl/strings/numbers.h"
 
-#include "common/base/checkpoint_quantisation.h"
 #include "common/base/cpu_features.h"
+#include "common/base/not_quantised.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
 #include "common/config/dtype_choices.h"
@@ -91,15 +91,6 @@ absl::Status ReadFlags(const std::vector<std::string>& flags, StartInputs* in) {
 }
 
 // As a worker has it, but before one is started.
-absl::Status CheckQuantisation(const std::string& model_dir, const CheckedStart& start) {
-  const std::optional<CheckpointQuantisation>& found = start.model.config.quantisation;
-  if (!start.inputs.fp8_weights || !found.has_value()) return absl::OkStatus();
-  return InvalidArgument(
-      "--quantization=fp8 is for weights that are not quantised, those of {} are ({}); leave the "
-      "flag out",
-      model_dir, found->Describe());
-}
-
 absl::Status CheckDevice(const StartRequest& request, const StartInputs& inputs) {
   const std::optional<std::string> devices = ValueOf(request.flags, "--devices");
   if (request.on_cpu && devices.has_value()) {
@@ -123,7 +114,10 @@ absl::StatusOr<CheckedStart> CheckStart(const StartRequest& request, const HostM
   TANDEM_RETURN_IF_ERROR(ReadFlags(request.flags, &start.inputs));
   TANDEM_RETURN_IF_ERROR(CheckDevice(request, start.inputs));
   TANDEM_ASSIGN_OR_RETURN(start.model, CheckModel(request.model_dir, start.inputs.dummy));
-  TANDEM_RETURN_IF_ERROR(CheckQuantisation(request.model_dir, start));
+  if (start.inputs.fp8_weights) {
+    TANDEM_RETURN_IF_ERROR(
+        CheckNotQuantised("--quantization=fp8", start.model.config, request.model_dir));
+  }
   start.warnings = start.model.warnings;
   start.inputs.model = start.model.config;
   start.inputs.workers = static_cast<int>(request.workers.size());

@@ -22,9 +22,8 @@ class CudaBackend final : public Backend {
     }
     if (shape.fp8) {
       return InvalidArgument(
-          "--quantization=fp8 is for CPUs: GPUs do not read weights of 8 bits yet; leave it out, "
-          "or "
-          "give --device=cpu");
+          "--quantization=fp8 is for CPUs: GPUs do not read weights of 8 bits yet; leave it "
+          "out, or give --device=cpu");
     }
     return cuda::MakeCudaOps(shape, device_.get());
   }

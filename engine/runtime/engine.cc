@@ -11,6 +11,7 @@
 #include "spdlog/spdlog.h"
 
 #include "common/base/checkpoint_quantisation.h"
+#include "common/base/not_quantised.h"
 #include "common/base/status.h"
 #include "common/config/bytes.h"
 #include "common/config/dtype_choices.h"
@@ -213,25 +214,16 @@ class LoadedEngine final : public Engine {
 
   bool fp8_weights() const { return options_.quantization == "fp8"; }
   absl::Status SettleQuantisation() {
-    const std::optional<CheckpointQuantisation>& found = config_.quantisation;
-    if (fp8_weights() && found.has_value()) {
-      return InvalidArgument(
-          "--quantization=fp8 is for weights that are not quantised, those of {} are ({}); leave "
-          "the flag out",
-          options_.model_dir, found->Describe());
+    if (fp8_weights()) {
+      return CheckNotQuantised("--quantization=fp8", config_, options_.model_dir);
     }
-    if (fp8_weights()) return absl::OkStatus();
+    const std::optional<CheckpointQuantisation>& found = config_.quantisation;
     options_.quantization = found.has_value() ? found->MethodName() : "none";
     return absl::OkStatus();
   }
 
   absl::Status PadQueryHeads() {
-    if (config_.quantisation.has_value()) {
-      return InvalidArgument(
-          "--pad-query-heads is for weights that are not quantised, those of {} are ({}); leave "
-          "the flag out",
-          options_.model_dir, config_.quantisation->Describe());
-    }
+    TANDEM_RETURN_IF_ERROR(CheckNotQuantised("--pad-query-heads", config_, options_.model_dir));
     padding_ = HeadPadding::Of(config_);
     config_.num_heads = padding_.groups * padding_.padded;
     spdlog::info("query heads of each of {} KV heads: {}, padded to {}", padding_.groups,
@@ -349,10 +341,8 @@ class LoadedEngine final : public Engine {
     const int64_t tokens = int64_t{region_.num_blocks} * region_.layout.block_size;
     return fmt::format(
         "model {} ({}, {:.1f} M parameters, digest {}), dtype {}, quantization {}, device {}, "
-        "weights {}; KV pool "
-        "{}: {} blocks of {} tokens, {} bytes per token ({}); max_model_len {}, {:.1f} sequences "
-        "of "
-        "that length at once",
+        "weights {}; KV pool {}: {} blocks of {} tokens, {} bytes per token ({}); max_model_len "
+        "{}, {:.1f} sequences of that length at once",
         options_.model_dir, options_.load_format == "dummy" ? "dummy weights" : "safetensors",
         static_cast<double>(config_.NumParameters()) / 1e6, model_digest(), options_.dtype,
         options_.quantization, backend_->device().Describe(),

@@ -20,9 +20,8 @@ void AddEngineFlags(FlagSet* flags, EngineOptions* options) {
                    "device has it");
   flags->AddChoice("--quantization", &options->quantization, kQuantizationChoices,
                    "Of the layers' weights; auto: as the checkpoint has them; fp8: rounded to e4m3 "
-                   "when they are "
-                   "loaded, with a scale for each row, embedding and head not; CPUs only, where it "
-                   "saves nothing");
+                   "when they are loaded, with a scale for each row, embedding and head not; CPUs "
+                   "only, where it saves nothing");
   flags->Add("--gpu", &options->gpu, "Number of the GPU, among those of CUDA_VISIBLE_DEVICES");
   flags->Add(
       "--tensor-parallel-size", &options->tensor_parallel_size,
