@@ -98,15 +98,15 @@ class Planner {
       if (CanRun(i) && Remaining(i) > 1) prefills.push_back(i);
     }
     if (prefills.empty() || budget_ == 0) return;
+    const worker::PromptOrder order = OrderOf(prefills);
     // A chunk never needs more blocks than the sequence got when it was admitted or resumed.
-    for (const worker::PromptChunk& chunk : Share(prefills, PacedBudget(prefills))) {
+    for (const worker::PromptChunk& chunk : Share(order, PacedBudget(prefills, order))) {
       plan_.runs.push_back({.sequence = prefills[static_cast<size_t>(chunk.prompt)],
                             .num_tokens = chunk.num_tokens});
     }
   }
 
-  // `budget` >= 1 among `prefills`; chunks name their indices.
-  std::vector<worker::PromptChunk> Share(const std::vector<int>& prefills, int budget) const {
+  worker::PromptOrder OrderOf(const std::vector<int>& prefills) const {
     std::vector<worker::PromptView> prompts;
     prompts.reserve(prefills.size());
     for (int i : prefills) {
@@ -114,13 +114,17 @@ class Planner {
                          .priority = At(i).streaming ? 1 : 0,
                          .arrival = static_cast<uint64_t>(i)});
     }
-    return worker::NextPromptBatch(prompts, {.max_num_batched_tokens = budget,
-                                             .max_num_seqs = static_cast<int>(prefills.size())});
+    return worker::PromptOrder(prompts);
+  }
+
+  // `budget` >= 1; chunks name indices into what `order` was made of.
+  std::vector<worker::PromptChunk> Share(const worker::PromptOrder& order, int budget) const {
+    return order.Share({.max_num_batched_tokens = budget, .max_num_seqs = Count()});
   }
 
   // The most tokens with which the step stays within its time. What a step takes grows with every
   // token, so bisection finds it.
-  int PacedBudget(const std::vector<int>& prefills) const {
+  int PacedBudget(const std::vector<int>& prefills, const worker::PromptOrder& order) const {
     if (pace_ == nullptr || plan_.runs.empty()) return budget_;
     StepWork decode_steps;
     for (const ScheduledRun& run : plan_.runs) {
@@ -128,7 +132,7 @@ class Planner {
     }
     const auto fits = [&](int budget) {
       StepWork work = decode_steps;
-      for (const worker::PromptChunk& chunk : Share(prefills, budget)) {
+      for (const worker::PromptChunk& chunk : Share(order, budget)) {
         work.Add(At(prefills[static_cast<size_t>(chunk.prompt)]).computed, chunk.num_tokens);
       }
       return pace_->cost.Milliseconds(work) <= pace_->target_ms;

@@ -20,11 +20,10 @@
 //      Where it has a draft, as much of it is computed along as half of what is left of the token
 //      budget holds, and as free blocks do when one is left to every sequence: guesses take nothing
 //      from anybody, and none are computed where anybody stalls or is preempted.
-//   2. Prefills share what is left of the token budget as on a prefill worker
-//   (worker/prompt_batch.h);
-//      those that are computed again and have drawn tokens before go first. Beside decode steps,
-//      and where there is a Pace, the budget is also cut to what keeps the step within its time,
-//      but never below kLeastChunk: prompts go on, however slowly.
+//   2. Prefills share what is left of the token budget as on a prefill worker (prompt_batch.h of
+//      worker/); those that are computed again and have drawn tokens before go first. Beside
+//      decode steps, and where there is a Pace, the budget is also cut to what keeps the step
+//      within its time, but never below kLeastChunk: prompts go on, however slowly.
 //   3. A preempted sequence is resumed, oldest first and never past an older one that waits, when
 //      the free blocks hold all its tokens, the next one, and one block for every sequence that
 //      holds blocks now (so that it is not preempted again at once).

@@ -13,6 +13,7 @@
 // out one after the other: sharing evenly would hold the first back until the last is done.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -35,8 +36,26 @@ struct PromptChunk {
   int num_tokens = 0;
 };
 
-// At most one chunk per prompt. Empty only if `prompts` is.
-std::vector<PromptChunk> NextPromptBatch(std::span<const PromptView> prompts,
-                                         const PromptLimits& limits);
+// Prompts in the order of the rule, for who asks several times how a batch would be.
+class PromptOrder {
+ public:
+  explicit PromptOrder(std::span<const PromptView> prompts);
+
+  // At most one chunk per prompt. Empty only if there are none.
+  std::vector<PromptChunk> Share(const PromptLimits& limits) const;
+
+ private:
+  struct Turn {
+    int prompt = 0;  // index into the view
+    int remaining = 0;
+  };
+  std::vector<Turn> turns_;
+  size_t oldest_ = 0;  // its place in `turns_`
+};
+
+inline std::vector<PromptChunk> NextPromptBatch(std::span<const PromptView> prompts,
+                                                const PromptLimits& limits) {
+  return PromptOrder(prompts).Share(limits);
+}
 
 }  // namespace tandem::worker
